@@ -1,0 +1,181 @@
+"""The values that travel between the parts of vrts, and the one notation they share.
+
+Shapes are written with these letters everywhere in the package:
+
+===  ==================================================================
+B    questions in a batch
+G    completions sampled for each question (a GRPO group; M at prediction)
+N    rows of completions, ``N = B * G``, question-major: row ``b * G + g``
+P    prompt tokens, video tokens included
+L    completion tokens
+T    frames
+C    colour channels, H height and W width of a frame in pixels
+V    vocabulary entries
+===  ==================================================================
+
+Masks are boolean and True where something counts. Units stand in names:
+``start_s`` is in seconds, ``fps`` in frames a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+
+class InputError(ValueError):
+    """Bad input from outside: a file, a record, an option. The message names it and the remedy."""
+
+
+class VideoError(RuntimeError):
+    """A video that cannot be decoded. The message names the file and the reason."""
+
+
+class ProblemType(StrEnum):
+    """How a question is to be answered. The values are those of Video-R1's annotation files."""
+
+    MULTIPLE_CHOICE = "multiple choice"
+    NUMERICAL = "numerical"
+    FREE_FORM = "free-form"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about one video."""
+
+    id: str
+    """Unique within an annotation file."""
+    text: str
+    """The question itself, without options and without instructions."""
+    video: str
+    """Path of the video file."""
+    problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
+    options: tuple[str, ...] = ()
+    """Option texts without their letters; the first one is A. Empty unless multiple choice."""
+    answer: str | None = None
+    """Canonical gold answer (a letter, a number as text, a text), or None where it is not known."""
+    source: str = ""
+    """Where the record comes from, ``file:line``, for error messages."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the record, such as its category."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Frames sampled from one video, resized for the model."""
+
+    frames: torch.Tensor
+    """uint8 ``[T, C, H, W]``, T even, H and W multiples of 28."""
+    frame_indices: tuple[int, ...]
+    """Which frames of the source these are, T of them."""
+    fps: float
+    """Frames a second of the source."""
+    num_source_frames: int
+    """Frames in the source, as counted by the decoder."""
+
+    @property
+    def num_frames(self) -> int:
+        """T, the number of frames that the model sees."""
+        return len(self.frame_indices)
+
+    @property
+    def sampled_fps(self) -> float:
+        """Frames a second after sampling, as qwen_vl_utils 0.0.14 computes it: ``T / total * fps``."""
+        return self.num_frames / max(self.num_source_frames, 1) * self.fps
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A question with its clip, or with the reason why it has none. A batch is a list of these."""
+
+    question: Question
+    clip: Clip | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Defaults draw from the model's own distribution, unchanged."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens whose probability reaches it; 1 is all of them."""
+    top_k: int = 0
+    """Draw from that many most likely tokens; 0 is all of them."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            InputError: a value outside its range.
+        """
+        if self.temperature < 0:
+            raise InputError(f"temperature must be 0 or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise InputError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Completions sampled from a policy, G for each of B questions, N rows in all."""
+
+    completion_ids: torch.Tensor
+    """int64 ``[N, L]``; what follows the end of a completion is padding."""
+    completion_mask: torch.Tensor
+    """bool ``[N, L]``, True for sampled tokens, the end token included."""
+    logprobs: torch.Tensor
+    """float32 ``[N, L]``, of each token when it was sampled, at the sampling temperature and
+    before any truncation of the distribution; 0 where the mask is False."""
+    finished: torch.Tensor
+    """bool ``[N]``, False where ``max_new_tokens`` cut the completion off."""
+    texts: tuple[str, ...]
+    """N decoded completions, without special tokens."""
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int64 ``[N]``, tokens of each completion."""
+        return self.completion_mask.sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The answers that were sampled for one question at one number of frames."""
+
+    num_frames: int
+    """Frames that the model saw, which is fewer than the level where the video is shorter."""
+    completions: tuple[str, ...]
+    answers: tuple[str | None, ...]
+    """Canonical answers, one for each completion; None where a completion has none."""
+    agreement: float
+    """Share of the completions that gave the most frequent answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What was decided for one question, and how."""
+
+    question: Question
+    rounds: tuple[Round, ...] = ()
+    answer: str | None = None
+    """Canonical answer, or None where no completion gave one or the video failed."""
+    error: str | None = None
+    """Why the question failed, or None."""
+    correct: bool | None = None
+    """Whether the answer is right; None where the right one is not known. A failure is wrong."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the round that decided; 0 where there was none."""
+        return self.rounds[-1].num_frames if self.rounds else 0
+
+
+def letters(options: Sequence[str]) -> str:
+    """Option letters in order: ``"ABCD"`` for four options."""
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
