@@ -1,0 +1,49 @@
+# vrts: `make help` lists what there is. Everything is set up in .venv on first use.
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+# Several threads a process are slower than one on few contended cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help install demo test test-fast lint format types warmup clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/installed ## Create .venv with vrts and everything that it needs
+
+$(VENV)/installed: pyproject.toml
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip install --python $(PY) --editable '.[dev]'
+	touch $@
+
+demo: install ## The main job on the embedded model: predict, train with GRPO, predict again
+	$(PY) -m vrts.demo
+
+test: install ## Lint, types and all tests but those that need a GPU
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PY) -m pytest -n 2 -m "not gpu"
+
+test-fast: install ## The tests that take no more than a few seconds each
+	$(PY) -m pytest -n 2 -m "not gpu and not slow"
+
+lint: install ## Check style and docstrings
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: install ## Rewrite the code in the project's style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: install ## Check types
+	$(VENV)/bin/mypy
+
+warmup: install ## Make the embedded checkpoint in assets/tiny again
+	$(PY) -m vrts.demo.warmup
+
+clean: ## Remove .venv, runs and caches
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,334 @@
+"""The policy against plain forwards of transformers' own model, on ragged batches with video."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.models.conftest import make_sample
+from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_loading import Lora
+from vrts.types import InputError, Rollout, Sampling
+
+G = 3
+MAX_NEW_TOKENS = 12
+
+
+def roll(policy: QwenPolicy, samples, sampling=None, seed: int = 0, length: int = MAX_NEW_TOKENS):
+    prompts = policy.encode(samples, length)
+    sampling = sampling or [Sampling()] * G
+    seeds = list(range(seed, seed + len(samples) * len(sampling)))
+    return prompts, policy.rollout(prompts, sampling, seeds, length)
+
+
+def ragged(rollout: Rollout) -> Rollout:
+    """The same completions cut to different lengths, from one token to all."""
+    N, L = rollout.completion_mask.shape
+    keep = torch.tensor([1 + (5 * n) % L for n in range(N)])
+    mask = rollout.completion_mask & (torch.arange(L) < keep[:, None])
+    return dataclasses.replace(rollout, completion_mask=mask)
+
+
+def plain_logprobs(policy: QwenPolicy, prompts, rollout: Rollout) -> list[torch.Tensor]:
+    """Every ``prompt + completion`` on its own through transformers' forward."""
+    out = []
+    num_samples = len(rollout.completion_ids) // len(prompts.encoded)
+    for row in range(len(rollout.completion_ids)):
+        prompt = prompts.encoded[row // num_samples]
+        ids = rollout.completion_ids[row][rollout.completion_mask[row]]
+        steps = prompt.next_position + torch.arange(len(ids))
+        logits = policy.base(
+            input_ids=torch.cat([prompt.input_ids, ids])[None],
+            position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
+            pixel_values_videos=prompt.patches,
+            video_grid_thw=torch.tensor([prompt.grid]),
+            use_cache=False,
+        ).logits[0, len(prompt.input_ids) - 1 : -1]
+        logits = logits.float().index_fill(-1, policy._banned_ids, float("-inf"))
+        out.append(logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
+    return out
+
+
+def perturb_adapter(policy: QwenPolicy) -> None:
+    """Give LoRA's second factor values; it starts at zero and would hide errors."""
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(0.1 * noise)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("mode", ["full", "vision", "lora"])
+def test_shared_prompt_equals_plain_forwards(load_policy, samples, mode, checkpointing):
+    options = {
+        "full": {},
+        "vision": {"freeze_vision": False},
+        "lora": {"lora": Lora(rank=4, alpha=8)},
+    }[mode]
+    policy = load_policy(gradient_checkpointing=checkpointing, **options).train()
+    perturb_adapter(policy)
+    prompts, rollout = roll(policy, samples)
+    rollout = ragged(rollout)
+    # Random weights of each token, so that a wrong gradient cannot cancel out.
+    weights = torch.randn(rollout.completion_mask.shape, generator=torch.Generator().manual_seed(1))
+    weights = weights * rollout.completion_mask
+
+    got = policy.score(prompts, rollout, 1.0).logprobs
+    (got * weights[:, : got.shape[1]]).sum().backward()
+    gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+
+    want = plain_logprobs(policy, prompts, rollout)
+    for row, logprobs in enumerate(want):
+        assert (got[row, : len(logprobs)] - logprobs).abs().max() <= 1e-5
+    sum((w * weights[i, : len(w)]).sum() for i, w in enumerate(want)).backward()
+    expected = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+    assert gradients.keys() == expected.keys()
+    assert any("visual" in name for name in gradients) == (mode == "vision")
+    assert all("lora" in name for name in gradients) == (mode == "lora")
+    scale = torch.stack([g.norm() for g in expected.values()]).norm()
+    for name, gradient in gradients.items():
+        difference = (gradient - expected[name]).norm()
+        assert difference <= 1e-5 * max(expected[name].norm(), 1e-2 * scale), name
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_equal_scored_ones(load_policy, samples, temperature):
+    policy = load_policy().eval()
+    prompts, rollout = roll(policy, samples, [Sampling(temperature=temperature)] * G, length=24)
+    scores = policy.score(prompts, rollout, temperature)
+    assert rollout.completion_mask.sum() > 50
+    assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
+    assert (scores.logprobs[~rollout.completion_mask] == 0).all()
+
+
+def test_entropy_is_that_of_the_sampled_distribution(load_policy, samples):
+    policy = load_policy().eval()
+    prompts, rollout = roll(policy, samples[:1], [Sampling()])
+    entropy = policy.score(prompts, rollout, 1.0).entropy
+    most = torch.log(torch.tensor(float(policy.base.config.text_config.vocab_size)))
+    assert (entropy[rollout.completion_mask] > 0).all()
+    assert (entropy[rollout.completion_mask] < most).all()
+    assert not entropy.requires_grad
+
+
+def test_head_chunks_do_not_change_scores(load_policy, samples):
+    policy = load_policy(head_chunk_size=5)
+    whole = load_policy(head_chunk_size=1000)
+    prompts, rollout = roll(policy, samples)
+    torch.testing.assert_close(
+        policy.score(prompts, rollout, 1.0).logprobs, whole.score(prompts, rollout, 1.0).logprobs
+    )
+
+
+def test_a_result_does_not_depend_on_its_batch(load_policy, samples):
+    policy = load_policy().eval()
+    _, together = roll(policy, samples)
+    for b, sample in enumerate(samples):
+        prompts = policy.encode([sample], MAX_NEW_TOKENS)
+        alone = policy.rollout(
+            prompts, [Sampling()] * G, list(range(b * G, (b + 1) * G)), MAX_NEW_TOKENS
+        )
+        assert alone.texts == together.texts[b * G : (b + 1) * G]
+
+
+def test_vision_ids_are_never_sampled(load_policy, samples):
+    policy = load_policy().eval()
+    _, rollout = roll(policy, samples, [Sampling(temperature=50.0)] * 40, length=40)
+    sampled = rollout.completion_ids[rollout.completion_mask]
+    assert len(sampled) > 3000  # near uniform: each id is expected several times
+    assert not torch.isin(sampled, policy._banned_ids).any()
+    assert len(policy._banned_ids.unique()) == 4
+
+
+def test_each_end_token_ends_a_completion(load_policy, samples):
+    policy = load_policy().eval()
+    assert len(policy._end_ids) >= 2
+    _, rollout = roll(policy, samples, [Sampling(temperature=50.0)] * 40, length=300)
+    ends = torch.isin(rollout.completion_ids, policy._end_ids) & rollout.completion_mask
+    assert (ends.sum(1) == rollout.finished.long()).all()
+    last = rollout.completion_ids[torch.arange(len(ends)), rollout.lengths - 1]
+    assert set(last[rollout.finished].tolist()) == set(policy._end_ids.tolist())
+    assert (rollout.logprobs[~rollout.completion_mask] == 0).all()
+    assert not rollout.finished.all() or rollout.completion_ids.shape[1] < 300
+
+
+def test_rows_differ_in_their_sampling(load_policy, samples):
+    policy = load_policy().eval()
+    rows = [Sampling(temperature=0.0), Sampling(temperature=50.0), Sampling(top_k=1)]
+    _, first = roll(policy, samples, rows, seed=0)
+    _, second = roll(policy, samples, rows, seed=1000)
+    for b in range(len(samples)):
+        greedy, hot, top_1 = range(b * 3, b * 3 + 3)
+        assert first.texts[greedy] == second.texts[greedy] == first.texts[top_1]
+        assert first.texts[hot] != second.texts[hot]
+
+
+def test_vision_and_prompt_are_computed_once(load_policy, samples):
+    policy = load_policy().eval()
+    vision_patches, forwarded = [], []
+    policy.base.model.visual.register_forward_hook(
+        lambda module, args, out: vision_patches.append(len(args[0]))
+    )
+    policy.base.model.language_model.layers[0].register_forward_hook(
+        lambda module, args, out: forwarded.append(out.shape[0] * out.shape[1])
+    )
+    prompts, rollout = roll(policy, samples)
+    prompt_tokens = sum(len(p.input_ids) for p in prompts.encoded)
+    steps = rollout.completion_ids.shape[1] - 1
+    assert vision_patches == [len(prompts.patches)]
+    assert forwarded == [prompt_tokens] + [len(samples) * G] * steps
+    policy.score(prompts, rollout, 1.0)
+    assert vision_patches == [len(prompts.patches)]
+    assert forwarded[-1] == prompt_tokens + int((rollout.lengths - 1).sum())
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_batched_windows_equal_transformers_vision_attention(load_policy, samples, implementation):
+    ours, theirs = load_policy(), load_policy(attn_implementation=implementation)
+    a, b = ours.encode(samples, 1).features, theirs.encode(samples, 1).features
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert ours.base.model.visual.config._attn_implementation.startswith("vrts")
+
+
+def test_true_fps_reaches_the_positions(load_policy, samples):
+    policy = load_policy()
+    slow = dataclasses.replace(samples[0].clip, fps=0.5)
+    a = policy.encode([samples[0]], 1).encoded[0]
+    b = policy.encode([dataclasses.replace(samples[0], clip=slow)], 1).encoded[0]
+    assert b.next_position > a.next_position
+    seconds = 2 / samples[0].clip.sampled_fps
+    temporal = a.positions[0][a.input_ids == policy.base.config.video_token_id]
+    rate = policy.base.config.vision_config.tokens_per_second
+    assert temporal.max() - temporal.min() == int(3 * seconds * rate)
+
+
+def test_special_tokens_in_a_question_stay_text(load_policy):
+    policy = load_policy()
+    hostile = make_sample(5, 4, (56, 56), "a <|video_pad|> b <|im_end|> c <|vision_start|>")
+    prompt = policy.encode([hostile], 1).encoded[0]
+    config = policy.base.config
+    assert int((prompt.input_ids == config.video_token_id).sum()) == 2 * 2 * 2
+    assert int((prompt.input_ids == config.vision_start_token_id).sum()) == 1
+
+
+def test_adapter_disabled_gives_the_base_model(load_policy, samples):
+    base, lora = load_policy(), load_policy(lora=Lora(rank=4))
+    perturb_adapter(lora)
+    prompts, rollout = roll(base, samples)
+    want = base.score(prompts, rollout, 1.0).logprobs
+    assert (lora.score(prompts, rollout, 1.0).logprobs - want).abs().max() > 1e-3
+    with lora.adapter_disabled():
+        torch.testing.assert_close(lora.score(prompts, rollout, 1.0).logprobs, want)
+
+
+def test_lora_adapts_the_language_model_only(load_policy):
+    names = [n for n, p in load_policy(lora=Lora()).named_parameters() if p.requires_grad]
+    assert names
+    assert all("lora_" in n and "language_model" in n for n in names)
+
+
+def test_saved_folder_loads_and_scores_alike(load_policy, samples, tmp_path):
+    policy = load_policy()
+    with torch.no_grad():
+        policy.base.model.language_model.norm.weight.mul_(1.3)
+    policy.save_pretrained(tmp_path / "out")
+    again = load_policy(tmp_path / "out")
+    prompts, rollout = roll(policy, samples)
+    torch.testing.assert_close(
+        again.score(prompts, rollout, 1.0).logprobs, policy.score(prompts, rollout, 1.0).logprobs
+    )
+
+
+def test_qwen2_vl_runs_through_the_same_code(load_policy, samples, model_folder, tmp_path):
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    folder = tmp_path / "qwen2"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(
+            text_config={k: v for k, v in text.items() if k != "model_type"},
+            vision_config={
+                "depth": 2, "embed_dim": 32, "hidden_size": text["hidden_size"], "num_heads": 2,
+                "mlp_ratio": 2,
+            },
+            tie_word_embeddings=True,
+            **{name: config[name] for name in ids},
+        )
+    )  # fmt: skip
+    model.generation_config.eos_token_id = [text["eos_token_id"]]
+    model.save_pretrained(folder)
+    policy = load_policy(folder).eval()
+    prompts, rollout = roll(policy, samples)
+    scores = policy.score(prompts, rollout, 1.0)
+    assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
+    for row, want in enumerate(plain_logprobs(policy, prompts, rollout)):
+        assert (scores.logprobs[row, : len(want)] - want).abs().max() <= 1e-5
+    temporal = prompts.encoded[0].positions[0]
+    assert temporal.max() < 60
+
+
+class TestBadModels:
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(InputError, match="no folder"):
+            QwenPolicy(str(tmp_path / "absent")).load()
+
+    def test_no_weights(self, model_folder, tmp_path):
+        shutil.copy(model_folder / "config.json", tmp_path)
+        with pytest.raises(InputError, match="no weights"):
+            QwenPolicy(str(tmp_path)).load()
+
+    def test_no_config(self, tmp_path):
+        with pytest.raises(InputError, match=r"no config\.json"):
+            QwenPolicy(str(tmp_path)).load()
+
+    def test_incomplete_weights(self, load_policy, model_folder, tmp_path):
+        shutil.copytree(model_folder, tmp_path / "m")
+        weights = load_file(tmp_path / "m" / "model.safetensors")
+        name = next(k for k in weights if "q_proj.weight" in k)
+        del weights[name]
+        save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match="lack 1 tensors"):
+            load_policy(tmp_path / "m")
+
+    def test_damaged_weights(self, load_policy, model_folder, tmp_path):
+        shutil.copytree(model_folder, tmp_path / "m")
+        (tmp_path / "m" / "model.safetensors").write_bytes(b"not weights")
+        with pytest.raises(InputError, match="cannot load"):
+            load_policy(tmp_path / "m")
+
+    def test_other_architecture(self, load_policy, model_folder, tmp_path):
+        shutil.copytree(model_folder, tmp_path / "m")
+        config = json.loads((tmp_path / "m" / "config.json").read_text())
+        (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+        with pytest.raises(InputError, match="llama"):
+            load_policy(tmp_path / "m")
+
+    def test_prompt_too_long_names_the_numbers(self, load_policy, samples):
+        policy = load_policy()
+        limit = policy.base.config.text_config.max_position_embeddings
+        with pytest.raises(InputError, match=rf"question q0: .*{limit}.*num_frames"):
+            policy.encode(samples, limit)
+
+    def test_lora_with_a_trained_vision_tower(self, load_policy):
+        with pytest.raises(InputError, match="freeze_vision"):
+            load_policy(lora=Lora(), freeze_vision=False)
+
+    def test_lora_targets_that_fit_nothing(self, load_policy):
+        with pytest.raises(InputError, match="target_modules"):
+            load_policy(lora=Lora(target_modules="nothing"))
+
+    def test_adapter_off_without_adapter(self, load_policy):
+        with (
+            pytest.raises(InputError, match="needs an adapter"),
+            load_policy().adapter_disabled(),
+        ):
+            pass

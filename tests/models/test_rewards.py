@@ -1,0 +1,161 @@
+"""Rewards."""
+
+import doctest
+import math
+
+import pytest
+import torch
+
+import vrts.models.rewards
+from vrts.models.rewards import (
+    AccuracyReward,
+    FormatReward,
+    Reward,
+    RewardError,
+    accuracy_score,
+    total_reward,
+)
+from vrts.types import InputError, ProblemType, Question
+
+COLOUR = Question("c", "Which?", "a.mp4", options=("red", "brown car", "blue"), answer="B")
+LENGTH = Question("n", "How long?", "a.mp4", ProblemType.NUMERICAL, answer="13")
+TECHNIQUE = Question("f", "What?", "a.mp4", ProblemType.FREE_FORM, answer="Dolly Zoom")
+
+
+def wrap(answer):
+    return f"<think>So.</think><answer>{answer}</answer>"
+
+
+class Scripted(Reward):
+    """A user's reward that gives what it is told."""
+
+    def __init__(self, scores, weight=1.0, name="scripted"):
+        super().__init__(weight)
+        self.scores = scores
+        self._name = name
+
+    @property
+    def name(self):
+        return self._name
+
+    def score(self, completions, questions):
+        if isinstance(self.scores, Exception):
+            raise self.scores
+        return self.scores
+
+
+@pytest.mark.parametrize(
+    ("question", "completion", "score"),
+    [
+        (COLOUR, wrap("B"), 1.0),
+        (COLOUR, wrap("**B**"), 1.0),
+        (COLOUR, wrap("(B)"), 1.0),
+        (COLOUR, wrap("B."), 1.0),
+        (COLOUR, wrap("Brown car"), 1.0),
+        (COLOUR, wrap("Brown"), 0.0),
+        (COLOUR, wrap("A or B"), 0.0),
+        (COLOUR, wrap("C"), 0.0),
+        (COLOUR, "", 0.0),
+        (LENGTH, wrap("13 seconds"), 1.0),
+        (LENGTH, wrap("14"), 0.0),
+        (TECHNIQUE, wrap("the dolly zoom"), 1.0),
+        (TECHNIQUE, wrap("pan"), 0.0),
+    ],
+)
+def test_accuracy(question, completion, score):
+    assert AccuracyReward().score([completion], [question]) == [score]
+
+
+def test_accuracy_takes_its_tolerance():
+    assert AccuracyReward(tolerance=2).score([wrap("14")], [LENGTH]) == [1.0]
+
+
+def test_format():
+    completions = [wrap("B"), "Well. " + wrap("B"), "B"]
+    assert FormatReward().score(completions, [COLOUR] * 3) == [1.0, 0.0, 0.0]
+    assert FormatReward(strict=False).score(completions, [COLOUR] * 3) == [1.0, 1.0, 0.0]
+
+
+def test_total_is_the_weighted_sum_and_parts_are_without_weight():
+    completions = [wrap("B"), wrap("C"), "B", ""]
+    rewards = [AccuracyReward(weight=2.0), FormatReward(weight=0.5)]
+    total, parts = total_reward(rewards, completions, [COLOUR] * 4)
+    assert total.dtype == torch.float32
+    assert total.tolist() == [2.5, 0.5, 2.0, 0.0]
+    assert {name: part.tolist() for name, part in parts.items()} == {
+        "accuracy": [1.0, 0.0, 1.0, 0.0],
+        "format": [1.0, 1.0, 0.0, 0.0],
+    }
+
+
+def test_each_completion_goes_with_its_own_question():
+    completions = [wrap("B"), wrap("13"), wrap("dolly zoom"), wrap("13")]
+    questions = [COLOUR, LENGTH, TECHNIQUE, COLOUR]
+    total, _ = total_reward([AccuracyReward()], completions, questions)
+    assert total.tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_weight_zero_is_only_logged():
+    total, parts = total_reward([Scripted([3.0], weight=0.0)], ["x"], [COLOUR])
+    assert total.tolist() == [0.0]
+    assert parts["scripted"].tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (Scripted([1.0]), "Scripted gave 1 scores for 2 completions"),
+        (Scripted([1.0, 1.0, 1.0]), "Scripted gave 3 scores for 2 completions"),
+        (Scripted([1.0, math.nan]), "Scripted gave nan .* completion 1 of 2, question n"),
+        (Scripted([-math.inf, 1.0]), "Scripted gave -inf .* completion 0 of 2, question c"),
+        (Scripted([1e300, 1.0]), "must be finite"),
+        (Scripted([1e30, 1.0], weight=1e30), "must be finite"),
+        (Scripted(KeyError("colour")), "Scripted raised KeyError: 'colour'"),
+        (Scripted([1.0, None]), "Scripted raised TypeError"),
+        (Scripted(None), "Scripted raised TypeError"),
+    ],
+)
+def test_an_unusable_reward_is_named(reward, message):
+    with pytest.raises(RewardError, match=message):
+        total_reward([AccuracyReward(), reward], ["x", "y"], [COLOUR, LENGTH])
+
+
+def test_a_question_without_gold_answer_is_named():
+    unknown = Question("u", "Which?", "a.mp4", options=("x", "y"), source="train.json:9")
+    with pytest.raises(InputError, match=r"train\.json:9: no gold answer"):
+        accuracy_score("A", unknown)
+    with pytest.raises(RewardError, match=r"AccuracyReward raised InputError: train\.json:9"):
+        total_reward([AccuracyReward()], ["A"], [unknown])
+
+
+def test_bad_lists_are_named():
+    with pytest.raises(InputError, match=r"model\.rewards"):
+        total_reward([], ["x"], [COLOUR])
+    with pytest.raises(InputError, match="name 'accuracy'"):
+        total_reward([AccuracyReward(), AccuracyReward()], ["x"], [COLOUR])
+    with pytest.raises(InputError, match="2 completions, but 1 questions"):
+        total_reward([FormatReward()], ["x", "y"], [COLOUR])
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
+def test_weights_are_finite(weight):
+    with pytest.raises(InputError, match="FormatReward: weight must be finite"):
+        FormatReward(weight=weight)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, math.nan, math.inf])
+def test_tolerance_is_checked(tolerance):
+    with pytest.raises(InputError, match="tolerance must be 0 or more"):
+        AccuracyReward(tolerance=tolerance)
+
+
+def test_no_completions_give_empty_tensors():
+    total, parts = total_reward([FormatReward()], [], [])
+    assert total.shape == (0,)
+    assert parts["format"].shape == (0,)
+
+
+def test_examples_in_docstrings():
+    result = doctest.testmod(vrts.models.rewards)
+    assert result.attempted > 0
+    assert result.failed == 0

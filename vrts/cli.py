@@ -1,0 +1,64 @@
+"""The command line: ``vrts fit | validate | test | predict --config …``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from vrts.callbacks import densify, export, progress, samples, writer
+from vrts.data import decoding, readers, sampling
+from vrts.data.datamodule import VideoQADataModule
+from vrts.models import objectives, qwen, reference, rewards
+from vrts.models.module import VideoQAModule
+from vrts.types import InputError
+
+# Importing a plug-in makes its short class name known to YAML files and to --help.
+PLUGINS = (
+    densify, export, progress, samples, writer,
+    decoding, readers, sampling,
+    objectives, qwen, reference, rewards,
+)  # fmt: skip
+
+
+class VrtsCLI(LightningCLI):
+    """LightningCLI with vrts's one link between model and data."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options that belong together are given once."""
+        parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
+
+
+def run(args: ArgsType = None) -> VrtsCLI:
+    """Run one subcommand; errors come out as they are raised.
+
+    Args:
+        args: command-line words; those of the process where None.
+    """
+    return VrtsCLI(
+        VideoQAModule,
+        VideoQADataModule,
+        args=args,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"parser_mode": "yaml"},
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of the ``vrts`` command.
+
+    Args:
+        args: command-line words; those of the process where None.
+
+    Returns:
+        The exit status: 0, or 1 after bad input, which is told in one message.
+    """
+    try:
+        run(list(args) if args is not None else None)
+    except InputError as error:
+        print(f"vrts: error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Policies, references, rewards, objectives and the LightningModule that wires them."""

@@ -1,0 +1,51 @@
+"""From a batch of prompts to what a GRPO update needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vrts.models.policy import Prompts
+from vrts.types import Question, Rollout
+
+
+@dataclass(slots=True)
+class Experience:
+    """A rollout with its rewards, kept for all updates that are made from it."""
+
+    questions: tuple[Question, ...]
+    """N, one for each completion."""
+    prompts: Prompts
+    rollout: Rollout
+    rewards: dict[str, torch.Tensor]
+    """``[N]`` for each reward, unweighted."""
+    total: torch.Tensor
+    """``[N]``, weighted sum of the rewards."""
+    advantages: torch.Tensor
+    """``[N]``."""
+    reference_logprobs: torch.Tensor | None
+    """``[N, L]``, or None without a KL penalty."""
+    seconds: float
+    """What making it took."""
+    old_logprobs: torch.Tensor | None = None
+    """``[N, L]`` of the policy that sampled; the first update fills it in."""
+
+    def metrics(self, num_generations: int) -> dict[str, float]:
+        """What a rollout tells about the state of training, as numbers to log.
+
+        Args:
+            num_generations: G.
+        """
+        std = self.total.view(-1, num_generations).std(1)
+        tokens = self.rollout.lengths.float()
+        return {
+            **{f"reward/{name}": float(values.mean()) for name, values in self.rewards.items()},
+            "reward/total": float(self.total.mean()),
+            "reward_std": float(std.mean()),
+            "zero_advantage_groups": float((std == 0).float().mean()),
+            "completion_length": float(tokens.mean()),
+            "truncated": float((~self.rollout.finished).float().mean()),
+            "rollout_s": self.seconds,
+            "tokens_per_s": float(tokens.sum()) / max(self.seconds, 1e-9),
+        }

@@ -1,0 +1,108 @@
+"""What the rest of vrts asks of a video language model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vrts.types import Question, Rollout, Sample, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """B encoded questions, ready for rollouts and scoring. Policies subclass it."""
+
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How likely a policy finds given completions."""
+
+    logprobs: torch.Tensor
+    """float32 ``[N, L]``, of each completion token; 0 where the mask is False."""
+    entropy: torch.Tensor
+    """float32 ``[N, L]``, of the distribution each token was drawn from, in nats; no gradient."""
+
+
+class Policy(nn.Module, ABC):
+    """A video language model that can be rolled out and scored. Plug-in point ``model.policy``.
+
+    Constructors only note what to load: every subcommand of the CLI builds a policy, `load` is
+    what takes time.
+    """
+
+    @property
+    @abstractmethod
+    def loaded(self) -> bool:
+        """Whether `load` has been called."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load weights, tokenizer and processor. Does nothing when called again.
+
+        Raises:
+            InputError: the model's files are missing or do not fit.
+        """
+
+    @abstractmethod
+    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> Prompts:
+        """Turn B questions and their clips into model inputs; one pass of the vision tower each.
+
+        Args:
+            samples: all with clips.
+            max_new_tokens: room that completions will need.
+
+        Raises:
+            InputError: a prompt with its completion does not fit the model's context.
+        """
+
+    @abstractmethod
+    def rollout(
+        self,
+        prompts: Prompts,
+        sampling: Sequence[Sampling],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+    ) -> Rollout:
+        """Sample completions, without gradient; one prefill a prompt, shared by its rows.
+
+        Args:
+            prompts: B questions.
+            sampling: G of them, one for each sample of a question.
+            seeds: ``N = B * G`` of them, one for each row.
+            max_new_tokens: completions are cut off there.
+        """
+
+    @abstractmethod
+    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
+        """Log-probs of a rollout's completions; with gradient where gradients are enabled.
+
+        Args:
+            prompts: those that the rollout was sampled from.
+            rollout: N completions.
+            temperature: logits are divided by it, as they were in sampling.
+        """
+
+    @abstractmethod
+    def adapter_disabled(self) -> AbstractContextManager[None]:
+        """Context in which an adapter is off, so that the base model answers.
+
+        Raises:
+            InputError: on entering, where the policy has no adapter.
+        """
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write weights (or adapter), tokenizer and processor as a Hugging Face folder."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the model in records of a run, as plain JSON values."""

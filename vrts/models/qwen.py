@@ -1,0 +1,304 @@
+"""Qwen2.5-VL and Qwen2-VL as a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jsonargparse.typing import PositiveInt
+from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
+
+from vrts.models.attention import DecodeLayout, PackedLayout
+from vrts.models.head import ban, token_logprobs
+from vrts.models.policy import Policy, Prompts, Scores
+from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
+from vrts.models.qwen_loading import Dtype, Lora, add_lora, load_model, load_processor
+from vrts.models.sampling import RowSampler, row_uniforms
+from vrts.prompts import PromptTemplate
+from vrts.types import InputError, Rollout, Sample, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class QwenPrompts(Prompts):
+    """B prompts with their video features."""
+
+    encoded: tuple[EncodedPrompt, ...]
+    patches: torch.Tensor
+    """All videos' patches, on the model's device."""
+    grids: torch.Tensor
+    """int64 ``[B, 3]``."""
+    features: torch.Tensor
+    """``[video tokens, D]``, without gradient; valid while the vision tower stays as it is."""
+
+
+class QwenPolicy(Policy):
+    """Qwen2.5-VL (or Qwen2-VL) from a folder or a hub id, full or with LoRA.
+
+    Args:
+        path: local folder in Hugging Face's format, or a hub id.
+        prompt: how a question is put to the model.
+        lora: train a low-rank adapter of the language model; None trains all of it.
+        freeze_vision: keep the vision tower as it is; its features are then computed once a step.
+        dtype: of the weights. Train in float32 (with the Trainer's ``bf16-mixed``) or bfloat16.
+        attn_implementation: the vision tower's attention, by transformers' name; None batches
+            its windows on torch's SDPA kernels. The language model always runs vrts's
+            shared-prefix attention, on the same kernels.
+        gradient_checkpointing: recompute activations layer by layer in backward.
+        head_chunk_size: completion positions whose logits exist at the same time.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        prompt: PromptTemplate | None = None,
+        lora: Lora | None = None,
+        freeze_vision: bool = True,
+        dtype: Dtype = "auto",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        head_chunk_size: PositiveInt = 256,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.lora = lora
+        self.freeze_vision = freeze_vision
+        self._template = prompt or PromptTemplate()
+        self._dtype: Dtype = dtype
+        self._attn_implementation = attn_implementation
+        self._gradient_checkpointing = gradient_checkpointing
+        self._head_chunk_size = head_chunk_size
+        self.model: Any = None
+
+    @property
+    def loaded(self) -> bool:
+        """See `Policy.loaded`."""
+        return self.model is not None
+
+    def load(self) -> None:
+        """See `Policy.load`."""
+        if self.loaded:
+            return
+        if self.lora and not self.freeze_vision:
+            raise InputError(
+                "model.policy: lora trains the language model's adapter only; set "
+                "freeze_vision: true, or lora: null for full fine-tuning"
+            )
+        self.processor = load_processor(self.path)
+        model = cast(Any, load_model(self.path, self._dtype, self._attn_implementation))
+        if self.freeze_vision:
+            model.model.visual.requires_grad_(False)
+        if self._gradient_checkpointing:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        self._encoder = PromptEncoder(self.processor, model.config, self._template)
+        self._banned_ids = vision_token_ids(model.config)
+        self._end_ids = end_token_ids(model.generation_config, self.processor.tokenizer)
+        self.model = add_lora(model, self.lora) if self.lora else model
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, adapter layers in place but without peft's wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return cast(torch.device, self.base.lm_head.weight.device)
+
+    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> QwenPrompts:
+        """See `Policy.encode`."""
+        encoded = tuple(self._encoder(sample) for sample in samples)
+        limit = self.base.config.text_config.max_position_embeddings
+        for sample, prompt in zip(samples, encoded, strict=True):
+            needed = len(prompt.input_ids) + max_new_tokens
+            if needed > limit:
+                t, h, w = prompt.grid
+                raise InputError(
+                    f"question {sample.question.id}: {len(prompt.input_ids)} prompt tokens "
+                    f"({t * h * w // 4} of them video) and {max_new_tokens} new ones exceed the "
+                    f"model's {limit}; lower data.num_frames, data.resolution.max_pixels or "
+                    "model.max_new_tokens"
+                )
+        patches = torch.cat([p.patches for p in encoded]).to(self.device)
+        grids = torch.tensor([p.grid for p in encoded], device=self.device)
+        with torch.no_grad():
+            features = self._video_features(patches, grids)
+        return QwenPrompts(tuple(s.question for s in samples), encoded, patches, grids, features)
+
+    def _video_features(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """Features ``[video tokens, D]`` of B videos."""
+        visual = self.base.model.visual
+        out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grids)
+        return cast(torch.Tensor, out.pooler_output)
+
+    def _embed(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Token embeddings ``[S, D]`` of a packed row with video features in their places."""
+        embeds = self.base.model.language_model.embed_tokens(ids)
+        is_video = ids == self.base.config.video_token_id
+        return embeds.masked_scatter(is_video[:, None], features.to(embeds.dtype))
+
+    def _hidden(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        layout: PackedLayout | DecodeLayout,
+    ) -> torch.Tensor:
+        """Last hidden states ``[rows, tokens, D]`` of the language model."""
+        out = self.base.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            # The layout masks; a mapping keeps transformers from building masks of its own.
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            use_cache=False,
+            layout=layout,
+        )
+        return cast(torch.Tensor, out.last_hidden_state)
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        prompts: Prompts,
+        sampling: Sequence[Sampling],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+    ) -> Rollout:
+        """See `Policy.rollout`."""
+        assert isinstance(prompts, QwenPrompts)
+        B, G, device = len(prompts.encoded), len(sampling), self.device
+        uniforms = row_uniforms(seeds, max_new_tokens).to(device)
+        sampler = RowSampler([s for _ in range(B) for s in sampling], device)
+        banned = self._banned_ids.to(device)
+        end_ids = self._end_ids.to(device)
+        pad_id = int(end_ids[0])
+
+        layout, last_hidden = self._prefill(prompts)
+        cache = DecodeLayout(layout, G, max_new_tokens)
+        positions = torch.tensor([p.next_position for p in prompts.encoded], device=device)
+        positions = positions.repeat_interleave(G)
+        hidden = last_hidden.repeat_interleave(G, dim=0)
+
+        finished = torch.zeros(B * G, dtype=torch.bool, device=device)
+        ids: list[torch.Tensor] = []
+        logprobs: list[torch.Tensor] = []
+        masks: list[torch.Tensor] = []
+        for step in range(max_new_tokens):
+            logits = ban(self.base.lm_head(hidden).float(), banned)
+            token, logprob = sampler(logits, uniforms[:, step])
+            masks.append(~finished)
+            ids.append(torch.where(finished, pad_id, token))
+            logprobs.append(torch.where(finished, 0.0, logprob))
+            finished = finished | torch.isin(token, end_ids)
+            if bool(finished.all()) or step + 1 == max_new_tokens:
+                break
+            cache.step = step
+            embeds = self.base.model.language_model.embed_tokens(ids[-1])[:, None]
+            hidden = self._hidden(embeds, (positions + step).expand(3, -1)[..., None], cache)[:, 0]
+        completion_ids, mask = torch.stack(ids, 1), torch.stack(masks, 1)
+        return Rollout(
+            completion_ids=completion_ids,
+            completion_mask=mask,
+            logprobs=torch.stack(logprobs, 1),
+            finished=finished,
+            texts=self._texts(completion_ids, mask),
+        )
+
+    def _prefill(self, prompts: QwenPrompts) -> tuple[PackedLayout, torch.Tensor]:
+        """Forward B prompts once; their keys and values, and ``[B, D]`` last hidden states."""
+        lengths = [len(p.input_ids) for p in prompts.encoded]
+        layout = PackedLayout(lengths, [[] for _ in lengths], self.device, keep_prompt_kv=True)
+        ids = torch.cat([p.input_ids for p in prompts.encoded]).to(self.device)
+        positions = torch.cat([p.positions for p in prompts.encoded], 1).to(self.device)
+        embeds = self._embed(ids, prompts.features)
+        hidden = self._hidden(embeds[None], positions[:, None], layout)[0]
+        return layout, hidden[torch.tensor(lengths, device=self.device).cumsum(0) - 1]
+
+    def _texts(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[str, ...]:
+        """Decode completions without special tokens."""
+        decode = self.processor.tokenizer.decode
+        rows = zip(ids.cpu(), mask.cpu(), strict=True)
+        return tuple(decode(row[keep], skip_special_tokens=True) for row, keep in rows)
+
+    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
+        """See `Policy.score`. Every prompt is forwarded once, packed with its completions."""
+        assert isinstance(prompts, QwenPrompts)
+        device = self.device
+        G = len(rollout.completion_ids) // len(prompts.encoded)
+        lengths = rollout.lengths.tolist()
+        ids, positions, predictors = [], [], []
+        start = 0
+        for b, prompt in enumerate(prompts.encoded):
+            ids.append(prompt.input_ids.to(device))
+            positions.append(prompt.positions.to(device))
+            last = start + len(prompt.input_ids) - 1
+            start = last + 1
+            for row in range(b * G, (b + 1) * G):
+                # The last token predicts nothing, so it is not forwarded.
+                forwarded = lengths[row] - 1
+                ids.append(rollout.completion_ids[row, :forwarded])
+                steps = torch.arange(forwarded, device=device)
+                positions.append((prompt.next_position + steps).expand(3, -1))
+                predictors.append(torch.cat([steps.new_tensor([last]), start + steps]))
+                start += forwarded
+        layout = PackedLayout(
+            [len(p.input_ids) for p in prompts.encoded],
+            [[n - 1 for n in lengths[b * G : (b + 1) * G]] for b in range(len(prompts.encoded))],
+            device,
+        )
+        features = prompts.features
+        if not self.freeze_vision:
+            # Also without gradient: weights have moved since the prompts were encoded, or these
+            # are another policy's features and this one is the reference.
+            features = self._video_features(prompts.patches, prompts.grids)
+        embeds = self._embed(torch.cat(ids), features)
+        hidden = self._hidden(embeds[None], torch.cat(positions, 1)[:, None], layout)[0]
+        logprobs, entropy = token_logprobs(
+            hidden[torch.cat(predictors)],
+            rollout.completion_ids[rollout.completion_mask],
+            self.base.lm_head,
+            self._banned_ids.to(device),
+            temperature,
+            self._head_chunk_size,
+        )
+        return Scores(
+            pad_sequence(list(logprobs.split(lengths)), batch_first=True),
+            pad_sequence(list(entropy.split(lengths)), batch_first=True),
+        )
+
+    @contextmanager
+    def adapter_disabled(self) -> Iterator[None]:
+        """See `Policy.adapter_disabled`."""
+        if not isinstance(self.model, PeftModel):
+            raise InputError(
+                "model.reference: AdapterOff needs an adapter; set model.policy.init_args.lora, "
+                "or use FrozenCopy for full fine-tuning"
+            )
+        with self.model.disable_adapter():
+            yield
+
+    def save_pretrained(self, folder: Path) -> None:
+        """See `Policy.save_pretrained`."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Policy.fingerprint`."""
+        return {"policy": type(self).__name__, "path": self.path, "lora": self.lora is not None}
+
+
+def vision_token_ids(config: Any) -> torch.Tensor:
+    """Ids that stand for vision inputs; sampling one would break the next forward pass."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return torch.tensor([getattr(config, name) for name in names])
+
+
+def end_token_ids(generation_config: Any, tokenizer: Any) -> torch.Tensor:
+    """All ids that end a completion: those of the generation config and the tokenizer's own."""
+    ids = generation_config.eos_token_id
+    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return torch.tensor(sorted({*ids, tokenizer.eos_token_id} - {None}))

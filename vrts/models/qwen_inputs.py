@@ -1,0 +1,86 @@
+"""From questions and clips to what Qwen2.5-VL reads: tokens, patches, positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vrts.models.positions import VideoGrid, prompt_positions
+from vrts.prompts import PromptTemplate
+from vrts.types import Clip, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """One question and its clip as model inputs, on the CPU."""
+
+    input_ids: torch.Tensor
+    """int64 ``[P]``, one ``<|video_pad|>`` for each video token."""
+    positions: torch.Tensor
+    """int64 ``[3, P]``, M-RoPE."""
+    next_position: int
+    """Position of the first completion token."""
+    patches: torch.Tensor
+    """float32 ``[patches, C * 2 * 14 * 14]``, normalised pixels."""
+    grid: tuple[int, int, int]
+    """Temporal, vertical and horizontal patches."""
+
+
+class PromptEncoder:
+    """Encodes one sample at a time with a model's own processor."""
+
+    def __init__(self, processor: Any, config: Any, template: PromptTemplate) -> None:
+        """Take what is needed from a loaded processor and model configuration."""
+        self._processor = processor
+        self._template = template
+        self._video_id: int = config.video_token_id
+        self._merge_size: int = config.vision_config.spatial_merge_size
+        self._temporal_patch_size: int = config.vision_config.temporal_patch_size
+        # Qwen2-VL has no such value and counts temporal patches.
+        self._tokens_per_second = getattr(config.vision_config, "tokens_per_second", None)
+
+    def __call__(self, sample: Sample) -> EncodedPrompt:
+        """Encode a sample that has a clip."""
+        assert sample.clip is not None
+        patches, grid = self.patchify(sample.clip)
+        num_video_tokens = grid[0] * grid[1] * grid[2] // self._merge_size**2
+        ids = self._tokens(self._template.render(sample.question), num_video_tokens)
+        video_grid = VideoGrid(
+            *grid,
+            seconds_per_grid=self._temporal_patch_size / sample.clip.sampled_fps,
+            tokens_per_second=self._tokens_per_second,
+        )
+        positions, next_position = prompt_positions(
+            ids == self._video_id, [video_grid], self._merge_size
+        )
+        return EncodedPrompt(ids, positions, next_position, patches, grid)
+
+    def patchify(self, clip: Clip) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """Normalise frames and cut them into patches; they have their size already."""
+        out = self._processor.video_processor(
+            videos=[clip.frames],
+            do_resize=False,
+            do_sample_frames=False,
+            cap_pixels_per_frame=False,
+            return_tensors="pt",
+        )
+        t, h, w = out["video_grid_thw"][0].tolist()
+        return out["pixel_values_videos"], (t, h, w)
+
+    def _tokens(self, text: str, num_video_tokens: int) -> torch.Tensor:
+        """Token ids of the chat prompt, its one video token repeated."""
+        content = [{"type": "video"}, {"type": "text", "text": self._plain(text)}]
+        chat = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        ids = torch.tensor(self._processor.tokenizer(chat, add_special_tokens=False)["input_ids"])
+        repeats = torch.where(ids == self._video_id, num_video_tokens, 1)
+        return ids.repeat_interleave(repeats)
+
+    def _plain(self, text: str) -> str:
+        """Break up special tokens that a question happens to spell, so that they stay text."""
+        for token in self._processor.tokenizer.all_special_tokens:
+            text = text.replace(token, token[:1] + " " + token[1:])
+        return text

@@ -1,0 +1,159 @@
+"""Loading Qwen2.5-VL (and Qwen2-VL) from a local folder or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from vrts.models.attention import SHARED_PREFIX
+from vrts.models.vision_attention import BATCHED_WINDOWS
+from vrts.types import InputError
+
+MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
+LANGUAGE_MODEL_LINEAR = (
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+)
+"""Regular expression of LoRA targets; without its prefix it would match the vision MLP too."""
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adaptation of the language model (Hu et al., 2021, arXiv 2106.09685)."""
+
+    rank: int = 16
+    """Rank of the update of each matrix."""
+    alpha: int = 32
+    """The update is scaled by ``alpha / rank``."""
+    dropout: float = 0.0
+    """Dropout before the update; anything above 0 makes sampling and scoring differ."""
+    target_modules: str = LANGUAGE_MODEL_LINEAR
+    """Regular expression of the module names to adapt."""
+
+
+def find_model(name_or_path: str) -> None:
+    """Check what can be checked about a model without loading it.
+
+    Raises:
+        InputError: a local folder lacks its configuration or its weights.
+    """
+    folder = Path(name_or_path)
+    if not folder.exists():
+        if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
+            raise InputError(
+                f"model.policy.path: no folder {name_or_path!r}; give a folder in Hugging Face's "
+                "format, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
+            )
+        return
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"model.policy.path: {folder} has no config.json; give a folder that "
+            "save_pretrained wrote"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"model.policy.path: {folder} has no weights (*.safetensors); download them, or "
+            "convert other formats to safetensors first (pickled weights are not loaded)"
+        )
+
+
+def load_processor(name_or_path: str) -> Any:
+    """Load tokenizer, chat template and video processor.
+
+    Raises:
+        InputError: they are missing or belong to another model.
+    """
+    find_model(name_or_path)
+    try:
+        processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise InputError(f"model.policy.path: no processor in {name_or_path}: {error}") from error
+    if not hasattr(processor, "video_processor") or not processor.chat_template:
+        raise InputError(
+            f"model.policy.path: {name_or_path} has no video processor or no chat template; "
+            "it must hold all of Qwen2.5-VL's processor files"
+        )
+    return processor
+
+
+def load_model(
+    name_or_path: str, dtype: Dtype, attn_implementation: str | None
+) -> nn.Module:
+    """Load a model whose language part runs shared-prefix attention.
+
+    Args:
+        name_or_path: local folder or hub id.
+        dtype: of the weights; ``auto`` keeps the stored one.
+        attn_implementation: transformers' name of the vision tower's attention; None takes
+            vrts's batched windows.
+
+    Raises:
+        InputError: files are missing, unreadable, incomplete or of another architecture.
+    """
+    find_model(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        if config.model_type not in MODEL_TYPES:
+            raise InputError(
+                f"model.policy.path: {name_or_path} is of type {config.model_type!r}; "
+                f"QwenPolicy loads {' and '.join(MODEL_TYPES)}"
+            )
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            name_or_path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation={
+                "text_config": SHARED_PREFIX,
+                "vision_config": attn_implementation or "sdpa",
+            },
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model.policy.path: cannot load {name_or_path}: {error}") from error
+    _check_complete(name_or_path, info)
+    if attn_implementation is None:
+        # Set after loading, where transformers would look for a flash attention package.
+        model.model.visual.config._attn_implementation = BATCHED_WINDOWS
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _check_complete(name: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights that would leave a part of the model at its random initialisation."""
+    wrong = [*info["missing_keys"], *(k[0] for k in info.get("mismatched_keys", []))]
+    if wrong:
+        raise InputError(
+            f"model.policy.path: the weights in {name} lack {len(wrong)} tensors of the "
+            f"architecture in its config.json, {sorted(wrong)[0]} first; the folder is incomplete"
+        )
+
+
+def add_lora(model: nn.Module, lora: Lora) -> PeftModel:
+    """Wrap the model with a fresh adapter; everything else is frozen.
+
+    Raises:
+        InputError: no module fits the expression.
+    """
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InputError(f"model.policy.lora.target_modules: {error}") from error

@@ -1,0 +1,97 @@
+"""Drawing tokens: distributions, truncation, and random numbers that belong to a row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from vrts.types import Sampling
+
+
+def row_seed(*parts: object) -> int:
+    """A seed that depends on nothing but `parts`, for instance (seed, question id, step, sample).
+
+    Returns:
+        A non-negative integer below 2**63.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def row_uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:
+    """Random numbers for each row from its own seed, whatever rows stand beside it.
+
+    Returns:
+        float64 ``[N, num_tokens]`` in [0, 1).
+    """
+    generator = torch.Generator()
+    rows = [
+        torch.rand(num_tokens, dtype=torch.float64, generator=generator.manual_seed(seed))
+        for seed in seeds
+    ]
+    return torch.stack(rows)
+
+
+class RowSampler:
+    """Draws one token a row from logits, each row with its own `Sampling`."""
+
+    def __init__(self, sampling: Sequence[Sampling], device: torch.device) -> None:
+        """Prepare the rows' parameters.
+
+        Args:
+            sampling: N of them, one for each row.
+            device: where the logits are.
+        """
+        temperature = torch.tensor([s.temperature for s in sampling], device=device)
+        self._greedy = temperature == 0
+        self._temperature = torch.where(self._greedy, 1.0, temperature)[:, None]
+        self._top_p = torch.tensor([s.top_p for s in sampling], device=device)[:, None]
+        self._top_k = torch.tensor([s.top_k for s in sampling], device=device)[:, None]
+        self._truncates = any(s.top_p < 1 or s.top_k > 0 for s in sampling)
+
+    def __call__(
+        self, logits: torch.Tensor, uniforms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw tokens by inverting the cumulative distribution.
+
+        Args:
+            logits: ``[N, V]``, banned tokens at minus infinity.
+            uniforms: float64 ``[N]`` in [0, 1).
+
+        Returns:
+            int64 ``[N]`` tokens, and their float32 ``[N]`` log-probs at the row's temperature
+            before truncation (at temperature 1 for greedy rows).
+        """
+        logprobs = (logits.float() / self._temperature).log_softmax(-1)
+        probs = logprobs.exp()
+        if self._truncates:
+            probs = truncate(probs, self._top_p, self._top_k)
+        cumulative = probs.double().cumsum(-1)
+        target = (uniforms[:, None] * cumulative[:, -1:]).clamp(max=cumulative[:, -1:])
+        tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
+        # Rounding may land on the total itself, one past the last token with any probability.
+        last = (probs > 0).int().cumsum(-1).argmax(-1)
+        tokens = torch.where(self._greedy, logits.argmax(-1), torch.minimum(tokens, last))
+        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def truncate(probs: torch.Tensor, top_p: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+    """Zero what top-k and then top-p leave out; the most likely token always stays.
+
+    Args:
+        probs: ``[N, V]``.
+        top_p: ``[N, 1]``, 1 keeps all.
+        top_k: int ``[N, 1]``, 0 keeps all.
+
+    Returns:
+        ``[N, V]``, not renormalised.
+    """
+    ordered, order = probs.sort(-1, descending=True)
+    rank = torch.arange(probs.shape[-1], device=probs.device)
+    keep = (top_k == 0) | (rank < top_k)
+    kept = ordered * keep
+    before = kept.cumsum(-1) - kept
+    keep &= (before < top_p * kept.sum(-1, keepdim=True)) | (top_p >= 1) | (rank == 0)
+    return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
