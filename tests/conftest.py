@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).parents[1] / "../shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real files beside the repository, or a skip that names it."""
+    folder = SHARED.resolve()
+    for name in ("videos", "annotations"):
+        if not (folder / name).is_dir():
+            pytest.skip(f"{folder / name} is missing: real files are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., str]:
+    """Write a small video whose frame i is grey of level 8 + 240 * i / (num_frames - 1)."""
+
+    def make(
+        path: Path,
+        num_frames: int = 16,
+        fps: int = 8,
+        size: tuple[int, int] = (64, 48),
+        codec: str = "libx264",
+        frames: np.ndarray | None = None,
+        gop: int = 8,
+        options: dict[str, str] | None = None,
+    ) -> str:
+        width, height = size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w", options=options or {}) as container:
+            stream = container.add_stream(codec, rate=fps)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.gop_size = gop
+            for i in range(num_frames):
+                level = 8 + 240 * i // max(num_frames - 1, 1)
+                image = (
+                    np.full((height, width, 3), level, np.uint8) if frames is None else frames[i]
+                )
+                for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+        return str(path)
+
+    return make

@@ -1,0 +1,240 @@
+"""The LightningDataModule: from annotation files to streams of samples for every stage."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, cast
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loops.progress import _ProcessedTracker
+
+from vrts.data.decoding import Decoder, FallbackDecoder
+from vrts.data.decord_decoder import DecordDecoder
+from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
+from vrts.data.pyav_decoder import PyAVDecoder
+from vrts.data.readers import Reader
+from vrts.data.resolution import Resolution
+from vrts.data.sampling import FrameSampler, UniformSampler
+from vrts.data.streaming import Identity, Position, SampleStream
+from vrts.data.workers import DecodePool
+from vrts.types import InputError, Question, Sample
+
+READERS = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+"""Readers that each stage uses; ``val`` may be missing in ``fit``."""
+
+
+class VideoQADataModule(LightningDataModule):
+    """Streams sampled, decoded and resized video questions, a share to each rank.
+
+    Training is shuffled anew each epoch and resumes in the middle of one: questions that a
+    resumed run has seen do not come again in that epoch, the others come in the same order. The
+    position comes from the Trainer's own batch counters. With Lightning's ``ckpt_path`` there is
+    nothing more to do. Ranks get as many training batches each, and the uneven tail of an epoch
+    is left out; in validation, test and prediction every question comes exactly once.
+
+    A video that fails to decode gives a `Sample` with an error and never stops a run.
+
+    Args:
+        train: Reader of the training questions.
+        val: Reader of the validation questions.
+        test: Reader of the test questions.
+        predict: Reader of the questions to predict.
+        sampler: Chooses frames; `UniformSampler` where it is null.
+        decoder: Decodes videos; where it is null, decord, and PyAV for what decord cannot.
+        resolution: Pixel budget of the frames.
+        num_frames: Frames of a video.
+        batch_size: Questions of a training batch, on each rank.
+        eval_batch_size: Questions of a batch in the other stages, on each rank.
+        num_workers: Processes that decode, on each rank; 0 decodes in the main process, where
+            a video that hangs holds up everything.
+        prefetch_batches: Batches decoded ahead.
+        deadline_s: Seconds after which a video has failed.
+        shuffle: Shuffle the training questions.
+        seed: Seed of the shuffling.
+        updates_per_rollout: Times that each training batch comes in a row.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True
+    """A rank may have no share of few questions."""
+
+    def __init__(
+        self,
+        train: Reader | None = None,
+        val: Reader | None = None,
+        test: Reader | None = None,
+        predict: Reader | None = None,
+        sampler: FrameSampler | None = None,
+        decoder: Decoder | None = None,
+        resolution: Resolution | None = None,
+        num_frames: PositiveInt = 32,
+        batch_size: PositiveInt = 1,
+        eval_batch_size: PositiveInt = 1,
+        num_workers: NonNegativeInt = 2,
+        prefetch_batches: NonNegativeInt = 2,
+        deadline_s: PositiveFloat = 60.0,
+        shuffle: bool = True,
+        seed: int = 0,
+        updates_per_rollout: PositiveInt = 1,
+    ) -> None:
+        super().__init__()
+        self.readers = {"train": train, "val": val, "test": test, "predict": predict}
+        self.sampler = sampler or UniformSampler()
+        self.decoder = decoder or FallbackDecoder([DecordDecoder(), PyAVDecoder()])
+        self.resolution = resolution or Resolution()
+        self.num_frames = num_frames
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.prefetch_batches = prefetch_batches
+        self.deadline_s = deadline_s
+        self.shuffle = shuffle
+        self.seed = seed
+        self.updates_per_rollout = updates_per_rollout
+        self.predict_num_frames: int | None = None
+        """Frames of the prediction stream, where they are not ``num_frames``."""
+        self._excluded: frozenset[str] = frozenset()
+        self._questions: dict[str, list[Question]] = {}
+        self._pool: DecodePool | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the annotation files of a stage.
+
+        Raises:
+            InputError: a reader that the stage needs is missing, or a file is bad.
+        """
+        for name in READERS[stage]:
+            reader = self.readers[name]
+            if reader is None and (stage, name) == ("fit", "val"):
+                continue
+            if reader is None:
+                raise InputError(f"{stage} needs data.{name}: give it a reader, as in configs/")
+            if name not in self._questions:
+                self._questions[name] = reader.read()
+
+    def teardown(self, stage: str) -> None:
+        """End the decode workers; a later stage starts new ones."""
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the decode workers of a run that failed or was interrupted."""
+        self.close()
+
+    def close(self) -> None:
+        """End the decode workers, if there are any; using them again starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def questions(self, name: str) -> list[Question]:
+        """Return all questions of ``train``, ``val``, ``test`` or ``predict``, of every rank.
+
+        Excluded ones are among them.
+
+        Raises:
+            InputError: they were not read: no reader, or no `setup` of that stage.
+        """
+        if name not in self._questions:
+            raise InputError(f"no questions of data.{name}: give it a reader and run its stage")
+        return self._questions[name]
+
+    def exclude(self, ids: Collection[str]) -> None:
+        """Leave questions out of prediction streams that are made from now on."""
+        self._excluded = frozenset(ids)
+
+    def load(self, questions: Sequence[Question], num_frames: int) -> list[Sample]:
+        """Decode the videos of some questions in parallel, and return them in the same order."""
+        pool = self._decode_pool()
+        return [future.result() for future in [pool.submit(q, num_frames) for q in questions]]
+
+    def train_dataloader(self) -> SampleStream:
+        """Return the rank's training stream; its epoch and position follow the Trainer's.
+
+        Raises:
+            InputError: the questions do not fill one batch on every rank.
+        """
+        questions = self.questions("train")
+        rank, world_size = self._rank()
+        num_train_batches(len(questions), self.batch_size, world_size)
+
+        def batches(epoch: int) -> list[list[int]]:
+            order = epoch_order(len(questions), self.seed, epoch, self.shuffle)
+            return train_batches(order, self.batch_size, rank, world_size)
+
+        return SampleStream(
+            questions,
+            batches,
+            self._decode_pool(),
+            self.num_frames,
+            self.prefetch_batches,
+            self.updates_per_rollout,
+            self._position,
+            Identity(
+                num_questions=len(questions),
+                seed=self.seed,
+                shuffle=self.shuffle,
+                batch_size=self.batch_size,
+                world_size=world_size,
+                updates_per_rollout=self.updates_per_rollout,
+            ),
+        )
+
+    def val_dataloader(self) -> SampleStream | list[SampleStream]:
+        """Return the rank's validation stream, or none where ``data.val`` is not given."""
+        if "val" not in self._questions:
+            return []
+        return self._evaluation_stream(self.questions("val"), self.num_frames)
+
+    def test_dataloader(self) -> SampleStream:
+        """Return the rank's test stream."""
+        return self._evaluation_stream(self.questions("test"), self.num_frames)
+
+    def predict_dataloader(self) -> SampleStream:
+        """Return the rank's prediction stream, without the excluded questions."""
+        questions = [q for q in self.questions("predict") if q.id not in self._excluded]
+        return self._evaluation_stream(questions, self.predict_num_frames or self.num_frames)
+
+    def transfer_batch_to_device(
+        self,
+        batch: Any,
+        device: torch.device,
+        dataloader_idx: int,
+    ) -> Any:
+        """Leave the frames where they are: the policy moves what it needs."""
+        return batch
+
+    def _evaluation_stream(self, questions: list[Question], num_frames: int) -> SampleStream:
+        rank, world_size = self._rank()
+        order = list(range(len(questions)))
+        own = evaluation_batches(order, self.eval_batch_size, rank, world_size)
+        every_epoch: Callable[[int], list[list[int]]] = lambda _: own  # noqa: E731
+        return SampleStream(
+            questions, every_epoch, self._decode_pool(), num_frames, self.prefetch_batches
+        )
+
+    def _decode_pool(self) -> DecodePool:
+        if self._pool is None:
+            self._pool = DecodePool(
+                self.decoder, self.sampler, self.resolution, self.num_workers, self.deadline_s
+            )
+        return self._pool
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _position(self) -> Position:
+        """Return where the Trainer is in training, right when it asks for its next batch."""
+        if self.trainer is None:
+            return Position(epoch=0, batch=0)
+        loop = self.trainer.fit_loop
+        epochs = cast("_ProcessedTracker", loop.epoch_progress.current)
+        return Position(
+            epoch=epochs.processed,
+            batch=loop.epoch_loop.batch_progress.current.ready,
+        )

@@ -1,0 +1,65 @@
+"""Decoders: a video file and a number of frames to a clip, sampled and resized."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from vrts.data.resolution import Resolution
+from vrts.data.sampling import FrameSampler
+from vrts.types import Clip, VideoError
+
+
+class Decoder(ABC):
+    """Decodes the frames that are asked for, and no others are kept."""
+
+    @abstractmethod
+    def decode(
+        self, path: str, num_frames: int, sampler: FrameSampler, resolution: Resolution
+    ) -> Clip:
+        """Return a clip of the video, rotated as a player shows it.
+
+        Args:
+            path: Video file.
+            num_frames: Frames asked for; the sampler decides how many there are.
+            sampler: Chooses the frames.
+            resolution: Chooses their size.
+
+        Raises:
+            VideoError: the file cannot be decoded; the message names it and the reason.
+        """
+
+
+class FallbackDecoder(Decoder):
+    """Asks several decoders in turn and returns the first clip.
+
+    Args:
+        decoders: Decoders in the order in which they are asked.
+    """
+
+    def __init__(self, decoders: list[Decoder]) -> None:
+        if not decoders:
+            raise ValueError("FallbackDecoder needs at least one decoder")
+        self.decoders = decoders
+
+    def decode(
+        self, path: str, num_frames: int, sampler: FrameSampler, resolution: Resolution
+    ) -> Clip:
+        """Return the clip of the first decoder that can; raises as `Decoder.decode` says."""
+        check_video_file(path)
+        reasons: list[str] = []
+        for decoder in self.decoders:
+            try:
+                return decoder.decode(path, num_frames, sampler, resolution)
+            except VideoError as error:
+                reasons.append(f"{type(decoder).__name__}: {str(error).removeprefix(f'{path}: ')}")
+        raise VideoError(f"{path}: {'; '.join(reasons)}")
+
+
+def check_video_file(path: str) -> None:
+    """Raise `VideoError` for what no decoder can open: no file, a folder, an empty file."""
+    file = Path(path)
+    if not file.exists():
+        raise VideoError(f"{path}: no such file")
+    if not file.is_file():
+        raise VideoError(f"{path}: is not a file")
+    if file.stat().st_size == 0:
+        raise VideoError(f"{path}: is empty")

@@ -1,0 +1,147 @@
+"""Rows of JSON and JSON Lines files, each with its line, and all bad rows reported together."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vrts.types import InputError, Question
+
+SHOWN = 5
+"""Bad rows that an error message spells out; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of an annotation file."""
+
+    source: str
+    """``file:line`` where the row begins."""
+    fields: dict[str, Any]
+
+    def text(self, key: str) -> str:
+        """Return a field that must be there and hold text or a number, as stripped text.
+
+        Raises:
+            InputError: the field is missing, empty, or neither text nor a number.
+        """
+        value = self.fields.get(key)
+        if value is None:
+            raise InputError(f"field {key!r} is missing")
+        if not isinstance(value, str | int | float):
+            raise InputError(f"field {key!r} must be text, got {type(value).__name__}")
+        if not str(value).strip():
+            raise InputError(f"field {key!r} is empty")
+        return str(value).strip()
+
+
+def read_text(path: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        InputError: no such file, a folder, not readable, not UTF-8, or empty.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"{path}: no such file; give the path of an annotation file")
+    if not file.is_file():
+        raise InputError(f"{path}: is not a file; give the path of an annotation file")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not text.strip():
+        raise InputError(f"{path}: is empty; it should hold one JSON object a question")
+    return text
+
+
+def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield ``(file:line, value)`` for each item of a JSON array or each line of JSON Lines.
+
+    A value that is no JSON comes as an `InputError` in place of the value. Nothing follows it in
+    an array, since where the next item begins cannot be known.
+    """
+    if text.lstrip().startswith("["):
+        yield from _iterate_array(path, text)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except ValueError as error:
+            yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
+
+
+def _iterate_array(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    decoder = json.JSONDecoder()
+    position, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        while position < len(text) and text[position] in " \t\r\n":
+            position += 1
+        line += text.count("\n", counted, position)
+        counted = position
+        if text[position : position + 1] == "]":
+            return
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except ValueError as error:
+            yield f"{path}:{line}", InputError(f"not valid JSON ({error})")
+            return
+        yield f"{path}:{line}", value
+        while position < len(text) and text[position] in " \t\r\n":
+            position += 1
+        if text[position : position + 1] not in {",", "]"}:
+            line += text.count("\n", counted, position)
+            yield f"{path}:{line}", InputError("not valid JSON (expected ',' or ']')")
+            return
+        position += text[position] == ","
+
+
+def parse_questions(
+    path: str,
+    rows: Iterable[tuple[str, Any]],
+    parse: Callable[[Record], Question | None],
+) -> list[Question]:
+    """Turn rows into questions, and report every bad row at once.
+
+    Args:
+        path: The file, for messages.
+        rows: ``(file:line, value)``, as `iterate_json` yields them.
+        parse: Makes a question of a record, or None for a record to leave out. It raises
+            `InputError` with what is wrong.
+
+    Raises:
+        InputError: bad rows, ids that occur twice, or no question at all.
+    """
+    questions: dict[str, Question] = {}
+    problems: list[str] = []
+    for source, value in rows:
+        try:
+            if isinstance(value, InputError):
+                raise value
+            if not isinstance(value, dict):
+                raise InputError(f"expected a JSON object, got {type(value).__name__}")
+            question = parse(Record(source, value))
+            if question is None:
+                continue
+            if question.id in questions:
+                first = questions[question.id].source
+                raise InputError(f"id {question.id!r} is already taken by {first}")
+            questions[question.id] = question
+        except InputError as error:
+            problems.append(f"{source}: {error}")
+    if problems:
+        more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        noun = "row" if len(problems) == 1 else "rows"
+        raise InputError(
+            f"{path}: {len(problems)} bad {noun}; correct or remove them:\n  "
+            + "\n  ".join(problems[:SHOWN])
+            + more
+        )
+    if not questions:
+        raise InputError(f"{path}: holds no video question")
+    return list(questions.values())

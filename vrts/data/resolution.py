@@ -1,0 +1,90 @@
+"""How large frames are for the model: the pixel budget of Qwen2-VL and Qwen2.5-VL."""
+
+import math
+from dataclasses import dataclass
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from vrts.types import InputError, VideoError
+
+PATCH = 28
+"""Pixels of a side of one video token: patches of 14, merged 2 by 2."""
+TOKEN = PATCH * PATCH
+VIDEO_MAX_PIXELS = 768 * TOKEN
+MAX_RATIO = 200
+
+
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
+    """Return the size nearest in shape whose sides are multiples of 28, within a pixel budget.
+
+    The rule of qwen_vl_utils 0.0.14, factor 28. It stands here since importing it from
+    transformers takes longer than decoding many clips.
+
+    Raises:
+        VideoError: one side is more than 200 times the other.
+    """
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise VideoError(f"frames of {width}x{height} are too narrow: more than {MAX_RATIO} to 1")
+    rows = max(PATCH, round(height / PATCH) * PATCH)
+    columns = max(PATCH, round(width / PATCH) * PATCH)
+    if rows * columns > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        # a very narrow frame would come out with no row at all in qwen_vl_utils
+        rows = max(PATCH, math.floor(height / beta / PATCH) * PATCH)
+        columns = max(PATCH, math.floor(width / beta / PATCH) * PATCH)
+    elif rows * columns < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * beta / PATCH) * PATCH
+        columns = math.ceil(width * beta / PATCH) * PATCH
+    return rows, columns
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The pixel budget of a clip; the defaults are those of qwen_vl_utils 0.0.14.
+
+    For a clip of 1280x720 and 32 frames: the defaults give 11,520 video tokens; ``max_pixels:
+    200704`` (256 tokens a frame, as Video-RTS evaluates) gives 4,032; ``short_side: 224`` with
+    ``min_pixels: 3136`` (as Video-RTS trains) gives 1,792.
+    """
+
+    min_pixels: PositiveInt = 128 * TOKEN
+    """Pixels that a frame has at least: smaller ones are enlarged."""
+    max_pixels: PositiveInt = VIDEO_MAX_PIXELS
+    """Pixels that a frame has at most. The model's own limit of 768 tokens a frame holds too."""
+    total_pixels: PositiveFloat = 128000 * TOKEN * 0.9
+    """Pixels of all temporal patches (pairs of frames) of a clip together."""
+    short_side: PositiveInt | None = None
+    """Shrink frames to this many pixels on their shorter side first; never enlarges."""
+
+    def __post_init__(self) -> None:
+        """Check that the budget is not empty.
+
+        Raises:
+            InputError: ``max_pixels`` is below ``min_pixels`` or below one token.
+        """
+        if self.max_pixels < self.min_pixels:
+            raise InputError(
+                f"resolution.max_pixels ({self.max_pixels}) is below resolution.min_pixels "
+                f"({self.min_pixels}); lower min_pixels too"
+            )
+        if self.max_pixels < TOKEN:
+            raise InputError(f"resolution.max_pixels must be {TOKEN} (28x28) or more")
+
+    def size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """Return the height and width, in pixels, of each frame of a clip for the model.
+
+        Args:
+            height: Of the source, in pixels.
+            width: Of the source, in pixels.
+            num_frames: T, the frames of the clip.
+
+        Raises:
+            VideoError: one side is more than 200 times the other.
+        """
+        if self.short_side is not None and min(height, width) > self.short_side:
+            scale = self.short_side / min(height, width)
+            height, width = round(height * scale), round(width * scale)
+        share = min(VIDEO_MAX_PIXELS, self.total_pixels / num_frames * 2)
+        limit = max(share, int(self.min_pixels * 1.05))
+        return smart_resize(height, width, self.min_pixels, min(self.max_pixels, limit))

@@ -1,0 +1,149 @@
+"""Streams of batches, decoded ahead in the order they are asked for."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from vrts.data.workers import DecodePool
+from vrts.types import Question, Sample
+
+
+class Batch:
+    """The samples of one step; counted, indexed and iterated like a list of `Sample`.
+
+    It is no `collections.abc.Sequence`, since Lightning walks into those to convert tensors to
+    the Trainer's precision and fails on frozen dataclasses. Frames stay as they are, uint8 on the
+    CPU, until the policy takes them.
+    """
+
+    __slots__ = ("samples",)
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = list(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def __repr__(self) -> str:
+        return f"Batch({self.samples!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the data a training run is."""
+
+    epoch: int
+    """Counted from 0."""
+    batch: int
+    """Batches of the epoch that were given out before; the next one has this index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a position in the data depends on: the same only if all of these are the same."""
+
+    num_questions: int
+    seed: int
+    shuffle: bool
+    batch_size: int
+    world_size: int
+    updates_per_rollout: int
+
+
+def start() -> Position:
+    """Return the beginning, where evaluation always starts."""
+    return Position(epoch=0, batch=0)
+
+
+class SampleStream:
+    """Batches of decoded samples, in order, each decoded before it is needed.
+
+    Iterating yields what is left of an epoch from the position at the first batch; ``len`` is
+    that of a whole epoch, which is how Lightning counts batches also after a resume.
+
+    Args:
+        questions: All questions, of all ranks.
+        batches: Given an epoch, the batches of this rank as indices into ``questions``; as many
+            in every epoch.
+        pool: Decodes.
+        num_frames: Frames of each clip.
+        prefetch_batches: Batches that are decoded ahead of the one in use.
+        repeats: Times that each batch is given out, the same object each time.
+        position: Asked once an iteration, when its first batch is due.
+        identity: Kept in checkpoints, so that a resume with other data does not go unnoticed.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        batches: Callable[[int], list[list[int]]],
+        pool: DecodePool,
+        num_frames: int,
+        prefetch_batches: int = 2,
+        repeats: int = 1,
+        position: Callable[[], Position] = start,
+        identity: Identity | None = None,
+    ) -> None:
+        self.questions = questions
+        self._batches = batches
+        self._pool = pool
+        self._num_frames = num_frames
+        # without workers, decoding ahead would only make the first batch wait
+        self._prefetch_batches = prefetch_batches if pool.num_workers else 0
+        self._repeats = repeats
+        self._position = position
+        self._identity = identity
+        self._num_batches = len(batches(0)) * repeats
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        position = self._position()
+        rollout, repeated = divmod(position.batch, self._repeats)
+        waiting = iter(self._batches(position.epoch)[rollout:])
+        decoding: deque[list[Future[Sample]]] = deque()
+        try:
+            for _ in range(1 + self._prefetch_batches):
+                self._submit_next(waiting, decoding)
+            while decoding:
+                batch = Batch([future.result() for future in decoding.popleft()])
+                self._submit_next(waiting, decoding)
+                for _ in range(repeated, self._repeats):
+                    yield batch
+                repeated = 0
+        finally:
+            for future in (future for futures in decoding for future in futures):
+                future.cancel()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the order depends on. Where the run is, Lightning's own counters tell."""
+        return {} if self._identity is None else asdict(self._identity)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Warn if the order of a resumed run is not that of the run that is resumed."""
+        now = self.state_dict()
+        changed = [f"{key} {state[key]} -> {now[key]}" for key in now if state.get(key) != now[key]]
+        if changed:
+            rank_zero_warn(
+                f"the training data changed since the checkpoint ({', '.join(changed)}): the rest "
+                "of this epoch may repeat or miss questions"
+            )
+
+    def _submit_next(
+        self, waiting: Iterator[list[int]], decoding: deque[list[Future[Sample]]]
+    ) -> None:
+        for indices in waiting:
+            questions = [self.questions[index] for index in indices]
+            decoding.append([self._pool.submit(q, self._num_frames) for q in questions])
+            return

@@ -1,0 +1,110 @@
+"""The child process of a decode worker: it decodes what its parent asks for, one at a time.
+
+The parent may kill it at any moment, so it holds nothing that matters. A message from the parent
+is first ``(decoder, sampler, resolution)``, then ``(path, num_frames)`` for each clip. An answer
+is a `Reply`, followed by the bytes of the frames where there are some.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from vrts.data.decoding import Decoder
+from vrts.data.resolution import Resolution
+from vrts.data.sampling import FrameSampler
+from vrts.types import Clip, VideoError
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What comes back from a worker besides the bytes of the frames."""
+
+    error: str | None = None
+    shape: tuple[int, ...] = ()
+    """``T, C, H, W`` of the frames whose bytes follow."""
+    frame_indices: tuple[int, ...] = ()
+    fps: float = 0.0
+    num_source_frames: int = 0
+
+    def clip(self, frames: torch.Tensor) -> Clip:
+        """Return the clip of these frames."""
+        return Clip(frames, self.frame_indices, self.fps, self.num_source_frames)
+
+
+def try_decode(
+    decoder: Decoder, sampler: FrameSampler, resolution: Resolution, path: str, num_frames: int
+) -> Clip | str:
+    """Return a clip, or the reason why there is none, which names the file."""
+    try:
+        return decoder.decode(path, num_frames, sampler, resolution)
+    except VideoError as error:
+        return str(error) if path in str(error) else f"{path}: {error}"
+    except Exception as error:  # noqa: BLE001 a bad video makes libraries raise anything
+        return f"{path}: {type(error).__name__}: {error}"
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the parent closes the connection."""
+    decoder, sampler, resolution = connection.recv()
+    connection.send(Reply())
+    while True:
+        try:
+            path, num_frames = connection.recv()
+        except EOFError:
+            return
+        result = try_decode(decoder, sampler, resolution, path, num_frames)
+        if isinstance(result, str):
+            connection.send(Reply(error=result))
+            continue
+        shape = tuple(result.frames.shape)
+        connection.send(
+            Reply(None, shape, result.frame_indices, result.fps, result.num_source_frames)
+        )
+        connection.send_bytes(_bytes(result.frames.contiguous()))
+
+
+def receive(connection: Connection) -> Clip | str:
+    """Return the answer to one request: a clip, or the reason why there is none.
+
+    Raises:
+        EOFError, OSError: the worker is gone.
+    """
+    reply: Reply = connection.recv()
+    if reply.error is not None:
+        return reply.error
+    frames = torch.empty(reply.shape, dtype=torch.uint8)
+    connection.recv_bytes_into(_bytes(frames))
+    return reply.clip(frames)
+
+
+def _bytes(frames: torch.Tensor) -> memoryview:
+    array: Any = frames.numpy()  # numpy's annotations do not say that it is a buffer
+    return memoryview(array).cast("B")
+
+
+def main(fd: int, parent: int) -> None:
+    """Run a worker.
+
+    Args:
+        fd: File descriptor of the connection to the parent.
+        parent: Process id of the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # the end of the connection tells too, but not a decoder that spins in C
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
+    torch.set_num_threads(1)
+    try:
+        serve(Connection(fd))
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone or has given this worker up: nobody waits for an answer

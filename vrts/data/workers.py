@@ -1,0 +1,157 @@
+"""Decoding in child processes that are killed when a video takes too long."""
+
+import queue
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from vrts.data.decoding import Decoder
+from vrts.data.process import WorkerProcess, WorkerStartError
+from vrts.data.resolution import Resolution
+from vrts.data.sampling import FrameSampler
+from vrts.data.worker import try_decode
+from vrts.types import Clip, InputError, Question, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One video to decode."""
+
+    question: Question
+    num_frames: int
+    future: Future[Sample] = field(default_factory=Future)
+
+
+class DecodePool:
+    """Decodes videos in parallel, each within a deadline.
+
+    Args:
+        decoder: Decodes. It is pickled into the workers, so its class must be importable.
+        sampler: Chooses the frames.
+        resolution: Chooses their size.
+        num_workers: Child processes; 0 decodes in the calling thread, without any deadline.
+        deadline_s: Seconds after which a video has failed and its worker is replaced.
+
+    Raises:
+        InputError: the class of a plug-in stands in the main module, where no child finds it.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        sampler: FrameSampler,
+        resolution: Resolution,
+        num_workers: int = 2,
+        deadline_s: float = 60.0,
+    ) -> None:
+        for part in (decoder, sampler, resolution):
+            if num_workers and type(part).__module__ == "__main__":
+                raise InputError(
+                    f"{type(part).__name__} is defined in the main script, where decode workers "
+                    "cannot import it; move it to a module of its own, or set num_workers to 0"
+                )
+        self._parts = (decoder, sampler, resolution)
+        self._deadline_s = deadline_s
+        self.num_workers = num_workers
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._processes: set[WorkerProcess] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        # a thread waits for each child; daemons, so that a pool left open does not hold up exit
+        self._threads = [
+            threading.Thread(target=self._run, name=f"vrts-decode-{i}", daemon=True)
+            for i in range(num_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, question: Question, num_frames: int) -> Future[Sample]:
+        """Begin to decode a question's video; questions are taken in the order they come.
+
+        A bad video gives a sample with an error, never an exception. The future raises only
+        where no worker can be started (`WorkerStartError`) or the pool is closed meanwhile.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        if self._closed:
+            raise RuntimeError("the decode pool is closed")
+        task = Task(question, num_frames)
+        if self.num_workers:
+            self._tasks.put(task)
+        else:
+            clip = try_decode(*self._parts, question.video, num_frames)
+            task.future.set_result(_sample(question, clip))
+        return task.future
+
+    def close(self) -> None:
+        """End the workers at once; what was not decoded yet is cancelled. Harmless twice."""
+        with self._lock:
+            self._closed = True
+            for process in self._processes:
+                process.kill()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _run(self) -> None:
+        """Serve tasks with a child of its own, until None comes."""
+        process: WorkerProcess | None = None
+        while (task := self._tasks.get()) is not None:
+            if self._closed:
+                task.future.cancel()
+            elif task.future.set_running_or_notify_cancel():
+                process = self._serve(process, task)
+        if process is not None:
+            self._end(process)
+
+    def _serve(self, process: WorkerProcess | None, task: Task) -> WorkerProcess | None:
+        """Decode one video and return the child for the next one, None where it is gone."""
+        question = task.question
+        try:
+            process = process or self._start()
+            clip = process.decode(question.video, task.num_frames, self._deadline_s)
+        except WorkerStartError as error:
+            task.future.set_exception(error)
+            return None
+        except (EOFError, OSError):
+            status = self._end(process) if process else None
+            if self._closed:
+                task.future.set_exception(RuntimeError("the decode pool was closed meanwhile"))
+            else:
+                reason = f"{question.video}: its decode worker died with status {status}"
+                task.future.set_result(_sample(question, reason))
+            return None
+        if clip is None:
+            self._end(process)
+            reason = f"{question.video}: no frame within {self._deadline_s:g} s"
+            task.future.set_result(_sample(question, reason))
+            return None
+        task.future.set_result(_sample(question, clip))
+        return process
+
+    def _start(self) -> WorkerProcess:
+        with self._lock:
+            if self._closed:
+                raise WorkerStartError("the decode pool was closed meanwhile")
+            process = WorkerProcess(*self._parts)
+            self._processes.add(process)
+        try:
+            process.wait_until_ready()
+        except WorkerStartError:
+            self._end(process)
+            raise
+        return process
+
+    def _end(self, process: WorkerProcess) -> int:
+        status = process.kill()
+        process.connection.close()
+        with self._lock:
+            self._processes.discard(process)
+        return status
+
+
+def _sample(question: Question, clip: Clip | str) -> Sample:
+    return Sample(question, error=clip) if isinstance(clip, str) else Sample(question, clip)
