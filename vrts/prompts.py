@@ -1,0 +1,95 @@
+"""Prompt text, and the one place from which the rest of the package takes the answer parser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vrts.answers import DEFAULT_TOLERANCE, is_correct, normalise_text, parse_answer
+from vrts.choices import extract_choice, option_texts
+from vrts.completions import has_format, split_completion
+from vrts.numbers import canonical_number, extract_number, numbers_match
+from vrts.types import InputError, ProblemType, Question, letters
+
+__all__ = [
+    "DEFAULT_TOLERANCE",
+    "FREE_FORM_INSTRUCTION",
+    "MULTIPLE_CHOICE_INSTRUCTION",
+    "NUMERICAL_INSTRUCTION",
+    "R1_PREAMBLE",
+    "PromptTemplate",
+    "canonical_number",
+    "extract_choice",
+    "extract_number",
+    "has_format",
+    "is_correct",
+    "normalise_text",
+    "numbers_match",
+    "option_texts",
+    "parse_answer",
+    "split_completion",
+]
+
+R1_PREAMBLE = (
+    "A conversation between User and Assistant. The User asks a question and the Assistant answers "
+    "it. The Assistant first works out the reasoning in its mind and then gives the User the "
+    "answer. The reasoning stands within <think> </think> tags and the answer within "
+    "<answer> </answer> tags, like this: <think> the reasoning </think><answer> the answer "
+    "</answer>."
+)
+"""The template of DeepSeek-R1 (arXiv 2501.12948, table 1) in other words."""
+
+MULTIPLE_CHOICE_INSTRUCTION = (
+    "Give only the letter of the right option (A, B, C, …) within the <answer> </answer> tags."
+)
+NUMERICAL_INSTRUCTION = (
+    "Give only a number (such as 42 or 3.14) within the <answer> </answer> tags."
+)
+FREE_FORM_INSTRUCTION = "Give your answer as a short text within the <answer> </answer> tags."
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """Turns a question into the text of the user's turn. Any part may be empty.
+
+    Args:
+        preamble: What comes before the question.
+        multiple_choice: Instruction behind the options of a multiple choice question.
+        numerical: Instruction behind a question for a number.
+        free_form: Instruction behind a question for a text.
+
+    Example:
+        >>> template = PromptTemplate(preamble="", multiple_choice="Letter only.")
+        >>> print(template.render(Question("1", "Which colour?", "a.mp4", options=("red", "blue"))))
+        Which colour?
+        A. red
+        B. blue
+        Letter only.
+    """
+
+    preamble: str = R1_PREAMBLE
+    multiple_choice: str = MULTIPLE_CHOICE_INSTRUCTION
+    numerical: str = NUMERICAL_INSTRUCTION
+    free_form: str = FREE_FORM_INSTRUCTION
+
+    def render(self, question: Question) -> str:
+        """Give the text of the user's turn, without the video.
+
+        Raises:
+            InputError: more options than letters.
+        """
+        names = letters(question.options)
+        if len(names) < len(question.options):
+            raise InputError(
+                f"{question.source or question.id}: {len(question.options)} options, but letters "
+                f"reach only to {names[-1]}; drop some options"
+            )
+        options = [
+            f"{name}. {text.strip()}" for name, text in zip(names, question.options, strict=True)
+        ]
+        instruction = {
+            ProblemType.MULTIPLE_CHOICE: self.multiple_choice,
+            ProblemType.NUMERICAL: self.numerical,
+            ProblemType.FREE_FORM: self.free_form,
+        }[question.problem_type]
+        parts = [self.preamble.strip(), question.text.strip(), *options, instruction.strip()]
+        return "\n".join(part for part in parts if part)
