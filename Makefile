@@ -15,8 +15,7 @@ install: $(VENV)/installed ## Create .venv with vrts and everything that it need
 
 $(VENV)/installed: pyproject.toml
 	python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet uv
-	$(PY) -m uv pip install --python $(PY) --editable '.[dev]'
+	$(PY) -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 demo: install ## The main job on the embedded model: predict, train with GRPO, predict again

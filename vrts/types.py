@@ -84,7 +84,7 @@ class Clip:
 
     @property
     def sampled_fps(self) -> float:
-        """Frames a second after sampling, as qwen_vl_utils 0.0.14 computes it: ``T / total * fps``."""
+        """Frames a second after sampling: ``T / total * fps``, as in qwen_vl_utils 0.0.14."""
         return self.num_frames / max(self.num_source_frames, 1) * self.fps
 
 

@@ -272,8 +272,9 @@ def test_qwen2_vl_runs_through_the_same_code(load_policy, samples, model_folder,
     assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
     for row, want in enumerate(plain_logprobs(policy, prompts, rollout)):
         assert (scores.logprobs[row, : len(want)] - want).abs().max() <= 1e-5
-    temporal = prompts.encoded[0].positions[0]
-    assert temporal.max() < 60
+    prompt = prompts.encoded[0]
+    temporal = prompt.positions[0][prompt.input_ids == policy.base.config.video_token_id]
+    assert temporal.unique().diff().tolist() == [1] * 3
 
 
 class TestBadModels:

@@ -187,7 +187,8 @@ class DecodeLayout:
         on_prefix, on_own = weights.split([P, self.step + 1], dim=-1)
         shared = on_prefix.transpose(1, 2).reshape(B, kv_heads, -1, P) @ prefix_values
         out = shared.view(B, kv_heads, G, -1, dim).transpose(1, 2) + on_own @ own_values
-        return out.reshape(B * G, 1, heads, dim)
+        result: torch.Tensor = out.reshape(B * G, 1, heads, dim)
+        return result
 
 
 def _pad(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:

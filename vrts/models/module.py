@@ -255,7 +255,9 @@ class VideoQAModule(LightningModule):
         names = [*TRAIN_METRICS, *(f"reward/{reward.name}" for reward in self.rewards)]
         assert values.keys() <= set(names), values.keys() - set(names)
         own = torch.tensor([float(values.get(n, math.nan)) for n in names], device=self.device)
-        means = self.all_gather(own).view(-1, len(names)).nanmean(0).tolist()
+        gathered = self.all_gather(own)
+        assert isinstance(gathered, torch.Tensor)
+        means = gathered.view(-1, len(names)).nanmean(0).tolist()
         for name, value in zip(names, means, strict=True):
             if not math.isnan(value):
                 shown = name in ("reward/total", "kl", "completion_length")

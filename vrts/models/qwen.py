@@ -141,7 +141,9 @@ class QwenPolicy(Policy):
         """Token embeddings ``[S, D]`` of a packed row with video features in their places."""
         embeds = self.base.model.language_model.embed_tokens(ids)
         is_video = ids == self.base.config.video_token_id
-        return embeds.masked_scatter(is_video[:, None], features.to(embeds.dtype))
+        return cast(
+            torch.Tensor, embeds.masked_scatter(is_video[:, None], features.to(embeds.dtype))
+        )
 
     def _hidden(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -85,9 +86,7 @@ def load_processor(name_or_path: str) -> Any:
     return processor
 
 
-def load_model(
-    name_or_path: str, dtype: Dtype, attn_implementation: str | None
-) -> nn.Module:
+def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None) -> nn.Module:
     """Load a model whose language part runs shared-prefix attention.
 
     Args:
@@ -107,7 +106,7 @@ def load_model(
                 f"model.policy.path: {name_or_path} is of type {config.model_type!r}; "
                 f"QwenPolicy loads {' and '.join(MODEL_TYPES)}"
             )
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation={
@@ -118,10 +117,11 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model.policy.path: cannot load {name_or_path}: {error}") from error
+    model, info = loaded
     _check_complete(name_or_path, info)
     if attn_implementation is None:
         # Set after loading, where transformers would look for a flash attention package.
@@ -140,7 +140,7 @@ def _check_complete(name: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def add_lora(model: nn.Module, lora: Lora) -> PeftModel:
+def add_lora(model: Any, lora: Lora) -> PeftModel:
     """Wrap the model with a fresh adapter; everything else is frozen.
 
     Raises:
@@ -154,6 +154,6 @@ def add_lora(model: nn.Module, lora: Lora) -> PeftModel:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"model.policy.lora.target_modules: {error}") from error

@@ -1,0 +1,1 @@
+"""Callbacks: sparse-to-dense prediction, writers, export."""
