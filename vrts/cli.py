@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from vrts.callbacks import densify, export, progress, samples, writer
-from vrts.data import decoding, readers, sampling
+from vrts.callbacks import densify, export, interruption, samples, writer
+from vrts.data import decoding, decord_decoder, pyav_decoder, readers, sampling
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models import objectives, qwen, reference, rewards
 from vrts.models.module import VideoQAModule
@@ -16,10 +17,20 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    densify, export, progress, samples, writer,
-    decoding, readers, sampling,
+    densify, export, interruption, samples, writer,
+    decoding, decord_decoder, pyav_decoder, readers, sampling,
     objectives, qwen, reference, rewards,
 )  # fmt: skip
+
+
+EXPECTED = (
+    "Total length of `list` across ranks is zero",  # no data.val given
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning 2.6 on torch 2.9 and later
+    "module\\(s\\) in eval mode at the start of training",  # a frozen reference or vision tower
+    "The '.*_dataloader' does not have many workers",  # decode workers are not torch's
+    "Checkpoint directory .* exists and is not empty",  # runs are resumed in their folder
+)
+"""Warnings that say nothing to the user of vrts, and why."""
 
 
 class VrtsCLI(LightningCLI):
@@ -56,6 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after bad input, which is told in one message.
     """
+    for message in EXPECTED:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     try:
         run(list(args) if args is not None else None)
     except InputError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from vrts.prompts import parse_answer
-from vrts.types import Question, Round
+from vrts.prompts import is_correct, parse_answer
+from vrts.types import Prediction, Question, Round
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
@@ -44,3 +44,26 @@ def make_round(completions: Sequence[str], question: Question, num_frames: int) 
     """
     answers = tuple(parse_answer(text, question) for text in completions)
     return Round(num_frames, tuple(completions), answers, agreement(answers))
+
+
+def decide(question: Question, rounds: Sequence[Round]) -> Prediction:
+    """Answer a question by the vote of its last round.
+
+    Args:
+        question: what was asked.
+        rounds: at least one.
+    """
+    answer = majority(rounds[-1].answers)
+    return Prediction(question, tuple(rounds), answer, correct=is_correct(answer, question))
+
+
+def fail(question: Question, error: str | None, rounds: Sequence[Round] = ()) -> Prediction:
+    """Give up on a question. It is wrong, not missing, where its right answer is known.
+
+    Args:
+        question: what was asked.
+        error: why there is no answer.
+        rounds: those that were finished before.
+    """
+    correct = None if question.answer is None else False
+    return Prediction(question, tuple(rounds), error=error, correct=correct)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from lightning import Callback, LightningModule, Trainer
+
+from vrts.models.module import VideoQAModule
 
 
 class ExportPretrained(Callback):
@@ -22,4 +25,4 @@ class ExportPretrained(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder, from one process."""
         if trainer.is_global_zero:
-            pl_module.policy.save_pretrained(self.output_dir)
+            cast(VideoQAModule, pl_module).policy.save_pretrained(self.output_dir)

@@ -1,6 +1,7 @@
 """The LightningDataModule: from annotation files to streams of samples for every stage."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -145,6 +146,14 @@ class VideoQADataModule(LightningDataModule):
     def exclude(self, ids: Collection[str]) -> None:
         """Leave questions out of prediction streams that are made from now on."""
         self._excluded = frozenset(ids)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the clips of a prediction run depend on, as plain JSON values."""
+        return {
+            "reader": type(self.readers["predict"]).__name__,
+            "sampler": type(self.sampler).__name__,
+            "resolution": asdict(self.resolution),
+        }
 
     def load(self, questions: Sequence[Question], num_frames: int) -> list[Sample]:
         """Decode the videos of some questions in parallel, and return them in the same order."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vrts.models.objectives import Completions
 from vrts.models.policy import Prompts
 from vrts.types import Question, Rollout
 
@@ -31,13 +32,27 @@ class Experience:
     old_logprobs: torch.Tensor | None = None
     """``[N, L]`` of the policy that sampled; the first update fills it in."""
 
-    def metrics(self, num_generations: int) -> dict[str, float]:
-        """What a rollout tells about the state of training, as numbers to log.
+    def completions(self, logprobs: torch.Tensor, max_new_tokens: int) -> Completions:
+        """What the objective is computed from; the first call's log-probs are the old ones.
 
         Args:
-            num_generations: G.
+            logprobs: ``[N, L]``, of the policy, with gradient.
+            max_new_tokens: the most tokens a completion could have had.
         """
-        std = self.total.view(-1, num_generations).std(1)
+        if self.old_logprobs is None:
+            self.old_logprobs = logprobs.detach()
+        return Completions(
+            logprobs,
+            self.old_logprobs,
+            self.reference_logprobs,
+            self.advantages,
+            self.rollout.completion_mask,
+            max_new_tokens,
+        )
+
+    def metrics(self) -> dict[str, float | torch.Tensor]:
+        """What a rollout tells about the state of training, as numbers to log."""
+        std = self.total.view(len(self.prompts.questions), -1).std(1)
         tokens = self.rollout.lengths.float()
         return {
             **{f"reward/{name}": float(values.mean()) for name, values in self.rewards.items()},

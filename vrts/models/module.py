@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,33 +15,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torchmetrics import MeanMetric
 
+from vrts.models.checkpoints import check_same_model, keep_trained
 from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
-from vrts.models.objectives import GRPO, Completions, Objective
+from vrts.models.metrics import log_means
+from vrts.models.objectives import GRPO, Objective
 from vrts.models.policy import Policy
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, total_reward
 from vrts.models.sampling import row_seed
-from vrts.prompts import is_correct
-from vrts.types import InputError, Prediction, Sample, Sampling
-from vrts.voting import majority, make_round
+from vrts.types import InputError, Prediction, Round, Sample, Sampling
+from vrts.voting import decide, fail, make_round
 
-TRAIN_METRICS = (
-    "loss",
-    "kl",
-    "clip_share",
-    "entropy",
-    "failed_videos",
-    "reward/total",
-    "reward_std",
-    "zero_advantage_groups",
-    "completion_length",
-    "truncated",
-    "rollout_s",
-    "tokens_per_s",
-)
-"""Logged at each training step under ``train/``, beside ``reward/<name>`` of each reward."""
+_log = logging.getLogger(__name__)
 
 
 class VideoQAModule(LightningModule):
@@ -136,6 +123,8 @@ class VideoQAModule(LightningModule):
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         if fitting and self._reference is not None and self.objective.beta > 0:
             self._reference.attach(self.policy)
+        # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
+        self.policy.train(fitting)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the trainable parameters, and its schedule by step."""
@@ -148,51 +137,35 @@ class VideoQAModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def transfer_batch_to_device(
-        self, batch: list[Sample], device: torch.device, dataloader_idx: int
-    ) -> list[Sample]:
-        """Leave frames where they are: the policy moves patches when it encodes them."""
-        return batch
-
     # ---- training
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
-        usable = [sample for sample in batch if sample.clip is not None]
-        if not usable:
-            return self._no_loss(len(batch))
-        experience = self._experience_for(usable, batch_idx)
+        samples = self._usable(batch)
+        skipped = float(len(batch) - len(samples))
+        if not samples:
+            return self._no_loss(skipped)
+        experience = self._experience_for(samples, batch_idx)
         self._update_start_s = time.perf_counter()
-        mask = experience.rollout.completion_mask
         scores = self.policy.score(experience.prompts, experience.rollout, self.temperature)
-        if experience.old_logprobs is None:
-            experience.old_logprobs = scores.logprobs.detach()
-        terms = self.objective(
-            Completions(
-                scores.logprobs,
-                experience.old_logprobs,
-                experience.reference_logprobs,
-                experience.advantages,
-                mask,
-                self.max_new_tokens,
-            ),
-            self._mean_over_processes,
-        )
-        self._log_train(
-            {
-                "loss": terms.loss.detach(),
-                "kl": terms.kl,
-                "clip_share": terms.clip_share,
-                "entropy": masked_mean(scores.entropy, mask),
-                "failed_videos": float(len(batch) - len(usable)),
-                **experience.metrics(self.num_generations),
-            }
-        )
+        completions = experience.completions(scores.logprobs, self.max_new_tokens)
+        terms = self.objective(completions, self._mean_over_processes)
+        metrics = experience.metrics() | terms.metrics() | {"skipped": skipped}
+        metrics["entropy"] = masked_mean(scores.entropy, completions.mask)
+        log_means(self, metrics, [reward.name for reward in self.rewards])
         return terms.loss
 
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
         """Log how long this process's update took, its optimizer step included."""
         self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
+
+    def _usable(self, batch: Sequence[Sample]) -> list[Sample]:
+        """Samples that can be trained on; the others are named in the log."""
+        checked = [self.check(sample) for sample in batch]
+        for sample in checked:
+            if sample.clip is None:
+                _log.warning("skipped question %s: %s", sample.question.id, sample.error)
+        return [sample for sample in checked if sample.clip is not None]
 
     def _experience_for(self, samples: list[Sample], batch_idx: int) -> Experience:
         """A fresh rollout, or the kept one where this batch is a further update from it."""
@@ -229,15 +202,15 @@ class VideoQAModule(LightningModule):
             seconds=time.perf_counter() - start_s,
         )
 
-    def _no_loss(self, num_failed: int) -> torch.Tensor:
-        """Take part in what all processes do together where no video of this batch opened.
+    def _no_loss(self, skipped: float) -> torch.Tensor:
+        """Take part in what all processes do together where no sample of this batch is usable.
 
         Returns:
             A loss without effect whose backward still reaches every parameter.
         """
         self._update_start_s = time.perf_counter()
         self._mean_over_processes(torch.zeros((), device=self.device))
-        self._log_train({"failed_videos": float(num_failed)})
+        log_means(self, {"skipped": skipped}, [reward.name for reward in self.rewards])
         trainable = [p for p in self.parameters() if p.requires_grad]
         return torch.stack([(p * 0.0).sum() for p in trainable]).sum()
 
@@ -247,68 +220,55 @@ class VideoQAModule(LightningModule):
         assert isinstance(mean, torch.Tensor)
         return mean
 
-    def _log_train(self, values: Mapping[str, float | torch.Tensor]) -> None:
-        """Log means over the processes under ``train/``, in one exchange.
-
-        A process that lacks a value (its videos all failed) does not count for it.
-        """
-        names = [*TRAIN_METRICS, *(f"reward/{reward.name}" for reward in self.rewards)]
-        assert values.keys() <= set(names), values.keys() - set(names)
-        own = torch.tensor([float(values.get(n, math.nan)) for n in names], device=self.device)
-        gathered = self.all_gather(own)
-        assert isinstance(gathered, torch.Tensor)
-        means = gathered.view(-1, len(names)).nanmean(0).tolist()
-        for name, value in zip(names, means, strict=True):
-            if not math.isnan(value):
-                shown = name in ("reward/total", "kl", "completion_length")
-                self.log(f"train/{name}", value, prog_bar=shown, batch_size=1)
-
     # ---- answering
 
-    def answer(
-        self, samples: Sequence[Sample], num_samples: int, level: int
-    ) -> list[tuple[str, ...]]:
-        """Sample completions for questions whose clips are at hand.
+    def check(self, sample: Sample) -> Sample:
+        """Give a sample back, without its clip and with the reason where it cannot be asked."""
+        if sample.clip is None:
+            return sample
+        reason = self.policy.refuses(sample, self.max_new_tokens)
+        return sample if reason is None else Sample(sample.question, error=reason)
+
+    def answer(self, samples: Sequence[Sample], num_samples: int) -> list[Round]:
+        """Ask questions whose clips are at hand.
 
         Args:
-            samples: all with clips.
-            num_samples: completions for each.
-            level: which round this is; rounds draw different random numbers.
+            samples: all with clips, and checked. The random numbers of a completion depend on the
+                seed, its question, the clip's number of frames and its place among the M.
+            num_samples: M, completions for each.
 
         Returns:
-            For each sample, its completions.
+            One round for each sample.
         """
+        if not samples:
+            return []
+        M = num_samples
         prompts = self.policy.encode(samples, self.max_new_tokens)
+        num_frames = [s.clip.num_frames for s in samples if s.clip is not None]
         seeds = [
-            row_seed(self.seed, s.question.id, level, m)
-            for s in samples
-            for m in range(num_samples)
+            row_seed(self.seed, s.question.id, T, m)
+            for s, T in zip(samples, num_frames, strict=True)
+            for m in range(M)
         ]
-        sampling = [self.evaluation] * num_samples
-        texts = self.policy.rollout(prompts, sampling, seeds, self.max_new_tokens).texts
-        return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
+        texts = self.policy.rollout(
+            prompts, [self.evaluation] * M, seeds, self.max_new_tokens
+        ).texts
+        return [
+            make_round(texts[b * M : (b + 1) * M], s.question, T)
+            for b, (s, T) in enumerate(zip(samples, num_frames, strict=True))
+        ]
 
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Prediction]:
-        """Ask each question once, with the frames that its sample has."""
-        usable = [sample for sample in batch if sample.clip is not None]
-        texts = iter(self.answer(usable, self.num_samples, level=0) if usable else [])
+        """Ask each question in one round, with the frames that its sample has."""
+        checked = [self.check(sample) for sample in batch]
+        asked = [sample for sample in checked if sample.clip is not None]
+        rounds = iter(self.answer(asked, self.num_samples))
         return [
-            self._failed(sample) if sample.clip is None else self._predict(sample, next(texts))
-            for sample in batch
+            fail(sample.question, sample.error)
+            if sample.clip is None
+            else decide(sample.question, [next(rounds)])
+            for sample in checked
         ]
-
-    def _failed(self, sample: Sample) -> Prediction:
-        """A question without a clip counts as wrong."""
-        known = sample.question.answer is not None
-        return Prediction(sample.question, error=sample.error, correct=False if known else None)
-
-    def _predict(self, sample: Sample, texts: tuple[str, ...]) -> Prediction:
-        """A prediction of one round."""
-        assert sample.clip is not None
-        question = sample.question
-        first = make_round(texts, question, sample.clip.num_frames)
-        answer = majority(first.answers)
-        return Prediction(question, (first,), answer, correct=is_correct(answer, question))
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> None:
         """Log ``val/accuracy``: one completion a question, over all questions."""
@@ -334,34 +294,13 @@ class VideoQAModule(LightningModule):
 
     # ---- checkpoints
 
-    def _trained_keys(self) -> set[str]:
-        """Names of the trained parameters, tied ones under each of their names."""
-        named = self.named_parameters(remove_duplicate=False)
-        return {name for name, parameter in named if parameter.requires_grad}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights stay in the policy's own folder."""
-        trained = self._trained_keys()
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
+        keep_trained(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model.
-
-        Raises:
-            InputError: tensors are missing, superfluous or of another shape.
-        """
-        have = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
-        named = dict(self.named_parameters(remove_duplicate=False))
-        want = {k: tuple(named[k].shape) for k in self._trained_keys()}
-        differing = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
-        if differing:
-            k = differing[0]
-            raise InputError(
-                f"--ckpt_path: the checkpoint is of another model or LoRA setting: "
-                f"{len(differing)} tensors differ, the first {k}: {have.get(k)} in the "
-                f"checkpoint, {want.get(k)} in model.policy"
-            )
+        """Refuse the checkpoint of another model; raises as `check_same_model` says."""
+        check_same_model(self, checkpoint)
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the answering side of a prediction run, as plain JSON values."""

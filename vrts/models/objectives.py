@@ -23,6 +23,10 @@ class LossTerms:
     clip_share: torch.Tensor
     """Share of tokens whose gradient clipping holds back."""
 
+    def metrics(self) -> dict[str, float | torch.Tensor]:
+        """The terms as numbers to log."""
+        return {"loss": self.loss.detach(), "kl": self.kl, "clip_share": self.clip_share}
+
 
 @dataclass(frozen=True, slots=True)
 class Completions:

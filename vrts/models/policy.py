@@ -53,15 +53,24 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
+    def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
+        """Why a sample that has a clip cannot be asked, or None where it can.
+
+        Args:
+            sample: with a clip.
+            max_new_tokens: room that completions will need.
+        """
+
+    @abstractmethod
     def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> Prompts:
         """Turn B questions and their clips into model inputs; one pass of the vision tower each.
 
         Args:
-            samples: all with clips.
+            samples: all with clips, none of them refused.
             max_new_tokens: room that completions will need.
 
         Raises:
-            InputError: a prompt with its completion does not fit the model's context.
+            InputError: a sample that `refuses` has a reason against.
         """
 
     @abstractmethod

@@ -17,7 +17,15 @@ from vrts.models.attention import DecodeLayout, PackedLayout
 from vrts.models.head import ban, token_logprobs
 from vrts.models.policy import Policy, Prompts, Scores
 from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
-from vrts.models.qwen_loading import Dtype, Lora, add_lora, load_model, load_processor
+from vrts.models.qwen_loading import (
+    Dtype,
+    Lora,
+    adapter_base,
+    add_lora,
+    load_adapter,
+    load_model,
+    load_processor,
+)
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Rollout, Sample, Sampling
@@ -40,7 +48,8 @@ class QwenPolicy(Policy):
     """Qwen2.5-VL (or Qwen2-VL) from a folder or a hub id, full or with LoRA.
 
     Args:
-        path: local folder in Hugging Face's format, or a hub id.
+        path: local folder in Hugging Face's format, or a hub id. It may hold a LoRA adapter,
+            whose base model is loaded too; with `lora` given its training goes on.
         prompt: how a question is put to the model.
         lora: train a low-rank adapter of the language model; None trains all of it.
         freeze_vision: keep the vision tower as it is; its features are then computed once a step.
@@ -89,7 +98,8 @@ class QwenPolicy(Policy):
                 "freeze_vision: true, or lora: null for full fine-tuning"
             )
         self.processor = load_processor(self.path)
-        model = cast(Any, load_model(self.path, self._dtype, self._attn_implementation))
+        base = adapter_base(self.path) or self.path
+        model = cast(Any, load_model(base, self._dtype, self._attn_implementation))
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self._gradient_checkpointing:
@@ -99,7 +109,11 @@ class QwenPolicy(Policy):
         self._encoder = PromptEncoder(self.processor, model.config, self._template)
         self._banned_ids = vision_token_ids(model.config)
         self._end_ids = end_token_ids(model.generation_config, self.processor.tokenizer)
-        self.model = add_lora(model, self.lora) if self.lora else model
+        if base != self.path:
+            model = load_adapter(model, self.path, trainable=self.lora is not None)
+        elif self.lora:
+            model = add_lora(model, self.lora)
+        self.model = model
 
     @property
     def base(self) -> Any:
@@ -111,20 +125,24 @@ class QwenPolicy(Policy):
         """Where the weights are."""
         return cast(torch.device, self.base.lm_head.weight.device)
 
+    def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
+        """See `Policy.refuses`: the prompt and its completion must fit the model's context."""
+        num_tokens, num_video_tokens = self._encoder.length(sample)
+        limit = self.base.config.text_config.max_position_embeddings
+        if num_tokens + max_new_tokens <= limit:
+            return None
+        return (
+            f"question {sample.question.id}: {num_tokens} prompt tokens ({num_video_tokens} of "
+            f"them video) and {max_new_tokens} new ones exceed the model's {limit}; lower "
+            "data.num_frames, data.resolution.max_pixels or model.max_new_tokens"
+        )
+
     def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> QwenPrompts:
         """See `Policy.encode`."""
+        for sample in samples:
+            if (reason := self.refuses(sample, max_new_tokens)) is not None:
+                raise InputError(reason)
         encoded = tuple(self._encoder(sample) for sample in samples)
-        limit = self.base.config.text_config.max_position_embeddings
-        for sample, prompt in zip(samples, encoded, strict=True):
-            needed = len(prompt.input_ids) + max_new_tokens
-            if needed > limit:
-                t, h, w = prompt.grid
-                raise InputError(
-                    f"question {sample.question.id}: {len(prompt.input_ids)} prompt tokens "
-                    f"({t * h * w // 4} of them video) and {max_new_tokens} new ones exceed the "
-                    f"model's {limit}; lower data.num_frames, data.resolution.max_pixels or "
-                    "model.max_new_tokens"
-                )
         patches = torch.cat([p.patches for p in encoded]).to(self.device)
         grids = torch.tensor([p.grid for p in encoded], device=self.device)
         with torch.no_grad():

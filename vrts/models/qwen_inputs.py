@@ -36,6 +36,7 @@ class PromptEncoder:
         self._processor = processor
         self._template = template
         self._video_id: int = config.video_token_id
+        self._patch_size: int = config.vision_config.patch_size
         self._merge_size: int = config.vision_config.spatial_merge_size
         self._temporal_patch_size: int = config.vision_config.temporal_patch_size
         # Qwen2-VL has no such value and counts temporal patches.
@@ -56,6 +57,16 @@ class PromptEncoder:
             ids == self._video_id, [video_grid], self._merge_size
         )
         return EncodedPrompt(ids, positions, next_position, patches, grid)
+
+    def length(self, sample: Sample) -> tuple[int, int]:
+        """Count the tokens of a prompt and the video tokens among them, without encoding it."""
+        assert sample.clip is not None
+        T, _, H, W = sample.clip.frames.shape
+        side = self._patch_size * self._merge_size
+        num_video_tokens = T // self._temporal_patch_size * (H // side) * (W // side)
+        return len(self._tokens(self._template.render(sample.question), num_video_tokens)), (
+            num_video_tokens
+        )
 
     def patchify(self, clip: Clip) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """Normalise frames and cut them into patches; they have their size already."""

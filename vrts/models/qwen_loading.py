@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ LANGUAGE_MODEL_LINEAR = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 )
 """Regular expression of LoRA targets; without its prefix it would match the vision MLP too."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What tells a folder with a LoRA adapter from one with a whole model."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -54,6 +58,8 @@ def find_model(name_or_path: str) -> None:
                 f"model.policy.path: no folder {name_or_path!r}; give a folder in Hugging Face's "
                 "format, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
             )
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
         return
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -128,6 +134,43 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
         model.model.visual.config._attn_implementation = BATCHED_WINDOWS
     assert isinstance(model, nn.Module)
     return model
+
+
+def adapter_base(name_or_path: str) -> str | None:
+    """Name of the model that an adapter folder adapts; None where the folder is no adapter.
+
+    Raises:
+        InputError: the adapter does not name its base model.
+    """
+    path = Path(name_or_path) / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise InputError(
+            f"model.policy.path: {path} names no base_model_name_or_path; add it, or give the "
+            "folder of a merged model"
+        )
+    return str(base)
+
+
+def load_adapter(model: Any, folder: str, *, trainable: bool) -> PeftModel:
+    """Put an adapter from a folder on its base model.
+
+    Args:
+        model: the base model.
+        folder: holds the adapter's configuration and weights.
+        trainable: whether training goes on with it.
+
+    Raises:
+        InputError: the weights are missing, damaged or do not fit the base model.
+    """
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise InputError(f"model.policy.path: {folder} has no adapter_model.safetensors")
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model.policy.path: cannot load the adapter {folder}: {error}") from error
 
 
 def _check_complete(name: str, info: Mapping[str, Any]) -> None:

@@ -1,0 +1,65 @@
+"""Lines of ``predictions.jsonl``: from a prediction to JSON, and back from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vrts.types import InputError, Prediction
+
+Line = dict[str, Any]
+"""One line of ``predictions.jsonl``."""
+
+
+def prediction_line(prediction: Prediction) -> Line:
+    """Give a prediction as plain JSON values."""
+    return {
+        "id": prediction.question.id,
+        "answer": prediction.question.answer,
+        "prediction": prediction.answer,
+        "correct": prediction.correct,
+        "num_frames": prediction.num_frames,
+        "rounds": [
+            {
+                "num_frames": r.num_frames,
+                "completions": list(r.completions),
+                "answers": list(r.answers),
+                "agreement": r.agreement,
+            }
+            for r in prediction.rounds
+        ],
+        "status": "ok" if prediction.error is None else "failed",
+        "error": prediction.error,
+    }
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Read the whole lines of a predictions file, none where there is no file.
+
+    What an interrupted write left behind the last line break is cut off the file.
+
+    Raises:
+        InputError: a whole line that is not one of ours.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    lines: list[Line] = []
+    for number, text in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            complete = isinstance(line, dict) and {"id", "rounds", "status"} <= line.keys()
+        except ValueError:
+            complete = False
+        if not complete:
+            raise InputError(
+                f"{path}:{number}: not a line that vrts predict wrote; repair or remove it, or "
+                "give another output_dir"
+            )
+        lines.append(line)
+    return lines

@@ -1,0 +1,90 @@
+"""Keeping and showing what the model says while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from vrts.models.module import VideoQAModule
+from vrts.models.record import RolloutRecord
+
+
+class CompletionLog(Callback):
+    """Appends rollouts to ``completions.jsonl`` and shows some on the terminal.
+
+    A line is ``{"step", "id", "question", "answer", "completion", "rewards": {name: value},
+    "advantage"}``. Only the first process writes, its own rollouts.
+
+    Args:
+        output_dir: folder to write to.
+        every_n_steps: optimizer steps from one rollout that is kept to the next, from step 1 on.
+        num_shown: completions of the first question that are shown each time.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        every_n_steps: PositiveInt = 10,
+        num_shown: NonNegativeInt = 2,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.every_n_steps = int(every_n_steps)
+        self.num_shown = int(num_shown)
+        self._written = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the newest rollout where its turn has come."""
+        step = trainer.global_step
+        record = cast(VideoQAModule, pl_module).last_rollout
+        due = (step - 1) % self.every_n_steps == 0 and step not in (0, self._written)
+        if record is None or not due or not trainer.is_global_zero:
+            return
+        self._written = step
+        lines = record_lines(record, step)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with (self.output_dir / "completions.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if self.num_shown:
+            Console().print(completion_table(lines[: self.num_shown]))
+
+
+def record_lines(record: RolloutRecord, step: int) -> list[dict[str, Any]]:
+    """Give a rollout's N completions as plain JSON values.
+
+    Args:
+        record: the rollout.
+        step: optimizer steps made when it was written.
+    """
+    return [
+        {
+            "step": step,
+            "id": question.id,
+            "question": question.text,
+            "answer": question.answer,
+            "completion": record.texts[n],
+            "rewards": {name: float(values[n]) for name, values in record.rewards.items()},
+            "advantage": float(record.advantages[n]),
+        }
+        for n, question in enumerate(record.questions)
+    ]
+
+
+def completion_table(lines: list[dict[str, Any]]) -> Table:
+    """Show completions of one question."""
+    first = lines[0]
+    table = Table(title=f"step {first['step']}: {first['question']} (right: {first['answer']})")
+    table.add_column("completion", overflow="fold")
+    table.add_column("rewards")
+    table.add_column("advantage", justify="right")
+    for line in lines:
+        rewards = ", ".join(f"{name} {value:g}" for name, value in line["rewards"].items())
+        table.add_row(line["completion"], rewards, f"{line['advantage']:+.2f}")
+    return table

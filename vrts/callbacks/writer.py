@@ -1,0 +1,180 @@
+"""Writing predictions as they are decided, so that an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.records import Line, prediction_line, read_lines
+from vrts.callbacks.summary import metrics_table, summarise
+from vrts.data.datamodule import VideoQADataModule
+from vrts.models.module import VideoQAModule
+from vrts.types import InputError, Prediction
+
+
+class PredictionWriter(Callback):
+    """Writes ``predictions.jsonl``, one line a question as soon as it is decided.
+
+    At the end come ``metrics.json`` and a table. A run into a folder that holds predictions of
+    the same settings goes on after them; other settings are refused. Processes other than the
+    first write to files of their own, which the first one merges.
+
+    Args:
+        output_dir: folder to write to; made where it is missing.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = Path(output_dir)
+        self._levels: list[int] = []
+
+    @property
+    def predictions_path(self) -> Path:
+        """Where the lines go."""
+        return self.output_dir / "predictions.jsonl"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find what an earlier run has decided, and leave it out of this one.
+
+        Raises:
+            InputError: the folder cannot be written to, or holds predictions of other settings or
+                of other questions; or the densifier comes after this callback.
+        """
+        if stage != "predict":
+            return
+        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        densifiers = [c for c in trainer.callbacks if isinstance(c, SparseToDense)]  # type: ignore[attr-defined]
+        self._check_order(trainer, densifiers)
+        self._levels = densifiers[0].levels if densifiers else [data.num_frames]
+        num_samples = densifiers[0].num_samples if densifiers else 1
+        settings = {
+            **cast(VideoQAModule, pl_module).fingerprint(),
+            **data.fingerprint(),
+            "levels": self._levels,
+            "num_samples": num_samples,
+        }
+        # all processes raise what the first one found, so that none waits for it in vain
+        problem = self._prepare(settings) if trainer.is_global_zero else None
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise InputError(problem)
+        decided = [str(line["id"]) for line in read_lines(self.predictions_path)]
+        self._check_known(decided, data)
+        data.exclude(decided)
+        if decided and trainer.is_global_zero:
+            Console().print(f"{self.predictions_path}: going on after {len(decided)} questions")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Append the batch's predictions."""
+        predictions: list[Prediction] = outputs
+        path = self.predictions_path if trainer.is_global_zero else self._part(trainer.global_rank)
+        text = "".join(_to_text(prediction_line(p)) for p in predictions)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merge what the processes wrote; write the metrics and show them."""
+        if stage != "predict":
+            return
+        trainer.strategy.barrier("vrts predicted")
+        if not trainer.is_global_zero:
+            return
+        self._merge()
+        metrics = summarise(read_lines(self.predictions_path), self._levels)
+        _write_atomically(self.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        Console().print(metrics_table(metrics))
+
+    def _check_order(self, trainer: Trainer, densifiers: list[SparseToDense]) -> None:
+        order = cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
+        if any(order.index(d) > order.index(self) for d in densifiers):
+            raise InputError(
+                "trainer.callbacks: PredictionWriter comes before SparseToDense and would write "
+                "undecided predictions; put SparseToDense first"
+            )
+
+    def _prepare(self, settings: dict[str, Any]) -> str | None:
+        """Make the folder, see that it belongs to these settings, and merge what is there.
+
+        Returns:
+            What is wrong, or None.
+        """
+        path = self.output_dir / "settings.json"
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                _write_atomically(path, json.dumps(settings, indent=2) + "\n")
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self._merge()
+        except (OSError, ValueError) as error:
+            return (
+                str(error)
+                if isinstance(error, InputError)
+                else f"PredictionWriter.output_dir: cannot use {self.output_dir} ({error}); "
+                "give another folder"
+            )
+        now = json.loads(json.dumps(settings))
+        changed = [
+            f"{key} {found.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted(found.keys() | now.keys())
+            if found.get(key) != now.get(key)
+        ]
+        if not changed:
+            return None
+        return (
+            f"{self.output_dir}: holds predictions of other settings ({'; '.join(changed)}); "
+            "give another output_dir, or delete the folder to begin anew"
+        )
+
+    def _check_known(self, decided: list[str], data: VideoQADataModule) -> None:
+        known = {question.id for question in data.questions("predict")}
+        unknown = [name for name in decided if name not in known]
+        if unknown:
+            raise InputError(
+                f"{self.predictions_path}: holds {len(unknown)} questions that data.predict does "
+                f"not, {unknown[0]!r} first; give another output_dir"
+            )
+
+    def _part(self, rank: int) -> Path:
+        return self.output_dir / f"predictions.rank{rank}.jsonl"
+
+    def _merge(self) -> None:
+        """Bring the lines of all processes into one file, each question once."""
+        parts = sorted(self.output_dir.glob("predictions.rank*.jsonl"))
+        read = [line for path in (self.predictions_path, *parts) for line in read_lines(path)]
+        if not parts:
+            return
+        lines: dict[str, Line] = {}
+        for line in read:
+            lines.setdefault(line["id"], line)
+        _write_atomically(self.predictions_path, "".join(map(_to_text, lines.values())))
+        for path in parts:
+            path.unlink()
+
+
+def _to_text(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,50 @@
+"""What a checkpoint of a module holds: the trained parameters, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from vrts.types import InputError
+
+
+def keep_trained(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Drop frozen weights from a checkpoint; they stay in the policy's own folder.
+
+    Args:
+        module: what the checkpoint was made of.
+        checkpoint: Lightning's; its ``state_dict`` is replaced.
+    """
+    trained = _trained_keys(module)
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
+
+
+def check_same_model(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Refuse the checkpoint of another model.
+
+    Args:
+        module: what the checkpoint is to be loaded into.
+        checkpoint: Lightning's.
+
+    Raises:
+        InputError: tensors are missing, superfluous or of another shape.
+    """
+    have = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
+    named = dict(module.named_parameters(remove_duplicate=False))
+    want = {k: tuple(named[k].shape) for k in _trained_keys(module)}
+    differing = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+    if differing:
+        k = differing[0]
+        raise InputError(
+            f"--ckpt_path: the checkpoint is of another model or LoRA setting: "
+            f"{len(differing)} tensors differ, the first {k}: {have.get(k)} in the "
+            f"checkpoint, {want.get(k)} in model.policy"
+        )
+
+
+def _trained_keys(module: nn.Module) -> set[str]:
+    """Names of the trained parameters, tied ones under each of their names."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if parameter.requires_grad}

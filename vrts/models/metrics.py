@@ -1,0 +1,52 @@
+"""Training metrics: their names, and one exchange between processes for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning import LightningModule
+
+TRAIN_METRICS = (
+    "loss",
+    "kl",
+    "clip_share",
+    "entropy",
+    "skipped",
+    "reward/total",
+    "reward_std",
+    "zero_advantage_groups",
+    "completion_length",
+    "truncated",
+    "rollout_s",
+    "tokens_per_s",
+)
+"""Logged at each training step under ``train/``, beside ``reward/<name>`` of each reward and
+``train/update_s``. ``skipped`` counts questions of the batch that had no usable video."""
+
+SHOWN = ("reward/total", "kl", "completion_length")
+"""Those in the progress bar."""
+
+
+def log_means(
+    module: LightningModule, values: Mapping[str, float | torch.Tensor], rewards: Sequence[str]
+) -> None:
+    """Log means over the processes that train together, under ``train/``.
+
+    Every process takes part with the same names in the same order. One that lacks a value (its
+    videos all failed) does not count for it.
+
+    Args:
+        module: logs.
+        values: by name.
+        rewards: names of the rewards.
+    """
+    names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
+    assert values.keys() <= set(names), values.keys() - set(names)
+    own = torch.tensor([float(values.get(n, math.nan)) for n in names], device=module.device)
+    gathered = module.all_gather(own)
+    assert isinstance(gathered, torch.Tensor)
+    for name, value in zip(names, gathered.view(-1, len(names)).nanmean(0).tolist(), strict=True):
+        if not math.isnan(value):
+            module.log(f"train/{name}", value, prog_bar=name in SHOWN, batch_size=1)
