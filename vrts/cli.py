@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -25,9 +26,10 @@ PLUGINS = (
 
 EXPECTED = (
     "Total length of `list` across ranks is zero",  # no data.val given
-    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning 2.6 on torch 2.9 and later
-    "module\\(s\\) in eval mode at the start of training",  # a frozen reference or vision tower
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.9 and later
+    r"module\(s\) in eval mode at the start of training",  # a frozen reference or vision tower
     "The '.*_dataloader' does not have many workers",  # decode workers are not torch's
+    "LightningCLI's args parameter is intended",  # main(args) is also for Python
     "Checkpoint directory .* exists and is not empty",  # runs are resumed in their folder
 )
 """Warnings that say nothing to the user of vrts, and why."""
@@ -40,6 +42,35 @@ class VrtsCLI(LightningCLI):
         """Options that belong together are given once."""
         parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
 
+    def before_instantiate_classes(self) -> None:
+        """Keep checkpoints in the run's own folder, where ``--ckpt_path last`` finds them again.
+
+        ModelCheckpoint's own default is a new folder for each start of a run.
+
+        Raises:
+            InputError: the checkpoint to go on from does not exist.
+        """
+        config = self.config[self.subcommand]
+        _check_checkpoint(config.get("ckpt_path"))
+        trainer = config.trainer
+        for callback in trainer.callbacks or []:
+            arguments = callback.get("init_args") or {}
+            if callback.class_path.endswith(".ModelCheckpoint") and not arguments.get("dirpath"):
+                callback.init_args.dirpath = str(
+                    Path(trainer.default_root_dir or ".") / "checkpoints"
+                )
+
+
+def _check_checkpoint(path: str | None) -> None:
+    """Find out before the weights are loaded whether there is a checkpoint."""
+    if path in (None, "last", "best", "hpc") or "://" in str(path):
+        return
+    if not Path(str(path)).exists():
+        raise InputError(
+            f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
+            "folder of its run), or last for the newest one"
+        )
+
 
 def run(args: ArgsType = None) -> VrtsCLI:
     """Run one subcommand; errors come out as they are raised.
@@ -47,6 +78,8 @@ def run(args: ArgsType = None) -> VrtsCLI:
     Args:
         args: command-line words; those of the process where None.
     """
+    for message in EXPECTED:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     return VrtsCLI(
         VideoQAModule,
         VideoQADataModule,
@@ -67,8 +100,6 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after bad input, which is told in one message.
     """
-    for message in EXPECTED:
-        warnings.filterwarnings("ignore", message=f".*{message}")
     try:
         run(list(args) if args is not None else None)
     except InputError as error:

@@ -38,7 +38,7 @@ class SparseToDense(Callback):
     ) -> None:
         self.levels = [32, 64, 128] if levels is None else [int(level) for level in levels]
         self.num_samples = int(num_samples)
-        if not self.levels or any(level % 2 for level in self.levels):
+        if not self.levels or any(level % 2 or level <= 0 for level in self.levels):
             raise InputError(
                 f"SparseToDense.levels is {self.levels}; give even numbers of frames (two frames "
                 "make one temporal patch), for instance [32, 64, 128]"
@@ -91,15 +91,18 @@ class SparseToDense(Callback):
         module = cast(VideoQAModule, pl_module)
         questions = [p.question for p in predictions]
         samples = [module.check(s) for s in _data(trainer).load(questions, num_frames)]
-        asked = [sample for sample in samples if sample.clip is not None]
+        pairs = list(zip(predictions, samples, strict=True))
+        asked = [s for p, s in pairs if s.clip is not None and s.clip.num_frames > p.num_frames]
         rounds = iter(module.answer(asked, self.num_samples))
-        return [self._next(p, s, rounds) for p, s in zip(predictions, samples, strict=True)]
+        return [self._next(prediction, sample, rounds) for prediction, sample in pairs]
 
     @staticmethod
     def _next(prediction: Prediction, sample: Sample, rounds: Iterator[Round]) -> Prediction:
         """A prediction with one more round, or failed where the denser clip did not come."""
         if sample.clip is None:
             return fail(prediction.question, sample.error, prediction.rounds)
+        if sample.clip.num_frames <= prediction.num_frames:
+            return prediction  # the model has seen all frames that the video has
         return decide(prediction.question, [*prediction.rounds, next(rounds)])
 
 

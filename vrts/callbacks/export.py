@@ -16,13 +16,14 @@ class ExportPretrained(Callback):
     Full weights after full fine-tuning, the adapter after LoRA; with tokenizer and processor.
 
     Args:
-        output_dir: folder to write.
+        output_dir: folder to write; ``model`` in ``trainer.default_root_dir`` where null.
     """
 
-    def __init__(self, output_dir: str) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(self, output_dir: str | None = None) -> None:
+        self.output_dir = output_dir
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder, from one process."""
         if trainer.is_global_zero:
-            cast(VideoQAModule, pl_module).policy.save_pretrained(self.output_dir)
+            folder = Path(self.output_dir or Path(trainer.default_root_dir) / "model")
+            cast(VideoQAModule, pl_module).policy.save_pretrained(folder)

@@ -37,6 +37,7 @@ class SaveOnInterrupt(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; Lightning has installed its own handlers by now."""
         self._step = trainer.global_step
+        self._signal = None
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
 

@@ -22,18 +22,18 @@ class CompletionLog(Callback):
     "advantage"}``. Only the first process writes, its own rollouts.
 
     Args:
-        output_dir: folder to write to.
+        output_dir: folder to write to; ``trainer.default_root_dir`` where null.
         every_n_steps: optimizer steps from one rollout that is kept to the next, from step 1 on.
         num_shown: completions of the first question that are shown each time.
     """
 
     def __init__(
         self,
-        output_dir: str,
+        output_dir: str | None = None,
         every_n_steps: PositiveInt = 10,
         num_shown: NonNegativeInt = 2,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir = output_dir
         self.every_n_steps = int(every_n_steps)
         self.num_shown = int(num_shown)
         self._written = -1
@@ -49,8 +49,9 @@ class CompletionLog(Callback):
             return
         self._written = step
         lines = record_lines(record, step)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        with (self.output_dir / "completions.jsonl").open("a", encoding="utf-8") as file:
+        folder = Path(self.output_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))

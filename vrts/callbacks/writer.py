@@ -26,11 +26,13 @@ class PredictionWriter(Callback):
     first write to files of their own, which the first one merges.
 
     Args:
-        output_dir: folder to write to; made where it is missing.
+        output_dir: folder to write to, made where it is missing; ``trainer.default_root_dir``
+            where null.
     """
 
-    def __init__(self, output_dir: str) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(self, output_dir: str | None = None) -> None:
+        self.output_dir = Path(output_dir or ".")
+        self._follows_trainer = output_dir is None
         self._levels: list[int] = []
 
     @property
@@ -47,6 +49,8 @@ class PredictionWriter(Callback):
         """
         if stage != "predict":
             return
+        if self._follows_trainer:
+            self.output_dir = Path(trainer.default_root_dir)
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
         densifiers = [c for c in trainer.callbacks if isinstance(c, SparseToDense)]  # type: ignore[attr-defined]
         self._check_order(trainer, densifiers)
@@ -119,6 +123,9 @@ class PredictionWriter(Callback):
             if not path.exists():
                 _write_atomically(path, json.dumps(settings, indent=2) + "\n")
             found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} is not what vrts predict wrote")
+            self.predictions_path.open("a").close()  # found out now rather than after a batch
             self._merge()
         except (OSError, ValueError) as error:
             return (

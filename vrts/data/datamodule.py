@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.trainer.states import TrainerFn
 
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
@@ -87,15 +87,16 @@ class VideoQADataModule(LightningDataModule):
         self.sampler = sampler or UniformSampler()
         self.decoder = decoder or FallbackDecoder([DecordDecoder(), PyAVDecoder()])
         self.resolution = resolution or Resolution()
-        self.num_frames = num_frames
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.prefetch_batches = prefetch_batches
-        self.deadline_s = deadline_s
+        # plain numbers: a restricted type in a checkpoint would need unpickling to be read
+        self.num_frames = int(num_frames)
+        self.batch_size = int(batch_size)
+        self.eval_batch_size = int(eval_batch_size)
+        self.num_workers = int(num_workers)
+        self.prefetch_batches = int(prefetch_batches)
+        self.deadline_s = float(deadline_s)
         self.shuffle = shuffle
         self.seed = seed
-        self.updates_per_rollout = updates_per_rollout
+        self.updates_per_rollout = int(updates_per_rollout)
         self.predict_num_frames: int | None = None
         """Frames of the prediction stream, where they are not ``num_frames``."""
         self._excluded: frozenset[str] = frozenset()
@@ -113,7 +114,9 @@ class VideoQADataModule(LightningDataModule):
             if reader is None and (stage, name) == ("fit", "val"):
                 continue
             if reader is None:
-                raise InputError(f"{stage} needs data.{name}: give it a reader, as in configs/")
+                raise InputError(
+                    f"{TrainerFn(stage).value} needs data.{name}: give it a reader, as in configs/"
+                )
             if name not in self._questions:
                 self._questions[name] = reader.read()
 
@@ -241,9 +244,8 @@ class VideoQADataModule(LightningDataModule):
         """Return where the Trainer is in training, right when it asks for its next batch."""
         if self.trainer is None:
             return Position(epoch=0, batch=0)
-        loop = self.trainer.fit_loop
-        epochs = cast("_ProcessedTracker", loop.epoch_progress.current)
-        return Position(
-            epoch=epochs.processed,
-            batch=loop.epoch_loop.batch_progress.current.ready,
-        )
+        # Lightning counts an epoch that max_steps cut short as a whole one, so its own epoch and
+        # batch counters disagree with each other after a resume; the number of all batches is right
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        epoch, batch = divmod(done, int(self.trainer.num_training_batches))
+        return Position(epoch=epoch, batch=batch)

@@ -1,0 +1,87 @@
+"""Every YAML file in configs/ is parsed and instantiated, alone or on what it is an overlay of."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from vrts.cli import run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FIT, PREDICT = "grpo.yaml", "s2d.yaml"
+RECIPES = {
+    "grpo.yaml": ("fit", []),
+    "s2d.yaml": ("predict", []),
+    "demo/fit.yaml": ("fit", []),
+    "demo/predict.yaml": ("predict", []),
+    "demo/sparse.yaml": ("predict", ["demo/predict.yaml"]),
+    "demo/dense.yaml": ("predict", ["demo/predict.yaml"]),
+}
+OVERLAYS = ("cpu.yaml", "gpu.yaml", "ddp.yaml", "lora.yaml", "tiny.yaml")
+NEEDS_CUDA = ("gpu.yaml", "ddp.yaml")
+"""Their device is swapped for the CPU where the Trainer is made; parsing sees them as they are."""
+
+
+def args_of(subcommand: str, names: list[str]) -> list[str]:
+    args = [subcommand, *(f"--config={CONFIGS / name}" for name in names)]
+    if set(names) & set(NEEDS_CUDA):
+        args += ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+    return args
+
+
+def instantiate(monkeypatch, args: list[str]):
+    """Parse and build everything as the command does, and stop before it runs."""
+    monkeypatch.setattr("vrts.cli.VrtsCLI._run_subcommand", lambda self, subcommand: None)
+    return run(args)
+
+
+def test_no_file_is_left_out():
+    names = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
+    assert names == set(RECIPES) | set(OVERLAYS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe(name, monkeypatch):
+    subcommand, below = RECIPES[name]
+    cli = instantiate(monkeypatch, args_of(subcommand, [*below, name]))
+    stage = {"fit": "train", "predict": "predict"}[subcommand]
+    assert cli.datamodule.readers[stage] is not None
+    assert isinstance(cli.trainer.strategy, SingleDeviceStrategy)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize(("subcommand", "recipe"), [("fit", FIT), ("predict", PREDICT)])
+def test_an_overlay_on_each_recipe(overlay, subcommand, recipe, monkeypatch):
+    cli = instantiate(monkeypatch, args_of(subcommand, [recipe, overlay]))
+    assert cli.model.policy.path == (
+        "assets/tiny" if overlay == "tiny.yaml" else "Qwen/Qwen2.5-VL-7B-Instruct"
+    )
+    assert (cli.model.policy.lora is not None) == (overlay == "lora.yaml")
+
+
+def test_overlays_combine(monkeypatch):
+    cli = instantiate(monkeypatch, args_of("fit", [FIT, "lora.yaml", "tiny.yaml", "gpu.yaml"]))
+    assert type(cli.model._reference).__name__ == "AdapterOff"
+    assert cli.model.policy.lora.rank == 64
+    assert cli.model.policy.path == "assets/tiny"
+    assert cli.trainer.precision == "bf16-true"
+
+
+def test_the_paper_recipe_has_the_paper_values(monkeypatch):
+    cli = instantiate(monkeypatch, args_of("fit", [FIT]))
+    assert cli.datamodule.num_frames == 32
+    assert cli.model.num_generations == 8
+    optimizer = cli.model._optimizer([torch.nn.Parameter(torch.ones(1))])
+    assert optimizer.defaults["lr"] == 1e-6
+
+
+def test_checkpoints_stay_in_the_folder_of_the_run(monkeypatch, tmp_path):
+    args = [*args_of("fit", [FIT]), f"--trainer.default_root_dir={tmp_path}"]
+    cli = instantiate(monkeypatch, args)
+    assert cli.trainer.checkpoint_callback.dirpath == str(tmp_path / "checkpoints")
+    args.append(
+        "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
+        "init_args: {dirpath: elsewhere}}]"
+    )
+    assert instantiate(monkeypatch, args).trainer.checkpoint_callback.dirpath.endswith("elsewhere")
