@@ -1,0 +1,75 @@
+"""Two processes over gloo train as one process with the doubled batch does, through the command."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from vrts.demo.model import build_model_folder
+from vrts.demo.videos import make_dataset
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def fit(model: Path, annotations: Path, root: Path, devices: int, *more: str) -> list[dict]:
+    """Run ``vrts fit`` and return what it logged at each step."""
+    args = [
+        f"--config={CONFIGS / 'grpo.yaml'}",
+        f"--config={CONFIGS / 'tiny.yaml'}",
+        *more,
+        f"--model.policy.init_args.path={model}",
+        f"--trainer.default_root_dir={root}",
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.init_args.save_dir={root}",
+        f"--trainer.devices={devices}",
+        "--trainer.strategy=ddp",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.accumulate_grad_batches=1",
+        "--trainer.max_steps=3",
+        "--model.optimizer.init_args.lr=0.001",
+        "--model.num_generations=4",
+        "--model.max_new_tokens=12",
+        # random weights never earn a reward; this one tells completions apart
+        "--model.rewards=[{class_path: tests.own_plugins.LengthReward}]",
+        "--data.train=VideoR1Reader",
+        f"--data.train.init_args.path={annotations}",
+        "--data.train.init_args.video_root=null",
+        "--data.num_frames=4",
+        f"--data.batch_size={2 // devices}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "vrts", "fit", *args],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with next(root.rglob("metrics.csv")).open() as file:
+        return [row for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["full", "lora"])
+def test_one_and_two_processes_have_the_same_losses(overlay, tmp_path):
+    build_model_folder(tmp_path / "model", seed=0)
+    annotations = make_dataset(tmp_path / "data", num_videos=4, seed=5)
+    more = [f"--config={CONFIGS / 'lora.yaml'}"] if overlay == "lora" else []
+    runs = [fit(tmp_path / "model", annotations, tmp_path / str(n), n, *more) for n in (1, 2)]
+    assert len(runs[0]) == len(runs[1]) == 3
+    for one, two in zip(*runs, strict=True):
+        for name in ("train/loss", "train/kl", "train/reward/length", "train/entropy"):
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-4, abs=1e-6), name
+    assert float(runs[0][-1]["train/kl"]) > 0
+    name = "adapter_model.safetensors" if overlay == "lora" else "model.safetensors"
+    one, two = (load_file(tmp_path / n / "model" / name) for n in "12")
+    moved = load_file(tmp_path / "model/model.safetensors")
+    for key, value in one.items():
+        assert (two[key] - value).abs().max() <= 1e-4, key
+    if overlay == "full":
+        assert any((one[key] - moved[key]).abs().max() > 1e-4 for key in one)
