@@ -192,6 +192,19 @@ class TestSwapping:
         assert type(cli.model.objective).__name__ == "NoKL"
 
 
+class TestObjectives:
+    @pytest.mark.parametrize("name", ["GSPO", "CISPO", "RLOO"])
+    def test_objectives_and_their_advantages_are_chosen_by_short_names(
+        self, name, model, annotations, tmp_path
+    ):
+        objective = f"{{class_path: {name}, init_args: {{advantages: BatchScaled, beta: 0.1}}}}"
+        args = fit_args(model, tmp_path, *own_train(annotations))
+        cli = run([*args, f"--model.objective={objective}", "--trainer.max_steps=1"])
+        assert type(cli.model.objective).__name__ == name
+        assert type(cli.model.objective.advantages).__name__ == "BatchScaled"
+        assert cli.trainer.callback_metrics["train/loss"].isfinite()
+
+
 class TestRealFiles:
     def test_paper_recipe_on_cgbench_annotations(self, shared, model, tmp_path):
         args = fit_args(

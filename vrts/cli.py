@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from vrts.callbacks import densify, export, interruption, samples, writer
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, sampling
 from vrts.data.datamodule import VideoQADataModule
-from vrts.models import objectives, qwen, reference, rewards
+from vrts.models import advantages, objectives, qwen, reference, rewards
 from vrts.models.module import VideoQAModule
 from vrts.types import InputError
 
@@ -20,7 +20,7 @@ from vrts.types import InputError
 PLUGINS = (
     densify, export, interruption, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, sampling,
-    objectives, qwen, reference, rewards,
+    advantages, objectives, qwen, reference, rewards,
 )  # fmt: skip
 
 

@@ -1,52 +1,67 @@
 """The objectives against a plain reading of the papers' formulas, token by token."""
 
+import contextlib
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from vrts.models.grpo import clipped_surrogate, group_advantages, kl_k3, masked_mean
-from vrts.models.objectives import DAPO, GRPO, Completions, DrGRPO, Objective
+from vrts.models.advantages import BatchScaled, Centred, GroupScaled, LeaveOneOut
+from vrts.models.grpo import clipped_surrogate, kl_k3, masked_mean
+from vrts.models.objectives import (
+    CISPO,
+    DAPO,
+    GRPO,
+    GSPO,
+    RLOO,
+    Completions,
+    DrGRPO,
+    Objective,
+)
 
 MAX_NEW_TOKENS = 9
+ALL = [GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO]
 
 
-def plain_advantages(rewards: list[float], num_generations: int, scale: bool) -> list[float]:
-    out = []
-    for start in range(0, len(rewards), num_generations):
-        group = rewards[start : start + num_generations]
-        mean = sum(group) / len(group)
-        std = math.sqrt(sum((r - mean) ** 2 for r in group) / (len(group) - 1))
-        out += [(r - mean) / (std + 1e-4 if scale else 1.0) for r in group]
-    return out
+def alone(x: torch.Tensor) -> torch.Tensor:
+    """The mean over one process."""
+    return x
 
 
 def plain_loss(objective: Objective, c: Completions) -> torch.Tensor:
     """Loops over completions and tokens; no vectorised step in common with the package."""
+    low, high = 1 - objective.clip_low, 1 + objective.clip_high
     sums = []
     for i in range(len(c.advantages)):
+        a = c.advantages[i]
+        kept = [t for t in range(c.mask.shape[1]) if c.mask[i, t]]
+        gaps = [c.logprobs[i, t] - c.old_logprobs[i, t] for t in kept]
         tokens = []
-        for t in range(c.mask.shape[1]):
-            if not c.mask[i, t]:
-                continue
-            ratio = torch.exp(c.logprobs[i, t] - c.old_logprobs[i, t])
-            low, high = 1 - objective.clip_low, 1 + objective.clip_high
-            bounded = torch.clamp(ratio, low, high)
-            a = c.advantages[i]
-            token = -torch.min(ratio * a, bounded * a)
+        for t, gap in zip(kept, gaps, strict=True):
+            ratio = torch.exp(gap)
+            if isinstance(objective, GSPO):
+                ratio = torch.exp(sum(gaps) / len(gaps))
+            if isinstance(objective, CISPO):
+                weight = min(max(ratio.item(), low), high)
+                token = -weight * a * c.logprobs[i, t]
+            else:
+                token = -torch.min(ratio * a, torch.clamp(ratio, low, high) * a)
             if objective.beta > 0:
-                gap = c.reference_logprobs[i, t] - c.logprobs[i, t]
-                token = token + objective.beta * (torch.exp(gap) - gap - 1)
+                kl = c.reference_logprobs[i, t] - c.logprobs[i, t]
+                token = token + objective.beta * (torch.exp(kl) - kl - 1)
             tokens.append(token)
         sums.append((sum(tokens), len(tokens)))
     if isinstance(objective, DrGRPO):
         return sum(s for s, _ in sums) / (len(sums) * c.max_new_tokens)
     if isinstance(objective, DAPO):
         return sum(s for s, _ in sums) / sum(n for _, n in sums)
-    return sum(s / n for s, n in sums) / len(sums)
+    if isinstance(objective, RLOO):
+        return sum(s for s, _ in sums) / len(sums)
+    return sum(s / n for s, n in sums if n) / len(sums)
 
 
-def random_completions(seed: int, reference: bool) -> Completions:
+def random_completions(seed: int, reference: bool, spread: float = 0.5) -> Completions:
     g = torch.Generator().manual_seed(seed)
     N, L = 8, 7
     lengths = torch.randint(1, L + 1, (N,), generator=g)
@@ -54,7 +69,7 @@ def random_completions(seed: int, reference: bool) -> Completions:
     logprobs = -torch.rand(N, L, generator=g, dtype=torch.float64) * 3
 
     def near() -> torch.Tensor:
-        return logprobs.detach() + 0.5 * torch.randn(N, L, generator=g, dtype=torch.float64)
+        return logprobs.detach() + spread * torch.randn(N, L, generator=g, dtype=torch.float64)
 
     return Completions(
         logprobs=logprobs.requires_grad_(),
@@ -68,11 +83,12 @@ def random_completions(seed: int, reference: bool) -> Completions:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("cls", [GRPO, DrGRPO, DAPO])
+@pytest.mark.parametrize("cls", ALL)
 def test_loss_and_gradient_equal_the_plain_formula(cls, beta, seed):
     objective = cls(beta=beta)
-    c = random_completions(seed, reference=beta > 0)
-    loss = objective(c, reduce=lambda x: x).loss
+    # GSPO's clips are so narrow that only nearby policies are inside of them
+    c = random_completions(seed, beta > 0, 1e-3 if cls is GSPO else 0.5)
+    loss = objective(c, reduce=alone).loss
     expected = plain_loss(objective, c)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     (got,) = torch.autograd.grad(loss, c.logprobs)
@@ -81,11 +97,11 @@ def test_loss_and_gradient_equal_the_plain_formula(cls, beta, seed):
     assert (got[~c.mask] == 0).all()
 
 
-@pytest.mark.parametrize("cls", [GRPO, DrGRPO, DAPO])
+@pytest.mark.parametrize("cls", ALL)
 def test_processes_with_unequal_tokens_average_to_the_whole_batch(cls):
     """Mean of two processes' losses, each with the reduced divisor, is the batch's loss."""
     objective, c = cls(beta=0.0), random_completions(5, reference=False)
-    whole = objective(c, reduce=lambda x: x).loss
+    whole = objective(c, reduce=alone).loss
     halves = [
         Completions(
             c.logprobs[rows], c.old_logprobs[rows], None, c.advantages[rows], c.mask[rows], 9
@@ -98,26 +114,143 @@ def test_processes_with_unequal_tokens_average_to_the_whole_batch(cls):
     torch.testing.assert_close(sum(losses) / 2, whole, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("scale", [True, False])
-def test_advantages_equal_the_plain_formula(scale):
-    rewards = [1.0, 0.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0]
-    got = group_advantages(torch.tensor(rewards), 4, scale=scale)
-    torch.testing.assert_close(got, torch.tensor(plain_advantages(rewards, 4, scale)))
+@pytest.mark.parametrize("cls", ALL)
+def test_masked_completions_have_neither_loss_nor_gradient(cls):
+    c = random_completions(3, False, 1e-4)
+    c.mask[2] = False
+    objective = cls(beta=0.0)
+    loss = objective(c, alone).loss
+    torch.testing.assert_close(loss, plain_loss(objective, c))
+    (gradient,) = torch.autograd.grad(loss, c.logprobs)
+    assert (gradient[2] == 0).all()
+    assert gradient[3].abs().sum() > 0
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_the_first_update_is_reinforce(cls):
+    """At ratio 1 every objective's gradient is minus the advantage, times the token's weight."""
+    c = random_completions(4, reference=False)
+    c = dataclasses.replace(c, old_logprobs=c.logprobs.detach())
+    objective = cls(beta=0.0)
+    terms = objective(c, alone)
+    (got,) = torch.autograd.grad(terms.loss, c.logprobs)
+    weights, divisor = objective.token_weights(c.mask, MAX_NEW_TOKENS)
+    torch.testing.assert_close(got, -c.advantages[:, None] * weights / divisor)
+    assert terms.clip_share == 0
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens_and_ppo_does_not():
+    c = Completions(
+        logprobs=torch.tensor([[0.0, 0.0]], requires_grad=True),
+        old_logprobs=torch.tensor([[-5.0, 0.0]]),
+        reference_logprobs=None,
+        advantages=torch.tensor([1.0]),
+        mask=torch.ones(1, 2, dtype=torch.bool),
+        max_new_tokens=2,
+    )
+    for objective, expected in ((CISPO(clip_high=1.0), -1.0), (DAPO(), 0.0)):
+        terms = objective(c, alone)
+        (gradient,) = torch.autograd.grad(terms.loss, c.logprobs)
+        assert gradient[0, 0] == pytest.approx(expected)
+        assert terms.clip_share == 0.5
+
+
+def plain_advantages(rewards: list[float], num_generations: int, kind: str) -> list[float]:
+    everything = sum(rewards) / len(rewards)
+    batch_std = math.sqrt(sum((r - everything) ** 2 for r in rewards) / len(rewards))
+    out = []
+    for start in range(0, len(rewards), num_generations):
+        group = rewards[start : start + num_generations]
+        mean = sum(group) / len(group)
+        std = math.sqrt(sum((r - mean) ** 2 for r in group) / (len(group) - 1))
+        for i, r in enumerate(group):
+            others = group[:i] + group[i + 1 :]
+            out.append(
+                {
+                    "group": (r - mean) / (std + 1e-4),
+                    "batch": (r - mean) / (batch_std + 1e-4),
+                    "centred": r - mean,
+                    "leave one out": r - sum(others) / len(others),
+                }[kind]
+            )
+    return out
+
+
+KINDS = {
+    "group": GroupScaled,
+    "batch": BatchScaled,
+    "centred": Centred,
+    "leave one out": LeaveOneOut,
+}
+
+
+def random_rewards(seed: int) -> torch.Tensor:
+    """Five groups of four; the second one agrees on a value that floats cannot hold."""
+    rewards = torch.randn(20, generator=torch.Generator().manual_seed(seed)) + 2
+    rewards[4:8] = 0.1
+    return rewards
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_advantages_equal_the_plain_formula(kind, seed):
+    rewards = random_rewards(seed)
+    got = KINDS[kind]()(rewards, 4, alone)
+    want = torch.tensor(plain_advantages(rewards.tolist(), 4, kind))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert got[4:8].tolist() == [0.0] * 4
 
 
-def test_objectives_differ_in_scaling_advantages():
-    rewards = torch.tensor([0.0, 1.0])
-    assert GRPO().advantages(rewards, 2)[1] != DrGRPO().advantages(rewards, 2)[1]
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shares", [(4, 16), (20, 0), (8, 12)])
+def test_advantages_of_two_processes_are_those_of_one(kind, shares):
+    """The processes run in turn; each takes the means that the other's values complete."""
+    rewards = random_rewards(7)
+    parts = rewards.split(list(shares))
+    advantages = KINDS[kind]()
+    done: list[torch.Tensor] = []
+    while True:
+        asked: list[torch.Tensor] = []
+
+        def run(part: torch.Tensor, asked: list[torch.Tensor] = asked) -> torch.Tensor:
+            answers = iter(done)
+
+            def reduce(x: torch.Tensor) -> torch.Tensor:
+                answer = next(answers, None)
+                if answer is None:
+                    asked.append(x)
+                    raise StopAsyncIteration
+                return answer
+
+            return advantages(part, 4, reduce)
+
+        results = []
+        for part in parts:
+            with contextlib.suppress(StopAsyncIteration):
+                results.append(run(part))
+        if not asked:
+            break
+        assert len(asked) == 2, "a process did not take part"
+        done.append(sum(asked) / 2)
+    torch.testing.assert_close(torch.cat(results), advantages(rewards, 4, alone))
+    assert len(done) == (2 if kind == "batch" else 0)
+
+
+def test_objectives_have_the_advantages_of_their_papers_and_take_others():
+    kinds = {cls: type(cls().advantages) for cls in ALL}
+    assert kinds[DrGRPO] is Centred
+    assert kinds[RLOO] is LeaveOneOut
+    assert {kinds[cls] for cls in (GRPO, DAPO, GSPO, CISPO)} == {GroupScaled}
+    for cls in ALL:
+        assert type(cls(advantages=BatchScaled()).advantages) is BatchScaled
 
 
 def test_clip_share_counts_held_back_tokens_only():
-    logprobs = torch.tensor([[0.5, -0.5, 0.0]])
-    old = torch.zeros(1, 3)
-    losses, clipped = clipped_surrogate(logprobs, old, torch.tensor([1.0]), 0.2, 0.2)
+    log_ratios = torch.tensor([[0.5, -0.5, 0.0]])
+    losses, clipped = clipped_surrogate(log_ratios, torch.tensor([1.0]), 0.2, 0.2)
     assert clipped.tolist() == [[True, False, False]]
     assert losses[0, 0] == pytest.approx(-1.2)
-    _, clipped = clipped_surrogate(logprobs, old, torch.tensor([-1.0]), 0.2, 0.2)
+    _, clipped = clipped_surrogate(log_ratios, torch.tensor([-1.0]), 0.2, 0.2)
     assert clipped.tolist() == [[False, True, False]]
 
 

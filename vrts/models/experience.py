@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vrts.models.grpo import have_signal
 from vrts.models.objectives import Completions
 from vrts.models.policy import Prompts
 from vrts.types import Question, Rollout
@@ -52,13 +53,14 @@ class Experience:
 
     def metrics(self) -> dict[str, float | torch.Tensor]:
         """What a rollout tells about the state of training, as numbers to log."""
-        std = self.total.view(len(self.prompts.questions), -1).std(1)
+        G = len(self.questions) // len(self.prompts.questions)
+        std = self.total.view(-1, G).std(1)
         tokens = self.rollout.lengths.float()
         return {
             **{f"reward/{name}": float(values.mean()) for name, values in self.rewards.items()},
             "reward/total": float(self.total.mean()),
             "reward_std": float(std.mean()),
-            "zero_advantage_groups": float((std == 0).float().mean()),
+            "zero_advantage_groups": float((~have_signal(self.total, G)).float().mean()),
             "completion_length": float(tokens.mean()),
             "truncated": float((~self.rollout.finished).float().mean()),
             "rollout_s": self.seconds,

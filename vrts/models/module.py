@@ -88,6 +88,7 @@ class VideoQAModule(LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._experience: Experience | None = None
+        self._asked: tuple[str, ...] = ()
         self._update_start_s = 0.0
         self._accuracy = MeanMetric()
 
@@ -143,9 +144,13 @@ class VideoQAModule(LightningModule):
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
         samples = self._usable(batch)
         skipped = float(len(batch) - len(samples))
+        fresh = self._needs_rollout(batch, batch_idx)
         if not samples:
-            return self._no_loss(skipped)
-        experience = self._experience_for(samples, batch_idx)
+            return self._no_loss(skipped, fresh)
+        if fresh:
+            self._experience = self._roll_out(samples)
+        experience = self._experience
+        assert experience is not None
         self._update_start_s = time.perf_counter()
         scores = self.policy.score(experience.prompts, experience.rollout, self.temperature)
         completions = experience.completions(scores.logprobs, self.max_new_tokens)
@@ -167,14 +172,15 @@ class VideoQAModule(LightningModule):
                 _log.warning("skipped question %s: %s", sample.question.id, sample.error)
         return [sample for sample in checked if sample.clip is not None]
 
-    def _experience_for(self, samples: list[Sample], batch_idx: int) -> Experience:
-        """A fresh rollout, or the kept one where this batch is a further update from it."""
-        kept = self._experience
-        questions = tuple(s.question for s in samples for _ in range(self.num_generations))
-        again = batch_idx % self.updates_per_rollout > 0
-        if kept is None or not again or kept.questions != questions:
-            kept = self._experience = self._roll_out(samples)
-        return kept
+    def _needs_rollout(self, batch: Sequence[Sample], batch_idx: int) -> bool:
+        """Whether this batch is a new one and no further update from the last rollout.
+
+        All processes find the same, whatever became of their videos.
+        """
+        asked = tuple(sample.question.id for sample in batch)
+        again = batch_idx % self.updates_per_rollout > 0 and asked == self._asked
+        self._asked = asked
+        return not again
 
     def _roll_out(self, samples: list[Sample]) -> Experience:
         """Sample G completions a question, reward them, and ask the reference."""
@@ -186,7 +192,8 @@ class VideoQAModule(LightningModule):
         sampling = [Sampling(temperature=self.temperature)] * G
         rollout = self.policy.rollout(prompts, sampling, seeds, self.max_new_tokens)
         total, rewards = total_reward(self.rewards, rollout.texts, questions)
-        advantages = self.objective.advantages(total, G)
+        total = total.to(rollout.logprobs.device)
+        advantages = self.objective.advantages(total, G, self._mean_over_processes)
         reference = None
         if self._reference is not None and self.objective.beta > 0:
             reference = self._reference.logprobs(self.policy, prompts, rollout, self.temperature)
@@ -197,18 +204,25 @@ class VideoQAModule(LightningModule):
             rollout=rollout,
             rewards=rewards,
             total=total,
-            advantages=advantages.to(rollout.logprobs.device),
+            advantages=advantages,
             reference_logprobs=reference,
             seconds=time.perf_counter() - start_s,
         )
 
-    def _no_loss(self, skipped: float) -> torch.Tensor:
+    def _no_loss(self, skipped: float, fresh: bool) -> torch.Tensor:
         """Take part in what all processes do together where no sample of this batch is usable.
+
+        Args:
+            skipped: questions of the batch, all of them without a usable video.
+            fresh: whether the others make a new rollout of this batch.
 
         Returns:
             A loss without effect whose backward still reaches every parameter.
         """
         self._update_start_s = time.perf_counter()
+        if fresh:
+            nothing = torch.zeros(0, device=self.device)
+            self.objective.advantages(nothing, self.num_generations, self._mean_over_processes)
         self._mean_over_processes(torch.zeros((), device=self.device))
         log_means(self, {"skipped": skipped}, [reward.name for reward in self.rewards])
         trainable = [p for p in self.parameters() if p.requires_grad]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jsonargparse.typing import NonNegativeFloat
 
-from vrts.models.grpo import clipped_surrogate, group_advantages, kl_k3, masked_mean
+from vrts.models.advantages import Advantages, Centred, GroupScaled, LeaveOneOut
+from vrts.models.grpo import (
+    Reduce,
+    clipped_reinforce,
+    clipped_surrogate,
+    kl_k3,
+    masked_mean,
+    sequence_log_ratios,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,7 @@ class LossTerms:
     kl: torch.Tensor
     """Mean KL estimate a token; 0 without a reference."""
     clip_share: torch.Tensor
-    """Share of tokens whose gradient clipping holds back."""
+    """Share of tokens on whose gradient clipping acts."""
 
     def metrics(self) -> dict[str, float | torch.Tensor]:
         """The terms as numbers to log."""
@@ -46,10 +53,6 @@ class Completions:
     """The most tokens a completion could have had."""
 
 
-Reduce = Callable[[torch.Tensor], torch.Tensor]
-"""Mean of a number over the processes that train together."""
-
-
 class Objective(ABC):
     """A policy-gradient objective with a KL penalty.
 
@@ -59,20 +62,23 @@ class Objective(ABC):
         beta: weight of the KL penalty; 0 means no reference model at all.
         clip_low: the probability ratio counts down to ``1 - clip_low``.
         clip_high: the probability ratio counts up to ``1 + clip_high``.
+        advantages: how rewards become advantages; the objective's own way where null.
     """
 
-    scale_advantages = True
-    """Whether advantages are divided by the standard deviation of their group."""
+    default_advantages: type[Advantages] = GroupScaled
+    """The way of the paper."""
 
     def __init__(
         self,
         beta: NonNegativeFloat = 0.04,
         clip_low: NonNegativeFloat = 0.2,
         clip_high: NonNegativeFloat = 0.2,
+        advantages: Advantages | None = None,
     ) -> None:
         self.beta = float(beta)
         self.clip_low = float(clip_low)
         self.clip_high = float(clip_high)
+        self.advantages = advantages or self.default_advantages()
 
     @abstractmethod
     def token_weights(
@@ -85,9 +91,19 @@ class Objective(ABC):
             max_new_tokens: the most tokens a completion could have had.
         """
 
-    def advantages(self, rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
-        """Advantages ``[N]`` of rewards ``[N]``, G a question."""
-        return group_advantages(rewards, num_generations, scale=self.scale_advantages)
+    def surrogate(self, completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
+        """Policy loss ``[N, L]`` of each token; PPO's clipped one unless a subclass differs.
+
+        Args:
+            completions: N completions.
+
+        Returns:
+            The losses, and bool ``[N, L]``, True where clipping acts on the gradient.
+        """
+        c = completions
+        return clipped_surrogate(
+            c.logprobs - c.old_logprobs, c.advantages, self.clip_low, self.clip_high
+        )
 
     def __call__(self, completions: Completions, reduce: Reduce) -> LossTerms:
         """Compute the loss.
@@ -98,9 +114,7 @@ class Objective(ABC):
                 the gradient of the whole batch, however its tokens fall on them.
         """
         c = completions
-        losses, clipped = clipped_surrogate(
-            c.logprobs, c.old_logprobs, c.advantages, self.clip_low, self.clip_high
-        )
+        losses, clipped = self.surrogate(c)
         kl = torch.zeros_like(losses)
         if self.beta > 0:
             assert c.reference_logprobs is not None
@@ -132,7 +146,7 @@ class DrGRPO(Objective):
     too hard (Dr. GRPO, Liu et al., 2025, arXiv 2503.20783).
     """
 
-    scale_advantages = False
+    default_advantages = Centred
 
     def token_weights(
         self, mask: torch.Tensor, max_new_tokens: int
@@ -154,11 +168,77 @@ class DAPO(Objective):
         beta: NonNegativeFloat = 0.0,
         clip_low: NonNegativeFloat = 0.2,
         clip_high: NonNegativeFloat = 0.28,
+        advantages: Advantages | None = None,
     ) -> None:
-        super().__init__(beta, clip_low, clip_high)
+        super().__init__(beta, clip_low, clip_high, advantages)
 
     def token_weights(
         self, mask: torch.Tensor, max_new_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Objective.token_weights`."""
         return mask.float(), mask.sum().float()
+
+
+class GSPO(GRPO):
+    """One ratio for a whole completion, which is clipped as a whole; very narrow clips.
+
+    The ratio is the geometric mean of the tokens' ratios (GSPO, Zheng et al., 2025,
+    arXiv 2507.18071, eq. 5 to 7; clip ranges of section 5.1).
+    """
+
+    def __init__(
+        self,
+        beta: NonNegativeFloat = 0.0,
+        clip_low: NonNegativeFloat = 3e-4,
+        clip_high: NonNegativeFloat = 4e-4,
+        advantages: Advantages | None = None,
+    ) -> None:
+        super().__init__(beta, clip_low, clip_high, advantages)
+
+    def surrogate(self, completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Objective.surrogate`."""
+        c = completions
+        log_ratios = sequence_log_ratios(c.logprobs - c.old_logprobs, c.mask)
+        return clipped_surrogate(log_ratios, c.advantages, self.clip_low, self.clip_high)
+
+
+class CISPO(DAPO):
+    """REINFORCE with clipped importance weights, mean over all tokens of the batch.
+
+    Clipping limits a token's weight and never drops its gradient (CISPO, MiniMax-M1, 2025,
+    arXiv 2506.13585, eq. 4 and 5). The paper sets no lower limit and does not tell its upper one;
+    a weight of at most 5 is that of ScaleRL (Khatri et al., 2025, arXiv 2510.13786).
+    """
+
+    def __init__(
+        self,
+        beta: NonNegativeFloat = 0.0,
+        clip_low: NonNegativeFloat = 1.0,
+        clip_high: NonNegativeFloat = 4.0,
+        advantages: Advantages | None = None,
+    ) -> None:
+        super().__init__(beta, clip_low, clip_high, advantages)
+
+    def surrogate(self, completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Objective.surrogate`."""
+        c = completions
+        return clipped_reinforce(
+            c.logprobs, c.old_logprobs, c.advantages, self.clip_low, self.clip_high
+        )
+
+
+class RLOO(Objective):
+    """Sum over each completion's tokens, mean over completions; leave-one-out baseline.
+
+    The gradient of a rollout's first update is REINFORCE's (RLOO, Ahmadian et al., 2024,
+    arXiv 2402.14740, section 3.3); in further ones, which the paper does not make, ratios are
+    clipped as in PPO. The KL penalty is in the loss, not in the reward.
+    """
+
+    default_advantages = LeaveOneOut
+
+    def token_weights(
+        self, mask: torch.Tensor, max_new_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Objective.token_weights`."""
+        return mask.float(), torch.tensor(float(len(mask)), device=mask.device)
