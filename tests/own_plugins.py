@@ -1,5 +1,6 @@
 """Plug-ins as a user would write them; every one of another kind."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from vrts.data.readers import Reader
 from vrts.data.sampling import FrameSampler
 from vrts.models.objectives import GRPO
 from vrts.models.rewards import Reward
-from vrts.types import Clip, Question
+from vrts.types import Clip, Completion, Question
 
 
 class LengthReward(Reward):
@@ -20,13 +21,37 @@ class LengthReward(Reward):
     def name(self) -> str:
         return "length"
 
-    def score(self, completions: Sequence[str], questions: Sequence[Question]) -> list[float]:
-        return [len(text) / 100 for text in completions]
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
+        return [len(completion.text) / 100 for completion in completions]
 
 
 class NoKL(GRPO):
     def __init__(self) -> None:
         super().__init__(beta=0.0)
+
+
+class Broken(GRPO):
+    """A loss that is not finite in chosen updates of one rank.
+
+    Args:
+        value: the loss there.
+        calls: which updates, counted from 0.
+        rank: on which rank.
+    """
+
+    def __init__(self, value: float, calls: list[int], rank: int = 0) -> None:
+        super().__init__(beta=0.0)
+        self.value, self.calls, self.rank = value, calls, rank
+        self.count = -1
+
+    def surrogate(self, completions):
+        losses, clipped = super().surrogate(completions)
+        self.count += 1
+        if self.count in self.calls and self.rank == int(os.environ.get("LOCAL_RANK", "0")):
+            losses = losses * self.value
+        return losses, clipped
 
 
 class OneQuestionReader(Reader):

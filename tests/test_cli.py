@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 
 from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
@@ -75,6 +76,22 @@ def predict_args(model: Path, root: Path, annotations: Path, *more: str) -> list
 
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def broken(value: str, calls: list[int]) -> list[str]:
+    objective = f"{{class_path: tests.own_plugins.Broken, init_args: {{value: {value}, calls: "
+    return [
+        f"--model.objective={objective}{calls}}}}}",
+        "--model.reference=null",
+        # random weights never earn a reward; this one tells completions apart
+        "--model.rewards=[{class_path: tests.own_plugins.LengthReward}]",
+        "--model.optimizer.init_args.lr=0.01",
+        "--trainer.max_steps=3",
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
 
 
 class TestCommands:
@@ -203,6 +220,50 @@ class TestObjectives:
         assert type(cli.model.objective).__name__ == name
         assert type(cli.model.objective.advantages).__name__ == "BatchScaled"
         assert cli.trainer.callback_metrics["train/loss"].isfinite()
+
+
+class TestStabilisers:
+    @pytest.mark.parametrize("value", [".nan", ".inf"])
+    def test_bad_steps_leave_the_weights_and_the_run_goes_on(
+        self, value, model, annotations, tmp_path
+    ):
+        base = load_file(model / "model.safetensors")
+        args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken(value, [0, 1, 2])]
+        cli = run(args)
+        assert cli.trainer.callback_metrics["train/nonfinite_steps"] == 3
+        for name, weight in weights(tmp_path).items():
+            assert torch.equal(weight, base[name]), name
+
+        again = tmp_path / "again"
+        args = [*fit_args(model, again, *own_train(annotations)), *broken(value, [1])]
+        cli = run(args)
+        assert cli.trainer.callback_metrics["train/nonfinite_steps"] == 1
+        moved = weights(again)
+        assert all(weight.isfinite().all() for weight in moved.values())
+        assert any(not torch.equal(weight, base[name]) for name, weight in moved.items())
+
+    def test_the_run_stops_with_one_message(self, model, annotations, tmp_path, capsys):
+        args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken(".nan", [0, 1, 2])]
+        assert main([*args, "--model.max_nonfinite_steps=2"]) == 1
+        error = capsys.readouterr().err
+        assert "vrts: error: 2 optimizer steps in a row" in error
+        assert "Traceback" not in error
+
+    def test_truncated_completions_can_be_left_out_of_the_loss(self, model, annotations, tmp_path):
+        args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken("1", [])]
+        args.append("--model.optimizer.init_args.weight_decay=0")
+        seen = {}
+        for masked in ("false", "true"):
+            more = [f"--model.mask_truncated={masked}", "--trainer.max_steps=1"]
+            metrics = run([*args, *more, "--model.max_new_tokens=2"]).trainer.callback_metrics
+            assert metrics["train/truncated"] == 1
+            seen[masked] = load_file(tmp_path / "model/model.safetensors")
+        base = load_file(model / "model.safetensors")
+        moved = {
+            masked: any(not torch.equal(w, base[name]) for name, w in weights.items())
+            for masked, weights in seen.items()
+        }
+        assert moved == {"false": True, "true": False}
 
 
 class TestRealFiles:

@@ -73,3 +73,16 @@ def test_one_and_two_processes_have_the_same_losses(overlay, tmp_path):
         assert (two[key] - value).abs().max() <= 1e-4, key
     if overlay == "full":
         assert any((one[key] - moved[key]).abs().max() > 1e-4 for key in one)
+
+
+@pytest.mark.slow
+def test_a_loss_that_one_process_finds_bad_skips_the_step_on_all(tmp_path):
+    build_model_folder(tmp_path / "model", seed=0)
+    annotations = make_dataset(tmp_path / "data", num_videos=4, seed=5)
+    broken = "{class_path: tests.own_plugins.Broken, init_args: {value: .nan, calls: [0], rank: 1}}"
+    more = [f"--model.objective={broken}", "--model.reference=null"]
+    rows = fit(tmp_path / "model", annotations, tmp_path / "2", 2, *more)
+    assert len(rows) == 3
+    assert float(rows[-1]["train/nonfinite_steps"]) == 1
+    weights = load_file(tmp_path / "2/model/model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())

@@ -14,6 +14,7 @@ from vrts.data import decoding, decord_decoder, pyav_decoder, readers, sampling
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models import advantages, objectives, qwen, reference, rewards
 from vrts.models.module import VideoQAModule
+from vrts.models.nonfinite import DivergenceError
 from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
@@ -98,11 +99,11 @@ def main(args: Sequence[str] | None = None) -> int:
         args: command-line words; those of the process where None.
 
     Returns:
-        The exit status: 0, or 1 after bad input, which is told in one message.
+        The exit status: 0, or 1 after bad input or a run that diverged, told in one message.
     """
     try:
         run(list(args) if args is not None else None)
-    except InputError as error:
+    except (InputError, DivergenceError) as error:
         print(f"vrts: error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0

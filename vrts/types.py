@@ -123,6 +123,20 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled completion, as rewards see it."""
+
+    text: str
+    """Without special tokens."""
+    num_tokens: int
+    """Tokens that were sampled, the end token included."""
+    max_new_tokens: int
+    """Tokens after which it would have been cut off."""
+    finished: bool = True
+    """False where it was cut off."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """Completions sampled from a policy, G for each of B questions, N rows in all."""
 
@@ -142,6 +156,15 @@ class Rollout:
     def lengths(self) -> torch.Tensor:
         """int64 ``[N]``, tokens of each completion."""
         return self.completion_mask.sum(-1)
+
+    def completions(self, max_new_tokens: int) -> list[Completion]:
+        """N completions, as rewards see them.
+
+        Args:
+            max_new_tokens: the limit that they were sampled with.
+        """
+        rows = zip(self.texts, self.lengths.tolist(), self.finished.tolist(), strict=True)
+        return [Completion(text, length, max_new_tokens, end) for text, length, end in rows]
 
 
 @dataclass(frozen=True, slots=True)

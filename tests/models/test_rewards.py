@@ -12,10 +12,11 @@ from vrts.models.rewards import (
     FormatReward,
     Reward,
     RewardError,
+    SoftOverlongPenalty,
     accuracy_score,
     total_reward,
 )
-from vrts.types import InputError, ProblemType, Question
+from vrts.types import Completion, InputError, ProblemType, Question
 
 COLOUR = Question("c", "Which?", "a.mp4", options=("red", "brown car", "blue"), answer="B")
 LENGTH = Question("n", "How long?", "a.mp4", ProblemType.NUMERICAL, answer="13")
@@ -24,6 +25,10 @@ TECHNIQUE = Question("f", "What?", "a.mp4", ProblemType.FREE_FORM, answer="Dolly
 
 def wrap(answer):
     return f"<think>So.</think><answer>{answer}</answer>"
+
+
+def completions(*texts):
+    return [Completion(text, num_tokens=len(text), max_new_tokens=99) for text in texts]
 
 
 class Scripted(Reward):
@@ -63,23 +68,23 @@ class Scripted(Reward):
     ],
 )
 def test_accuracy(question, completion, score):
-    assert AccuracyReward().score([completion], [question]) == [score]
+    assert AccuracyReward().score(completions(completion), [question]) == [score]
 
 
 def test_accuracy_takes_its_tolerance():
-    assert AccuracyReward(tolerance=2).score([wrap("14")], [LENGTH]) == [1.0]
+    assert AccuracyReward(tolerance=2).score(completions(wrap("14")), [LENGTH]) == [1.0]
 
 
 def test_format():
-    completions = [wrap("B"), "Well. " + wrap("B"), "B"]
-    assert FormatReward().score(completions, [COLOUR] * 3) == [1.0, 0.0, 0.0]
-    assert FormatReward(strict=False).score(completions, [COLOUR] * 3) == [1.0, 1.0, 0.0]
+    said = completions(wrap("B"), "Well. " + wrap("B"), "B")
+    assert FormatReward().score(said, [COLOUR] * 3) == [1.0, 0.0, 0.0]
+    assert FormatReward(strict=False).score(said, [COLOUR] * 3) == [1.0, 1.0, 0.0]
 
 
 def test_total_is_the_weighted_sum_and_parts_are_without_weight():
-    completions = [wrap("B"), wrap("C"), "B", ""]
+    said = completions(wrap("B"), wrap("C"), "B", "")
     rewards = [AccuracyReward(weight=2.0), FormatReward(weight=0.5)]
-    total, parts = total_reward(rewards, completions, [COLOUR] * 4)
+    total, parts = total_reward(rewards, said, [COLOUR] * 4)
     assert total.dtype == torch.float32
     assert total.tolist() == [2.5, 0.5, 2.0, 0.0]
     assert {name: part.tolist() for name, part in parts.items()} == {
@@ -89,9 +94,9 @@ def test_total_is_the_weighted_sum_and_parts_are_without_weight():
 
 
 def test_each_completion_goes_with_its_own_question():
-    completions = [wrap("B"), wrap("13"), wrap("dolly zoom"), wrap("13")]
+    said = completions(wrap("B"), wrap("13"), wrap("dolly zoom"), wrap("13"))
     questions = [COLOUR, LENGTH, TECHNIQUE, COLOUR]
-    total, _ = total_reward([AccuracyReward()], completions, questions)
+    total, _ = total_reward([AccuracyReward()], said, questions)
     assert total.tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
@@ -117,7 +122,7 @@ def test_weight_zero_is_only_logged():
 )
 def test_an_unusable_reward_is_named(reward, message):
     with pytest.raises(RewardError, match=message):
-        total_reward([AccuracyReward(), reward], ["x", "y"], [COLOUR, LENGTH])
+        total_reward([AccuracyReward(), reward], completions("x", "y"), [COLOUR, LENGTH])
 
 
 def test_a_question_without_gold_answer_is_named():
@@ -125,16 +130,16 @@ def test_a_question_without_gold_answer_is_named():
     with pytest.raises(InputError, match=r"train\.json:9: no gold answer"):
         accuracy_score("A", unknown)
     with pytest.raises(RewardError, match=r"AccuracyReward raised InputError: train\.json:9"):
-        total_reward([AccuracyReward()], ["A"], [unknown])
+        total_reward([AccuracyReward()], completions("A"), [unknown])
 
 
 def test_bad_lists_are_named():
     with pytest.raises(InputError, match=r"model\.rewards"):
-        total_reward([], ["x"], [COLOUR])
+        total_reward([], completions("x"), [COLOUR])
     with pytest.raises(InputError, match="name 'accuracy'"):
-        total_reward([AccuracyReward(), AccuracyReward()], ["x"], [COLOUR])
+        total_reward([AccuracyReward(), AccuracyReward()], completions("x"), [COLOUR])
     with pytest.raises(InputError, match="2 completions, but 1 questions"):
-        total_reward([FormatReward()], ["x", "y"], [COLOUR])
+        total_reward([FormatReward()], completions("x", "y"), [COLOUR])
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
@@ -147,6 +152,26 @@ def test_weights_are_finite(weight):
 def test_tolerance_is_checked(tolerance):
     with pytest.raises(InputError, match="tolerance must be 0 or more"):
         AccuracyReward(tolerance=tolerance)
+
+
+@pytest.mark.parametrize(("limit", "share"), [(100, 0.2), (768, 0.25), (7, 1.0), (20480, 0.2)])
+def test_overlong_penalty_is_daposs_equation(limit, share):
+    buffer = share * limit
+    lengths = [1, limit // 3, *range(max(limit - 40, 1), limit + 1)]
+    said = [Completion("", n, limit, n < limit) for n in lengths]
+    got = SoftOverlongPenalty(buffer_share=share).score(said, [COLOUR] * len(said))
+    for n, value in zip(lengths, got, strict=True):
+        if n <= limit - buffer:
+            assert value == 0
+        else:
+            assert value == pytest.approx(((limit - buffer) - n) / buffer)
+    assert got[-1] == -1
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, math.nan])
+def test_overlong_buffer_is_checked(share):
+    with pytest.raises(InputError, match="buffer_share must be above 0"):
+        SoftOverlongPenalty(buffer_share=share)
 
 
 def test_no_completions_give_empty_tensors():

@@ -26,6 +26,8 @@ class Experience:
     """``[N]``, weighted sum of the rewards."""
     advantages: torch.Tensor
     """``[N]``."""
+    mask: torch.Tensor
+    """bool ``[N, L]``, True for tokens that count in the loss."""
     reference_logprobs: torch.Tensor | None
     """``[N, L]``, or None without a KL penalty."""
     seconds: float
@@ -47,7 +49,7 @@ class Experience:
             self.old_logprobs,
             self.reference_logprobs,
             self.advantages,
-            self.rollout.completion_mask,
+            self.mask,
             max_new_tokens,
         )
 

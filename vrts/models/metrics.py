@@ -23,7 +23,8 @@ TRAIN_METRICS = (
     "tokens_per_s",
 )
 """Logged at each training step under ``train/``, beside ``reward/<name>`` of each reward and
-``train/update_s``. ``skipped`` counts questions of the batch that had no usable video."""
+``train/update_s`` and, at each optimizer step, ``train/nonfinite_steps`` (how many were skipped so
+far). ``skipped`` counts questions of the batch that had no usable video."""
 
 SHOWN = ("reward/total", "kl", "completion_length")
 """Those in the progress bar."""

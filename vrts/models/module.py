@@ -19,13 +19,14 @@ from vrts.models.checkpoints import check_same_model, keep_trained
 from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
+from vrts.models.nonfinite import NonFiniteGuard
 from vrts.models.objectives import GRPO, Objective
 from vrts.models.policy import Policy
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, total_reward
 from vrts.models.sampling import row_seed
-from vrts.types import InputError, Prediction, Round, Sample, Sampling
+from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail, make_round
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class VideoQAModule(LightningModule):
         temperature: of sampling and scoring in training.
         updates_per_rollout: optimizer updates made from one rollout; the CLI links it to the data
             module, which repeats each batch as often.
+        mask_truncated: leave completions that `max_new_tokens` cut off out of the loss (DAPO's
+            overlong filtering, arXiv 2503.14476, section 3.4). Their rewards count for the others.
+        max_nonfinite_steps: optimizer steps whose loss or gradient is not finite are skipped, and
+            the run stops at that many in a row.
         evaluation: how tokens are drawn in validation, test and prediction.
         seed: of all sampling. A completion's random numbers depend on the seed, its question and
             its place in the group alone, not on batches or processes.
@@ -65,6 +70,8 @@ class VideoQAModule(LightningModule):
         max_new_tokens: PositiveInt = 768,
         temperature: PositiveFloat = 1.0,
         updates_per_rollout: PositiveInt = 1,
+        mask_truncated: bool = False,
+        max_nonfinite_steps: PositiveInt = 5,
         evaluation: Sampling | None = None,
         seed: int = 0,
     ) -> None:
@@ -76,6 +83,7 @@ class VideoQAModule(LightningModule):
         self.max_new_tokens = int(max_new_tokens)
         self.temperature = float(temperature)
         self.updates_per_rollout = int(updates_per_rollout)
+        self.mask_truncated = mask_truncated
         self.evaluation = evaluation or Sampling()
         self.seed = seed
         self.num_samples = 1
@@ -89,6 +97,7 @@ class VideoQAModule(LightningModule):
         self._lr_scheduler = lr_scheduler
         self._experience: Experience | None = None
         self._asked: tuple[str, ...] = ()
+        self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
         self._accuracy = MeanMetric()
 
@@ -158,7 +167,19 @@ class VideoQAModule(LightningModule):
         metrics = experience.metrics() | terms.metrics() | {"skipped": skipped}
         metrics["entropy"] = masked_mean(scores.entropy, completions.mask)
         log_means(self, metrics, [reward.name for reward in self.rewards])
+        self._guard.watch(terms.loss)
         return terms.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip a step that is not finite: without gradients an optimizer leaves all as it is.
+
+        Raises:
+            DivergenceError: there were too many of them in a row.
+        """
+        if self._guard.is_bad(self.parameters(), self._mean_over_processes):
+            _log.warning("step %d is skipped: its loss or gradient is not finite", self.global_step)
+            optimizer.zero_grad()
+        self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
         """Log how long this process's update took, its optimizer step included."""
@@ -191,7 +212,8 @@ class VideoQAModule(LightningModule):
         seeds = [row_seed(self.seed, epoch, q.id, n % G) for n, q in enumerate(questions)]
         sampling = [Sampling(temperature=self.temperature)] * G
         rollout = self.policy.rollout(prompts, sampling, seeds, self.max_new_tokens)
-        total, rewards = total_reward(self.rewards, rollout.texts, questions)
+        completions = rollout.completions(self.max_new_tokens)
+        total, rewards = total_reward(self.rewards, completions, questions)
         total = total.to(rollout.logprobs.device)
         advantages = self.objective.advantages(total, G, self._mean_over_processes)
         reference = None
@@ -205,9 +227,16 @@ class VideoQAModule(LightningModule):
             rewards=rewards,
             total=total,
             advantages=advantages,
+            mask=self._counted(rollout),
             reference_logprobs=reference,
             seconds=time.perf_counter() - start_s,
         )
+
+    def _counted(self, rollout: Rollout) -> torch.Tensor:
+        """Tokens ``[N, L]`` that count in the loss."""
+        if not self.mask_truncated:
+            return rollout.completion_mask
+        return rollout.completion_mask & rollout.finished[:, None]
 
     def _no_loss(self, skipped: float, fresh: bool) -> torch.Tensor:
         """Take part in what all processes do together where no sample of this batch is usable.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from vrts.prompts import DEFAULT_TOLERANCE, has_format, is_correct, parse_answer
-from vrts.types import InputError, Question
+from vrts.types import Completion, InputError, Question
 
 
 class RewardError(RuntimeError):
@@ -37,11 +37,13 @@ class Reward(ABC):
         """Short name, unique among the rewards of a run; logged as ``train/reward/<name>``."""
 
     @abstractmethod
-    def score(self, completions: Sequence[str], questions: Sequence[Question]) -> list[float]:
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
         """Score completions, before the weight.
 
         Args:
-            completions: N texts.
+            completions: N completions: text, tokens, whether it was cut off.
             questions: N questions, the one that each completion answers.
 
         Returns:
@@ -71,10 +73,12 @@ class AccuracyReward(Reward):
         """``accuracy``."""
         return "accuracy"
 
-    def score(self, completions: Sequence[str], questions: Sequence[Question]) -> list[float]:
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
         """Score completions with :func:`accuracy_score`."""
         return [
-            accuracy_score(completion, question, self.tolerance)
+            accuracy_score(completion.text, question, self.tolerance)
             for completion, question in zip(completions, questions, strict=True)
         ]
 
@@ -97,9 +101,60 @@ class FormatReward(Reward):
         """``format``."""
         return "format"
 
-    def score(self, completions: Sequence[str], questions: Sequence[Question]) -> list[float]:
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
         """Score completions with :func:`format_score`."""
-        return [format_score(completion, self.strict) for completion in completions]
+        return [format_score(completion.text, self.strict) for completion in completions]
+
+
+class SoftOverlongPenalty(Reward):
+    """0, but falls to -1 over the last tokens that a completion may have.
+
+    Source: DAPO (Yu et al., 2025, arXiv 2503.14476), eq. 13. A completion that the limit cut off
+    gets -1.
+
+    Args:
+        weight: Factor in the total.
+        buffer_share: Share of ``max_new_tokens`` over which the penalty grows; the paper's is 4096
+            of 20480 tokens.
+
+    Raises:
+        InputError: the share is not above 0 and at most 1.
+    """
+
+    def __init__(self, weight: float = 1.0, buffer_share: float = 0.2) -> None:
+        super().__init__(weight)
+        if not 0 < buffer_share <= 1:
+            raise InputError(
+                f"SoftOverlongPenalty: buffer_share must be above 0 and at most 1, got "
+                f"{buffer_share}"
+            )
+        self.buffer_share = buffer_share
+
+    @property
+    def name(self) -> str:
+        """``overlong``."""
+        return "overlong"
+
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
+        """Score completions with :func:`overlong_penalty`."""
+        return [
+            overlong_penalty(c.num_tokens, c.max_new_tokens, self.buffer_share) for c in completions
+        ]
+
+
+def overlong_penalty(num_tokens: int, max_new_tokens: int, buffer_share: float) -> float:
+    """Give DAPO's length penalty (eq. 13): 0 before the buffer, then linear down to -1.
+
+    Example:
+        >>> [overlong_penalty(n, 100, 0.2) for n in (80, 90, 100)]
+        [0.0, -0.5, -1.0]
+    """
+    buffer = buffer_share * max_new_tokens
+    return -min(max((num_tokens - (max_new_tokens - buffer)) / buffer, 0.0), 1.0) + 0.0
 
 
 def accuracy_score(
@@ -137,13 +192,13 @@ def format_score(completion: str, strict: bool = True) -> float:
 
 
 def total_reward(
-    rewards: Sequence[Reward], completions: Sequence[str], questions: Sequence[Question]
+    rewards: Sequence[Reward], completions: Sequence[Completion], questions: Sequence[Question]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Add up the rewards of completions.
 
     Args:
         rewards: At least one, with different names.
-        completions: N texts.
+        completions: N completions: text, tokens, whether it was cut off.
         questions: N questions, the one that each completion answers.
 
     Returns:
@@ -174,7 +229,7 @@ def total_reward(
 
 
 def _checked_scores(
-    reward: Reward, completions: Sequence[str], questions: Sequence[Question]
+    reward: Reward, completions: Sequence[Completion], questions: Sequence[Question]
 ) -> torch.Tensor:
     """Scores of one reward, float32 ``[N]``, known to be N and finite."""
     kind = type(reward).__name__
