@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vrts"
-TEXT = {"completions", "choices", "mentions", "numbers", "answers", "prompts"}
+TEXT = {"completions", "choices", "mentions", "numbers", "spans", "answers", "scores", "prompts"}
 ALLOWED = {
     "types": set(),
     **{name: {"types", *TEXT} for name in TEXT},

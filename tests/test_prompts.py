@@ -29,7 +29,14 @@ def test_preamble_shows_the_template_once_in_order():
 
 
 @pytest.mark.parametrize(
-    ("problem_type", "word"), [(ProblemType.NUMERICAL, "number"), (ProblemType.FREE_FORM, "text")]
+    ("problem_type", "word"),
+    [
+        (ProblemType.NUMERICAL, "number"),
+        (ProblemType.REGRESSION, "number"),
+        (ProblemType.OCR, "written"),
+        (ProblemType.FREE_FORM, "text"),
+        (ProblemType.TEMPORAL_GROUNDING, "start and the end in seconds"),
+    ],
 )
 def test_each_problem_type_has_its_instruction(problem_type, word):
     asked = Question("1", "How many?", "a.mp4", problem_type)

@@ -11,10 +11,17 @@ import re
 from vrts.choices import extract_choice
 from vrts.completions import final_answer, strip_lead_in
 from vrts.numbers import canonical_number, extract_number, numbers_match
+from vrts.spans import canonical_span, extract_span, span_iou
 from vrts.types import InputError, ProblemType, Question, letters
 
 DEFAULT_TOLERANCE = 1e-2
 """Of numerical answers, see :func:`vrts.numbers.numbers_match`."""
+
+MAX_RELATIVE_ERROR = 0.05
+"""Below it a regression answer counts as right."""
+
+MIN_IOU = 0.5
+"""From it on a time span counts as right."""
 
 _WRAPPED = re.compile(r"\\(?:boxed|text|mathrm|textbf)\s?\{([^{}]{0,2000})\}")
 _TERM = re.compile(r"(?:(?<!\w)[-+])?\d+(?:[.,/]\d+)*%?|[^\W_]+(?:\+\+|\#)?")
@@ -27,8 +34,9 @@ def parse_answer(text: str, question: Question) -> str | None:
 
     Returns:
         The letter for multiple choice (:func:`vrts.choices.extract_choice`), the number as text
-        (:func:`vrts.numbers.extract_number`), or the text as :func:`normalise_text` leaves it;
-        None where the completion has no answer.
+        (:func:`vrts.numbers.extract_number`), the time span as text
+        (:func:`vrts.spans.extract_span`), or the text as :func:`normalise_text` leaves it; None
+        where the completion has no answer.
 
     Example:
         >>> question = Question("1", "How long?", "a.mp4", ProblemType.NUMERICAL)
@@ -46,6 +54,11 @@ def is_correct(
     Letters and texts must be equal, numbers by :func:`vrts.numbers.numbers_match`. A gold value
     with a percent sign is met by the percentage and by the fraction: 50% by 50 and by 0.5.
 
+    Where an answer can be half right, these are right, as Video-R1's evaluation has it: a
+    regression with a relative error below 5% (the highest step of VSI-Bench's mean relative
+    accuracy), and OCR without a word error. A time span is right from an intersection over union
+    of 0.5 on, the usual recall at 1 of temporal grounding.
+
     Args:
         answer: What :func:`parse_answer` gave.
         question: The question with its gold answer.
@@ -55,7 +68,7 @@ def is_correct(
         True or False, or None where the right answer is not known.
 
     Raises:
-        InputError: the gold answer is no letter of an option, or no number.
+        InputError: the gold answer is no letter of an option, no number or no time span.
 
     Example:
         >>> question = Question("1", "Which?", "a.mp4", options=("red", "blue"), answer="B")
@@ -67,11 +80,15 @@ def is_correct(
     return _CHECKS[question.problem_type](answer, question, question.answer, tolerance)
 
 
-def normalise_text(text: str) -> str | None:
+def normalise_text(text: str, keep_articles: bool = False) -> str | None:
     """Normalise free-form text: case, whitespace, punctuation and articles do not count.
 
     Signs and decimal points of numbers, ``%``, ``C++`` and ``C#`` are kept. A text of symbols alone
     stays as it is.
+
+    Args:
+        text: Any.
+        keep_articles: Whether articles count.
 
     Returns:
         The text, or None where nothing is left.
@@ -84,7 +101,8 @@ def normalise_text(text: str) -> str | None:
     terms = [
         term.replace(",", "") if term[-1].isdigit() else term for term in _TERM.findall(folded)
     ]
-    kept = [term for term in terms if term not in _ARTICLES] or terms
+    dropped = frozenset() if keep_articles else _ARTICLES
+    kept = [term for term in terms if term not in dropped] or terms
     return " ".join(kept) or "".join(folded.split()).strip(_NO_TEXT) or None
 
 
@@ -101,6 +119,66 @@ def _parse_text(text: str, _question: Question) -> str | None:
     return normalise_text(strip_lead_in(_WRAPPED.sub(r"\1", final_answer(text))))
 
 
+def _parse_ocr(text: str, _question: Question) -> str | None:
+    return normalise_text(_WRAPPED.sub(r"\1", final_answer(text)), keep_articles=True)
+
+
+def _parse_span(text: str, _question: Question) -> str | None:
+    span = extract_span(text)
+    return None if span is None else canonical_span(span)
+
+
+def relative_error(value: float, gold: float) -> float:
+    """Difference as a share of the gold value, at most 1 (Video-R1's regression reward)."""
+    return min((abs(value - gold) + 1e-9) / (abs(gold) + 1e-9), 1.0)
+
+
+def gold_numbers(question: Question) -> list[float]:
+    """The right number, and for a percentage its fraction too.
+
+    Raises:
+        InputError: the gold answer is not one number.
+    """
+    gold = question.answer or ""
+    right = extract_number(gold)
+    if right is None:
+        raise InputError(
+            f"{_where(question)}: the gold answer {gold!r} of a {question.problem_type} question "
+            "is not one number; correct it or make the question free-form"
+        )
+    return [right, right / 100] if "%" in gold else [right]
+
+
+def gold_span(question: Question) -> tuple[float, float]:
+    """The right time span.
+
+    Raises:
+        InputError: the gold answer is not one.
+    """
+    span = extract_span(question.answer or "")
+    if span is None:
+        raise InputError(
+            f"{_where(question)}: the gold answer {question.answer!r} is not a start and an end, "
+            "such as '12.5 to 20'; correct the record"
+        )
+    return span
+
+
+def canonical_gold(question: Question) -> str:
+    """The right answer as :func:`parse_answer` would give it.
+
+    Raises:
+        InputError: the gold answer has nothing in it.
+    """
+    gold = parse_answer(question.answer or "", question)
+    if gold is None:
+        raise InputError(
+            f"{_where(question)}: the gold answer {question.answer!r} is no answer to a "
+            f"{question.problem_type} question; correct the record"
+        )
+    return gold
+
+
 def _check_choice(answer: str | None, question: Question, gold: str, _tolerance: float) -> bool:
     letter = gold.strip().upper()
     known = letters(question.options)
@@ -112,23 +190,28 @@ def _check_choice(answer: str | None, question: Question, gold: str, _tolerance:
     return answer == letter
 
 
-def _check_number(answer: str | None, question: Question, gold: str, tolerance: float) -> bool:
-    right = extract_number(gold)
-    if right is None:
-        raise InputError(
-            f"{_where(question)}: the gold answer {gold!r} of a numerical question is not one "
-            "number; correct it or make the question free-form"
-        )
+def _check_number(answer: str | None, question: Question, _gold: str, tolerance: float) -> bool:
+    right = gold_numbers(question)
     value = None if answer is None else extract_number(answer)
-    if value is None:
-        return False
-    if "%" in gold and numbers_match(value, right / 100, tolerance):
-        return True
-    return numbers_match(value, right, tolerance)
+    return value is not None and any(numbers_match(value, r, tolerance) for r in right)
+
+
+def _check_regression(
+    answer: str | None, question: Question, _gold: str, _tolerance: float
+) -> bool:
+    right = gold_numbers(question)
+    value = None if answer is None else extract_number(answer)
+    return value is not None and any(relative_error(value, r) < MAX_RELATIVE_ERROR for r in right)
 
 
 def _check_text(answer: str | None, question: Question, gold: str, _tolerance: float) -> bool:
-    return answer is not None and answer == _parse_text(gold, question)
+    return answer is not None and answer == parse_answer(gold, question)
+
+
+def _check_span(answer: str | None, question: Question, _gold: str, _tolerance: float) -> bool:
+    right = gold_span(question)
+    span = None if answer is None else extract_span(answer)
+    return span is not None and span_iou(span, right) >= MIN_IOU
 
 
 def _where(question: Question) -> str:
@@ -138,10 +221,16 @@ def _where(question: Question) -> str:
 _PARSERS = {
     ProblemType.MULTIPLE_CHOICE: _parse_choice,
     ProblemType.NUMERICAL: _parse_number,
+    ProblemType.REGRESSION: _parse_number,
+    ProblemType.OCR: _parse_ocr,
     ProblemType.FREE_FORM: _parse_text,
+    ProblemType.TEMPORAL_GROUNDING: _parse_span,
 }
 _CHECKS = {
     ProblemType.MULTIPLE_CHOICE: _check_choice,
     ProblemType.NUMERICAL: _check_number,
+    ProblemType.REGRESSION: _check_regression,
+    ProblemType.OCR: _check_text,
     ProblemType.FREE_FORM: _check_text,
+    ProblemType.TEMPORAL_GROUNDING: _check_span,
 }

@@ -8,6 +8,7 @@ from vrts.answers import DEFAULT_TOLERANCE, is_correct, normalise_text, parse_an
 from vrts.choices import extract_choice, option_texts
 from vrts.completions import has_format, split_completion
 from vrts.numbers import canonical_number, extract_number, numbers_match
+from vrts.scores import answer_score
 from vrts.types import InputError, ProblemType, Question, letters
 
 __all__ = [
@@ -15,8 +16,12 @@ __all__ = [
     "FREE_FORM_INSTRUCTION",
     "MULTIPLE_CHOICE_INSTRUCTION",
     "NUMERICAL_INSTRUCTION",
+    "OCR_INSTRUCTION",
     "R1_PREAMBLE",
+    "REGRESSION_INSTRUCTION",
+    "TEMPORAL_GROUNDING_INSTRUCTION",
     "PromptTemplate",
+    "answer_score",
     "canonical_number",
     "extract_choice",
     "extract_number",
@@ -44,7 +49,14 @@ MULTIPLE_CHOICE_INSTRUCTION = (
 NUMERICAL_INSTRUCTION = (
     "Give only a number (such as 42 or 3.14) within the <answer> </answer> tags."
 )
+REGRESSION_INSTRUCTION = NUMERICAL_INSTRUCTION
+OCR_INSTRUCTION = "Give the text exactly as it is written within the <answer> </answer> tags."
 FREE_FORM_INSTRUCTION = "Give your answer as a short text within the <answer> </answer> tags."
+
+TEMPORAL_GROUNDING_INSTRUCTION = (
+    "Give the start and the end in seconds (such as 12.5 to 20.0) within the <answer> </answer> "
+    "tags."
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,10 @@ class PromptTemplate:
         preamble: What comes before the question.
         multiple_choice: Instruction behind the options of a multiple choice question.
         numerical: Instruction behind a question for a number.
+        regression: Instruction behind a question for a number that can be nearly right.
+        ocr: Instruction behind a question for a text to be read off.
         free_form: Instruction behind a question for a text.
+        temporal_grounding: Instruction behind a question for a time span.
 
     Example:
         >>> template = PromptTemplate(preamble="", multiple_choice="Letter only.")
@@ -69,7 +84,10 @@ class PromptTemplate:
     preamble: str = R1_PREAMBLE
     multiple_choice: str = MULTIPLE_CHOICE_INSTRUCTION
     numerical: str = NUMERICAL_INSTRUCTION
+    regression: str = REGRESSION_INSTRUCTION
+    ocr: str = OCR_INSTRUCTION
     free_form: str = FREE_FORM_INSTRUCTION
+    temporal_grounding: str = TEMPORAL_GROUNDING_INSTRUCTION
 
     def render(self, question: Question) -> str:
         """Give the text of the user's turn, without the video.
@@ -89,7 +107,10 @@ class PromptTemplate:
         instruction = {
             ProblemType.MULTIPLE_CHOICE: self.multiple_choice,
             ProblemType.NUMERICAL: self.numerical,
+            ProblemType.REGRESSION: self.regression,
+            ProblemType.OCR: self.ocr,
             ProblemType.FREE_FORM: self.free_form,
+            ProblemType.TEMPORAL_GROUNDING: self.temporal_grounding,
         }[question.problem_type]
         parts = [self.preamble.strip(), question.text.strip(), *options, instruction.strip()]
         return "\n".join(part for part in parts if part)

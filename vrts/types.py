@@ -40,7 +40,14 @@ class ProblemType(StrEnum):
 
     MULTIPLE_CHOICE = "multiple choice"
     NUMERICAL = "numerical"
+    """A number that is right or wrong, such as a count."""
+    REGRESSION = "regression"
+    """A number that can be nearly right, such as a distance."""
+    OCR = "OCR"
+    """Text that is to be read off."""
     FREE_FORM = "free-form"
+    TEMPORAL_GROUNDING = "temporal grounding"
+    """When something happens: a start and an end. Not among Video-R1's."""
 
 
 @dataclass(frozen=True, slots=True)

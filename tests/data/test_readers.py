@@ -61,9 +61,9 @@ def test_video_r1_rows(tmp_path, videos, array):
     assert first.metadata["data_source"] == "mine"
     assert first.source == f"{path}:{2 if array else 1}"
     assert second.source == f"{path}:{15 if array else 2}"
-    assert (second.problem_type, second.answer) == (ProblemType.NUMERICAL, "13.5")
+    assert (second.problem_type, second.answer) == (ProblemType.REGRESSION, "13.5")
     assert second.metadata["problem_type"] == "regression"
-    assert (third.problem_type, third.answer) == (ProblemType.FREE_FORM, None)
+    assert (third.problem_type, third.answer) == (ProblemType.OCR, None)
     assert len(VideoR1Reader(path, videos, limit=2).read()) == 2
 
 

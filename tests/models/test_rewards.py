@@ -10,6 +10,7 @@ import vrts.models.rewards
 from vrts.models.rewards import (
     AccuracyReward,
     FormatReward,
+    LengthReward,
     Reward,
     RewardError,
     SoftOverlongPenalty,
@@ -152,6 +153,31 @@ def test_weights_are_finite(weight):
 def test_tolerance_is_checked(tolerance):
     with pytest.raises(InputError, match="tolerance must be 0 or more"):
         AccuracyReward(tolerance=tolerance)
+
+
+GRADED = [
+    (Question("r", "How far?", "a.mp4", ProblemType.REGRESSION, answer="8"), "6", 0.75),
+    (Question("o", "Read.", "a.mp4", ProblemType.OCR, answer="No entry today"), "no entry", 2 / 3),
+    (Question("g", "When?", "a.mp4", ProblemType.TEMPORAL_GROUNDING, answer="2-6"), "2-5", 0.75),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "score"), GRADED)
+def test_accuracy_is_graded_unless_it_shall_not_be(question, answer, score):
+    said = completions(wrap(answer))
+    assert AccuracyReward().score(said, [question]) == [pytest.approx(score)]
+    right = question.problem_type is ProblemType.TEMPORAL_GROUNDING
+    assert AccuracyReward(graded=False).score(said, [question]) == [float(right)]
+
+
+def test_length_counts_for_right_answers_in_its_range():
+    lengths = [319, 320, 512, 513, 400]
+    said = [Completion(wrap("B"), n, 768) for n in lengths[:4]]
+    said.append(Completion(wrap("A"), 400, 768))
+    assert LengthReward().score(said, [COLOUR] * 5) == [0, 1, 1, 0, 0]
+    assert LengthReward().weight == 0.2
+    with pytest.raises(InputError, match=r"min_tokens \(9\) is above max_tokens \(8\)"):
+        LengthReward(min_tokens=9, max_tokens=8)
 
 
 @pytest.mark.parametrize(("limit", "share"), [(100, 0.2), (768, 0.25), (7, 1.0), (20480, 0.2)])

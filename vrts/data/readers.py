@@ -18,14 +18,8 @@ from vrts.data.fields import (
 from vrts.data.records import Record, iterate_json, parse_questions, read_text
 from vrts.types import InputError, ProblemType, Question
 
-VIDEO_R1_TYPES = {
-    "multiple choice": ProblemType.MULTIPLE_CHOICE,
-    "numerical": ProblemType.NUMERICAL,
-    "regression": ProblemType.NUMERICAL,
-    "ocr": ProblemType.FREE_FORM,
-    "free-form": ProblemType.FREE_FORM,
-}
-"""Problem types of Video-R1's files, in lower case; the original stays in the metadata."""
+PROBLEM_TYPES = {kind.value.lower(): kind for kind in ProblemType}
+"""Problem types by the names of Video-R1's files, in lower case."""
 
 
 class Reader(ABC):
@@ -45,8 +39,8 @@ class VideoR1Reader(Reader):
     """Video-R1-style JSON or JSON Lines, which Video-RTS's evaluation files share.
 
     A row is ``{"problem_id", "problem", "data_type", "problem_type", "options": ["A. x", …] or
-    null, "solution": "<answer>A</answer>" or null, "path"}``. Problem types ``regression`` and
-    ``OCR`` are read as numerical and free-form. Further fields go to the metadata.
+    null, "solution": "<answer>A</answer>" or null, "path"}``. Problem types are those of
+    `vrts.types.ProblemType`. Further fields go to the metadata.
 
     Args:
         path: The annotation file.
@@ -87,9 +81,9 @@ class VideoR1Reader(Reader):
                 "set skip_images to leave such rows out"
             )
         name = record.text("problem_type")
-        problem_type = VIDEO_R1_TYPES.get(name.lower())
+        problem_type = PROBLEM_TYPES.get(name.lower())
         if problem_type is None:
-            raise InputError(f"unknown problem_type {name!r}; one of {', '.join(VIDEO_R1_TYPES)}")
+            raise InputError(f"unknown problem_type {name!r}; one of {', '.join(PROBLEM_TYPES)}")
         if "solution" not in record.fields:
             raise InputError("field 'solution' is missing; use null where it is not known")
         options = self._options(record, problem_type)

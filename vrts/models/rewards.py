@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from vrts.prompts import DEFAULT_TOLERANCE, has_format, is_correct, parse_answer
+from vrts.prompts import DEFAULT_TOLERANCE, answer_score, has_format, is_correct, parse_answer
 from vrts.types import Completion, InputError, Question
+
+MIN_SCORE = 0.1
+"""An answer that scores more counts as right for further rewards, as in Video-R1's code."""
 
 
 class RewardError(RuntimeError):
@@ -52,21 +55,29 @@ class Reward(ABC):
 
 
 class AccuracyReward(Reward):
-    """1 for a right answer, 0 for a wrong one or none; every problem type.
+    """How good the answer is, by the measure of its problem type; 0 for none.
+
+    A choice or number is right or wrong. A regression answer gets 1 minus its relative error, OCR
+    1 minus its word error rate, a free-form text its mean ROUGE, a time span its intersection over
+    union: see :mod:`vrts.scores`.
 
     Args:
         weight: Factor in the total.
         tolerance: Of numerical answers, see :func:`vrts.numbers.numbers_match`.
+        graded: False makes every answer right or wrong, as :func:`vrts.answers.is_correct` has it.
 
     Raises:
         InputError: the tolerance is negative or not finite.
     """
 
-    def __init__(self, weight: float = 1.0, tolerance: float = DEFAULT_TOLERANCE) -> None:
+    def __init__(
+        self, weight: float = 1.0, tolerance: float = DEFAULT_TOLERANCE, graded: bool = True
+    ) -> None:
         super().__init__(weight)
         if not (math.isfinite(tolerance) and tolerance >= 0):
             raise InputError(f"AccuracyReward: tolerance must be 0 or more, got {tolerance}")
         self.tolerance = tolerance
+        self.graded = graded
 
     @property
     def name(self) -> str:
@@ -78,7 +89,7 @@ class AccuracyReward(Reward):
     ) -> list[float]:
         """Score completions with :func:`accuracy_score`."""
         return [
-            accuracy_score(completion.text, question, self.tolerance)
+            accuracy_score(completion.text, question, self.tolerance, self.graded)
             for completion, question in zip(completions, questions, strict=True)
         ]
 
@@ -106,6 +117,47 @@ class FormatReward(Reward):
     ) -> list[float]:
         """Score completions with :func:`format_score`."""
         return [format_score(completion.text, self.strict) for completion in completions]
+
+
+class LengthReward(Reward):
+    """1 for a right answer of a length within a range, else 0 (Video-R1, arXiv 2503.21776, eq. 4).
+
+    Right is a score of :func:`accuracy_score` above 0.1, as in Video-R1's code.
+
+    Args:
+        weight: Factor in the total; Video-R1's.
+        min_tokens: Shortest completion that is rewarded.
+        max_tokens: Longest completion that is rewarded.
+
+    Raises:
+        InputError: the range is empty.
+    """
+
+    def __init__(self, weight: float = 0.2, min_tokens: int = 320, max_tokens: int = 512) -> None:
+        super().__init__(weight)
+        if min_tokens > max_tokens:
+            raise InputError(
+                f"LengthReward: min_tokens ({min_tokens}) is above max_tokens ({max_tokens})"
+            )
+        self.min_tokens = min_tokens
+        self.max_tokens = max_tokens
+
+    @property
+    def name(self) -> str:
+        """``length``."""
+        return "length"
+
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
+        """See the class."""
+        return [
+            float(
+                self.min_tokens <= completion.num_tokens <= self.max_tokens
+                and accuracy_score(completion.text, question) > MIN_SCORE
+            )
+            for completion, question in zip(completions, questions, strict=True)
+        ]
 
 
 class SoftOverlongPenalty(Reward):
@@ -158,9 +210,12 @@ def overlong_penalty(num_tokens: int, max_new_tokens: int, buffer_share: float) 
 
 
 def accuracy_score(
-    completion: str, question: Question, tolerance: float = DEFAULT_TOLERANCE
+    completion: str,
+    question: Question,
+    tolerance: float = DEFAULT_TOLERANCE,
+    graded: bool = True,
 ) -> float:
-    """Score the answer of a completion: 1 if right, else 0.
+    """Score the answer of a completion, from 0 to 1.
 
     Raises:
         InputError: the question has no gold answer, or one that cannot be one.
@@ -172,13 +227,14 @@ def accuracy_score(
         >>> accuracy_score("A or B", question)
         0.0
     """
-    correct = is_correct(parse_answer(completion, question), question, tolerance)
-    if correct is None:
+    measure = answer_score if graded else is_correct
+    score = measure(parse_answer(completion, question), question, tolerance)
+    if score is None:
         raise InputError(
             f"{question.source or f'question {question.id}'}: no gold answer, so there is nothing "
             "to reward; train on questions that have one"
         )
-    return float(correct)
+    return float(score)
 
 
 def format_score(completion: str, strict: bool = True) -> float:
