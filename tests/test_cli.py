@@ -249,6 +249,26 @@ class TestStabilisers:
         assert "vrts: error: 2 optimizer steps in a row" in error
         assert "Traceback" not in error
 
+    def test_a_resumed_run_has_the_reference_that_followed(self, model, annotations, tmp_path):
+        reference = "{class_path: FrozenCopy, init_args: {sync_every_n_steps: 1, mixup: 0.5}}"
+
+        def fit(folder: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
+            args = fit_args(model, tmp_path / folder, *own_train(annotations), *broken("1", []))
+            objective = "{class_path: GRPO, init_args: {beta: 5.0}}"
+            args += [f"--model.objective={objective}", f"--model.reference={reference}"]
+            args.append("--data.train.init_args.limit=2")
+            run([*args, f"--trainer.max_steps={steps}", "--trainer.max_epochs=9", *more])
+            return load_file(tmp_path / folder / "model/model.safetensors")
+
+        whole = fit("whole", 4)
+        fit("parts", 2)
+        parts = fit("parts", 4, "--ckpt_path=last")
+        for name, weight in parts.items():
+            torch.testing.assert_close(weight, whole[name], rtol=1e-4, atol=1e-5)
+        fixed = f"--model.reference={reference.replace('1, mixup', '9, mixup')}"
+        other = fit("other", 4, fixed)
+        assert any((other[name] - weight).abs().max() > 1e-4 for name, weight in whole.items())
+
     def test_truncated_completions_can_be_left_out_of_the_loss(self, model, annotations, tmp_path):
         args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken("1", [])]
         args.append("--model.optimizer.init_args.weight_decay=0")

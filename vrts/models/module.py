@@ -99,6 +99,7 @@ class VideoQAModule(LightningModule):
         self._asked: tuple[str, ...] = ()
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
+        self._last_step = 0
         self._accuracy = MeanMetric()
 
     # ---- setting up
@@ -130,11 +131,20 @@ class VideoQAModule(LightningModule):
         if self.policy.loaded:
             return
         self.policy.load()
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and self._reference is not None and self.objective.beta > 0:
-            self._reference.attach(self.policy)
+        if self._fitting and self.reference is not None:
+            self.reference.attach(self.policy)
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
-        self.policy.train(fitting)
+        self.policy.train(self._fitting)
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the KL penalty holds on to; None without one."""
+        return self._reference if self.objective.beta > 0 else None
+
+    @property
+    def _fitting(self) -> bool:
+        """Whether this run trains."""
+        return self.trainer.state.fn == TrainerFn.FITTING
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the trainable parameters, and its schedule by step."""
@@ -181,9 +191,16 @@ class VideoQAModule(LightningModule):
             optimizer.zero_grad()
         self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
 
+    def on_train_start(self) -> None:
+        """Note where a resumed run is."""
+        self._last_step = self.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
         """Log how long this process's update took, its optimizer step included."""
         self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
+        made_step, self._last_step = self.global_step != self._last_step, self.global_step
+        if made_step and self.reference is not None:
+            self.reference.after_step(self.policy, self.global_step)
 
     def _usable(self, batch: Sequence[Sample]) -> list[Sample]:
         """Samples that can be trained on; the others are named in the log."""
@@ -206,7 +223,7 @@ class VideoQAModule(LightningModule):
     def _roll_out(self, samples: list[Sample]) -> Experience:
         """Sample G completions a question, reward them, and ask the reference."""
         start_s = time.perf_counter()
-        G, epoch = self.num_generations, self.current_epoch
+        G, epoch = self.num_generations, self._epoch()
         prompts = self.policy.encode(samples, self.max_new_tokens)
         questions = tuple(s.question for s in samples for _ in range(G))
         seeds = [row_seed(self.seed, epoch, q.id, n % G) for n, q in enumerate(questions)]
@@ -217,8 +234,8 @@ class VideoQAModule(LightningModule):
         total = total.to(rollout.logprobs.device)
         advantages = self.objective.advantages(total, G, self._mean_over_processes)
         reference = None
-        if self._reference is not None and self.objective.beta > 0:
-            reference = self._reference.logprobs(self.policy, prompts, rollout, self.temperature)
+        if self.reference is not None:
+            reference = self.reference.logprobs(self.policy, prompts, rollout, self.temperature)
         self.last_rollout = RolloutRecord(list(questions), rollout.texts, rewards, advantages)
         return Experience(
             questions=questions,
@@ -231,6 +248,14 @@ class VideoQAModule(LightningModule):
             reference_logprobs=reference,
             seconds=time.perf_counter() - start_s,
         )
+
+    def _epoch(self) -> int:
+        """Times that the training questions were gone through before.
+
+        Lightning's own count is one too high in a run that goes on where ``max_steps`` ended it.
+        """
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+        return batches // int(self.trainer.num_training_batches)
 
     def _counted(self, rollout: Rollout) -> torch.Tensor:
         """Tokens ``[N, L]`` that count in the loss."""
@@ -340,10 +365,15 @@ class VideoQAModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights stay in the policy's own folder."""
         keep_trained(self, checkpoint)
+        if self.reference is not None and (state := self.reference.state_dict()):
+            checkpoint["reference"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model; raises as `check_same_model` says."""
         check_same_model(self, checkpoint)
+        state = checkpoint.get("reference")
+        if state and self._fitting and self.reference is not None:
+            self.reference.load_state_dict(state)
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the answering side of a prediction run, as plain JSON values."""

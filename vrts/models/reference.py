@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from torch import nn
 
 from vrts.models.policy import Policy, Prompts
 from vrts.types import Rollout
@@ -23,6 +26,21 @@ class Reference(ABC):
         self, policy: Policy, prompts: Prompts, rollout: Rollout, temperature: float
     ) -> torch.Tensor:
         """Log-probs ``[N, L]`` of a rollout's completions, without gradient."""
+
+    def after_step(self, policy: Policy, step: int) -> None:  # noqa: B027 most have nothing to do
+        """Follow the policy, for references that move.
+
+        Args:
+            policy: after an optimizer step.
+            step: optimizer steps made so far.
+        """
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint has to keep of it; nothing where the policy's folder gives it back."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027
+        """Take back what `state_dict` gave; called after `attach`."""
 
 
 class AdapterOff(Reference):
@@ -47,13 +65,29 @@ class AdapterOff(Reference):
 
 
 class FrozenCopy(Reference):
-    """A second set of weights, for full fine-tuning; in no optimizer and in no checkpoint."""
+    """A second set of weights, for full fine-tuning; in no optimizer.
 
-    def __init__(self) -> None:
+    It may follow the policy: every `sync_every_n_steps` optimizer steps its weights become ``mixup
+    * policy + (1 - mixup) * reference`` (TR-DPO, Gorbatovski et al., 2024, arXiv 2404.09656, eq. 4
+    and 5; the defaults of `mixup` here and in TRL are the paper's best). It is then in the
+    checkpoint too, which otherwise has nothing of it.
+
+    Args:
+        sync_every_n_steps: null never moves it.
+        mixup: share of the policy; 1 copies it.
+    """
+
+    def __init__(
+        self, sync_every_n_steps: PositiveInt | None = None, mixup: ClosedUnitInterval = 0.6
+    ) -> None:
+        self.sync_every_n_steps = sync_every_n_steps and int(sync_every_n_steps)
+        self.mixup = float(mixup)
         self._policy: Policy | None = None
+        self._trained: frozenset[str] = frozenset()
 
     def attach(self, policy: Policy) -> None:
         """Copy the policy's weights."""
+        self._trained = frozenset(n for n, p in policy.named_parameters() if p.requires_grad)
         self._policy = copy.deepcopy(policy).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -64,3 +98,27 @@ class FrozenCopy(Reference):
         assert self._policy is not None, "attach() was not called"
         self._policy.to(rollout.completion_ids.device)
         return self._policy.score(prompts, rollout, temperature).logprobs
+
+    @torch.no_grad()
+    def after_step(self, policy: Policy, step: int) -> None:
+        """See `Reference.after_step`."""
+        if self.sync_every_n_steps is None or step % self.sync_every_n_steps:
+            return
+        trained = dict(policy.named_parameters())
+        for name, own in self._moving():
+            own.lerp_(trained[name].to(own.device), self.mixup)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """See `Reference.state_dict`."""
+        return {} if self.sync_every_n_steps is None else dict(self._moving())
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """See `Reference.load_state_dict`."""
+        for name, own in self._moving():
+            own.copy_(state[name])
+
+    def _moving(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Own weights that the policy trains."""
+        assert self._policy is not None, "attach() was not called"
+        return (item for item in self._policy.named_parameters() if item[0] in self._trained)
