@@ -269,6 +269,22 @@ class TestStabilisers:
         other = fit("other", 4, fixed)
         assert any((other[name] - weight).abs().max() > 1e-4 for name, weight in whole.items())
 
+    def test_dynamic_sampling_and_the_temporal_reward_are_options(
+        self, model, annotations, tmp_path, capsys
+    ):
+        # lengths differ in every group, so that one question of the two is enough
+        args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken("1", [])]
+        args += ["--model.num_groups=1", "--data.batch_size=2", "--model.temporal.alpha=0.5"]
+        metrics = run(args).trainer.callback_metrics
+        assert metrics["train/sampled_groups"] == 1
+        assert metrics["train/reward/temporal"] == 0
+        # random weights are never right: every group agrees, all candidates are tried
+        metrics = run([*args, "--model.rewards=[AccuracyReward]"]).trainer.callback_metrics
+        assert metrics["train/sampled_groups"] == 2
+        assert metrics["train/zero_advantage_groups"] == 1
+        assert main([*args, "--model.num_groups=3"]) == 1
+        assert "model.num_groups is 3, but a batch has 2 questions" in capsys.readouterr().err
+
     def test_truncated_completions_can_be_left_out_of_the_loss(self, model, annotations, tmp_path):
         args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken("1", [])]
         args.append("--model.optimizer.init_args.weight_decay=0")

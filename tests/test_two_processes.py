@@ -15,7 +15,14 @@ from vrts.demo.videos import make_dataset
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def fit(model: Path, annotations: Path, root: Path, devices: int, *more: str) -> list[dict]:
+def fit(
+    model: Path,
+    annotations: Path,
+    root: Path,
+    devices: int,
+    *more: str,
+    more_last: tuple[str, ...] = (),
+) -> list[dict]:
     """Run ``vrts fit`` and return what it logged at each step."""
     args = [
         f"--config={CONFIGS / 'grpo.yaml'}",
@@ -40,6 +47,7 @@ def fit(model: Path, annotations: Path, root: Path, devices: int, *more: str) ->
         "--data.train.init_args.video_root=null",
         "--data.num_frames=4",
         f"--data.batch_size={2 // devices}",
+        *more_last,
     ]
     done = subprocess.run(
         [sys.executable, "-m", "vrts", "fit", *args],
@@ -86,3 +94,24 @@ def test_a_loss_that_one_process_finds_bad_skips_the_step_on_all(tmp_path):
     assert float(rows[-1]["train/nonfinite_steps"]) == 1
     weights = load_file(tmp_path / "2/model/model.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.slow
+def test_options_that_processes_agree_on_do_not_hang(tmp_path):
+    """Dynamic sampling, scaling by the batch and T-GRPO exchange numbers in the same order."""
+    build_model_folder(tmp_path / "model", seed=0)
+    annotations = make_dataset(tmp_path / "data", num_videos=6, seed=5)
+    rows = fit(
+        tmp_path / "model",
+        annotations,
+        tmp_path / "2",
+        2,
+        "--model.objective={class_path: DAPO, init_args: {advantages: BatchScaled, beta: 0}}",
+        "--model.reference=null",
+        "--model.num_groups=1",
+        "--model.temporal={}",
+        more_last=("--data.batch_size=2", "--model.rewards=[FormatReward, AccuracyReward]"),
+    )
+    assert len(rows) == 3
+    # rewards are 0 throughout: both candidates are tried on each process
+    assert {float(row["train/sampled_groups"]) for row in rows} == {2.0}

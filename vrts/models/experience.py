@@ -1,4 +1,4 @@
-"""From a batch of prompts to what a GRPO update needs."""
+"""What a GRPO update is made from."""
 
 from __future__ import annotations
 
@@ -6,32 +6,26 @@ from dataclasses import dataclass
 
 import torch
 
-from vrts.models.grpo import have_signal
+from vrts.models.groups import Groups
 from vrts.models.objectives import Completions
 from vrts.models.policy import Prompts
-from vrts.types import Question, Rollout
+from vrts.models.record import RolloutRecord
 
 
 @dataclass(slots=True)
 class Experience:
-    """A rollout with its rewards, kept for all updates that are made from it."""
+    """Rewarded groups of completions, kept for all updates that are made from them."""
 
-    questions: tuple[Question, ...]
-    """N, one for each completion."""
+    groups: Groups
     prompts: Prompts
-    rollout: Rollout
-    rewards: dict[str, torch.Tensor]
-    """``[N]`` for each reward, unweighted."""
-    total: torch.Tensor
-    """``[N]``, weighted sum of the rewards."""
     advantages: torch.Tensor
     """``[N]``."""
     mask: torch.Tensor
     """bool ``[N, L]``, True for tokens that count in the loss."""
     reference_logprobs: torch.Tensor | None
     """``[N, L]``, or None without a KL penalty."""
-    seconds: float
-    """What making it took."""
+    metrics: dict[str, float | torch.Tensor]
+    """Numbers to log."""
     old_logprobs: torch.Tensor | None = None
     """``[N, L]`` of the policy that sampled; the first update fills it in."""
 
@@ -53,18 +47,10 @@ class Experience:
             max_new_tokens,
         )
 
-    def metrics(self) -> dict[str, float | torch.Tensor]:
-        """What a rollout tells about the state of training, as numbers to log."""
-        G = len(self.questions) // len(self.prompts.questions)
-        std = self.total.view(-1, G).std(1)
-        tokens = self.rollout.lengths.float()
-        return {
-            **{f"reward/{name}": float(values.mean()) for name, values in self.rewards.items()},
-            "reward/total": float(self.total.mean()),
-            "reward_std": float(std.mean()),
-            "zero_advantage_groups": float((~have_signal(self.total, G)).float().mean()),
-            "completion_length": float(tokens.mean()),
-            "truncated": float((~self.rollout.finished).float().mean()),
-            "rollout_s": self.seconds,
-            "tokens_per_s": float(tokens.sum()) / max(self.seconds, 1e-9),
-        }
+    def record(self) -> RolloutRecord:
+        """The same for people to read."""
+        G = self.groups.num_generations
+        questions = [s.question for s in self.groups.samples for _ in range(G)]
+        return RolloutRecord(
+            questions, self.groups.rollout.texts, self.groups.rewards, self.advantages
+        )

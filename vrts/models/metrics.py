@@ -17,6 +17,7 @@ TRAIN_METRICS = (
     "reward/total",
     "reward_std",
     "zero_advantage_groups",
+    "sampled_groups",
     "completion_length",
     "truncated",
     "rollout_s",

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torchmetrics import MeanMetric
 
 from vrts.models.checkpoints import check_same_model, keep_trained
+from vrts.models.collecting import Collector
 from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
@@ -24,8 +25,9 @@ from vrts.models.objectives import GRPO, Objective
 from vrts.models.policy import Policy
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
-from vrts.models.rewards import AccuracyReward, FormatReward, Reward, total_reward
+from vrts.models.rewards import AccuracyReward, FormatReward, Reward
 from vrts.models.sampling import row_seed
+from vrts.models.temporal import TemporalReward
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail, make_round
 
@@ -42,7 +44,12 @@ class VideoQAModule(LightningModule):
         reference: what the KL penalty holds on to; needed where ``objective.beta`` is above 0.
         optimizer: of the policy's trainable parameters.
         lr_scheduler: stepped after every optimizer step; None keeps the learning rate.
+        temporal: T-GRPO's bonus for right answers that need the order of the frames; null for none.
         num_generations: G, completions for each question in training.
+        num_groups: questions that an update is made from, on each process. Further ones of the
+            batch are sampled only where the rewards of a group are all equal, which teaches
+            nothing, and take its place (DAPO's dynamic sampling); give ``data.batch_size`` a few
+            times as many. Null trains on the whole batch.
         max_new_tokens: completions are cut off there.
         temperature: of sampling and scoring in training.
         updates_per_rollout: optimizer updates made from one rollout; the CLI links it to the data
@@ -66,7 +73,9 @@ class VideoQAModule(LightningModule):
             params, lr=1e-6, weight_decay=0.01
         ),
         lr_scheduler: LRSchedulerCallable | None = None,
+        temporal: TemporalReward | None = None,
         num_generations: PositiveInt = 8,
+        num_groups: PositiveInt | None = None,
         max_new_tokens: PositiveInt = 768,
         temperature: PositiveFloat = 1.0,
         updates_per_rollout: PositiveInt = 1,
@@ -79,7 +88,9 @@ class VideoQAModule(LightningModule):
         self.policy = policy
         self.rewards = rewards if rewards is not None else [AccuracyReward(), FormatReward()]
         self.objective = objective or GRPO()
+        self.temporal = temporal
         self.num_generations = int(num_generations)
+        self.num_groups = num_groups and int(num_groups)
         self.max_new_tokens = int(max_new_tokens)
         self.temperature = float(temperature)
         self.updates_per_rollout = int(updates_per_rollout)
@@ -92,6 +103,16 @@ class VideoQAModule(LightningModule):
         """The newest rollout, for callbacks that show or keep completions."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
+        self._collect = Collector(
+            policy,
+            self.rewards,
+            temporal,
+            self.num_generations,
+            self.num_groups,
+            self.max_new_tokens,
+            self.temperature,
+            seed,
+        )
         self._reference = reference
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
@@ -162,21 +183,19 @@ class VideoQAModule(LightningModule):
     def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
         samples = self._usable(batch)
-        skipped = float(len(batch) - len(samples))
-        fresh = self._needs_rollout(batch, batch_idx)
-        if not samples:
-            return self._no_loss(skipped, fresh)
-        if fresh:
-            self._experience = self._roll_out(samples)
-        experience = self._experience
-        assert experience is not None
+        skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
+        if self._needs_rollout(batch, batch_idx):
+            self._experience = self._roll_out(samples, len(batch))
         self._update_start_s = time.perf_counter()
-        scores = self.policy.score(experience.prompts, experience.rollout, self.temperature)
+        experience = self._experience
+        if experience is None:
+            return self._no_loss(skipped)
+        scores = self.policy.score(experience.prompts, experience.groups.rollout, self.temperature)
         completions = experience.completions(scores.logprobs, self.max_new_tokens)
         terms = self.objective(completions, self._mean_over_processes)
-        metrics = experience.metrics() | terms.metrics() | {"skipped": skipped}
+        metrics = experience.metrics | terms.metrics() | skipped
         metrics["entropy"] = masked_mean(scores.entropy, completions.mask)
-        log_means(self, metrics, [reward.name for reward in self.rewards])
+        self._log(metrics)
         self._guard.watch(terms.loss)
         return terms.loss
 
@@ -220,34 +239,45 @@ class VideoQAModule(LightningModule):
         self._asked = asked
         return not again
 
-    def _roll_out(self, samples: list[Sample]) -> Experience:
-        """Sample G completions a question, reward them, and ask the reference."""
+    def _roll_out(self, samples: list[Sample], batch_size: int) -> Experience | None:
+        """Sample and reward groups of completions, and ask the reference.
+
+        Args:
+            samples: that can be trained on.
+            batch_size: of the batch that they are from.
+
+        Returns:
+            None without samples; this process has then taken part in what all do together.
+
+        Raises:
+            InputError: the batch cannot have as many groups as are asked for.
+        """
+        if self.num_groups is not None and self.num_groups > batch_size:
+            raise InputError(
+                f"model.num_groups is {self.num_groups}, but a batch has {batch_size} questions; "
+                "set data.batch_size to a multiple of it: the further ones stand in for groups "
+                "whose rewards are all equal"
+            )
         start_s = time.perf_counter()
-        G, epoch = self.num_generations, self._epoch()
-        prompts = self.policy.encode(samples, self.max_new_tokens)
-        questions = tuple(s.question for s in samples for _ in range(G))
-        seeds = [row_seed(self.seed, epoch, q.id, n % G) for n, q in enumerate(questions)]
-        sampling = [Sampling(temperature=self.temperature)] * G
-        rollout = self.policy.rollout(prompts, sampling, seeds, self.max_new_tokens)
-        completions = rollout.completions(self.max_new_tokens)
-        total, rewards = total_reward(self.rewards, completions, questions)
-        total = total.to(rollout.logprobs.device)
-        advantages = self.objective.advantages(total, G, self._mean_over_processes)
-        reference = None
-        if self.reference is not None:
-            reference = self.reference.logprobs(self.policy, prompts, rollout, self.temperature)
-        self.last_rollout = RolloutRecord(list(questions), rollout.texts, rewards, advantages)
-        return Experience(
-            questions=questions,
-            prompts=prompts,
-            rollout=rollout,
-            rewards=rewards,
-            total=total,
-            advantages=advantages,
-            mask=self._counted(rollout),
-            reference_logprobs=reference,
-            seconds=time.perf_counter() - start_s,
+        found = self._collect(samples, self._epoch(), self._mean_over_processes)
+        rewards = found.groups.total if found else torch.zeros(0, device=self.device)
+        advantages = self.objective.advantages(
+            rewards, self.num_generations, self._mean_over_processes
         )
+        if found is None:
+            return None
+        rollout, reference = found.groups.rollout, None
+        if self.reference is not None:
+            reference = self.reference.logprobs(
+                self.policy, found.prompts, rollout, self.temperature
+            )
+        seconds = time.perf_counter() - start_s
+        speed = float(rollout.lengths.sum()) / max(seconds, 1e-9)
+        metrics = found.metrics | {"rollout_s": seconds, "tokens_per_s": speed}
+        mask = self._counted(rollout)
+        made = Experience(found.groups, found.prompts, advantages, mask, reference, metrics)
+        self.last_rollout = made.record()
+        return made
 
     def _epoch(self) -> int:
         """Times that the training questions were gone through before.
@@ -263,24 +293,23 @@ class VideoQAModule(LightningModule):
             return rollout.completion_mask
         return rollout.completion_mask & rollout.finished[:, None]
 
-    def _no_loss(self, skipped: float, fresh: bool) -> torch.Tensor:
+    def _no_loss(self, metrics: dict[str, float | torch.Tensor]) -> torch.Tensor:
         """Take part in what all processes do together where no sample of this batch is usable.
-
-        Args:
-            skipped: questions of the batch, all of them without a usable video.
-            fresh: whether the others make a new rollout of this batch.
 
         Returns:
             A loss without effect whose backward still reaches every parameter.
         """
-        self._update_start_s = time.perf_counter()
-        if fresh:
-            nothing = torch.zeros(0, device=self.device)
-            self.objective.advantages(nothing, self.num_generations, self._mean_over_processes)
         self._mean_over_processes(torch.zeros((), device=self.device))
-        log_means(self, {"skipped": skipped}, [reward.name for reward in self.rewards])
+        self._log(metrics)
         trainable = [p for p in self.parameters() if p.requires_grad]
         return torch.stack([(p * 0.0).sum() for p in trainable]).sum()
+
+    def _log(self, metrics: dict[str, float | torch.Tensor]) -> None:
+        """Log means over the processes."""
+        names = [reward.name for reward in self.rewards]
+        if self.temporal is not None:
+            names.append(self.temporal.name)
+        log_means(self, metrics, names)
 
     def _mean_over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """Average a number over the processes that train together."""
