@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from safetensors.torch import load_file
 
 from vrts.cli import main, run
@@ -300,6 +301,33 @@ class TestStabilisers:
             for masked, weights in seen.items()
         }
         assert moved == {"false": True, "true": False}
+
+
+class TestPictures:
+    """Image questions beside videos in one run, as Video-R1 has them."""
+
+    @pytest.fixture
+    def mixed(self, annotations, tmp_path) -> Path:
+        rows = lines_of(annotations)[:2]
+        for row in rows:
+            row["path"] = str(annotations.parent / row["path"])
+        picture = tmp_path / "a.png"
+        Image.new("RGB", (56, 84), "red").save(picture)
+        more = {"problem_id": "p", "data_type": "image", "path": str(picture)}
+        path = tmp_path / "mixed.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in [*rows, rows[0] | more]))
+        return path
+
+    def test_they_are_trained_on_and_predicted(self, model, mixed, tmp_path):
+        args = fit_args(model, tmp_path / "fit", *own_train(mixed), "--data.batch_size=3")
+        metrics = run([*args, "--model.temporal={}", "--trainer.max_steps=1"]).trainer
+        assert metrics.callback_metrics["train/skipped"] == 0
+        assert metrics.callback_metrics["train/sampled_groups"] == 3
+        assert main(predict_args(tmp_path / "fit/model", tmp_path / "s2d", mixed)) == 0
+        lines = {line["id"]: line for line in lines_of(tmp_path / "s2d/predictions.jsonl")}
+        assert lines["p"]["status"] == "ok"
+        assert lines["p"]["num_frames"] == 1
+        assert len(lines["p"]["rounds"]) == 1
 
 
 class TestRealFiles:

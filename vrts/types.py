@@ -52,14 +52,14 @@ class ProblemType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one video."""
+    """One question about one video or picture."""
 
     id: str
     """Unique within an annotation file."""
     text: str
     """The question itself, without options and without instructions."""
     video: str
-    """Path of the video file."""
+    """Path of the video file, or of the picture."""
     problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
     options: tuple[str, ...] = ()
     """Option texts without their letters; the first one is A. Empty unless multiple choice."""
@@ -69,6 +69,8 @@ class Question:
     """Where the record comes from, ``file:line``, for error messages."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further fields of the record, such as its category."""
+    is_image: bool = False
+    """Whether ``video`` is a picture, which makes a clip of one frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Clip:
     """Frames sampled from one video, resized for the model."""
 
     frames: torch.Tensor
-    """uint8 ``[T, C, H, W]``, T even, H and W multiples of 28."""
+    """uint8 ``[T, C, H, W]``, T even, or 1 for a picture; H and W multiples of 28."""
     frame_indices: tuple[int, ...]
     """Which frames of the source these are, T of them."""
     fps: float
@@ -88,6 +90,11 @@ class Clip:
     def num_frames(self) -> int:
         """T, the number of frames that the model sees."""
         return len(self.frame_indices)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether this is a picture and no video."""
+        return self.num_frames == 1
 
     @property
     def sampled_fps(self) -> float:

@@ -72,10 +72,15 @@ def test_video_r1_paths_start_at_the_annotation_file(tmp_path, videos):
     assert VideoR1Reader(path).read()[0].video == f"{videos}/clip.mp4"
 
 
-def test_images_are_an_error_or_left_out(tmp_path, videos):
-    path = write(tmp_path, [R1, R1 | {"problem_id": 9, "data_type": "image"}])
-    with pytest.raises(InputError, match=r"data_type is 'image'.*skip_images"):
-        VideoR1Reader(path, videos).read()
+def test_images_are_marked_or_left_out(tmp_path, videos):
+    rows = [R1, R1 | {"problem_id": 9, "data_type": "image", "path": "a.png"}]
+    path = write(tmp_path, rows)
+    video, image = VideoR1Reader(path, videos).read()
+    assert (video.is_image, image.is_image) == (False, True)
+    assert image.video == f"{videos}/a.png"
+    other = write(tmp_path, [R1 | {"data_type": "audio"}], name="other.json")
+    with pytest.raises(InputError, match="data_type is 'audio'; only 'video' and 'image'"):
+        VideoR1Reader(other, videos).read()
     assert len(VideoR1Reader(path, videos, skip_images=True).read()) == 1
 
 

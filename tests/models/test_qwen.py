@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.models.conftest import make_sample
 from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
-from vrts.types import InputError, Rollout, Sampling
+from vrts.types import Clip, InputError, Rollout, Sample, Sampling
 
 G = 3
 MAX_NEW_TOKENS = 12
@@ -32,6 +33,14 @@ def ragged(rollout: Rollout) -> Rollout:
     return dataclasses.replace(rollout, completion_mask=mask)
 
 
+def vision_inputs(prompt) -> dict[str, torch.Tensor]:
+    """What transformers' forward calls the patches of a video or a picture."""
+    grid = torch.tensor([prompt.grid])
+    if prompt.grid[0] == 1:
+        return {"pixel_values": prompt.patches, "image_grid_thw": grid}
+    return {"pixel_values_videos": prompt.patches, "video_grid_thw": grid}
+
+
 def plain_logprobs(policy: QwenPolicy, prompts, rollout: Rollout) -> list[torch.Tensor]:
     """Every ``prompt + completion`` on its own through transformers' forward."""
     out = []
@@ -43,8 +52,7 @@ def plain_logprobs(policy: QwenPolicy, prompts, rollout: Rollout) -> list[torch.
         logits = policy.base(
             input_ids=torch.cat([prompt.input_ids, ids])[None],
             position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
-            pixel_values_videos=prompt.patches,
-            video_grid_thw=torch.tensor([prompt.grid]),
+            **vision_inputs(prompt),
             use_cache=False,
         ).logits[0, len(prompt.input_ids) - 1 : -1]
         logits = logits.float().index_fill(-1, policy._banned_ids, float("-inf"))
@@ -275,6 +283,70 @@ def test_qwen2_vl_runs_through_the_same_code(load_policy, samples, model_folder,
     prompt = prompts.encoded[0]
     temporal = prompt.positions[0][prompt.input_ids == policy.base.config.video_token_id]
     assert temporal.unique().diff().tolist() == [1] * 3
+
+
+def picture(index: int, size: tuple[int, int]) -> Sample:
+    """A question about a random picture."""
+    sample = make_sample(index, 2, size, "Which colour is it?")
+    clip = Clip(sample.clip.frames[:1], (0,), 1.0, 1)
+    return Sample(dataclasses.replace(sample.question, is_image=True), clip)
+
+
+class TestPictures:
+    """Beside videos in one batch, as transformers' image inputs."""
+
+    def test_prompt_is_that_of_the_processor(self, load_policy):
+        policy = load_policy()
+        sample = picture(3, (84, 112))
+        prompt = policy.encode([sample], MAX_NEW_TOKENS).encoded[0]
+        content = [
+            {"type": "image"},
+            {"type": "text", "text": policy._template.render(sample.question)},
+        ]
+        chat = policy.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        image = Image.fromarray(sample.clip.frames[0].permute(1, 2, 0).numpy())
+        want = policy.processor(
+            text=[chat], images=[image], images_kwargs={"do_resize": False}, return_tensors="pt"
+        )
+        assert prompt.input_ids.tolist() == want["input_ids"][0].tolist()
+        assert prompt.grid == tuple(want["image_grid_thw"][0].tolist()) == (1, 6, 8)
+        torch.testing.assert_close(prompt.patches, want["pixel_values"])
+        assert policy._encoder.length(sample) == (len(prompt.input_ids), 12)
+        # for pictures all releases of transformers agree with the rule of the weights
+        positions, _ = policy.base.model.get_rope_index(
+            want["input_ids"],
+            mm_token_type_ids=(want["input_ids"] == policy.base.config.image_token_id).int(),
+            image_grid_thw=want["image_grid_thw"],
+        )
+        assert torch.equal(prompt.positions, positions[:, 0])
+        assert prompt.next_position == positions.max() + 1
+
+    @pytest.mark.parametrize("freeze_vision", [True, False])
+    def test_shared_prompts_equal_plain_forwards(self, load_policy, samples, freeze_vision):
+        policy = load_policy(freeze_vision=freeze_vision).train()
+        mixed = [picture(3, (56, 84)), samples[0], picture(4, (112, 56)), samples[1]]
+        prompts, rollout = roll(policy, mixed)
+        rollout = ragged(rollout)
+        got = policy.score(prompts, rollout, 1.0).logprobs
+        want = plain_logprobs(policy, prompts, rollout)
+        for row, logprobs in enumerate(want):
+            assert (got[row, : len(logprobs)] - logprobs).abs().max() <= 1e-5
+        got.sum().backward()
+        gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+        policy.zero_grad()
+        sum(w.sum() for w in want).backward()
+        for name, parameter in policy.named_parameters():
+            if parameter.grad is not None:
+                difference = (gradients[name] - parameter.grad).norm()
+                assert difference <= 1e-4 * max(parameter.grad.norm(), 1), name
+
+    def test_sampled_logprobs_equal_scored_ones(self, load_policy, samples):
+        policy = load_policy().eval()
+        prompts, rollout = roll(policy, [picture(3, (56, 84)), samples[0]], length=24)
+        scores = policy.score(prompts, rollout, 1.0)
+        assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
 
 
 class TestBadModels:

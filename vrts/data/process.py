@@ -59,13 +59,15 @@ class WorkerProcess:
         if not isinstance(reply, Reply):
             raise WorkerStartError(f"unexpected answer {reply!r}")
 
-    def decode(self, path: str, num_frames: int, deadline_s: float) -> Clip | str | None:
+    def decode(
+        self, path: str, num_frames: int, deadline_s: float, is_image: bool = False
+    ) -> Clip | str | None:
         """Return a clip, or the reason for none, or None where the deadline has passed.
 
         Raises:
             EOFError, OSError: the process died.
         """
-        self.connection.send((path, num_frames))
+        self.connection.send((path, num_frames, is_image))
         if not self.connection.poll(deadline_s):
             return None
         return receive(self.connection)

@@ -47,8 +47,8 @@ class VideoR1Reader(Reader):
         video_root: Folder of the videos: relative paths are placed under it whole, absolute ones
             by their file name. Without it, relative paths start at the annotation file's folder.
         limit: Use only that many questions, the first ones. All rows are checked all the same.
-        skip_images: Leave out rows whose ``data_type`` is not ``video``, which are an error
-            otherwise.
+        skip_images: Leave out rows whose ``data_type`` is ``image``; otherwise ``path`` names a
+            picture there, which the model sees as one.
     """
 
     def __init__(
@@ -73,13 +73,10 @@ class VideoR1Reader(Reader):
 
     def _parse(self, record: Record) -> Question | None:
         data_type = record.fields.get("data_type", "video")
-        if data_type != "video":
-            if self.skip_images:
-                return None
-            raise InputError(
-                f"data_type is {data_type!r}, only 'video' can be read; "
-                "set skip_images to leave such rows out"
-            )
+        if data_type not in ("video", "image"):
+            raise InputError(f"data_type is {data_type!r}; only 'video' and 'image' can be read")
+        if data_type == "image" and self.skip_images:
+            return None
         name = record.text("problem_type")
         problem_type = PROBLEM_TYPES.get(name.lower())
         if problem_type is None:
@@ -97,6 +94,7 @@ class VideoR1Reader(Reader):
             answer=gold_answer(record.fields["solution"], problem_type, options),
             source=record.source,
             metadata={key: value for key, value in record.fields.items() if key not in used},
+            is_image=data_type == "image",
         )
 
     def _place(self, video: str) -> str:

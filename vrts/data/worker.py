@@ -1,7 +1,8 @@
 """The child process of a decode worker: it decodes what its parent asks for, one at a time.
 
 The parent may kill it at any moment, so it holds nothing that matters. A message from the parent
-is first ``(decoder, sampler, resolution)``, then ``(path, num_frames)`` for each clip. An answer
+is first ``(decoder, sampler, resolution)``, then ``(path, num_frames,
+is_image)`` for each clip. An answer
 is a `Reply`, followed by the bytes of the frames where there are some.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from vrts.data.decoding import Decoder
+from vrts.data.images import decode_image
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.types import Clip, VideoError
@@ -40,10 +42,17 @@ class Reply:
 
 
 def try_decode(
-    decoder: Decoder, sampler: FrameSampler, resolution: Resolution, path: str, num_frames: int
+    decoder: Decoder,
+    sampler: FrameSampler,
+    resolution: Resolution,
+    path: str,
+    num_frames: int,
+    is_image: bool = False,
 ) -> Clip | str:
     """Return a clip, or the reason why there is none, which names the file."""
     try:
+        if is_image:
+            return decode_image(path, resolution)
         return decoder.decode(path, num_frames, sampler, resolution)
     except VideoError as error:
         return str(error) if path in str(error) else f"{path}: {error}"
@@ -57,10 +66,10 @@ def serve(connection: Connection) -> None:
     connection.send(Reply())
     while True:
         try:
-            path, num_frames = connection.recv()
+            path, num_frames, is_image = connection.recv()
         except EOFError:
             return
-        result = try_decode(decoder, sampler, resolution, path, num_frames)
+        result = try_decode(decoder, sampler, resolution, path, num_frames, is_image)
         if isinstance(result, str):
             connection.send(Reply(error=result))
             continue

@@ -80,7 +80,7 @@ class DecodePool:
         if self.num_workers:
             self._tasks.put(task)
         else:
-            clip = try_decode(*self._parts, question.video, num_frames)
+            clip = try_decode(*self._parts, question.video, num_frames, question.is_image)
             task.future.set_result(_sample(question, clip))
         return task.future
 
@@ -112,7 +112,9 @@ class DecodePool:
         question = task.question
         try:
             process = process or self._start()
-            clip = process.decode(question.video, task.num_frames, self._deadline_s)
+            clip = process.decode(
+                question.video, task.num_frames, self._deadline_s, question.is_image
+            )
         except WorkerStartError as error:
             task.future.set_exception(error)
             return None

@@ -152,7 +152,7 @@ class Collector:
         """Accuracy ``[G']`` of each video's question on its shuffled frames, by question id."""
         if self._temporal is None:
             return {}
-        videos = [s for s in samples if s.clip is not None and s.clip.num_frames > 1]
+        videos = [s for s in samples if s.clip is not None and not s.clip.is_image]
         if not self._anywhere(bool(videos), reduce) or not samples:
             return {}
         # Where other processes have videos and this one has pictures only, it keeps them company.

@@ -156,9 +156,9 @@ class QwenPolicy(Policy):
         return cast(torch.Tensor, out.pooler_output)
 
     def _embed(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Token embeddings ``[S, D]`` of a packed row with video features in their places."""
+        """Token embeddings ``[S, D]`` of a packed row with vision features in their places."""
         embeds = self.base.model.language_model.embed_tokens(ids)
-        is_video = ids == self.base.config.video_token_id
+        is_video = torch.isin(ids, self._encoder.vision_ids.to(ids.device))
         return cast(
             torch.Tensor, embeds.masked_scatter(is_video[:, None], features.to(embeds.dtype))
         )

@@ -17,7 +17,7 @@ class EncodedPrompt:
     """One question and its clip as model inputs, on the CPU."""
 
     input_ids: torch.Tensor
-    """int64 ``[P]``, one ``<|video_pad|>`` for each video token."""
+    """int64 ``[P]``, one ``<|video_pad|>`` for each video token, or ``<|image_pad|>``."""
     positions: torch.Tensor
     """int64 ``[3, P]``, M-RoPE."""
     next_position: int
@@ -35,7 +35,8 @@ class PromptEncoder:
         """Take what is needed from a loaded processor and model configuration."""
         self._processor = processor
         self._template = template
-        self._video_id: int = config.video_token_id
+        self.vision_ids = torch.tensor([config.image_token_id, config.video_token_id])
+        """Ids that stand for vision tokens in a prompt."""
         self._patch_size: int = config.vision_config.patch_size
         self._merge_size: int = config.vision_config.spatial_merge_size
         self._temporal_patch_size: int = config.vision_config.temporal_patch_size
@@ -47,14 +48,14 @@ class PromptEncoder:
         assert sample.clip is not None
         patches, grid = self.patchify(sample.clip)
         num_video_tokens = grid[0] * grid[1] * grid[2] // self._merge_size**2
-        ids = self._tokens(self._template.render(sample.question), num_video_tokens)
+        ids = self._tokens(sample, num_video_tokens)
         video_grid = VideoGrid(
             *grid,
             seconds_per_grid=self._temporal_patch_size / sample.clip.sampled_fps,
             tokens_per_second=self._tokens_per_second,
         )
         positions, next_position = prompt_positions(
-            ids == self._video_id, [video_grid], self._merge_size
+            torch.isin(ids, self.vision_ids), [video_grid], self._merge_size
         )
         return EncodedPrompt(ids, positions, next_position, patches, grid)
 
@@ -63,13 +64,22 @@ class PromptEncoder:
         assert sample.clip is not None
         T, _, H, W = sample.clip.frames.shape
         side = self._patch_size * self._merge_size
-        num_video_tokens = T // self._temporal_patch_size * (H // side) * (W // side)
-        return len(self._tokens(self._template.render(sample.question), num_video_tokens)), (
-            num_video_tokens
-        )
+        # A picture is repeated to fill one temporal patch.
+        num_patches = -(-T // self._temporal_patch_size)
+        num_video_tokens = num_patches * (H // side) * (W // side)
+        return len(self._tokens(sample, num_video_tokens)), num_video_tokens
 
     def patchify(self, clip: Clip) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """Normalise frames and cut them into patches; they have their size already."""
+        if clip.is_image:
+            out = self._processor.image_processor(
+                images=[clip.frames[0]],
+                do_resize=False,
+                input_data_format="channels_first",
+                return_tensors="pt",
+            )
+            t, h, w = out["image_grid_thw"][0].tolist()
+            return out["pixel_values"], (t, h, w)
         out = self._processor.video_processor(
             videos=[clip.frames],
             do_resize=False,
@@ -80,14 +90,17 @@ class PromptEncoder:
         t, h, w = out["video_grid_thw"][0].tolist()
         return out["pixel_values_videos"], (t, h, w)
 
-    def _tokens(self, text: str, num_video_tokens: int) -> torch.Tensor:
-        """Token ids of the chat prompt, its one video token repeated."""
-        content = [{"type": "video"}, {"type": "text", "text": self._plain(text)}]
+    def _tokens(self, sample: Sample, num_vision_tokens: int) -> torch.Tensor:
+        """Token ids of the chat prompt, its one video or image token repeated."""
+        assert sample.clip is not None
+        text = self._plain(self._template.render(sample.question))
+        kind = "image" if sample.clip.is_image else "video"
+        content = [{"type": kind}, {"type": "text", "text": text}]
         chat = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         ids = torch.tensor(self._processor.tokenizer(chat, add_special_tokens=False)["input_ids"])
-        repeats = torch.where(ids == self._video_id, num_video_tokens, 1)
+        repeats = torch.where(torch.isin(ids, self.vision_ids), num_vision_tokens, 1)
         return ids.repeat_interleave(repeats)
 
     def _plain(self, text: str) -> str:
