@@ -27,6 +27,14 @@ class LengthReward(Reward):
         return [len(completion.text) / 100 for completion in completions]
 
 
+class OwnTemporalReward(LengthReward):
+    """A reward whose name vrts has taken."""
+
+    @property
+    def name(self) -> str:
+        return "temporal"
+
+
 class NoKL(GRPO):
     def __init__(self) -> None:
         super().__init__(beta=0.0)

@@ -283,6 +283,9 @@ class TestStabilisers:
         metrics = run([*args, "--model.rewards=[AccuracyReward]"]).trainer.callback_metrics
         assert metrics["train/sampled_groups"] == 2
         assert metrics["train/zero_advantage_groups"] == 1
+        own = "--model.rewards=[{class_path: tests.own_plugins.OwnTemporalReward}]"
+        assert main([*args, own]) == 1
+        assert "name 'temporal', which is that of model.temporal" in capsys.readouterr().err
         assert main([*args, "--model.num_groups=3"]) == 1
         assert "model.num_groups is 3, but a batch has 2 questions" in capsys.readouterr().err
 

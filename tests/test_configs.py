@@ -18,7 +18,7 @@ RECIPES = {
     "demo/sparse.yaml": ("predict", ["demo/predict.yaml"]),
     "demo/dense.yaml": ("predict", ["demo/predict.yaml"]),
 }
-OVERLAYS = ("cpu.yaml", "gpu.yaml", "ddp.yaml", "lora.yaml", "tiny.yaml")
+OVERLAYS = ("cpu.yaml", "gpu.yaml", "ddp.yaml", "lora.yaml", "tiny.yaml", "dapo.yaml", "tgrpo.yaml")
 NEEDS_CUDA = ("gpu.yaml", "ddp.yaml")
 """Their device is swapped for the CPU where the Trainer is made; parsing sees them as they are."""
 
@@ -66,6 +66,18 @@ def test_overlays_combine(monkeypatch):
     assert cli.model.policy.lora.rank == 64
     assert cli.model.policy.path == "assets/tiny"
     assert cli.trainer.precision == "bf16-true"
+
+
+def test_other_algorithms_replace_grpo(monkeypatch):
+    cli = instantiate(monkeypatch, args_of("fit", [FIT, "dapo.yaml"]))
+    objective = cli.model.objective
+    assert (type(objective).__name__, objective.beta, objective.clip_high) == ("DAPO", 0, 0.28)
+    assert cli.model.reference is None
+    assert (cli.model.num_groups, cli.datamodule.batch_size) == (1, 4)
+    cli = instantiate(monkeypatch, args_of("fit", [FIT, "tgrpo.yaml"]))
+    assert (cli.model.temporal.alpha, cli.model.temporal.mu) == (0.3, 0.8)
+    names = [(reward.name, reward.weight) for reward in cli.model.rewards]
+    assert names == [("accuracy", 1), ("format", 1), ("length", 0.2)]
 
 
 def test_the_paper_recipe_has_the_paper_values(monkeypatch):

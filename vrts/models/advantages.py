@@ -46,7 +46,7 @@ class BatchScaled(Advantages):
 
     The batch is that of one training step on all processes. Groups that nearly agree are not
     blown up as they are by their own small deviation (Liu et al., 2025, "Part I: Tricks or
-    Traps?", arXiv 2508.08221, section 4.1).
+    Traps?", arXiv 2508.08221).
     """
 
     def __call__(self, rewards: torch.Tensor, num_generations: int, reduce: Reduce) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Centred(Advantages):
 class LeaveOneOut(Advantages):
     """Reward minus the mean of the group's other rewards.
 
-    Source: RLOO (Ahmadian et al., 2024, "Back to Basics", arXiv 2402.14740), section 3.3.
+    Source: RLOO (Ahmadian et al., 2024, "Back to Basics", arXiv 2402.14740).
     """
 
     def __call__(self, rewards: torch.Tensor, num_generations: int, reduce: Reduce) -> torch.Tensor:

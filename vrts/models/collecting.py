@@ -25,6 +25,8 @@ class Collected:
     """Of these groups."""
     metrics: dict[str, float | torch.Tensor]
     """Of all groups that were sampled, to log."""
+    num_tokens: int
+    """Of all completions in order that were sampled."""
 
 
 class Collector:
@@ -99,14 +101,15 @@ class Collector:
         if not tried or prompts is None:
             return None
         everything = join(tried)
+        num_tokens = int(everything.rollout.lengths.sum())
         if rounds == 1:
-            return Collected(everything, prompts, everything.metrics())
+            return Collected(everything, prompts, everything.metrics(), num_tokens)
         # Useful ones first; others only fill up, so that every process trains on as many.
         useless = (~everything.have_signal()).tolist()
         order = sorted(range(len(useless)), key=useless.__getitem__)
         chosen = everything.take(order[:size])
         prompts = self._policy.encode(chosen.samples, self._max_new_tokens)
-        return Collected(chosen, prompts, everything.metrics())
+        return Collected(chosen, prompts, everything.metrics(), num_tokens)
 
     def _try(
         self, samples: Sequence[Sample], epoch: int, reduce: Reduce

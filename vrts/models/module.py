@@ -138,6 +138,11 @@ class VideoQAModule(LightningModule):
                 f"model.num_generations is {self.num_generations}; GRPO compares completions of "
                 "one question, so give 2 or more"
             )
+        if self.temporal and self.temporal.name in [reward.name for reward in self.rewards]:
+            raise InputError(
+                f"model.rewards has one of the name {self.temporal.name!r}, which is that of "
+                "model.temporal; rename it or set model.temporal to null"
+            )
         if not self.rewards:
             raise InputError("model.rewards is empty; give at least one reward")
         if self.objective.beta > 0 and self._reference is None:
@@ -272,7 +277,7 @@ class VideoQAModule(LightningModule):
                 self.policy, found.prompts, rollout, self.temperature
             )
         seconds = time.perf_counter() - start_s
-        speed = float(rollout.lengths.sum()) / max(seconds, 1e-9)
+        speed = found.num_tokens / max(seconds, 1e-9)
         metrics = found.metrics | {"rollout_s": seconds, "tokens_per_s": speed}
         mask = self._counted(rollout)
         made = Experience(found.groups, found.prompts, advantages, mask, reference, metrics)

@@ -231,7 +231,7 @@ class RLOO(Objective):
     """Sum over each completion's tokens, mean over completions; leave-one-out baseline.
 
     The gradient of a rollout's first update is REINFORCE's (RLOO, Ahmadian et al., 2024,
-    arXiv 2402.14740, section 3.3); in further ones, which the paper does not make, ratios are
+    arXiv 2402.14740); in further ones, which the paper does not make, ratios are
     clipped as in PPO. The KL penalty is in the loss, not in the reward.
     """
 

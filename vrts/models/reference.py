@@ -68,13 +68,12 @@ class FrozenCopy(Reference):
     """A second set of weights, for full fine-tuning; in no optimizer.
 
     It may follow the policy: every `sync_every_n_steps` optimizer steps its weights become ``mixup
-    * policy + (1 - mixup) * reference`` (TR-DPO, Gorbatovski et al., 2024, arXiv 2404.09656, eq. 4
-    and 5; the defaults of `mixup` here and in TRL are the paper's best). It is then in the
-    checkpoint too, which otherwise has nothing of it.
+    * policy + (1 - mixup) * reference`` (TR-DPO, Gorbatovski et al., 2024, arXiv 2404.09656). It
+    is then in the checkpoint too, which otherwise has nothing of it.
 
     Args:
         sync_every_n_steps: null never moves it.
-        mixup: share of the policy; 1 copies it.
+        mixup: share of the policy, TRL's by default; 1 copies it.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class FrozenCopy(Reference):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See `Reference.state_dict`."""
-        return {} if self.sync_every_n_steps is None else dict(self._moving())
+        return {} if self.sync_every_n_steps is None else {n: p.detach() for n, p in self._moving()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

@@ -120,7 +120,7 @@ class FormatReward(Reward):
 
 
 class LengthReward(Reward):
-    """1 for a right answer of a length within a range, else 0 (Video-R1, arXiv 2503.21776, eq. 4).
+    """1 for a right answer of a length within a range, else 0 (Video-R1, arXiv 2503.21776).
 
     Right is a score of :func:`accuracy_score` above 0.1, as in Video-R1's code.
 
