@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 
 from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
+from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
 from vrts.models.module import VideoQAModule
 
@@ -27,7 +29,8 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def annotations(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("cli-data"), num_videos=4, seed=5)
+    folder = tmp_path_factory.mktemp("cli-data")
+    return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
 
 
 def fit_args(model: Path, root: Path, *more: str) -> list[str]:
@@ -327,3 +330,64 @@ class TestBadInput:
 def test_checkpoint_callback_is_lightnings_own(model, annotations, tmp_path):
     cli = run(fit_args(model, tmp_path, *own_train(annotations)))
     assert type(cli.trainer.checkpoint_callback) is ModelCheckpoint
+
+
+class TestPrecision:
+    """What trains stays in float32, whatever it computes in."""
+
+    def test_mixed_precision_moves_weights_by_small_steps(self, model, annotations, tmp_path):
+        before = load_file(model / "model.safetensors")
+        args = fit_args(
+            model,
+            tmp_path,
+            *own_train(annotations),
+            "--trainer.precision=bf16-mixed",
+            "--model.optimizer.init_args.lr=1.0e-6",
+            "--model.rewards=[{class_path: tests.own_plugins.LengthReward}]",
+        )
+        assert main(args) == 0
+        after = load_file(tmp_path / "model/model.safetensors")
+        moved = [(after[key] - before[key]).abs().max() for key in before if "layers" in key]
+        assert {value.dtype for value in after.values()} == {torch.float32}
+        assert 0 < max(moved) < 1e-5
+
+    def test_an_adapter_is_float32_on_a_bfloat16_model(self, model, annotations, tmp_path):
+        args = fit_args(
+            model,
+            tmp_path,
+            *own_train(annotations),
+            "--trainer.precision=bf16-mixed",
+            "--model.policy.init_args.dtype=bfloat16",
+            "--model.rewards=[{class_path: tests.own_plugins.LengthReward}]",
+        )
+        cli = run([*args[:3], f"--config={CONFIGS / 'lora.yaml'}", *args[3:]])
+        base = cli.model.policy.base.model.language_model.layers[0].self_attn.q_proj
+        assert base.base_layer.weight.dtype == torch.bfloat16
+        adapter = load_file(tmp_path / "model/adapter_model.safetensors")
+        assert {value.dtype for value in adapter.values()} == {torch.float32}
+        assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)
+
+    def test_every_round_of_a_prediction_is_computed_alike(
+        self, model, annotations, tmp_path, monkeypatch
+    ):
+        args = predict_args(model, tmp_path, annotations, "--trainer.precision=bf16-mixed")
+        levels = "init_args: {levels: [4, 8], num_samples: 2}"
+        args.append(
+            f"--trainer.callbacks=[{{class_path: SparseToDense, {levels}}}, "
+            "{class_path: PredictionWriter}]"
+        )
+        dtypes = set()
+
+        def record(module, inputs, output):
+            dtypes.add(output.dtype)
+
+        original = VideoQAModule.configure_model
+
+        def configure(module):
+            original(module)
+            module.policy.base.model.language_model.layers[0].mlp.register_forward_hook(record)
+
+        monkeypatch.setattr(VideoQAModule, "configure_model", configure)
+        assert main(args) == 0
+        assert {len(line["rounds"]) for line in lines_of(tmp_path / "predictions.jsonl")} == {2}
+        assert dtypes == {torch.bfloat16}

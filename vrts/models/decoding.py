@@ -31,7 +31,7 @@ class CompletionBuffer:
         self.rows = torch.arange(N, device=device).view(num_questions, num_samples)
         """int64 ``[B', G']``, the completion that each row of the grid decodes."""
         self.completion_ids = end_ids[0].repeat(N, max_new_tokens)
-        self.logprobs = torch.zeros(N, max_new_tokens, device=device)
+        self.logprobs = torch.zeros(N, max_new_tokens, dtype=torch.float32, device=device)
         self.lengths = torch.zeros(N, dtype=torch.int64, device=device)
         """int64 ``[N]``, tokens of each completion so far."""
         self.finished = torch.zeros(N, dtype=torch.bool, device=device)

@@ -44,7 +44,8 @@ def log_means(
     """
     names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
     assert values.keys() <= set(names), values.keys() - set(names)
-    own = torch.tensor([float(values.get(n, math.nan)) for n in names], device=module.device)
+    numbers = [float(values.get(name, math.nan)) for name in names]
+    own = torch.tensor(numbers, dtype=torch.float32, device=module.device)
     gathered = module.all_gather(own)
     assert isinstance(gathered, torch.Tensor)
     for name, value in zip(names, gathered.view(-1, len(names)).nanmean(0).tolist(), strict=True):

@@ -13,7 +13,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAccuracy
 
 from vrts.models.checkpoints import check_same_model, keep_trained
 from vrts.models.experience import Experience
@@ -81,15 +81,18 @@ class VideoQAModule(LightningModule):
         self.num_samples = 1
         """Completions for each question in prediction; a prediction callback may set it."""
         self.last_rollout: RolloutRecord | None = None
-        """The newest rollout, for callbacks that show or keep completions."""
+        """Of the newest batch, for callbacks that show or keep completions; None before the first
+        batch and after one without a usable video."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
         self._reference = reference
+        self._attached = False
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._experience: Experience | None = None
         self._update_start_s = 0.0
-        self._accuracy = MeanMetric()
+        # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
+        self._accuracy = BinaryAccuracy()
 
     # ---- setting up
 
@@ -116,13 +119,14 @@ class VideoQAModule(LightningModule):
             )
 
     def configure_model(self) -> None:
-        """Load the weights, once."""
-        if self.policy.loaded:
-            return
+        """Load the weights, once, and prepare them for what is to be done."""
         self.policy.load()
         fitting = self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and self._reference is not None and self.objective.beta > 0:
+        needed = self._reference is not None and self.objective.beta > 0
+        if fitting and needed and not self._attached:
+            assert self._reference is not None
             self._reference.attach(self.policy)
+            self._attached = True
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
         self.policy.train(fitting)
 
@@ -209,8 +213,10 @@ class VideoQAModule(LightningModule):
             A loss without effect whose backward still reaches every parameter.
         """
         self._update_start_s = time.perf_counter()
-        self._mean_over_processes(torch.zeros((), device=self.device))
-        log_means(self, {"skipped": skipped}, [reward.name for reward in self.rewards])
+        self.last_rollout = None
+        self._mean_over_processes(torch.zeros((), dtype=torch.float32, device=self.device))
+        # the loss of the others is divided by the mean over all processes, so this one counts too
+        log_means(self, {"skipped": skipped, "loss": 0.0}, [reward.name for reward in self.rewards])
         trainable = [p for p in self.parameters() if p.requires_grad]
         return torch.stack([(p * 0.0).sum() for p in trainable]).sum()
 
@@ -243,16 +249,18 @@ class VideoQAModule(LightningModule):
         if not samples:
             return []
         M = num_samples
-        prompts = self.policy.encode(samples, self.max_new_tokens)
         num_frames = [s.clip.num_frames for s in samples if s.clip is not None]
         seeds = [
             row_seed(self.seed, s.question.id, T, m)
             for s, T in zip(samples, num_frames, strict=True)
             for m in range(M)
         ]
-        texts = self.policy.rollout(
-            prompts, [self.evaluation] * M, seeds, self.max_new_tokens
-        ).texts
+        # a callback may ask from outside of a step, where Lightning's autocast is not on
+        with self.trainer.precision_plugin.forward_context():
+            prompts = self.policy.encode(samples, self.max_new_tokens)
+            texts = self.policy.rollout(
+                prompts, [self.evaluation] * M, seeds, self.max_new_tokens
+            ).texts
         return [
             make_round(texts[b * M : (b + 1) * M], s.question, T)
             for b, (s, T) in enumerate(zip(samples, num_frames, strict=True))
@@ -282,7 +290,8 @@ class VideoQAModule(LightningModule):
         """Answer once; failed videos count as wrong, questions without a gold answer not at all."""
         for prediction in self.predict_step(batch, 0):
             if prediction.correct is not None:
-                self._accuracy.update(float(prediction.correct))
+                right = torch.tensor([int(prediction.correct)], device=self.device)
+                self._accuracy.update(right, torch.ones_like(right))
         self.log(
             f"{prefix}/accuracy",
             self._accuracy,

@@ -54,7 +54,9 @@ class QwenPolicy(Policy):
         prompt: how a question is put to the model.
         lora: train a low-rank adapter of the language model; None trains all of it.
         freeze_vision: keep the vision tower as it is; its features are then computed once a step.
-        dtype: of the weights. Train in float32 (with the Trainer's ``bf16-mixed``) or bfloat16.
+        dtype: of the weights. What is trained in full needs float32 (with the Trainer's
+            ``bf16-mixed`` to compute in bfloat16): in bfloat16, steps as small as RL's are rounded
+            away. Under LoRA the frozen weights may be bfloat16; the adapter is float32 anyway.
         attn_implementation: the vision tower's attention, by transformers' name; None batches
             its windows on torch's SDPA kernels. The language model always runs vrts's
             shared-prefix attention, on the same kernels.

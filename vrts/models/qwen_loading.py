@@ -140,12 +140,16 @@ def adapter_base(name_or_path: str) -> str | None:
     """Name of the model that an adapter folder adapts; None where the folder is no adapter.
 
     Raises:
-        InputError: the adapter does not name its base model.
+        InputError: the adapter's configuration is damaged or does not name its base model.
     """
     path = Path(name_or_path) / ADAPTER_CONFIG
     if not path.is_file():
         return None
-    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"model.policy.path: {path} is not JSON: {error}") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise InputError(
             f"model.policy.path: {path} names no base_model_name_or_path; add it, or give the "

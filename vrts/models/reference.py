@@ -62,5 +62,6 @@ class FrozenCopy(Reference):
     ) -> torch.Tensor:
         """See `Reference.logprobs`."""
         assert self._policy is not None, "attach() was not called"
-        self._policy.to(rollout.completion_ids.device)
+        # the strategy has moved and converted the policy since, but does not know of the copy
+        self._policy.to(rollout.completion_ids.device, next(policy.parameters()).dtype)
         return self._policy.score(prompts, rollout, temperature).logprobs

@@ -44,10 +44,14 @@ class RowSampler:
             sampling: N of them, one for each row.
             device: where the logits are.
         """
-        temperature = torch.tensor([s.temperature for s in sampling], device=device)
+        # Not the default dtype, which Lightning's bf16-true changes: the policy scores at exactly
+        # the temperature that it sampled at.
+        float32 = torch.float32
+        temperature = torch.tensor([s.temperature for s in sampling], dtype=float32, device=device)
+        top_p = torch.tensor([s.top_p for s in sampling], dtype=float32, device=device)
         self._greedy = temperature == 0
         self._temperature = torch.where(self._greedy, 1.0, temperature)[:, None]
-        self._top_p = torch.tensor([s.top_p for s in sampling], device=device)[:, None]
+        self._top_p = top_p[:, None]
         self._top_k = torch.tensor([s.top_k for s in sampling], device=device)[:, None]
         self._truncates = any(s.top_p < 1 or s.top_k > 0 for s in sampling)
 
