@@ -121,7 +121,6 @@ def test_a_signal_anywhere_in_a_step_saves_at_its_end(
         ({"accumulate": 2}, 1, 1, 2),
         ({"accumulate": 2}, 5, 3, 6),
         ({"updates": 2}, 3, 4, 4),  # the second update of a rollout is made too
-        ({"updates": 2, "accumulate": 2}, 5, 3, 6),
         ({"updates": 2}, 9, 10, 10),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +11,19 @@ from tests.models.test_qwen import perturb_adapter, roll
 from vrts.models.qwen_loading import Lora
 from vrts.types import InputError
 
+LORA = Lora(rank=4, alpha=8)
+
 
 @pytest.fixture
 def adapter(load_policy, tmp_path):
     """A policy with an adapter that does something, and its folder."""
-    policy = load_policy(lora=Lora(rank=4, alpha=8)).eval()
+    policy = load_policy(lora=LORA).eval()
     perturb_adapter(policy)
     policy.save_pretrained(tmp_path / "adapter")
     return policy, tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)])
+@pytest.mark.parametrize("lora", [None, LORA])
 def test_the_folder_scores_as_the_policy_that_wrote_it(load_policy, samples, adapter, lora):
     policy, folder = adapter
     again = load_policy(folder, lora=lora).eval()
@@ -33,7 +36,7 @@ def test_the_folder_scores_as_the_policy_that_wrote_it(load_policy, samples, ada
 
 def test_training_goes_on_only_where_lora_is_given(load_policy, adapter):
     _, folder = adapter
-    names = [n for n, p in load_policy(folder, lora=Lora()).named_parameters() if p.requires_grad]
+    names = [n for n, p in load_policy(folder, lora=LORA).named_parameters() if p.requires_grad]
     assert names
     assert all("lora_" in name for name in names)
     fixed = load_policy(folder)
@@ -42,11 +45,27 @@ def test_training_goes_on_only_where_lora_is_given(load_policy, adapter):
 
 def test_without_the_adapter_it_is_the_base(load_policy, samples, adapter):
     policy, folder = adapter
-    again = load_policy(folder, lora=Lora())
+    again = load_policy(folder, lora=LORA)
     prompts, rollout = roll(policy, samples)
     with again.adapter_disabled():
         got = again.score(prompts, rollout, 1.0).logprobs
     torch.testing.assert_close(got, load_policy().score(prompts, rollout, 1.0).logprobs)
+
+
+def test_another_rank_than_the_adapters_is_refused(load_policy, adapter):
+    _, folder = adapter
+    with pytest.raises(InputError, match=r"rank 16 and alpha 32, but .* rank 4 and alpha 8"):
+        load_policy(folder, lora=Lora())
+
+
+def test_a_relative_base_is_kept_as_an_absolute_path(
+    load_policy, model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(model_folder.parent)
+    policy = load_policy(Path(model_folder.name), lora=LORA)
+    policy.save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    assert load_policy(tmp_path / "adapter").loaded
 
 
 def test_it_holds_no_weights_of_the_base(adapter, model_folder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.callbacks.runs import make_module, scripted
-from vrts.models.metrics import SHOWN, TRAIN_METRICS, log_means
+from vrts.models.metrics import SHOWN, TOKEN_MEANS, TRAIN_METRICS, log_means
 
 
 class Gathered:
@@ -20,8 +20,14 @@ class Gathered:
         self.shown: set[str] = set()
 
     def all_gather(self, own: torch.Tensor) -> torch.Tensor:
+        names = (*TRAIN_METRICS, "reward/accuracy")
         rows = [
-            torch.tensor([other.get(n, math.nan) for n in (*TRAIN_METRICS, "reward/accuracy")])
+            torch.tensor(
+                [
+                    [other.get(n, math.nan) for n in names],
+                    [other["num_tokens"] if n in TOKEN_MEANS else 1 for n in names],
+                ]
+            )
             for other in self.others
         ]
         return torch.stack([own, *rows]) if rows else own
@@ -34,14 +40,16 @@ class Gathered:
 
 def test_one_process_logs_its_own_values():
     module = Gathered()
-    log_means(module, {"loss": torch.tensor(0.5), "kl": 0.25, "reward/accuracy": 1}, ["accuracy"])
+    log_means(
+        module, {"loss": torch.tensor(0.5), "kl": 0.25, "reward/accuracy": 1}, ["accuracy"], 7
+    )
     assert module.logged == {"train/loss": 0.5, "train/kl": 0.25, "train/reward/accuracy": 1}
 
 
 def test_several_processes_log_means():
-    module = Gathered({"loss": 1.5, "skipped": 2, "reward/accuracy": 0})
+    module = Gathered({"num_tokens": 5, "loss": 1.5, "skipped": 2, "reward/accuracy": 0})
     values = {"loss": 0.5, "skipped": 0.0, "reward/accuracy": 1.0}
-    log_means(module, values, ["accuracy"])
+    log_means(module, values, ["accuracy"], 10)
     assert module.logged == {
         "train/loss": 1.0,
         "train/skipped": 1.0,
@@ -50,25 +58,27 @@ def test_several_processes_log_means():
 
 
 def test_a_process_without_a_value_does_not_count_for_it():
-    module = Gathered({"skipped": 1.0}, {"skipped": 0.0, "kl": 0.5})
-    log_means(module, {"skipped": 2.0, "kl": 0.25, "reward/accuracy": 1.0}, ["accuracy"])
+    module = Gathered(
+        {"num_tokens": 0, "skipped": 1.0}, {"num_tokens": 30, "skipped": 0.0, "kl": 0.5}
+    )
+    log_means(module, {"skipped": 2.0, "kl": 0.25, "reward/accuracy": 1.0}, ["accuracy"], 10)
     assert module.logged == {
         "train/skipped": 1.0,
-        "train/kl": 0.375,
+        "train/kl": (10 * 0.25 + 30 * 0.5) / 40,  # by tokens
         "train/reward/accuracy": 1.0,
     }
 
 
 def test_few_metrics_are_in_the_progress_bar():
     module = Gathered()
-    log_means(module, dict.fromkeys(TRAIN_METRICS, 1.0), [])
+    log_means(module, dict.fromkeys(TRAIN_METRICS, 1.0), [], 3)
     assert module.logged.keys() == {f"train/{name}" for name in TRAIN_METRICS}
     assert module.shown == {f"train/{name}" for name in SHOWN}
 
 
 def test_an_unknown_name_is_a_mistake_in_the_code():
     with pytest.raises(AssertionError, match="reward/other"):
-        log_means(Gathered(), {"reward/other": 1.0}, ["accuracy"])
+        log_means(Gathered(), {"reward/other": 1.0}, ["accuracy"], 1)
 
 
 def test_names_of_the_issue_are_among_them():

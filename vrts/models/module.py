@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,13 @@ class VideoQAModule(LightningModule):
                 f"model.num_generations is {self.num_generations}; GRPO compares completions of "
                 "one question, so give 2 or more"
             )
+        accumulated = self.trainer.accumulate_grad_batches
+        if self.updates_per_rollout > 1 and accumulated > 1:
+            raise InputError(
+                f"model.updates_per_rollout is {self.updates_per_rollout} and "
+                f"trainer.accumulate_grad_batches {accumulated}: an optimizer step would take the "
+                "same batch several times; set one of them to 1, or raise data.batch_size"
+            )
         if not self.rewards:
             raise InputError("model.rewards is empty; give at least one reward")
         if self.objective.beta > 0 and self._reference is None:
@@ -156,7 +163,7 @@ class VideoQAModule(LightningModule):
         terms = self.objective(completions, self._mean_over_processes)
         metrics = experience.metrics() | terms.metrics() | {"skipped": skipped}
         metrics["entropy"] = masked_mean(scores.entropy, completions.mask)
-        log_means(self, metrics, [reward.name for reward in self.rewards])
+        self._log(metrics, int(completions.mask.sum()))
         return terms.loss
 
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
@@ -216,9 +223,13 @@ class VideoQAModule(LightningModule):
         self.last_rollout = None
         self._mean_over_processes(torch.zeros((), dtype=torch.float32, device=self.device))
         # the loss of the others is divided by the mean over all processes, so this one counts too
-        log_means(self, {"skipped": skipped, "loss": 0.0}, [reward.name for reward in self.rewards])
+        self._log({"skipped": skipped, "loss": 0.0}, num_tokens=0)
         trainable = [p for p in self.parameters() if p.requires_grad]
         return torch.stack([(p * 0.0).sum() for p in trainable]).sum()
+
+    def _log(self, metrics: Mapping[str, float | torch.Tensor], num_tokens: int) -> None:
+        """Log means over the processes."""
+        log_means(self, metrics, [reward.name for reward in self.rewards], num_tokens)
 
     def _mean_over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """Average a number over the processes that train together."""

@@ -26,6 +26,7 @@ from vrts.models.qwen_loading import (
     load_adapter,
     load_model,
     load_processor,
+    weights_stamp,
 )
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.prompts import PromptTemplate
@@ -104,7 +105,7 @@ class QwenPolicy(Policy):
         base = adapter_base(self.path) or self.path
         self.adopt(load_model(base, self._dtype, self._attn_implementation), self.processor)
         if base != self.path:
-            self.model = load_adapter(self.model, self.path, trainable=self.lora is not None)
+            self.model = load_adapter(self.model, self.path, self.lora)
         elif self.lora:
             self.model = add_lora(self.model, self.lora)
 
@@ -325,6 +326,13 @@ class QwenPolicy(Policy):
 
     def save_pretrained(self, folder: Path) -> None:
         """See `Policy.save_pretrained`."""
+        if isinstance(self.model, PeftModel):
+            for config in self.model.peft_config.values():
+                base = str(config.base_model_name_or_path)
+                # a relative path would be found from the present working directory alone
+                config.base_model_name_or_path = str(
+                    Path(base).resolve() if Path(base).is_dir() else base
+                )
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -335,6 +343,7 @@ class QwenPolicy(Policy):
             "path": self.path,
             "lora": self.lora is not None,
             "prompt": asdict(self._template),
+            "weights": weights_stamp(self.path),
         }
 
 
