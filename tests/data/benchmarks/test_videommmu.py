@@ -109,6 +109,12 @@ def test_three_tracks_in_one_run_and_parquet(write, touch):
     }
     assert "image" not in questions[1].metadata
     assert questions[1].source == f"{paths[1]}:1"
+    other = ROW | {"id": "dev_Art_1"}
+    paths[0] = write(tracks("Perception", other, ROW), "perception_video.json")
+    assert [question.id for question in VideoMMMUReader(paths, videos).read()] == [
+        "perception-dev_Art_1",
+        *(f"{track}-validation_Art_Theory_3" for track in TRACKS),
+    ]
     with pytest.raises(InputError, match="its track is not known"):
         VideoMMMUReader(write([ROW], "rows.parquet"), videos).read()
     with pytest.raises(InputError, match="path is empty"):
@@ -179,7 +185,8 @@ def test_real_files(shared, touch):
             "Art": 21,
         }  # fmt: skip
     assert {len(q.options) for q in questions} == {0, *range(2, 12), 14}
-    types = Counter(q.problem_type for q in questions[600:])
+    assert all(len({q.video for q in questions[i : i + 3]}) == 1 for i in range(0, 900, 3))
+    types = Counter(q.problem_type for q in questions[2::3])
     assert types == {"multiple choice": 280, "numerical": 18, "free-form": 2}
     by_id = {q.id: q for q in questions}
     assert by_id["adaptation-validation_Accounting_13"].answer == "C"

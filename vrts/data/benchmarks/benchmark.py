@@ -38,8 +38,16 @@ class BenchmarkReader(Reader):
     def read(self) -> list[Question]:
         """Return the questions in the order of the file; raises as `Reader.read` says."""
         check_folder(self.video_root, "video_root")
-        questions = parse_questions(self.path, self._rows(), self._parse)[: self.limit]
-        check_videos(questions, self.path, self.video_root)
+        questions = self._arrange(parse_questions(self._name(), self._rows(), self._parse))
+        check_videos(questions[: self.limit], self._name(), self.video_root)
+        return questions[: self.limit]
+
+    def _name(self) -> str:
+        """What is read, for messages."""
+        return self.path
+
+    def _arrange(self, questions: list[Question]) -> list[Question]:
+        """Put the questions in the order in which they are asked."""
         return questions
 
     def _rows(self) -> Iterator[tuple[str, Any]]:

@@ -72,7 +72,8 @@ class VideoMMMUReader(BenchmarkReader):
     task of lmms-eval (arXiv 2501.13826).
 
     Args:
-        path: The annotation file, or several, such as those of the three tracks.
+        path: The annotation file, or several, such as those of the three tracks: the questions
+            about one video then follow each other, so that it is decoded once for all.
         video_root: Folder that holds the videos ``<id>.mp4`` or folders of disciplines with them;
             the first annotation file's folder where it is null.
         limit: Use only that many questions, the first ones. All rows are checked all the same.
@@ -94,6 +95,16 @@ class VideoMMMUReader(BenchmarkReader):
             raise InputError("VideoMMMUReader: path is empty; give one annotation file or more")
         super().__init__(self.paths[0], video_root, limit)
         self.question_only = question_only
+
+    def _name(self) -> str:
+        return ", ".join(self.paths)
+
+    def _arrange(self, questions: list[Question]) -> list[Question]:
+        """Put the questions about a video where its first one is."""
+        by_video: dict[str, list[Question]] = {}
+        for question in questions:
+            by_video.setdefault(question.video, []).append(question)
+        return [question for group in by_video.values() for question in group]
 
     def _rows(self) -> Iterator[tuple[str, Any]]:
         for path in self.paths:
