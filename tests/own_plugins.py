@@ -14,7 +14,7 @@ from vrts.models.rewards import Reward
 from vrts.types import Clip, Completion, Question
 
 
-class LengthReward(Reward):
+class CharactersReward(Reward):
     """Longer completions are better."""
 
     @property
@@ -27,7 +27,7 @@ class LengthReward(Reward):
         return [len(completion.text) / 100 for completion in completions]
 
 
-class OwnTemporalReward(LengthReward):
+class OwnTemporalReward(CharactersReward):
     """A reward whose name vrts has taken."""
 
     @property

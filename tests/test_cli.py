@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
+from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
 from vrts.models.module import VideoQAModule
 
@@ -29,7 +30,8 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def annotations(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("cli-data"), num_videos=4, seed=5)
+    folder = tmp_path_factory.mktemp("cli-data")
+    return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
 
 
 def fit_args(model: Path, root: Path, *more: str) -> list[str]:
@@ -85,7 +87,7 @@ def broken(value: str, calls: list[int]) -> list[str]:
         f"--model.objective={objective}{calls}}}}}",
         "--model.reference=null",
         # random weights never earn a reward; this one tells completions apart
-        "--model.rewards=[{class_path: tests.own_plugins.LengthReward}]",
+        "--model.rewards=[{class_path: tests.own_plugins.CharactersReward}]",
         "--model.optimizer.init_args.lr=0.01",
         "--trainer.max_steps=3",
     ]
@@ -197,7 +199,7 @@ class TestSwapping:
             f"--data.train={own}.OneQuestionReader",
             f"--data.sampler={own}.FirstFrames",
             f"--data.decoder={own}.GreyDecoder",
-            f"--model.rewards=[{{class_path: {own}.LengthReward, init_args: {{weight: 0.5}}}}]",
+            f"--model.rewards=[{{class_path: {own}.CharactersReward, init_args: {{weight: 0.5}}}}]",
             f"--model.objective={own}.NoKL",
             "--model.reference=null",
             "--data.batch_size=2",
@@ -273,8 +275,9 @@ class TestStabilisers:
     def test_dynamic_sampling_and_the_temporal_reward_are_options(
         self, model, annotations, tmp_path, capsys
     ):
-        # lengths differ in every group, so that one question of the two is enough
+        # lengths differ among four completions, so that one question of the two is enough
         args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken("1", [])]
+        args.append("--model.num_generations=4")
         args += ["--model.num_groups=1", "--data.batch_size=2", "--model.temporal.alpha=0.5"]
         metrics = run(args).trainer.callback_metrics
         assert metrics["train/sampled_groups"] == 1
@@ -468,3 +471,64 @@ class TestBadInput:
 def test_checkpoint_callback_is_lightnings_own(model, annotations, tmp_path):
     cli = run(fit_args(model, tmp_path, *own_train(annotations)))
     assert type(cli.trainer.checkpoint_callback) is ModelCheckpoint
+
+
+class TestPrecision:
+    """What trains stays in float32, whatever it computes in."""
+
+    def test_mixed_precision_moves_weights_by_small_steps(self, model, annotations, tmp_path):
+        before = load_file(model / "model.safetensors")
+        args = fit_args(
+            model,
+            tmp_path,
+            *own_train(annotations),
+            "--trainer.precision=bf16-mixed",
+            "--model.optimizer.init_args.lr=1.0e-6",
+            "--model.rewards=[{class_path: tests.own_plugins.CharactersReward}]",
+        )
+        assert main(args) == 0
+        after = load_file(tmp_path / "model/model.safetensors")
+        moved = [(after[key] - before[key]).abs().max() for key in before if "layers" in key]
+        assert {value.dtype for value in after.values()} == {torch.float32}
+        assert 0 < max(moved) < 1e-5
+
+    def test_an_adapter_is_float32_on_a_bfloat16_model(self, model, annotations, tmp_path):
+        args = fit_args(
+            model,
+            tmp_path,
+            *own_train(annotations),
+            "--trainer.precision=bf16-mixed",
+            "--model.policy.init_args.dtype=bfloat16",
+            "--model.rewards=[{class_path: tests.own_plugins.CharactersReward}]",
+        )
+        cli = run([*args[:3], f"--config={CONFIGS / 'lora.yaml'}", *args[3:]])
+        base = cli.model.policy.base.model.language_model.layers[0].self_attn.q_proj
+        assert base.base_layer.weight.dtype == torch.bfloat16
+        adapter = load_file(tmp_path / "model/adapter_model.safetensors")
+        assert {value.dtype for value in adapter.values()} == {torch.float32}
+        assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)
+
+    def test_every_round_of_a_prediction_is_computed_alike(
+        self, model, annotations, tmp_path, monkeypatch
+    ):
+        args = predict_args(model, tmp_path, annotations, "--trainer.precision=bf16-mixed")
+        levels = "init_args: {levels: [4, 8], num_samples: 2}"
+        args.append(
+            f"--trainer.callbacks=[{{class_path: SparseToDense, {levels}}}, "
+            "{class_path: PredictionWriter}]"
+        )
+        dtypes = set()
+
+        def record(module, inputs, output):
+            dtypes.add(output.dtype)
+
+        original = VideoQAModule.configure_model
+
+        def configure(module):
+            original(module)
+            module.policy.base.model.language_model.layers[0].mlp.register_forward_hook(record)
+
+        monkeypatch.setattr(VideoQAModule, "configure_model", configure)
+        assert main(args) == 0
+        assert {len(line["rounds"]) for line in lines_of(tmp_path / "predictions.jsonl")} == {2}
+        assert dtypes == {torch.bfloat16}

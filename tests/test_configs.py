@@ -65,7 +65,7 @@ def test_overlays_combine(monkeypatch):
     assert type(cli.model._reference).__name__ == "AdapterOff"
     assert cli.model.policy.lora.rank == 64
     assert cli.model.policy.path == "assets/tiny"
-    assert cli.trainer.precision == "bf16-true"
+    assert cli.trainer.precision == "bf16-mixed"
 
 
 def test_other_algorithms_replace_grpo(monkeypatch):

@@ -11,6 +11,15 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from vrts.callbacks import densify, export, interruption, samples, writer
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, sampling
+from vrts.data.benchmarks import (
+    cgbench,
+    longvideobench,
+    mmvu,
+    plain,
+    videoholmes,
+    videomme,
+    videommmu,
+)
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models import advantages, objectives, qwen, reference, rewards
 from vrts.models.module import VideoQAModule
@@ -21,6 +30,7 @@ from vrts.types import InputError
 PLUGINS = (
     densify, export, interruption, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, sampling,
+    cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, objectives, qwen, reference, rewards,
 )  # fmt: skip
 

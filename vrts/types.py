@@ -212,6 +212,10 @@ class Prediction:
         """Frames of the round that decided; 0 where there was none."""
         return self.rounds[-1].num_frames if self.rounds else 0
 
+    def to(self, device: torch.device) -> Prediction:
+        """Give itself back: it has no tensors. Lightning moves all that a prediction returns."""
+        return self
+
 
 def letters(options: Sequence[str]) -> str:
     """Option letters in order: ``"ABCD"`` for four options."""

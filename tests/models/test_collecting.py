@@ -294,6 +294,21 @@ def test_right_answers_of_groups_that_need_the_order_get_the_bonus():
     assert policy.asked == [["q0", "q1", "q2"], ["q0", "q1", "q2", "p9"]]
 
 
+def test_rewards_are_float32_whatever_the_default_dtype():
+    """Lightning's bf16-true sets bfloat16, in which 1 + 0.3 is not 1.3 and 1/3 not 1/3."""
+    policy = Scripted({"q0": ["A", "A", "B", "B"]}, {"q0": ["B"] * 3})
+    sample = make_sample(0, 8, (28, 28), "Which?")
+    policy.order["q0"] = sample.clip.frames
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = collector(policy, 1, TemporalReward(num_generations=3))([sample], 0, alone)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    groups = found.groups
+    assert groups.rewards["temporal"].dtype == groups.total.dtype == torch.float32
+    assert groups.total.tolist() == pytest.approx([1.3, 1.3, 1, 1], rel=1e-6)
+
+
 def test_pictures_alone_are_not_asked_twice_unless_another_process_has_videos():
     said = {"p1": ["A"] * G, "q2": ["A"] * G}
     alone_policy = Scripted(said, said)

@@ -7,6 +7,7 @@ from typing import cast
 
 from lightning import Callback, LightningModule, Trainer
 
+from vrts.callbacks.folders import make_folder
 from vrts.models.module import VideoQAModule
 
 
@@ -22,8 +23,19 @@ class ExportPretrained(Callback):
     def __init__(self, output_dir: str | None = None) -> None:
         self.output_dir = output_dir
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the folder now: training may take days, and its end is no time to miss one.
+
+        Raises:
+            InputError: the folder cannot be made.
+        """
+        if stage == "fit" and trainer.is_global_zero:
+            make_folder(self._folder(trainer), "ExportPretrained.output_dir")
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder, from one process."""
         if trainer.is_global_zero:
-            folder = Path(self.output_dir or Path(trainer.default_root_dir) / "model")
-            cast(VideoQAModule, pl_module).policy.save_pretrained(folder)
+            cast(VideoQAModule, pl_module).policy.save_pretrained(self._folder(trainer))
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.output_dir or Path(trainer.default_root_dir) / "model")

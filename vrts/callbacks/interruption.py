@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from vrts.callbacks.folders import make_folder
 from vrts.models.module import VideoQAModule
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,6 +34,15 @@ class SaveOnInterrupt(Callback):
         self._signal: int | None = None
         self._step = 0
         self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the folder, rather than find out when the checkpoint is to be saved.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        if stage == "fit" and self.dirpath is not None and trainer.is_global_zero:
+            make_folder(Path(self.dirpath), "SaveOnInterrupt.dirpath")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; Lightning has installed its own handlers by now."""

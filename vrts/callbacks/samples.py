@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from vrts.callbacks.folders import make_folder
 from vrts.models.module import VideoQAModule
 from vrts.models.record import RolloutRecord
 
@@ -37,6 +38,16 @@ class CompletionLog(Callback):
         self.every_n_steps = int(every_n_steps)
         self.num_shown = int(num_shown)
         self._written = -1
+        self._kept: RolloutRecord | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        if stage == "fit" and trainer.is_global_zero:
+            make_folder(self._folder(trainer), "CompletionLog.output_dir")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,16 +56,20 @@ class CompletionLog(Callback):
         step = trainer.global_step
         record = cast(VideoQAModule, pl_module).last_rollout
         due = (step - 1) % self.every_n_steps == 0 and step not in (0, self._written)
-        if record is None or not due or not trainer.is_global_zero:
+        known = record is None or record is self._kept  # no rollout, or a further update from one
+        if known or not due or not trainer.is_global_zero:
             return
-        self._written = step
+        assert record is not None
+        self._written, self._kept = step, record
         lines = record_lines(record, step)
-        folder = Path(self.output_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
+        path = self._folder(trainer) / "completions.jsonl"
+        with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.output_dir or trainer.default_root_dir)
 
 
 def record_lines(record: RolloutRecord, step: int) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ class PredictionWriter(Callback):
         self.output_dir = Path(output_dir or ".")
         self._follows_trainer = output_dir is None
         self._levels: list[int] = []
+        self._places: dict[str, int] = {}
 
     @property
     def predictions_path(self) -> Path:
@@ -55,6 +57,7 @@ class PredictionWriter(Callback):
         densifiers = [c for c in trainer.callbacks if isinstance(c, SparseToDense)]  # type: ignore[attr-defined]
         self._check_order(trainer, densifiers)
         self._levels = densifiers[0].levels if densifiers else [data.num_frames]
+        self._places = {question.id: i for i, question in enumerate(data.questions("predict"))}
         num_samples = densifiers[0].num_samples if densifiers else 1
         settings = {
             **cast(VideoQAModule, pl_module).fingerprint(),
@@ -68,7 +71,7 @@ class PredictionWriter(Callback):
         if problem:
             raise InputError(problem)
         decided = [str(line["id"]) for line in read_lines(self.predictions_path)]
-        self._check_known(decided, data)
+        self._check_known(decided)
         data.exclude(decided)
         if decided and trainer.is_global_zero:
             Console().print(f"{self.predictions_path}: going on after {len(decided)} questions")
@@ -99,7 +102,8 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         self._merge()
-        metrics = summarise(read_lines(self.predictions_path), self._levels)
+        lines = self._in_order(read_lines(self.predictions_path))
+        metrics = summarise(lines, self._levels)
         _write_atomically(self.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         Console().print(metrics_table(metrics))
 
@@ -147,9 +151,8 @@ class PredictionWriter(Callback):
             "give another output_dir, or delete the folder to begin anew"
         )
 
-    def _check_known(self, decided: list[str], data: VideoQADataModule) -> None:
-        known = {question.id for question in data.questions("predict")}
-        unknown = [name for name in decided if name not in known]
+    def _check_known(self, decided: list[str]) -> None:
+        unknown = [name for name in decided if name not in self._places]
         if unknown:
             raise InputError(
                 f"{self.predictions_path}: holds {len(unknown)} questions that data.predict does "
@@ -160,7 +163,7 @@ class PredictionWriter(Callback):
         return self.output_dir / f"predictions.rank{rank}.jsonl"
 
     def _merge(self) -> None:
-        """Bring the lines of all processes into one file, each question once."""
+        """Bring the lines of all processes into one file, each question once and in order."""
         parts = sorted(self.output_dir.glob("predictions.rank*.jsonl"))
         read = [line for path in (self.predictions_path, *parts) for line in read_lines(path)]
         if not parts:
@@ -168,9 +171,14 @@ class PredictionWriter(Callback):
         lines: dict[str, Line] = {}
         for line in read:
             lines.setdefault(line["id"], line)
-        _write_atomically(self.predictions_path, "".join(map(_to_text, lines.values())))
+        text = "".join(map(_to_text, self._in_order(lines.values())))
+        _write_atomically(self.predictions_path, text)
         for path in parts:
             path.unlink()
+
+    def _in_order(self, lines: Iterable[Line]) -> list[Line]:
+        """Lines in the order of the questions, whichever process decided them and when."""
+        return sorted(lines, key=lambda line: self._places.get(line["id"], len(self._places)))
 
 
 def _to_text(line: Line) -> str:

@@ -60,9 +60,6 @@ class VideoQADataModule(LightningDataModule):
         updates_per_rollout: Times that each training batch comes in a row.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-    """A rank may have no share of few questions."""
-
     def __init__(
         self,
         train: Reader | None = None,
@@ -223,6 +220,9 @@ class VideoQADataModule(LightningDataModule):
         rank, world_size = self._rank()
         order = list(range(len(questions)))
         own = evaluation_batches(order, self.eval_batch_size, rank, world_size)
+        if questions and not own:
+            # a rank without a share takes part, with an empty batch, in what all do together
+            own = [[]]
         every_epoch: Callable[[int], list[list[int]]] = lambda _: own  # noqa: E731
         return SampleStream(
             questions, every_epoch, self._decode_pool(), num_frames, self.prefetch_batches

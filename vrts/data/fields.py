@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from vrts.data.records import read_text
+from vrts.data.records import Record, read_text
 from vrts.types import InputError, ProblemType, Question, letters
 
 OPTION = re.compile(r"\(?([A-Z])[.):：．]\s*(.*)", re.DOTALL)  # noqa: RUF001 full-width forms
@@ -40,13 +40,58 @@ def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
     return texts
 
 
-def gold_answer(solution: object, problem_type: ProblemType, options: Sequence[str]) -> str | None:
+def bare_options(options: Sequence[str]) -> tuple[str, ...]:
+    """Return the option texts of a benchmark, where its own labels are not to be relied on.
+
+    Letters in front of the texts are taken off only where every option has one and they ascend
+    from A. MMVU has a question labelled A, B, D, E, F whose gold letter counts places, and
+    VideoMMMU has options that all begin with ``M:``, which is text.
+
+    Raises:
+        InputError: fewer than two options, more than 26, or an empty option.
+    """
+    if len(options) < 2 or len(options) > MAX_OPTIONS:
+        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
+    texts = [option.strip() for option in options]
+    labels = [match for text in texts if (match := OPTION.fullmatch(text)) and match[2].strip()]
+    found = [match[1] for match in labels]
+    if len(labels) == len(texts) and found[0] == "A" and found == sorted(set(found)):
+        texts = [match[2].strip() for match in labels]
+    if not all(texts):
+        raise InputError(f"option {letters(options)[texts.index('')]} is empty")
+    return tuple(texts)
+
+
+def keyed_options(record: Record, key: str) -> list[str]:
+    """Return option texts of a field like ``{"A": "red", "B": "blue"}``, in the order of letters.
+
+    Options without text at the end are left out, all of them for an open question.
+
+    Raises:
+        InputError: the field is no such object, or its keys do not run A, B, C.
+    """
+    value = record.fields.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"field {key!r} must be an object of letter to text")
+    texts = {str(name).strip(): str(text or "").strip() for name, text in value.items()}
+    names = sorted(texts)
+    while names and not texts[names[-1]]:
+        names.pop()
+    if "".join(names) != letters(names):
+        raise InputError(f"field {key!r} has the letters {', '.join(names)}, expected A, B, C …")
+    return [texts[name] for name in names]
+
+
+def gold_answer(
+    solution: object, problem_type: ProblemType, options: Sequence[str], key: str = "solution"
+) -> str | None:
     """Return the canonical gold answer of a ``<answer>…</answer>`` solution.
 
     Args:
         solution: Text with or without the tag; None where the answer is not known.
         problem_type: Multiple choice gives a capital letter (``G`` for ``G.``), else stripped text.
         options: Option texts, to check the letter against.
+        key: Name of the field, for messages.
 
     Raises:
         InputError: an empty solution, or a letter that is no option.
@@ -56,7 +101,7 @@ def gold_answer(solution: object, problem_type: ProblemType, options: Sequence[s
     match = ANSWER_TAG.search(str(solution))
     answer = (match[1] if match else str(solution)).strip()
     if not answer:
-        raise InputError("field 'solution' is empty; use null where the answer is not known")
+        raise InputError(f"field {key!r} is empty; use null where the answer is not known")
     if problem_type is not ProblemType.MULTIPLE_CHOICE:
         return answer
     letter = LETTER.fullmatch(answer)
@@ -65,10 +110,12 @@ def gold_answer(solution: object, problem_type: ProblemType, options: Sequence[s
     return letter[1].upper()
 
 
-def check_folder(folder: str | None, key: str) -> None:
+def check_folder(folder: str | None, key: str, content: str = "videos") -> None:
     """Raise `InputError` if a folder is given that does not exist."""
     if folder is not None and not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; set {key} to the folder that holds the videos")
+        raise InputError(
+            f"{folder}: no such folder; set {key} to the folder that holds the {content}"
+        )
 
 
 def load_video_map(video_map: Mapping[str, str] | str | None) -> dict[str, str]:
@@ -96,6 +143,13 @@ def re_root(path: str, root: str | None) -> str:
         return path
     pure = PurePosixPath(path.replace("\\", "/"))
     return str(Path(root) / (pure.name if pure.is_absolute() else pure))
+
+
+def place_video(path: str, root: str | None, annotations: str) -> str:
+    """Place a path as `re_root` does; without a root, relative to the annotation file."""
+    if root is None and not PurePosixPath(path).is_absolute():
+        return str(Path(annotations).parent / path)
+    return re_root(path, root)
 
 
 def check_videos(questions: Sequence[Question], annotations: str, root: str | None) -> None:

@@ -12,6 +12,7 @@ from vrts.data.fields import (
     check_videos,
     gold_answer,
     load_video_map,
+    place_video,
     re_root,
     strip_letters,
 )
@@ -88,7 +89,7 @@ class VideoR1Reader(Reader):
         return Question(
             id=record.text("problem_id"),
             text=record.text("problem"),
-            video=self._place(record.text("path")),
+            video=place_video(record.text("path"), self.video_root, self.path),
             problem_type=problem_type,
             options=options,
             answer=gold_answer(record.fields["solution"], problem_type, options),
@@ -96,11 +97,6 @@ class VideoR1Reader(Reader):
             metadata={key: value for key, value in record.fields.items() if key not in used},
             is_image=data_type == "image",
         )
-
-    def _place(self, video: str) -> str:
-        if self.video_root is None and not PurePosixPath(video).is_absolute():
-            return str(Path(self.path).parent / video)
-        return re_root(video, self.video_root)
 
     @staticmethod
     def _options(record: Record, problem_type: ProblemType) -> tuple[str, ...]:

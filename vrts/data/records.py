@@ -1,4 +1,4 @@
-"""Rows of JSON and JSON Lines files, each with its line, and all bad rows reported together."""
+"""Rows of annotation files, each with its line, and all bad rows reported together."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vrts.data.json_text import JsonText
 from vrts.types import InputError, Question
 
 SHOWN = 5
@@ -35,6 +36,34 @@ class Record:
             raise InputError(f"field {key!r} is empty")
         return str(value).strip()
 
+    def texts(self, key: str) -> list[str]:
+        """Return a field that holds a list of texts or numbers; none where it is absent or null.
+
+        Raises:
+            InputError: the field holds something else.
+        """
+        values = self.fields.get(key)
+        if values is None:
+            return []
+        if not isinstance(values, list) or not all(
+            isinstance(value, str | int | float) for value in values
+        ):
+            raise InputError(f"field {key!r} must be a list of texts")
+        return [str(value) for value in values]
+
+    def has(self, key: str) -> bool:
+        """Whether a field is there and holds something; null, blank text and ``[]`` are nothing."""
+        value = self.fields.get(key)
+        return value is not None and value != [] and str(value).strip() != ""
+
+
+def check_file(path: str) -> None:
+    """Raise `InputError` if there is no such annotation file."""
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file; give the path of an annotation file")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: is not a file; give the path of an annotation file")
+
 
 def read_text(path: str) -> str:
     """Return the text of a file.
@@ -42,19 +71,15 @@ def read_text(path: str) -> str:
     Raises:
         InputError: no such file, a folder, not readable, not UTF-8, or empty.
     """
-    file = Path(path)
-    if not file.exists():
-        raise InputError(f"{path}: no such file; give the path of an annotation file")
-    if not file.is_file():
-        raise InputError(f"{path}: is not a file; give the path of an annotation file")
+    check_file(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if not text.strip():
-        raise InputError(f"{path}: is empty; it should hold one JSON object a question")
+        raise InputError(f"{path}: is empty; it should hold one row a question")
     return text
 
 
@@ -65,7 +90,11 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
     an array, since where the next item begins cannot be known.
     """
     if text.lstrip().startswith("["):
-        yield from _iterate_array(path, text)
+        array = JsonText(path, text)
+        try:
+            yield from array.items()
+        except InputError as error:
+            yield array.source, error
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -74,31 +103,6 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}:{number}", json.loads(line)
         except ValueError as error:
             yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
-
-
-def _iterate_array(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    decoder = json.JSONDecoder()
-    position, line, counted = text.index("[") + 1, 1, 0
-    while True:
-        while position < len(text) and text[position] in " \t\r\n":
-            position += 1
-        line += text.count("\n", counted, position)
-        counted = position
-        if text[position : position + 1] == "]":
-            return
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except ValueError as error:
-            yield f"{path}:{line}", InputError(f"not valid JSON ({error})")
-            return
-        yield f"{path}:{line}", value
-        while position < len(text) and text[position] in " \t\r\n":
-            position += 1
-        if text[position : position + 1] not in {",", "]"}:
-            line += text.count("\n", counted, position)
-            yield f"{path}:{line}", InputError("not valid JSON (expected ',' or ']')")
-            return
-        position += text[position] == ","
 
 
 def parse_questions(

@@ -46,4 +46,5 @@ class UniformSampler(FrameSampler):
         available = num_source_frames // FRAME_FACTOR * FRAME_FACTOR
         count = max(min(asked, available), FRAME_FACTOR)
         # torch's float32 steps, not numpy's float64: they round differently for long videos
-        return [int(i) for i in torch.linspace(0, num_source_frames - 1, count).round().tolist()]
+        places = torch.linspace(0, num_source_frames - 1, count, dtype=torch.float32)
+        return [int(i) for i in places.round().tolist()]

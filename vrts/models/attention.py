@@ -146,6 +146,20 @@ class DecodeLayout:
         self.step = 0
         """Tokens that each row holds already."""
 
+    def keep(self, questions: torch.Tensor, samples: torch.Tensor) -> None:
+        """Go on with some of the rows.
+
+        Args:
+            questions: int64 ``[B']``, which of the questions, ascending.
+            samples: int64 ``[B', G']``, which samples of each.
+        """
+        if len(questions) < len(self._padding):
+            self._padding = self._padding[questions]
+            self._prefix = {n: (k[questions], v[questions]) for n, (k, v) in self._prefix.items()}
+        index = (questions[:, None], samples)
+        self._own = {n: (k[index], v[index]) for n, (k, v) in self._own.items()}
+        self._num_samples = samples.shape[1]
+
     def attend(
         self,
         layer: int,

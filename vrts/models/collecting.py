@@ -181,10 +181,11 @@ class Collector:
     def _anywhere(self, flag: bool, reduce: Reduce) -> bool:
         """Whether it is so on any of the processes that train together."""
         device = next(self._policy.parameters()).device
-        return bool(reduce(torch.tensor(float(flag), device=device)) > 0)
+        return bool(reduce(torch.tensor(float(flag), dtype=torch.float32, device=device)) > 0)
 
 
 def _scores(texts: Sequence[str], questions: Sequence[Question]) -> torch.Tensor:
     """Accuracy ``[N]`` of completions."""
     pairs = zip(texts, questions, strict=True)
-    return torch.tensor([accuracy_score(text, question) for text, question in pairs])
+    scores = [accuracy_score(text, question) for text, question in pairs]
+    return torch.tensor(scores, dtype=torch.float32)

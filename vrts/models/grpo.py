@@ -59,6 +59,8 @@ def group_advantages(rewards: torch.Tensor, num_generations: int) -> torch.Tenso
     Returns:
         ``[N]``; exact zeros for a group whose rewards are all equal.
     """
+    if not len(rewards):
+        return rewards  # of a process without a usable sample, where std() would warn
     groups = rewards.view(len(rewards) // num_generations, num_generations)
     std = groups.std(1).repeat_interleave(num_generations)
     return centred(rewards, num_generations) / (std + ADVANTAGE_EPS)

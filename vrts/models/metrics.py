@@ -30,9 +30,15 @@ far). ``skipped`` counts questions of the batch that had no usable video."""
 SHOWN = ("reward/total", "kl", "completion_length")
 """Those in the progress bar."""
 
+TOKEN_MEANS = ("kl", "entropy", "clip_share")
+"""Means over tokens, so a process counts by how many it has; elsewhere all count alike."""
+
 
 def log_means(
-    module: LightningModule, values: Mapping[str, float | torch.Tensor], rewards: Sequence[str]
+    module: LightningModule,
+    values: Mapping[str, float | torch.Tensor],
+    rewards: Sequence[str],
+    num_tokens: int,
 ) -> None:
     """Log means over the processes that train together, under ``train/``.
 
@@ -43,12 +49,19 @@ def log_means(
         module: logs.
         values: by name.
         rewards: names of the rewards.
+        num_tokens: completion tokens of this process.
     """
     names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
     assert values.keys() <= set(names), values.keys() - set(names)
-    own = torch.tensor([float(values.get(n, math.nan)) for n in names], device=module.device)
+    numbers = [float(values.get(name, math.nan)) for name in names]
+    weights = [float(num_tokens) if name in TOKEN_MEANS else 1.0 for name in names]
+    own = torch.tensor([numbers, weights], dtype=torch.float32, device=module.device)
     gathered = module.all_gather(own)
     assert isinstance(gathered, torch.Tensor)
-    for name, value in zip(names, gathered.view(-1, len(names)).nanmean(0).tolist(), strict=True):
+    all_values, all_weights = gathered.view(-1, 2, len(names)).unbind(1)
+    known = ~all_values.isnan()
+    sums = (all_values * all_weights).where(known, 0.0).sum(0)
+    means = sums / all_weights.where(known, 0.0).sum(0)
+    for name, value in zip(names, means.tolist(), strict=True):
         if not math.isnan(value):
             module.log(f"train/{name}", value, prog_bar=name in SHOWN, batch_size=1)

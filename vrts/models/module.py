@@ -13,7 +13,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAccuracy
 
 from vrts.models.checkpoints import check_same_model, keep_trained
 from vrts.models.collecting import Collector
@@ -100,7 +100,8 @@ class VideoQAModule(LightningModule):
         self.num_samples = 1
         """Completions for each question in prediction; a prediction callback may set it."""
         self.last_rollout: RolloutRecord | None = None
-        """The newest rollout, for callbacks that show or keep completions."""
+        """Of the newest batch, for callbacks that show or keep completions; None before the first
+        batch and after one without a usable video."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
         self._collect = Collector(
@@ -114,6 +115,7 @@ class VideoQAModule(LightningModule):
             seed,
         )
         self._reference = reference
+        self._attached = False
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._experience: Experience | None = None
@@ -121,7 +123,8 @@ class VideoQAModule(LightningModule):
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
         self._last_step = 0
-        self._accuracy = MeanMetric()
+        # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
+        self._accuracy = BinaryAccuracy()
 
     # ---- setting up
 
@@ -143,6 +146,13 @@ class VideoQAModule(LightningModule):
                 f"model.rewards has one of the name {self.temporal.name!r}, which is that of "
                 "model.temporal; rename it or set model.temporal to null"
             )
+        accumulated = self.trainer.accumulate_grad_batches
+        if self.updates_per_rollout > 1 and accumulated > 1:
+            raise InputError(
+                f"model.updates_per_rollout is {self.updates_per_rollout} and "
+                f"trainer.accumulate_grad_batches {accumulated}: an optimizer step would take the "
+                "same batch several times; set one of them to 1, or raise data.batch_size"
+            )
         if not self.rewards:
             raise InputError("model.rewards is empty; give at least one reward")
         if self.objective.beta > 0 and self._reference is None:
@@ -153,12 +163,11 @@ class VideoQAModule(LightningModule):
             )
 
     def configure_model(self) -> None:
-        """Load the weights, once."""
-        if self.policy.loaded:
-            return
+        """Load the weights, once, and prepare them for what is to be done."""
         self.policy.load()
-        if self._fitting and self.reference is not None:
+        if self._fitting and self.reference is not None and not self._attached:
             self.reference.attach(self.policy)
+            self._attached = True
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
         self.policy.train(self._fitting)
 
@@ -200,7 +209,7 @@ class VideoQAModule(LightningModule):
         terms = self.objective(completions, self._mean_over_processes)
         metrics = experience.metrics | terms.metrics() | skipped
         metrics["entropy"] = masked_mean(scores.entropy, completions.mask)
-        self._log(metrics)
+        self._log(metrics, int(completions.mask.sum()))
         self._guard.watch(terms.loss)
         return terms.loss
 
@@ -265,11 +274,13 @@ class VideoQAModule(LightningModule):
             )
         start_s = time.perf_counter()
         found = self._collect(samples, self._epoch(), self._mean_over_processes)
-        rewards = found.groups.total if found else torch.zeros(0, device=self.device)
+        nothing = torch.zeros(0, dtype=torch.float32, device=self.device)
+        rewards = found.groups.total if found else nothing
         advantages = self.objective.advantages(
             rewards, self.num_generations, self._mean_over_processes
         )
         if found is None:
+            self.last_rollout = None
             return None
         rollout, reference = found.groups.rollout, None
         if self.reference is not None:
@@ -304,17 +315,18 @@ class VideoQAModule(LightningModule):
         Returns:
             A loss without effect whose backward still reaches every parameter.
         """
-        self._mean_over_processes(torch.zeros((), device=self.device))
-        self._log(metrics)
+        self._mean_over_processes(torch.zeros((), dtype=torch.float32, device=self.device))
+        # the loss of the others is divided by the mean over all processes, so this one counts too
+        self._log({**metrics, "loss": 0.0}, num_tokens=0)
         trainable = [p for p in self.parameters() if p.requires_grad]
         return torch.stack([(p * 0.0).sum() for p in trainable]).sum()
 
-    def _log(self, metrics: dict[str, float | torch.Tensor]) -> None:
+    def _log(self, metrics: dict[str, float | torch.Tensor], num_tokens: int) -> None:
         """Log means over the processes."""
         names = [reward.name for reward in self.rewards]
         if self.temporal is not None:
             names.append(self.temporal.name)
-        log_means(self, metrics, names)
+        log_means(self, metrics, names, num_tokens)
 
     def _mean_over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """Average a number over the processes that train together."""
@@ -345,16 +357,18 @@ class VideoQAModule(LightningModule):
         if not samples:
             return []
         M = num_samples
-        prompts = self.policy.encode(samples, self.max_new_tokens)
         num_frames = [s.clip.num_frames for s in samples if s.clip is not None]
         seeds = [
             row_seed(self.seed, s.question.id, T, m)
             for s, T in zip(samples, num_frames, strict=True)
             for m in range(M)
         ]
-        texts = self.policy.rollout(
-            prompts, [self.evaluation] * M, seeds, self.max_new_tokens
-        ).texts
+        # a callback may ask from outside of a step, where Lightning's autocast is not on
+        with self.trainer.precision_plugin.forward_context():
+            prompts = self.policy.encode(samples, self.max_new_tokens)
+            texts = self.policy.rollout(
+                prompts, [self.evaluation] * M, seeds, self.max_new_tokens
+            ).texts
         return [
             make_round(texts[b * M : (b + 1) * M], s.question, T)
             for b, (s, T) in enumerate(zip(samples, num_frames, strict=True))
@@ -384,7 +398,8 @@ class VideoQAModule(LightningModule):
         """Answer once; failed videos count as wrong, questions without a gold answer not at all."""
         for prediction in self.predict_step(batch, 0):
             if prediction.correct is not None:
-                self._accuracy.update(float(prediction.correct))
+                right = torch.tensor([int(prediction.correct)], device=self.device)
+                self._accuracy.update(right, torch.ones_like(right))
         self.log(
             f"{prefix}/accuracy",
             self._accuracy,

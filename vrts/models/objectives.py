@@ -136,7 +136,7 @@ class GRPO(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Objective.token_weights`."""
         lengths = mask.sum(1, keepdim=True).clamp(min=1)
-        return mask / lengths, torch.tensor(float(len(mask)), device=mask.device)
+        return mask.float() / lengths, mask.new_tensor(len(mask), dtype=torch.float32)
 
 
 class DrGRPO(Objective):
@@ -152,8 +152,7 @@ class DrGRPO(Objective):
         self, mask: torch.Tensor, max_new_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Objective.token_weights`."""
-        divisor = torch.tensor(float(len(mask) * max_new_tokens), device=mask.device)
-        return mask.float(), divisor
+        return mask.float(), mask.new_tensor(len(mask) * max_new_tokens, dtype=torch.float32)
 
 
 class DAPO(Objective):
@@ -241,4 +240,4 @@ class RLOO(Objective):
         self, mask: torch.Tensor, max_new_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Objective.token_weights`."""
-        return mask.float(), torch.tensor(float(len(mask)), device=mask.device)
+        return mask.float(), mask.new_tensor(len(mask), dtype=torch.float32)

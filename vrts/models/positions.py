@@ -43,7 +43,7 @@ def video_positions(grid: VideoGrid, merge_size: int) -> torch.Tensor:
     t = torch.arange(grid.t)
     if grid.tokens_per_second is not None:
         # Same order of float32 operations as transformers 4.49, so that truncation agrees.
-        t = (t * grid.seconds_per_grid * grid.tokens_per_second).long()
+        t = (t.float() * grid.seconds_per_grid * grid.tokens_per_second).long()
     h = torch.arange(grid.h // merge_size)
     w = torch.arange(grid.w // merge_size)
     return torch.stack(torch.meshgrid(t, h, w, indexing="ij")).reshape(3, -1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 
 from vrts.models.attention import DecodeLayout, PackedLayout
+from vrts.models.decoding import CHECK_EVERY, CompletionBuffer
 from vrts.models.head import ban, token_logprobs
 from vrts.models.policy import Policy, Prompts, Scores
 from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
@@ -25,6 +26,7 @@ from vrts.models.qwen_loading import (
     load_adapter,
     load_model,
     load_processor,
+    weights_stamp,
 )
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.prompts import PromptTemplate
@@ -53,7 +55,9 @@ class QwenPolicy(Policy):
         prompt: how a question is put to the model.
         lora: train a low-rank adapter of the language model; None trains all of it.
         freeze_vision: keep the vision tower as it is; its features are then computed once a step.
-        dtype: of the weights. Train in float32 (with the Trainer's ``bf16-mixed``) or bfloat16.
+        dtype: of the weights. What is trained in full needs float32 (with the Trainer's
+            ``bf16-mixed`` to compute in bfloat16): in bfloat16, steps as small as RL's are rounded
+            away. Under LoRA the frozen weights may be bfloat16; the adapter is float32 anyway.
         attn_implementation: the vision tower's attention, by transformers' name; None batches
             its windows on torch's SDPA kernels. The language model always runs vrts's
             shared-prefix attention, on the same kernels.
@@ -99,7 +103,20 @@ class QwenPolicy(Policy):
             )
         self.processor = load_processor(self.path)
         base = adapter_base(self.path) or self.path
-        model = cast(Any, load_model(base, self._dtype, self._attn_implementation))
+        self.adopt(load_model(base, self._dtype, self._attn_implementation), self.processor)
+        if base != self.path:
+            self.model = load_adapter(self.model, self.path, self.lora)
+        elif self.lora:
+            self.model = add_lora(self.model, self.lora)
+
+    def adopt(self, model: Any, processor: Any) -> None:
+        """Take a model that is in memory already, instead of loading one.
+
+        Args:
+            model: Qwen2.5-VL or Qwen2-VL whose language model runs `attention.SHARED_PREFIX`.
+            processor: its processor.
+        """
+        self.processor = processor
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self._gradient_checkpointing:
@@ -109,10 +126,6 @@ class QwenPolicy(Policy):
         self._encoder = PromptEncoder(self.processor, model.config, self._template)
         self._banned_ids = vision_token_ids(model.config)
         self._end_ids = end_token_ids(model.generation_config, self.processor.tokenizer)
-        if base != self.path:
-            model = load_adapter(model, self.path, trainable=self.lora is not None)
-        elif self.lora:
-            model = add_lora(model, self.lora)
         self.model = model
 
     @property
@@ -124,6 +137,19 @@ class QwenPolicy(Policy):
     def device(self) -> torch.device:
         """Where the weights are."""
         return cast(torch.device, self.base.lm_head.weight.device)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move or convert, but leave rotary frequencies in float32.
+
+        Lightning's ``bf16-true`` converts every buffer. Frequencies of 8 bits would turn tokens a
+        thousand positions from the start by angles that the weights do not know.
+        """
+        kept = {n: b for n, b in self.named_buffers() if n.endswith("inv_freq")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for path, frequencies in kept.items():
+            owner, _, name = path.rpartition(".")
+            setattr(self.get_submodule(owner), name, frequencies.to(self.device))
+        return self
 
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """See `Policy.refuses`: the prompt and its completion must fit the model's context."""
@@ -194,37 +220,34 @@ class QwenPolicy(Policy):
         uniforms = row_uniforms(seeds, max_new_tokens).to(device)
         sampler = RowSampler([s for _ in range(B) for s in sampling], device)
         banned = self._banned_ids.to(device)
-        end_ids = self._end_ids.to(device)
-        pad_id = int(end_ids[0])
+        buffer = CompletionBuffer(B, G, max_new_tokens, self._end_ids.to(device))
 
         layout, last_hidden = self._prefill(prompts)
         cache = DecodeLayout(layout, G, max_new_tokens)
         positions = torch.tensor([p.next_position for p in prompts.encoded], device=device)
         positions = positions.repeat_interleave(G)
         hidden = last_hidden.repeat_interleave(G, dim=0)
-
-        finished = torch.zeros(B * G, dtype=torch.bool, device=device)
-        ids: list[torch.Tensor] = []
-        logprobs: list[torch.Tensor] = []
-        masks: list[torch.Tensor] = []
         for step in range(max_new_tokens):
             logits = ban(self.base.lm_head(hidden).float(), banned)
-            token, logprob = sampler(logits, uniforms[:, step])
-            masks.append(~finished)
-            ids.append(torch.where(finished, pad_id, token))
-            logprobs.append(torch.where(finished, 0.0, logprob))
-            finished = finished | torch.isin(token, end_ids)
-            if bool(finished.all()) or step + 1 == max_new_tokens:
+            grid, rows = buffer.rows.shape, buffer.rows.flatten()
+            tokens, logprobs = sampler(logits, uniforms[rows, step], rows)
+            buffer.add(step, tokens, logprobs)
+            if bool(buffer.finished.all()) or step + 1 == max_new_tokens:
                 break
+            if step % CHECK_EVERY == CHECK_EVERY - 1 and (kept := buffer.shrink()) is not None:
+                questions, samples = kept
+                tokens = tokens.view(grid)[questions[:, None], samples]
+                cache.keep(questions, samples)
             cache.step = step
-            embeds = self.base.model.language_model.embed_tokens(ids[-1])[:, None]
-            hidden = self._hidden(embeds, (positions + step).expand(3, -1)[..., None], cache)[:, 0]
-        completion_ids, mask = torch.stack(ids, 1), torch.stack(masks, 1)
+            embeds = self.base.model.language_model.embed_tokens(tokens.view(-1, 1))
+            at = (positions[buffer.rows.flatten()] + step).expand(3, -1)
+            hidden = self._hidden(embeds, at[..., None], cache)[:, 0]
+        completion_ids, mask, logprobs = buffer.trimmed()
         return Rollout(
             completion_ids=completion_ids,
             completion_mask=mask,
-            logprobs=torch.stack(logprobs, 1),
-            finished=finished,
+            logprobs=logprobs,
+            finished=buffer.finished,
             texts=self._texts(completion_ids, mask),
         )
 
@@ -303,12 +326,25 @@ class QwenPolicy(Policy):
 
     def save_pretrained(self, folder: Path) -> None:
         """See `Policy.save_pretrained`."""
+        if isinstance(self.model, PeftModel):
+            for config in self.model.peft_config.values():
+                base = str(config.base_model_name_or_path)
+                # a relative path would be found from the present working directory alone
+                config.base_model_name_or_path = str(
+                    Path(base).resolve() if Path(base).is_dir() else base
+                )
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Policy.fingerprint`."""
-        return {"policy": type(self).__name__, "path": self.path, "lora": self.lora is not None}
+        return {
+            "policy": type(self).__name__,
+            "path": self.path,
+            "lora": self.lora is not None,
+            "prompt": asdict(self._template),
+            "weights": weights_stamp(self.path),
+        }
 
 
 def vision_token_ids(config: Any) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,22 +73,23 @@ class PromptEncoder:
 
     def patchify(self, clip: Clip) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """Normalise frames and cut them into patches; they have their size already."""
-        if clip.is_image:
-            out = self._processor.image_processor(
-                images=[clip.frames[0]],
+        with _float32_by_default():
+            if clip.is_image:
+                out = self._processor.image_processor(
+                    images=[clip.frames[0]],
+                    do_resize=False,
+                    input_data_format="channels_first",
+                    return_tensors="pt",
+                )
+                t, h, w = out["image_grid_thw"][0].tolist()
+                return out["pixel_values"], (t, h, w)
+            out = self._processor.video_processor(
+                videos=[clip.frames],
                 do_resize=False,
-                input_data_format="channels_first",
+                do_sample_frames=False,
+                cap_pixels_per_frame=False,
                 return_tensors="pt",
             )
-            t, h, w = out["image_grid_thw"][0].tolist()
-            return out["pixel_values"], (t, h, w)
-        out = self._processor.video_processor(
-            videos=[clip.frames],
-            do_resize=False,
-            do_sample_frames=False,
-            cap_pixels_per_frame=False,
-            return_tensors="pt",
-        )
         t, h, w = out["video_grid_thw"][0].tolist()
         return out["pixel_values_videos"], (t, h, w)
 
@@ -108,3 +111,14 @@ class PromptEncoder:
         for token in self._processor.tokenizer.all_special_tokens:
             text = text.replace(token, token[:1] + " " + token[1:])
         return text
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """For transformers, which would normalise pixels in 8 bits under Lightning's ``bf16-true``."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

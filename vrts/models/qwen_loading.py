@@ -136,16 +136,26 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
     return model
 
 
+def weights_stamp(name_or_path: str) -> list[list[str | int]]:
+    """Name, size in bytes and time of change of a local folder's weights; empty for a hub id."""
+    files = sorted(Path(name_or_path).glob("*.safetensors"))
+    return [[file.name, file.stat().st_size, int(file.stat().st_mtime)] for file in files]
+
+
 def adapter_base(name_or_path: str) -> str | None:
     """Name of the model that an adapter folder adapts; None where the folder is no adapter.
 
     Raises:
-        InputError: the adapter does not name its base model.
+        InputError: the adapter's configuration is damaged or does not name its base model.
     """
     path = Path(name_or_path) / ADAPTER_CONFIG
     if not path.is_file():
         return None
-    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"model.policy.path: {path} is not JSON: {error}") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise InputError(
             f"model.policy.path: {path} names no base_model_name_or_path; add it, or give the "
@@ -154,23 +164,32 @@ def adapter_base(name_or_path: str) -> str | None:
     return str(base)
 
 
-def load_adapter(model: Any, folder: str, *, trainable: bool) -> PeftModel:
+def load_adapter(model: Any, folder: str, lora: Lora | None) -> PeftModel:
     """Put an adapter from a folder on its base model.
 
     Args:
         model: the base model.
         folder: holds the adapter's configuration and weights.
-        trainable: whether training goes on with it.
+        lora: given where training goes on with the adapter; rank and alpha must be its own.
 
     Raises:
-        InputError: the weights are missing, damaged or do not fit the base model.
+        InputError: the weights are missing, damaged or do not fit the base model, or `lora` asks
+            for another adapter.
     """
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise InputError(f"model.policy.path: {folder} has no adapter_model.safetensors")
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=lora is not None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model.policy.path: cannot load the adapter {folder}: {error}") from error
+    config: Any = adapted.peft_config["default"]
+    if lora is not None and (lora.rank, lora.alpha) != (config.r, config.lora_alpha):
+        raise InputError(
+            f"model.policy.lora asks for rank {lora.rank} and alpha {lora.alpha}, but the adapter "
+            f"in {folder} has rank {config.r} and alpha {config.lora_alpha}; give those, or merge "
+            "the adapter first"
+        )
+    return adapted
 
 
 def _check_complete(name: str, info: Mapping[str, Any]) -> None:

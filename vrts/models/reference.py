@@ -95,7 +95,8 @@ class FrozenCopy(Reference):
     ) -> torch.Tensor:
         """See `Reference.logprobs`."""
         assert self._policy is not None, "attach() was not called"
-        self._policy.to(rollout.completion_ids.device)
+        # the strategy has moved and converted the policy since, but does not know of the copy
+        self._policy.to(rollout.completion_ids.device, next(policy.parameters()).dtype)
         return self._policy.score(prompts, rollout, temperature).logprobs
 
     @torch.no_grad()
@@ -105,7 +106,7 @@ class FrozenCopy(Reference):
             return
         trained = dict(policy.named_parameters())
         for name, own in self._moving():
-            own.lerp_(trained[name].to(own.device), self.mixup)
+            own.lerp_(trained[name].to(own), self.mixup)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See `Reference.state_dict`."""

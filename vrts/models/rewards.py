@@ -270,7 +270,7 @@ def total_reward(
         raise InputError("no rewards; list at least one under model.rewards")
     if len(completions) != len(questions):
         raise InputError(f"{len(completions)} completions, but {len(questions)} questions")
-    total = torch.zeros(len(completions))
+    total = torch.zeros(len(completions), dtype=torch.float32)
     parts: dict[str, torch.Tensor] = {}
     for reward in rewards:
         if reward.name in parts:

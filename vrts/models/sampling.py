@@ -44,36 +44,41 @@ class RowSampler:
             sampling: N of them, one for each row.
             device: where the logits are.
         """
-        temperature = torch.tensor([s.temperature for s in sampling], device=device)
+        # Not the default dtype, which Lightning's bf16-true changes: the policy scores at exactly
+        # the temperature that it sampled at.
+        float32 = torch.float32
+        temperature = torch.tensor([s.temperature for s in sampling], dtype=float32, device=device)
+        top_p = torch.tensor([s.top_p for s in sampling], dtype=float32, device=device)
         self._greedy = temperature == 0
         self._temperature = torch.where(self._greedy, 1.0, temperature)[:, None]
-        self._top_p = torch.tensor([s.top_p for s in sampling], device=device)[:, None]
+        self._top_p = top_p[:, None]
         self._top_k = torch.tensor([s.top_k for s in sampling], device=device)[:, None]
         self._truncates = any(s.top_p < 1 or s.top_k > 0 for s in sampling)
 
     def __call__(
-        self, logits: torch.Tensor, uniforms: torch.Tensor
+        self, logits: torch.Tensor, uniforms: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw tokens by inverting the cumulative distribution.
 
         Args:
-            logits: ``[N, V]``, banned tokens at minus infinity.
-            uniforms: float64 ``[N]`` in [0, 1).
+            logits: ``[R, V]``, banned tokens at minus infinity.
+            uniforms: float64 ``[R]`` in [0, 1).
+            rows: int64 ``[R]``, which of the N rows these are.
 
         Returns:
-            int64 ``[N]`` tokens, and their float32 ``[N]`` log-probs at the row's temperature
+            int64 ``[R]`` tokens, and their float32 ``[R]`` log-probs at the row's temperature
             before truncation (at temperature 1 for greedy rows).
         """
-        logprobs = (logits.float() / self._temperature).log_softmax(-1)
+        logprobs = (logits.float() / self._temperature[rows]).log_softmax(-1)
         probs = logprobs.exp()
         if self._truncates:
-            probs = truncate(probs, self._top_p, self._top_k)
+            probs = truncate(probs, self._top_p[rows], self._top_k[rows])
         cumulative = probs.double().cumsum(-1)
         target = (uniforms[:, None] * cumulative[:, -1:]).clamp(max=cumulative[:, -1:])
         tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
         # Rounding may land on the total itself, one past the last token with any probability.
         last = (probs > 0).int().cumsum(-1).argmax(-1)
-        tokens = torch.where(self._greedy, logits.argmax(-1), torch.minimum(tokens, last))
+        tokens = torch.where(self._greedy[rows], logits.argmax(-1), torch.minimum(tokens, last))
         return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 

@@ -1,0 +1,213 @@
+"""What the benchmarks share: random models of a given shape, prompts with video, measuring."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from vrts.demo.model import build_config, build_model_folder
+from vrts.demo.tokenizer import build_tokenizer
+from vrts.models.attention import SHARED_PREFIX
+from vrts.models.qwen import QwenPolicy
+from vrts.models.vision_attention import BATCHED_WINDOWS
+from vrts.prompts import PromptTemplate
+from vrts.types import Clip, Question, Rollout, Sample
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Size of a model."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vision_hidden_size: int
+    vision_depth: int
+    vocab_size: int | None = None
+    """None takes the embedded tokenizer's."""
+
+
+SMALL = Shape(384, 6, 6, 2, 1024, 128, 4)
+"""About 13 million parameters, for two CPU cores."""
+QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 152064)
+"""Qwen2.5-VL-7B-Instruct."""
+
+
+def random_policy(
+    shape: Shape, device: torch.device, dtype: torch.dtype, **options: Any
+) -> QwenPolicy:
+    """Make a policy with random weights.
+
+    Args:
+        shape: of the model.
+        device: of the weights.
+        dtype: of the weights.
+        options: of `QwenPolicy`.
+    """
+    config = build_config(build_tokenizer())
+    text, vision = config.text_config, config.vision_config
+    head_dim = shape.hidden_size // shape.num_heads
+    text.hidden_size, text.num_hidden_layers = shape.hidden_size, shape.num_layers
+    text.num_attention_heads, text.num_key_value_heads = shape.num_heads, shape.num_kv_heads
+    text.intermediate_size = shape.intermediate_size
+    text.layer_types = ["full_attention"] * shape.num_layers
+    text.max_position_embeddings = 32768
+    third = head_dim // 2 // 8
+    text.rope_parameters["mrope_section"] = [head_dim // 2 - 6 * third, 3 * third, 3 * third]
+    text.vocab_size = shape.vocab_size or text.vocab_size
+    text.initializer_range = vision.initializer_range = 0.02
+    vision.hidden_size, vision.depth = shape.vision_hidden_size, shape.vision_depth
+    vision.intermediate_size = int(shape.vision_hidden_size * 2.67) // 4 * 4
+    vision.num_heads = max(shape.vision_hidden_size // 80, 4)
+    vision.out_hidden_size = shape.hidden_size
+    vision.window_size = 112
+    vision.fullatt_block_indexes = list(range(shape.vision_depth // 4, shape.vision_depth, 8))
+    config = Qwen2_5_VLConfig.from_dict(config.to_dict())
+    config._attn_implementation = {"text_config": SHARED_PREFIX, "vision_config": "sdpa"}
+    torch.manual_seed(0)
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config)
+        torch.set_default_dtype(torch.float32)
+    model.model.visual.config._attn_implementation = BATCHED_WINDOWS
+    with tempfile.TemporaryDirectory() as folder:
+        build_model_folder(Path(folder), seed=0)
+        processor = AutoProcessor.from_pretrained(folder)
+        generation_config = type(model.generation_config).from_pretrained(folder)
+    model.generation_config = generation_config
+    policy = QwenPolicy("random", prompt=PromptTemplate(preamble=""), **options)
+    policy.adopt(model, processor)
+    return policy
+
+
+def random_sample(num_frames: int, height: int, width: int, seed: int) -> Sample:
+    """Make a question about random frames.
+
+    Args:
+        num_frames: T.
+        height: H, in pixels.
+        width: W, in pixels.
+        seed: of the frames.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(
+        0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8
+    )
+    clip = Clip(frames, tuple(range(0, 30 * num_frames, 30)), 30.0, 30 * num_frames)
+    question = Question(f"q{seed}", "What happens?", "none.mp4", options=("a", "b"), answer="A")
+    return Sample(question, clip)
+
+
+def random_rollout(lengths: Sequence[int], vocab: int, device: torch.device) -> Rollout:
+    """Make completions of given lengths out of random ordinary tokens."""
+    N, L = len(lengths), max(lengths)
+    ids = torch.randint(0, vocab, (N, L), generator=torch.Generator().manual_seed(1)).to(device)
+    mask = torch.arange(L, device=device) < torch.tensor(list(lengths), device=device)[:, None]
+    finished = torch.ones(N, dtype=torch.bool, device=device)
+    return Rollout(ids, mask, torch.zeros(N, L, device=device), finished, ("",) * N)
+
+
+def seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    """Median wall time of a call in seconds, after one call to warm up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start_s = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - start_s)
+    return statistics.median(times)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, where it works on its own."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flops(run: Callable[[], Any]) -> float:
+    """Floating point operations of a call, as torch counts them (matrix products, attention)."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> float:
+    """Most memory that a call holds at once, beyond what was held before it.
+
+    On a CPU the call runs in a forked child, whose resident set is what counts.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return float(torch.cuda.max_memory_allocated() - before)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run()
+        sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    if not receiver.poll():
+        raise RuntimeError(f"the measured call ended with status {process.exitcode}")
+    return float(receiver.recv())
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on besides the code."""
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "lightning")},
+    }
+
+
+def report(name: str, rows: Sequence[dict[str, Any]], **settings: Any) -> None:
+    """Print rows as a table and write them, with machine and settings, to ``results``."""
+    table = Table(title=name)
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+    plain = {k: asdict(v) if isinstance(v, Shape) else v for k, v in settings.items()}
+    content = {"machine": machine(), "settings": plain, "rows": list(rows)}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"wrote {path}")

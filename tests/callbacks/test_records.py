@@ -1,0 +1,94 @@
+"""Lines of predictions.jsonl: exactly the issue's schema, and whole lines whatever happened."""
+
+import json
+
+import pytest
+
+from tests.callbacks.plugins import ask
+from vrts.callbacks.records import prediction_line, read_lines
+from vrts.types import InputError, Prediction, Round
+
+ROUNDS = (
+    Round(4, ("<answer>A</answer>", "Hm?"), ("A", None), 0.5),
+    Round(8, ("<answer>B</answer>", "**B**"), ("B", "B"), 1.0),
+)
+
+
+def test_the_line_of_an_answer():
+    line = prediction_line(Prediction(ask("q", "v.mp4", "B"), ROUNDS, "B", correct=True))
+    assert line == {
+        "id": "q",
+        "answer": "B",
+        "prediction": "B",
+        "correct": True,
+        "num_frames": 8,
+        "rounds": [
+            {
+                "num_frames": 4,
+                "completions": ["<answer>A</answer>", "Hm?"],
+                "answers": ["A", None],
+                "agreement": 0.5,
+            },
+            {
+                "num_frames": 8,
+                "completions": ["<answer>B</answer>", "**B**"],
+                "answers": ["B", "B"],
+                "agreement": 1.0,
+            },
+        ],
+        "status": "ok",
+        "error": None,
+    }
+    assert list(line) == [
+        "id", "answer", "prediction", "correct", "num_frames", "rounds", "status", "error",
+    ]  # fmt: skip
+    assert json.loads(json.dumps(line)) == line
+
+
+def test_the_line_of_a_failure():
+    failed = Prediction(ask("q", "v.mp4", None), error="v.mp4: no such file")
+    assert prediction_line(failed) == {
+        "id": "q",
+        "answer": None,
+        "prediction": None,
+        "correct": None,
+        "num_frames": 0,
+        "rounds": [],
+        "status": "failed",
+        "error": "v.mp4: no such file",
+    }
+
+
+def line(id: str) -> str:
+    return json.dumps({"id": id, "rounds": [], "status": "ok"}, ensure_ascii=False)
+
+
+def test_no_file_has_no_lines(tmp_path):
+    assert read_lines(tmp_path / "predictions.jsonl") == []
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
+@pytest.mark.parametrize("rest", ["", '{"id": "c", "rou', "{", "视", line("c")])
+def test_what_is_behind_the_last_line_break_is_cut_off(tmp_path, rest):
+    path = tmp_path / "predictions.jsonl"
+    name = "b \u2028 视频"  # no line break of JSON Lines, though str.splitlines takes it for one
+    whole = f"{line('a')}\n{line(name)}\n"
+    path.write_bytes((whole + rest).encode()[: -1 if rest == "视" else None])
+    assert [found["id"] for found in read_lines(path)] == ["a", name]
+    assert path.read_text(encoding="utf-8") == whole
+
+
+def test_a_file_with_nothing_whole_is_emptied(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"id": "a"')
+    assert read_lines(path) == []
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "[1]", '{"id": "a"}', "", '"id rounds status"'])
+def test_a_whole_line_that_is_not_ours_is_named(tmp_path, bad):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(f"{line('a')}\n{bad}\n{line('c')}\n")
+    with pytest.raises(InputError, match=rf"{path}:2: .*repair or remove"):
+        read_lines(path)
+    assert len(path.read_text().splitlines()) == 3, "the file stays as it is"

@@ -1,0 +1,118 @@
+"""completions.jsonl: which rollouts are kept, and what a line says."""
+
+import json
+
+import pytest
+
+from tests.callbacks.runs import (
+    make_data,
+    make_module,
+    make_policy,
+    make_trainer,
+    questions,
+)
+from vrts.callbacks.samples import CompletionLog
+from vrts.models.objectives import GRPO
+from vrts.models.rewards import AccuracyReward, FormatReward
+from vrts.types import InputError
+
+G = 4
+
+
+def fit(folder, model_folder, train, callbacks, accumulate=1, updates=1, **options):
+    module = make_module(
+        make_policy(model_folder),
+        objective=GRPO(beta=0),
+        rewards=[*make_module(None).rewards, AccuracyReward(), FormatReward(weight=0.5)],
+        updates_per_rollout=updates,
+    )
+    defaults = {"max_epochs": 1, "accumulate_grad_batches": accumulate}
+    trainer = make_trainer(folder, callbacks, **(defaults | options))
+    data = make_data(train=train, updates_per_rollout=updates, batch_size=2, shuffle=False)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def read(folder):
+    return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+
+
+def steps_and_ids(lines):
+    """Step and questions of each rollout that was kept."""
+    groups = {}
+    for line in lines:
+        groups.setdefault(line["step"], []).append(line["id"])
+    return {step: ids[::G] for step, ids in groups.items()}
+
+
+def test_a_line_says_what_was_asked_said_and_earned(tmp_path, model_folder, videos):
+    asked = questions(videos["long"], 2)
+    module = fit(tmp_path, model_folder, asked, [CompletionLog(str(tmp_path / "out"), 1, 0)])
+    lines = read(tmp_path / "out")
+    record = module.last_rollout
+    assert len(lines) == len(record.texts) == 2 * G
+    for n, line in enumerate(lines):
+        question = asked[n // G]
+        assert line == {
+            "step": 1,
+            "id": question.id,
+            "question": question.text,
+            "answer": question.answer,
+            "completion": record.texts[n],
+            "rewards": {
+                "text": pytest.approx(sum(map(ord, record.texts[n])) % 7 / 6),
+                "accuracy": float(record.rewards["accuracy"][n]),
+                "format": 0.0,
+            },
+            "advantage": pytest.approx(float(record.advantages[n])),
+        }
+    assert len({line["completion"] for line in lines}) > 1
+    assert any(line["advantage"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("every", "options", "kept"),
+    [
+        (1, {}, {1: 0, 2: 2, 3: 4, 4: 6}),
+        (2, {}, {1: 0, 3: 4}),
+        (10, {}, {1: 0}),
+        (1, {"accumulate": 2}, {1: 2, 2: 6}),
+        (2, {"updates": 2}, {1: 0, 3: 2, 5: 4, 7: 6}),
+    ],
+)
+def test_rollouts_are_kept_every_n_steps(tmp_path, model_folder, videos, every, options, kept):
+    train = questions(videos["long"], 8)
+    fit(tmp_path, model_folder, train, [CompletionLog(str(tmp_path), every, 0)], **options)
+    expected = {step: [f"q{first}", f"q{first + 1}"] for step, first in kept.items()}
+    assert steps_and_ids(read(tmp_path)) == expected
+
+
+def test_a_step_without_a_usable_video_keeps_no_older_rollout(tmp_path, model_folder, videos):
+    train = questions(videos["long"], 2) + questions(videos["damaged"], 2, "x")
+    fit(tmp_path, model_folder, train, [CompletionLog(str(tmp_path), 1, 0)])
+    assert steps_and_ids(read(tmp_path)) == {1: ["q0", "q1"]}
+
+
+def test_a_later_run_appends(tmp_path, model_folder, videos):
+    train = questions(videos["long"], 2)
+    for _ in range(2):
+        fit(tmp_path, model_folder, train, [CompletionLog(None, 1, 0)])
+    assert len(read(tmp_path)) == 2 * 2 * G, "the Trainer's folder where none is given"
+
+
+def test_completions_are_shown(tmp_path, model_folder, videos, capsys):
+    train = questions(videos["long"], 4)
+    fit(tmp_path, model_folder, train, [CompletionLog(str(tmp_path), 10, 2)])
+    out = capsys.readouterr().out
+    assert "step 1: What colour very very q0? (right: A)" in out
+    assert out.count("accuracy") == 2
+    assert "step 2" not in out
+
+
+def test_an_unusable_folder_is_named_before_training(tmp_path, model_folder, videos):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"CompletionLog\.output_dir: cannot use .*file/out"):
+        fit(
+            tmp_path, model_folder, questions(videos["long"], 2),
+            [CompletionLog(str(tmp_path / "file/out"))],
+        )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Two gloo processes against one: training, validation and prediction come to the same."""
+
+import json
+
+import pytest
+import torch
+
+from tests.callbacks.runs import by_id, make_policy, read_predictions, started
+from tests.callbacks.two_processes import OBJECTIVES, run
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same_as_one(tmp_path, model_folder, videos):
+    """One test, so that the processes are started once."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    run(one, model_folder, videos, devices=1)
+    job = {"folder": str(two), "model": str(model_folder), "videos": videos, "devices": 2}
+    log = tmp_path / "log"
+    with started("tests.callbacks.two_processes", log, json.dumps(job)) as process:
+        assert process.wait(280) == 0, log.read_text()
+    for name in OBJECTIVES:
+        check_training(one, two, model_folder, name)
+    check_completions(one, two)
+    check_validation(one, two, 7, 3 / 7)
+    check_validation(one, two, 1, 1.0)
+    for count in (9, 1):
+        check_prediction(one / f"predicted-{count}", two / f"predicted-{count}", count)
+
+
+def check_training(one, two, model_folder, name):
+    """The same losses and parameters; each process has its half of every batch."""
+    alone, ranks = read(one / f"{name}-0.json"), [read(two / f"{name}-{r}.json") for r in (0, 1)]
+    assert alone["ids"] == [["q0", "q1"]] * 2 + [["q2", "q3"]] * 2
+    assert [r["ids"] for r in ranks] == [
+        [["q0"], ["q0"], ["q2"], ["q2"]],
+        [["q1"], ["q1"], ["q3"], ["q3"]],
+    ]
+    assert len(alone["losses"]) == 4
+    assert max(abs(loss) for loss in alone["losses"]) > 1e-2
+    for losses in (r["losses"] for r in ranks):
+        assert losses == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)
+    start = make_policy(model_folder)
+    start.load()
+    before = {f"policy.{n}": p for n, p in start.named_parameters()}
+    want = torch.load(one / f"{name}-0.pt")
+    for rank in (0, 1):
+        got = torch.load(two / f"{name}-{rank}.pt")
+        assert got.keys() == want.keys()
+        for key, parameter in want.items():
+            difference = (got[key] - parameter).norm()
+            assert difference <= 1e-5 * parameter.norm(), key
+            assert difference <= 1e-2 * (parameter - before[key]).norm(), key
+
+
+def check_completions(one, two):
+    """The first process keeps its own completions."""
+    for folder, ids in ((one, ["q0", "q1", "q2"]), (two, ["q0", "q2"])):
+        text = (folder / "grpo" / "completions.jsonl").read_text()
+        found = [json.loads(line)["id"] for line in text.splitlines()]
+        assert found == [id for id in ids for _ in range(4)]
+
+
+def check_validation(one, two, count, accuracy):
+    """Every question counts once, also where a process has none at all."""
+    want = {"val/accuracy": pytest.approx(accuracy)}
+    assert read(one / f"val-{count}-0.json") == want
+    for rank in (0, 1):
+        assert read(two / f"val-{count}-{rank}.json") == want
+
+
+def check_prediction(one, two, count):
+    """Each question is predicted once, and the files are the same."""
+    want, got = read_predictions(one), read_predictions(two)
+    assert len(by_id(got)) == count
+    assert got == want
+    assert read(two / "metrics.json") == read(one / "metrics.json")
+    assert not list(two.glob("*rank*"))

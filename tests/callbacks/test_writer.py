@@ -1,0 +1,350 @@
+"""predictions.jsonl and metrics.json: whole lines, and runs that go on where others ended."""
+
+import json
+import signal
+
+import pytest
+from lightning.pytorch import Callback
+
+from tests.callbacks.plugins import OPTIONS, ask, completion
+from tests.callbacks.runs import (
+    by_id,
+    make_data,
+    make_module,
+    make_policy,
+    make_trainer,
+    predict,
+    questions,
+    read_predictions,
+    scripted,
+    started,
+)
+from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.records import prediction_line
+from vrts.callbacks.writer import PredictionWriter
+from vrts.prompts import PromptTemplate
+from vrts.types import InputError, Prediction, Sampling
+
+SCRIPT = {
+    "q0": {4: "ABC", 8: "BBB"},
+    "q1": {4: "BBB"},
+    "q2": {4: "A-C", 8: "A-C", 16: "ACC"},
+    "q4": {4: "---", 8: "---", 16: "---"},
+}
+"""q3 is about a damaged video, the others get "A" three times."""
+
+
+def seven(videos):
+    asked = questions(videos["long"], 7)
+    asked[3] = ask("q3", videos["damaged"], "A")
+    asked[5] = ask("q5", videos["long"], None)
+    return asked
+
+
+def nine(videos):
+    """An odd number, and one more video that fails, of the other process where there are two."""
+    return [*seven(videos), ask("q7", videos["long"]), ask("q8", videos["damaged"])]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, videos):
+    """What an uninterrupted run writes: lines and metrics."""
+    return predict(tmp_path_factory.mktemp("whole"), scripted(SCRIPT), seven(videos))
+
+
+def test_each_question_has_one_line_of_the_schema(whole):
+    lines, metrics = whole
+    assert [line["id"] for line in lines] == [f"q{i}" for i in range(7)]
+    assert lines[0] == {
+        "id": "q0",
+        "answer": "A",
+        "prediction": "B",
+        "correct": False,
+        "num_frames": 8,
+        "rounds": [
+            {
+                "num_frames": 4,
+                "completions": [completion(c) for c in "ABC"],
+                "answers": ["A", "B", "C"],
+                "agreement": pytest.approx(1 / 3),
+            },
+            {
+                "num_frames": 8,
+                "completions": [completion("B")] * 3,
+                "answers": ["B"] * 3,
+                "agreement": 1,
+            },
+        ],
+        "status": "ok",
+        "error": None,
+    }
+    assert [line["correct"] for line in lines] == [False, True, True, False, False, None, True]
+    assert [line["prediction"] for line in lines] == ["B", "B", "C", None, None, "A", "A"]
+    assert lines[3]["status"] == "failed"
+    assert "damaged.mp4" in lines[3]["error"]
+    assert metrics["accuracy"] == 3 / 6
+    assert metrics["decided_at"] == {"4": 3 / 7, "8": 1 / 7, "16": 2 / 7}
+    assert metrics["failed"] == ["q3"]
+
+
+def test_the_table_comes_to_the_terminal(tmp_path, videos, capsys):
+    predict(tmp_path, scripted(SCRIPT), seven(videos))
+    out = capsys.readouterr().out
+    assert "50.0 ± 20.4 %" in out
+    assert "decided at 16 frames" in out
+
+
+def test_lines_are_written_as_soon_as_questions_are_decided(tmp_path, videos):
+    written = []
+
+    class Look(Callback):
+        def on_predict_batch_end(self, *_args):
+            written.append(len(read_predictions(tmp_path)))
+
+    callbacks = [SparseToDense([4, 8], 3), PredictionWriter(str(tmp_path)), Look()]
+    data = make_data(predict=seven(videos), eval_batch_size=3)
+    trainer = make_trainer(tmp_path, callbacks)
+    trainer.predict(make_module(scripted()), datamodule=data, return_predictions=False)
+    assert written == [3, 6, 7]
+
+
+def test_predictions_are_returned_too_where_they_are_asked_for(tmp_path, videos):
+    trainer = make_trainer(tmp_path, [SparseToDense([4, 8], 3), PredictionWriter(str(tmp_path))])
+    data = make_data(predict=seven(videos), eval_batch_size=2)
+    batches = trainer.predict(make_module(scripted(SCRIPT)), datamodule=data)
+    predictions = [p for batch in batches for p in batch]
+    assert all(isinstance(p, Prediction) for p in predictions)
+    lines = json.loads(json.dumps([prediction_line(p) for p in predictions]))
+    assert lines == read_predictions(tmp_path)
+
+
+def test_without_a_folder_the_trainers_own_is_taken(tmp_path, videos):
+    trainer = make_trainer(tmp_path / "own", [PredictionWriter()])
+    data = make_data(predict=questions(videos["long"], 1))
+    trainer.predict(make_module(scripted()), datamodule=data, return_predictions=False)
+    assert len(read_predictions(tmp_path / "own")) == 1
+
+
+def test_without_a_densifier_each_question_is_asked_once(tmp_path, videos):
+    policy = scripted({"q0": {6: "B"}})
+    lines, metrics = predict(
+        tmp_path, policy, questions(videos["long"], 2), levels=None, data={"num_frames": 6}
+    )
+    assert policy.asked == [[("q0", 6)], [("q1", 6)]]
+    assert [line["prediction"] for line in lines] == ["B", "A"]
+    assert metrics["decided_at"] == {"6": 1}
+    assert metrics["mean_frames"] == 6
+
+
+def test_no_questions(tmp_path):
+    lines, metrics = predict(tmp_path, scripted(), [])
+    assert lines == []
+    assert metrics["num_questions"] == 0
+    assert metrics["accuracy"] is None
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("after", [0, 1, 2, 4, 6])
+def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, after, batch):
+    """A real SIGINT in the middle of a batch, at the first or at a denser level."""
+    data = {"eval_batch_size": batch}
+    with pytest.raises(SystemExit) as stopped:
+        predict(tmp_path, scripted(SCRIPT, stop_after=after), seven(videos), data=data)
+    assert stopped.value.code != 0
+    assert not (tmp_path / "metrics.json").exists()
+    done = len(read_predictions(tmp_path)) if (tmp_path / "predictions.jsonl").exists() else 0
+    assert done < 7
+    policy = scripted(SCRIPT)
+    lines, metrics = predict(tmp_path, policy, seven(videos), data=data)
+    assert (lines, metrics) == whole
+    asked = {id for batch in policy.asked for id, _ in batch}
+    assert asked == {f"q{i}" for i in range(done, 7)} - {"q3"}
+
+
+def test_a_real_model_goes_on_and_ends_alike(tmp_path, videos, model_folder):
+    asked = [*questions(videos["long"], 2), ask("s", videos["short"])]
+    whole = predict(tmp_path / "whole", make_policy(model_folder), asked)
+    lines, _ = predict(tmp_path / "cut", make_policy(model_folder), asked)
+    assert lines == whole[0]
+    path = tmp_path / "cut" / "predictions.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    (tmp_path / "cut" / "metrics.json").unlink()
+    assert predict(tmp_path / "cut", make_policy(model_folder), asked) == whole
+
+
+def test_a_half_written_line_is_asked_again(tmp_path, videos, whole):
+    predict(tmp_path, scripted(SCRIPT), seven(videos))
+    path = tmp_path / "predictions.jsonl"
+    text = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(text[:5]) + text[5][: len(text[5]) // 2])
+    policy = scripted(SCRIPT)
+    assert predict(tmp_path, policy, seven(videos)) == whole
+    assert policy.asked == [[("q5", 4)], [("q6", 4)]]
+
+
+def test_a_finished_run_asks_nothing_and_writes_its_metrics_again(tmp_path, videos, whole):
+    predict(tmp_path, scripted(SCRIPT), seven(videos))
+    (tmp_path / "metrics.json").unlink()
+    policy = scripted(SCRIPT)
+    assert predict(tmp_path, policy, seven(videos)) == whole
+    assert policy.asked == []
+
+
+def test_further_questions_are_added(tmp_path, videos, whole):
+    predict(tmp_path, scripted(SCRIPT), seven(videos)[:4])
+    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": [4, 8]}, r"levels \[4, 8, 16\] -> \[4, 8\]"),
+        ({"levels": None}, r"levels \[4, 8, 16\] -> \[4\]; num_samples 3 -> 1"),
+        ({"num_samples": 5}, "num_samples 3 -> 5"),
+        ({"seed": 7}, "seed 0 -> 7"),
+        ({"max_new_tokens": 9}, "max_new_tokens 8 -> 9"),
+        ({"evaluation": Sampling(temperature=0.5)}, "temperature 1.0 -> 0.5"),
+        ({"evaluation": Sampling(top_p=0.5)}, "top_p 1.0 -> 0.5"),
+        ({"evaluation": Sampling(top_k=50)}, "top_k 0 -> 50"),
+        ({"data": {"resolution": None}}, "resolution .*3136.* -> .*100352"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, videos, change, message):
+    predict(tmp_path, scripted(SCRIPT), seven(videos))
+    before = (tmp_path / "predictions.jsonl").read_bytes()
+    policy = scripted()
+    with pytest.raises(InputError, match=f"other settings .*{message}.*output_dir"):
+        predict(tmp_path, policy, seven(videos), **change)
+    assert policy.asked == []
+    assert (tmp_path / "predictions.jsonl").read_bytes() == before
+
+
+def test_another_model_is_refused(tmp_path, videos, model_folder):
+    predict(tmp_path, scripted(), questions(videos["long"], 1))
+    policy = make_policy(model_folder)
+    with pytest.raises(InputError, match="policy 'ScriptedPolicy' -> 'QwenPolicy'"):
+        predict(tmp_path, policy, questions(videos["long"], 1))
+    assert not policy.loaded, "refused before anything is loaded"
+
+
+def test_another_prompt_is_refused(tmp_path, videos, model_folder):
+    asked = questions(videos["long"], 1)
+    predict(tmp_path, make_policy(model_folder), asked)
+    with pytest.raises(InputError, match=r"prompt .*Which do you see\?"):
+        predict(
+            tmp_path,
+            make_policy(model_folder, prompt=PromptTemplate(multiple_choice="Which do you see?")),
+            asked,
+        )
+
+
+def test_other_questions_are_refused(tmp_path, videos):
+    predict(tmp_path, scripted(), questions(videos["long"], 2))
+    with pytest.raises(InputError, match=r"predictions\.jsonl: holds 2 questions .* 'q0' first"):
+        predict(tmp_path, scripted(), questions(videos["long"], 3, prefix="other"))
+
+
+def test_a_foreign_line_is_named(tmp_path, videos):
+    predict(tmp_path, scripted(), questions(videos["long"], 1))
+    with (tmp_path / "predictions.jsonl").open("a") as file:
+        file.write("notes of mine\n")
+    with pytest.raises(InputError, match=r"predictions\.jsonl:2: not a line"):
+        predict(tmp_path, scripted(), questions(videos["long"], 1))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_damaged_settings_are_named(tmp_path, videos, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(InputError, match=f"output_dir: cannot use {tmp_path}"):
+        predict(tmp_path, scripted(), questions(videos["long"], 1))
+
+
+def test_a_writer_before_the_densifier_is_refused(tmp_path, videos):
+    trainer = make_trainer(tmp_path, [PredictionWriter(str(tmp_path)), SparseToDense([4], 3)])
+    data = make_data(predict=questions(videos["long"], 1))
+    policy = scripted()
+    with pytest.raises(InputError, match=r"trainer\.callbacks: .*put SparseToDense first"):
+        trainer.predict(make_module(policy), datamodule=data)
+    assert policy.asked == []
+    assert not (tmp_path / "settings.json").exists()
+
+
+def unusable(folder, kind):
+    """An output folder that cannot be written to; the tests may run as root."""
+    if kind == "a file":
+        (folder / "out").write_text("")
+        return folder / "out"
+    if kind == "below a file":
+        (folder / "file").write_text("")
+        return folder / "file" / "out"
+    if kind == "no place for files":
+        return "/proc/vrts"
+    (folder / "out" / "predictions.jsonl").mkdir(parents=True)
+    return folder / "out"
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "no place for files", "taken"])
+def test_an_unusable_folder_is_named_before_anything_is_loaded(tmp_path, videos, kind):
+    folder = unusable(tmp_path, kind)
+    policy = scripted()
+    with pytest.raises(InputError, match=f"PredictionWriter.output_dir: cannot use {folder}"):
+        predict(folder, policy, questions(videos["long"], 1))
+    assert policy.asked == []
+
+
+def test_files_of_other_processes_are_merged(tmp_path, videos, whole):
+    lines, _ = whole
+    predict(tmp_path, scripted(SCRIPT), seven(videos)[:2])
+    other = [{**lines[1], "prediction": "C"}, lines[4]]
+    for rank, part in ((1, other), (2, [lines[6], lines[5]])):
+        text = "".join(json.dumps(line) + "\n" for line in part)
+        (tmp_path / f"predictions.rank{rank}.jsonl").write_text(text + '{"id": "q2", "ro')
+    policy = scripted(SCRIPT)
+    found, metrics = predict(tmp_path, policy, seven(videos))
+    assert policy.asked == [[("q2", 4)], [("q2", 8)], [("q2", 16)]]
+    assert by_id(found) == by_id(lines), "what was written first stays"
+    assert [line["id"] for line in found[:6]] == ["q0", "q1", "q4", "q5", "q6", "q2"]
+    assert metrics == whole[1]
+    assert not list(tmp_path.glob("*rank*"))
+
+
+def test_other_stages_write_nothing(tmp_path, videos):
+    trainer = make_trainer(tmp_path, [PredictionWriter(str(tmp_path / "out"))])
+    data = make_data(test=questions(videos["long"], 2))
+    trainer.test(make_module(scripted()), datamodule=data, verbose=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_kind_of_text_survives(tmp_path, videos):
+    name = 'a\n"b"\u2028视频\u0085'
+    lines, _ = predict(tmp_path, scripted(), [ask(name, videos["long"])])
+    assert lines[0]["id"] == name
+    policy = scripted()
+    assert predict(tmp_path, policy, [ask(name, videos["long"])])[0] == lines
+    assert policy.asked == []
+    assert OPTIONS
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_whole_lines_and_goes_on(tmp_path, videos, whole):
+    """SIGKILL between rollouts of a process of its own."""
+    job = {"folder": str(tmp_path), "videos": videos, "script": SCRIPT, "stop_after": 4}
+    log = tmp_path / "log"
+    with started("tests.callbacks.killed_run", log, json.dumps(job)) as process:
+        assert process.wait(240) == -signal.SIGKILL, log.read_text()
+    lines = read_predictions(tmp_path)
+    assert lines == whole[0][: len(lines)]
+    assert len(lines) == 2
+    assert not (tmp_path / "metrics.json").exists()
+    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == whole
+
+
+def test_metrics_do_not_depend_on_the_order_of_the_lines(tmp_path, videos):
+    asked = nine(videos)
+    whole = predict(tmp_path, scripted(SCRIPT), asked)
+    path = tmp_path / "predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(reversed(lines)))
+    (tmp_path / "metrics.json").unlink()
+    assert predict(tmp_path, scripted(SCRIPT), asked)[1] == whole[1]
+    assert whole[1]["failed"] == ["q3", "q8"]

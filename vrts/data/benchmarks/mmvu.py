@@ -1,0 +1,103 @@
+"""Reader of MMVU."""
+
+from pathlib import PurePosixPath
+from typing import ClassVar
+
+from jsonargparse.typing import PositiveInt
+
+from vrts.data.benchmarks.benchmark import BenchmarkReader
+from vrts.data.fields import bare_options, keyed_options
+from vrts.data.records import Record
+from vrts.types import InputError, ProblemType, Question
+
+TYPES = {
+    "multiple-choice": ProblemType.MULTIPLE_CHOICE,
+    "open-ended": ProblemType.FREE_FORM,
+}
+DISCIPLINES = {
+    "Science": "Astronomy, Biology, Chemistry, Electromagnetism, Geography, Materials Science, "
+    "Mechanics, Modern Physics, Neurobiology, Thermodynamics",
+    "Engineering": "Biomedical Engineering, Civil Engineering, Computer Science, Electrical "
+    "Engineering, Electronics and Communication, Mechanical Engineering",
+    "Healthcare": "Basic Medicine, Clinical Medicine, Dentistry, Pharmacy, Preventive Medicine",
+    "Humanities and Social Science": "Art, Economics, History, Law, Literature, Management",
+}
+"""Subjects of each discipline, as in the mmvu task of lmms-eval."""
+DISCIPLINE_OF = {
+    subject: discipline
+    for discipline, subjects in DISCIPLINES.items()
+    for subject in subjects.split(", ")
+}
+
+
+class MMVUReader(BenchmarkReader):
+    """MMVU's ``validation.json``: 625 multiple choice questions and 375 open ones.
+
+    A row is ``{"id", "video": "https://…/videos/Art/0.mp4", "question_type", "metadata":
+    {"subject": …}, "question", "choices": {"A": …}, "answer"}``; open questions have empty choices.
+    The parquet of lmms-lab/MMVU, with a ``video_path`` and no ``metadata``, is read as well.
+    The breakdown is by ``discipline``, ``subject`` and ``type``. Published results on "MMVU (mc)"
+    are those of the multiple choice.
+
+    Source: github.com/yale-nlp/MMVU (arXiv 2501.12380). There GPT-4o judges the answers; here an
+    open answer must equal the gold text once case, punctuation and articles are gone, so open
+    results are lower and not comparable. Seven rows name a subject that is not the folder of their
+    video; the named one counts.
+
+    Args:
+        path: The annotation file.
+        video_root: Folder that holds the folders of subjects (``Art/0.mp4``) or their parent
+            ``videos``; the annotation file's folder where it is null.
+        limit: Use only that many questions, the first ones. All rows are checked all the same.
+        multiple_choice_only: Leave out the open questions.
+    """
+
+    max_frames: ClassVar[int | None] = 64
+    folders = ("", "videos")
+
+    def __init__(
+        self,
+        path: str,
+        video_root: str | None = None,
+        limit: PositiveInt | None = None,
+        multiple_choice_only: bool = False,
+    ) -> None:
+        super().__init__(path, video_root, limit)
+        self.multiple_choice_only = multiple_choice_only
+
+    def _parse(self, record: Record) -> Question | None:
+        name = record.text("question_type")
+        if name not in TYPES:
+            raise InputError(f"unknown question_type {name!r}; one of {', '.join(TYPES)}")
+        multiple_choice = TYPES[name] is ProblemType.MULTIPLE_CHOICE
+        choices = keyed_options(record, "choices")
+        if choices and not multiple_choice:
+            raise InputError("question_type is 'open-ended', but there are choices; correct one")
+        video = PurePosixPath(record.text("video_path" if record.has("video_path") else "video"))
+        subject = self._subject(record, video)
+        question = self._question(
+            record,
+            id=record.text("id"),
+            text=record.text("question"),
+            video=self._find_video(f"{video.parent.name}/{video.name}"),
+            problem_type=TYPES[name],
+            options=bare_options(choices) if multiple_choice else (),
+            answer=record.text("answer"),
+            answer_key="answer",
+            breakdown={
+                "discipline": DISCIPLINE_OF[subject],
+                "subject": subject,
+                "type": "multiple choice" if multiple_choice else "open",
+            },
+            used=("id", "question", "choices", "answer", "metadata"),
+        )
+        return None if self.multiple_choice_only and not multiple_choice else question
+
+    @staticmethod
+    def _subject(record: Record, video: PurePosixPath) -> str:
+        details = record.fields.get("metadata")
+        named = details.get("subject") if isinstance(details, dict) else None
+        subject = str(named or video.parent.name).replace("_", " ").strip()
+        if subject not in DISCIPLINE_OF:
+            raise InputError(f"unknown subject {subject!r}; one of {', '.join(DISCIPLINE_OF)}")
+        return subject

@@ -1,0 +1,231 @@
+"""Reader of VideoMMMU."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jsonargparse.typing import PositiveInt
+
+from vrts.data.benchmarks.benchmark import BenchmarkReader
+from vrts.data.fields import bare_options
+from vrts.data.json_text import JsonText
+from vrts.data.records import Record, read_text
+from vrts.data.tables import iterate_rows
+from vrts.prompts import DEFAULT_TOLERANCE, extract_number, numbers_match
+from vrts.types import InputError, ProblemType, Question
+
+TRACKS = ("perception", "comprehension", "adaptation")
+DISCIPLINES = {
+    "Art": "Art Art_Theory Design Music",
+    "Business": "Accounting Economics Finance Manage Marketing",
+    "Science": "Biology Chemistry Geography Math Physics",
+    "Medicine": "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine "
+    "Pharmacy Public_Health",
+    "Humanities": "History Literature Psychology Sociology",
+    "Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics "
+    "Energy_and_Power Materials Mechanical_Engineering",
+}
+"""Subjects of each discipline; the disciplines are the folders of the videos."""
+DISCIPLINE_OF = {
+    subject: discipline
+    for discipline, subjects in DISCIPLINES.items()
+    for subject in subjects.split()
+}
+ADAPTATION_PROMPT = (
+    "You should watch and learn the video content. Then apply what you learned to answer the "
+    "following {kind} question. The image for this question is at the end of the video.\n"
+)
+"""What the official prompt says before a question of the adaptation track."""
+
+
+class VideoMMMUReader(BenchmarkReader):
+    """VideoMMMU's three tracks, from the JSON on GitHub or from the parquet on the hub.
+
+    The JSON is ``{"Adaptation": {"0": row, …}}``, one track a file. A row is ``{"id":
+    "validation_Math_15", "question", "options": [text, …], "answer", "question_type"}``. Parquet
+    rows do not name their track: the file or a folder above it does, as in
+    ``Adaptation/test-00000-of-00001.parquet``. The id of a question is ``<track>-<id>``, since a
+    video has the same id in all tracks.
+    The breakdown is by ``track``, ``discipline``, ``subject`` and ``type``.
+
+    Questions of the adaptation track come with the official words about the image at the end of
+    the video, whose place ``<image 1>`` marks. For the knowledge gain, ``question_only`` reads
+    the same questions, under the same ids, with the short videos that hold the image alone; the
+    gain is (accuracy - accuracy before) / (1 - accuracy before).
+
+    What the files are not clear about:
+
+    - ``question_type`` is missing in the perception and comprehension tracks and null in one row of
+      adaptation (``validation_Accounting_13``). Such a row with options is multiple choice; the
+      official code takes the latter for an open one and hides its ten options.
+    - An open question with a number for an answer (18 of 20) is numerical. The official code
+      rounds all numbers of the response to two decimals and looks for the gold one; here the one
+      number of the answer may differ by 0.01, or by 1% below 1.
+    - Two open ones ask for a letter in the image and are free-form.
+    - ``validation_Math_15`` has the gold ``['24/7', '3.429', '3.43]``, a list in a damaged text.
+      The official code compares with that text, so nobody can be right. Here each number of such
+      a list must be the same within 0.01, and the first one is the answer.
+    - Options like ``M: $57,000; N: …`` begin with letters that are text, and some occur twice.
+
+    Source: github.com/videommmu/VideoMMMU, huggingface.co/datasets/lmms-lab/VideoMMMU, videommmu
+    task of lmms-eval (arXiv 2501.13826).
+
+    Args:
+        path: The annotation file, or several, such as those of the three tracks: the questions
+            about one video then follow each other, so that it is decoded once for all.
+        video_root: Folder that holds the videos ``<id>.mp4`` or folders of disciplines with them;
+            the first annotation file's folder where it is null.
+        limit: Use only that many questions, the first ones. All rows are checked all the same.
+        question_only: Take the videos ``<id>_image.mp4``, in ``video_root`` or its folder
+            ``question_only``. Only for the adaptation track.
+    """
+
+    max_frames: ClassVar[int | None] = 64
+
+    def __init__(
+        self,
+        path: str | list[str],
+        video_root: str | None = None,
+        limit: PositiveInt | None = None,
+        question_only: bool = False,
+    ) -> None:
+        self.paths = [str(file) for file in path] if isinstance(path, list) else [str(path)]
+        if not self.paths:
+            raise InputError("VideoMMMUReader: path is empty; give one annotation file or more")
+        super().__init__(self.paths[0], video_root, limit)
+        self.question_only = question_only
+
+    def _name(self) -> str:
+        return ", ".join(self.paths)
+
+    def _arrange(self, questions: list[Question]) -> list[Question]:
+        """Put the questions about a video where its first one is."""
+        by_video: dict[str, list[Question]] = {}
+        for question in questions:
+            by_video.setdefault(question.video, []).append(question)
+        return [question for group in by_video.values() for question in group]
+
+    def _rows(self) -> Iterator[tuple[str, Any]]:
+        for path in self.paths:
+            if Path(path).suffix.lower() == ".json":
+                yield from iterate_tracks(path, read_text(path))
+                continue
+            track = track_of(path)
+            for source, row in iterate_rows(path):
+                yield source, row | {"track": track} if isinstance(row, dict) else row
+
+    def _parse(self, record: Record) -> Question:
+        track, name = record.text("track").lower(), record.text("id")
+        if track not in TRACKS:
+            raise InputError(f"unknown track {track!r}; one of {', '.join(TRACKS)}")
+        if self.question_only and track != "adaptation":
+            raise InputError(f"track is {track}, but question_only is for adaptation only")
+        subject = "_".join(name.split("_")[1:-1])
+        if subject not in DISCIPLINE_OF:
+            raise InputError(f"id {name!r} names no known subject, as validation_Math_15 does")
+        options = record.texts("options")
+        multiple_choice = is_multiple_choice(record, bool(options))
+        answer = record.text("answer")
+        problem_type = ProblemType.MULTIPLE_CHOICE
+        if not multiple_choice:
+            problem_type, answer = open_answer(answer)
+        return self._question(
+            record,
+            id=f"{track}-{name}",
+            text=self._prompt(track, multiple_choice) + record.text("question"),
+            video=self._place(name, DISCIPLINE_OF[subject]),
+            problem_type=problem_type,
+            options=bare_options(options) if multiple_choice else (),
+            answer=answer,
+            answer_key="answer",
+            breakdown={
+                "track": "question_only" if self.question_only else track,
+                "discipline": DISCIPLINE_OF[subject],
+                "subject": subject,
+                "type": "multiple choice" if multiple_choice else "open",
+            },
+            used=("question", "options", "answer", "track"),
+        )
+
+    def _prompt(self, track: str, multiple_choice: bool) -> str:
+        if track != "adaptation" or self.question_only:
+            return ""
+        kind = "multi-choice" if multiple_choice else "open-ended"
+        return ADAPTATION_PROMPT.format(kind=kind)
+
+    def _place(self, name: str, discipline: str) -> str:
+        if self.question_only:
+            return self._find_video(f"{name}_image.mp4", f"question_only/{name}_image.mp4")
+        return self._find_video(f"{discipline}/{name}.mp4", f"{name}.mp4")
+
+
+def iterate_tracks(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield ``(file:line, row)`` of ``{"Track": {"0": row, …}}``, each row with its ``track``.
+
+    Where the text is damaged an `InputError` comes in place of the row, and nothing after it.
+    """
+    tracks = JsonText(path, text)
+    try:
+        tracks.take("{")
+        while tracks.peek() != "}":
+            track = tracks.key()
+            for source, row in tracks.items():
+                yield source, row | {"track": track} if isinstance(row, dict) else row
+            if tracks.peek() != "}":
+                tracks.take(",}")
+    except InputError as error:
+        yield tracks.source, error
+
+
+def track_of(path: str) -> str:
+    """Return the track that a file's name or the nearest of its folders names.
+
+    Raises:
+        InputError: none of them does.
+    """
+    for part in reversed(Path(path).parts):
+        for track in TRACKS:
+            if track in part.lower():
+                return track
+    raise InputError(
+        f"{path}: its track is not known; let the file or its folder have perception, "
+        "comprehension or adaptation in its name"
+    )
+
+
+def is_multiple_choice(record: Record, has_options: bool) -> bool:
+    """Whether a row is multiple choice, by its type or, where it has none, by its options.
+
+    Raises:
+        InputError: an unknown type, or one that contradicts the options.
+    """
+    name = str(record.fields.get("question_type") or "").lower()
+    if name in {"", "none", *TRACKS}:
+        return has_options
+    if name not in {"multiple-choice", "open"}:
+        raise InputError(f"unknown question_type {name!r}; multiple-choice or open")
+    if has_options != (name == "multiple-choice"):
+        raise InputError(
+            f"question_type is {name!r}, but there are {'' if has_options else 'no '}options"
+        )
+    return has_options
+
+
+def open_answer(answer: str) -> tuple[ProblemType, str]:
+    """Return how an open question is answered, and its gold answer.
+
+    Raises:
+        InputError: a list of answers that are not one and the same number.
+    """
+    if not answer.startswith("["):
+        number = extract_number(answer) if re.fullmatch(r"[-+\d.,/eE]+", answer) else None
+        return (ProblemType.FREE_FORM if number is None else ProblemType.NUMERICAL), answer
+    parts = [part.strip(" '\"") for part in answer.strip("[]").split(",")]
+    values = [extract_number(part) for part in parts]
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(parts) or not all(
+        numbers_match(value, numbers[0], DEFAULT_TOLERANCE) for value in numbers
+    ):
+        raise InputError(f"answer {answer!r} is a list of different answers; give one")
+    return ProblemType.NUMERICAL, parts[0]
