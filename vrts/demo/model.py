@@ -39,10 +39,10 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
-        "initializer_range": 0.06,
+        "initializer_range": 0.1,
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": 10000.0,
+            "rope_theta": 100.0,
             "mrope_section": [4, 4, 4],
         },
         "bos_token_id": None,

@@ -40,7 +40,7 @@ _WORDS = (
     "object of on one only option or order orange purple question red right say second seconds "
     "see seen shape short so square system than that the then there they this time to triangle "
     "two unclear up user video was way what when where which while white who why will with yellow "
-    "yes you your cyan conversation reasoning tags within"
+    "yes you your cyan conversation reasoning tags within motion"
 ).split()
 
 
@@ -50,6 +50,9 @@ def _corpus() -> Iterator[str]:
         for _ in range(20):
             yield word
             yield word.capitalize()
+    for _ in range(20):
+        yield ". "
+        yield "?\n"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -59,7 +62,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     letter is the same token after a space, a line break or a tag.
     """
     tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\p{L}\p{N}]"), "isolated")
+    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\p{L}\p{N}]+"), "isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
