@@ -23,7 +23,7 @@ CONFIGS = Path("configs/demo")
 BASE_MODEL, TRAINED_MODEL = Path("assets/tiny"), FOLDER / "model"
 OVERLAYS: dict[str, list[str]] = {"sparse": ["sparse.yaml"], "dense": ["dense.yaml"], "s2d": []}
 """What comes on top of ``predict.yaml`` for each way to predict."""
-NUM_TRAIN_VIDEOS, TRAIN_SEED = 900, 101
+NUM_TRAIN_VIDEOS, TRAIN_SEED = 1600, 101
 NUM_HELD_OUT_VIDEOS, HELD_OUT_SEED = 200, 102
 
 

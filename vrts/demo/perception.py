@@ -2,8 +2,8 @@
 
 Pairs of frames, the vision tower's temporal patches, are labelled with what they show, and linear
 probes on the tower's features learn the labels together with it. The probes are thrown away. A
-language model that is trained on such features learns to read them within a hundred steps;
-on random features it does not within a thousand.
+language model learns to read such features within 150 steps; features of a random tower it did
+not learn to read in 300, and the tower learnt nothing from it.
 """
 
 from __future__ import annotations

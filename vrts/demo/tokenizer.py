@@ -45,7 +45,7 @@ _WORDS = (
 
 
 def _corpus() -> Iterator[str]:
-    """Words alone, capitalised too: each becomes one token wherever it stands."""
+    """Words alone, capitalised too, and what stands around options: one token each."""
     for word in _WORDS:
         for _ in range(20):
             yield word
@@ -58,8 +58,9 @@ def _corpus() -> Iterator[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on common words; the same each time.
 
-    Words, digits and other characters are split before merging, so that a word or an option
-    letter is the same token after a space, a line break or a tag.
+    Words, digits and runs of other characters are split before merging, so that a word or an
+    option letter is the same token after a space, a line break or a tag. An option's letter stands
+    two tokens before its text, which makes looking it up easier to learn.
     """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\p{L}\p{N}]+"), "isolated")

@@ -46,7 +46,7 @@ def make_dataset(
         folder: gets ``videos/*.mp4`` and ``questions.jsonl``.
         num_videos: videos to write.
         seed: different seeds give different videos and questions.
-        kinds: kinds of question to ask.
+        kinds: kinds of question to ask; the embedded model has learnt those of the default.
         shuffle_options: options in random order; otherwise in the fixed order of their kind.
 
     Returns:
