@@ -39,10 +39,13 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
-        "initializer_range": 0.06,
+        # larger than usual, for so narrow a model to start learning at once
+        "initializer_range": 0.1,
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": 10000.0,
+            # Prompts are short. High frequencies tell neighbouring tokens apart, which finding the
+            # letter in front of an option needs: with 1000, look-ups stayed at 70 % in 375 steps.
+            "rope_theta": 100.0,
             "mrope_section": [4, 4, 4],
         },
         "bos_token_id": None,

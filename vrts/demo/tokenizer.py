@@ -40,26 +40,30 @@ _WORDS = (
     "object of on one only option or order orange purple question red right say second seconds "
     "see seen shape short so square system than that the then there they this time to triangle "
     "two unclear up user video was way what when where which while white who why will with yellow "
-    "yes you your cyan conversation reasoning tags within"
+    "yes you your cyan conversation reasoning tags within motion"
 ).split()
 
 
 def _corpus() -> Iterator[str]:
-    """Words alone, capitalised too: each becomes one token wherever it stands."""
+    """Words alone, capitalised too, and what stands around options: one token each."""
     for word in _WORDS:
         for _ in range(20):
             yield word
             yield word.capitalize()
+    for _ in range(20):
+        yield ". "
+        yield "?\n"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on common words; the same each time.
 
-    Words, digits and other characters are split before merging, so that a word or an option
-    letter is the same token after a space, a line break or a tag.
+    Words, digits and runs of other characters are split before merging, so that a word or an
+    option letter is the same token after a space, a line break or a tag. An option's letter stands
+    two tokens before its text, which makes looking it up easier to learn.
     """
     tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\p{L}\p{N}]"), "isolated")
+    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\p{L}\p{N}]+"), "isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
