@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,6 +7,15 @@ import numpy as np
 import pytest
 
 SHARED = Path(__file__).parents[1] / "../shared"
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """Give signals back: Lightning ignores SIGINT for good once a run was interrupted by it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from safetensors.torch import load_file
@@ -41,7 +42,6 @@ def fit_args(model: Path, root: Path, *more: str) -> list[str]:
         f"--config={CONFIGS / 'tiny.yaml'}",
         f"--model.policy.init_args.path={model}",
         f"--trainer.default_root_dir={root}",
-        f"--trainer.logger.init_args.save_dir={root}",
         "--trainer.enable_progress_bar=false",
         "--trainer.accumulate_grad_batches=1",
         "--trainer.max_steps=2",
@@ -103,7 +103,7 @@ class TestCommands:
         checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
         assert checkpoint["global_step"] == 2
         assert {line["step"] for line in lines_of(tmp_path / "completions.jsonl")} == {1}
-        assert list((tmp_path / "logs").rglob("events*"))
+        assert list((tmp_path / "lightning_logs").rglob("events*"))
         assert (tmp_path / "model/model.safetensors").is_file()
 
     def test_the_exported_model_predicts(self, model, annotations, tmp_path):
@@ -466,6 +466,104 @@ class TestBadInput:
         assert "broken.mp4" in failed[0]["error"]
         metrics = json.loads((tmp_path / "s2d/metrics.json").read_text())
         assert (metrics["num_questions"], metrics["num_failed"]) == (8, 1)
+
+
+class TestFoundByAttack:
+    """Input that once led to a traceback, a silent success or a wrong number."""
+
+    def broken(self, annotations: Path) -> Path:
+        rows = [json.loads(line) for line in annotations.read_text().splitlines()]
+        (annotations.parent / "videos/all-broken.mp4").write_bytes(b"no video at all")
+        path = annotations.parent / "all-broken.jsonl"
+        lines = [json.dumps(row | {"path": "videos/all-broken.mp4"}) + "\n" for row in rows]
+        path.write_text("".join(lines))
+        return path
+
+    def fails(self, args: list[str], capsys, *expected: str) -> None:
+        assert main(args) == 1
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        for text in expected:
+            assert text in err
+
+    def test_a_run_without_any_usable_video_is_no_success(
+        self, model, annotations, tmp_path, capsys
+    ):
+        args = fit_args(model, tmp_path, *own_train(self.broken(annotations)))
+        self.fails(args, capsys, "none of the first 2 training batches", "all-broken.mp4")
+        assert not (tmp_path / "model/model.safetensors").exists()
+
+    def test_a_question_without_an_answer_is_refused_before_training(
+        self, model, annotations, tmp_path, capsys
+    ):
+        rows = [json.loads(line) for line in annotations.read_text().splitlines()]
+        rows[3]["solution"] = None
+        path = annotations.parent / "no-answer.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        args = fit_args(model, tmp_path, *own_train(path))
+        self.fails(args, capsys, "1 of 8 training questions", "no-answer.jsonl:4", "no gold answer")
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("[" * 100_000, "not valid JSON"),
+            ('{"problem_id": "\\ud800", "problem": "?"}', "field"),
+        ],
+    )
+    def test_odd_lines_are_bad_rows(self, line, message, model, annotations, tmp_path, capsys):
+        path = annotations.parent / "odd.jsonl"
+        path.write_text(annotations.read_text().splitlines()[0] + "\n" + line + "\n")
+        self.fails(fit_args(model, tmp_path, *own_train(path)), capsys, "odd.jsonl:2", message)
+
+    def test_half_a_character_is_a_bad_row(self, model, annotations, tmp_path, capsys):
+        row = json.loads(annotations.read_text().splitlines()[0]) | {"problem": "What \ud800?"}
+        path = annotations.parent / "half.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        args = predict_args(model, tmp_path, path)
+        self.fails(args, capsys, "half.jsonl:1", "no Unicode")
+
+    def test_errors_of_constructors_are_one_message(self, model, annotations, tmp_path, capsys):
+        args = predict_args(model, tmp_path, annotations, "--model.evaluation.top_p=7")
+        self.fails(args, capsys, "top_p must be above 0")
+        levels = "{class_path: SparseToDense, init_args: {levels: [8, 4]}}"
+        args = predict_args(model, tmp_path, annotations, f"--trainer.callbacks=[{levels}]")
+        self.fails(args, capsys, "[8, 4]; let them ascend")
+
+    def test_no_last_checkpoint_to_predict_with(self, model, annotations, tmp_path, capsys):
+        callbacks = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint}"
+        args = predict_args(
+            model, tmp_path, annotations, f"--trainer.callbacks=[{callbacks}]", "--ckpt_path=last"
+        )
+        self.fails(args, capsys, "no checkpoint in", "checkpoints")
+
+    def test_a_file_that_is_no_checkpoint(self, model, annotations, tmp_path, capsys):
+        args = fit_args(model, tmp_path, *own_train(annotations), f"--ckpt_path={annotations}")
+        self.fails(args, capsys, "is no checkpoint, or a damaged one", "--ckpt_path")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    def test_a_device_that_is_not_there(self, model, annotations, tmp_path, capsys):
+        args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.accelerator=cuda")
+        self.fails(args, capsys, "configs/cpu.yaml")
+
+    def test_two_predictions_into_one_folder(self, model, annotations, tmp_path, capsys):
+        with FileLock(tmp_path / ".lock"):
+            args = predict_args(model, tmp_path, annotations)
+            self.fails(args, capsys, "another run writes here")
+        assert main(args) == 0
+        path = tmp_path / "predictions.jsonl"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, lines[0]]) + "\n")
+        assert main(args) == 0
+        assert json.loads((tmp_path / "metrics.json").read_text())["num_questions"] == 8
+
+    def test_a_line_with_fields_of_other_types(self, model, annotations, tmp_path, capsys):
+        args = predict_args(model, tmp_path, annotations)
+        assert main(args) == 0
+        with (tmp_path / "predictions.jsonl").open("a") as file:
+            file.write('{"id": 3, "rounds": 5, "status": []}\n')
+        self.fails(args, capsys, "predictions.jsonl:9", "not a line that vrts predict wrote")
+        (tmp_path / "settings.json").unlink()
+        self.fails(args, capsys, "no settings.json")
 
 
 def test_checkpoint_callback_is_lightnings_own(model, annotations, tmp_path):

@@ -1,5 +1,6 @@
 """Lines of predictions.jsonl: exactly the issue's schema, and whole lines whatever happened."""
 
+import dataclasses
 import json
 
 import pytest
@@ -60,7 +61,8 @@ def test_the_line_of_a_failure():
 
 
 def line(id: str) -> str:
-    return json.dumps({"id": id, "rounds": [], "status": "ok"}, ensure_ascii=False)
+    failed = Prediction(dataclasses.replace(ask("q", "v.mp4", None), id=id), error="lost")
+    return json.dumps(prediction_line(failed), ensure_ascii=False)
 
 
 def test_no_file_has_no_lines(tmp_path):

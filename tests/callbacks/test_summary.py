@@ -77,7 +77,7 @@ def shown(metrics) -> list[list[str]]:
 def test_the_table_shows_percent():
     assert shown(summarise(LINES, [4, 8, 16])) == [
         ["questions", "8"],
-        ["accuracy", "33.3 ± 19.2 %"],
+        ["accuracy of 6", "33.3 ± 19.2 %"],
         ["unanimous and wrong", "16.7 %"],
         ["frames, deciding round", "10.0"],
         ["frames, all rounds", "16.4"],
@@ -86,6 +86,7 @@ def test_the_table_shows_percent():
         ["decided at 16 frames", "25.0 %"],
         ["without an answer", "1"],
         ["failed", "3"],
+        *(["", name] for name in summarise(LINES, [4])["failed"]),
     ]
 
 

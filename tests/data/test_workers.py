@@ -144,7 +144,7 @@ def test_workers_end_with_their_parent(tmp_path, how):
     )
     child = int(parent.stdout.readline())
     os.killpg(parent.pid, how)
-    _, errors = parent.communicate(timeout=60)
+    _, errors = parent.communicate(timeout=240)
     assert errors.count("Traceback") == (how == signal.SIGINT)
     for _ in range(100):
         if not Path(f"/proc/{child}").exists():

@@ -10,6 +10,7 @@ METRICS = {
     "accuracy": 0.5,
     "accuracy_stderr": 0.025,
     "mean_frames": 9.55,
+    "mean_frames_total": 15.1,
     "unanimous_and_wrong": 0.1,
     "num_questions": 400,
 }
@@ -20,6 +21,7 @@ def test_a_report_has_the_keys_that_the_summary_promises():
         "accuracy": 0.5,
         "stderr": 0.025,
         "mean_frames": 9.55,
+        "mean_frames_total": 15.1,
         "seconds": 12.3,
         "unanimous_and_wrong": 0.1,
     }

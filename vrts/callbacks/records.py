@@ -34,6 +34,19 @@ def prediction_line(prediction: Prediction) -> Line:
     }
 
 
+def _is_ours(line: Line) -> bool:
+    """Whether a JSON object has the fields of a prediction, each of its type."""
+    rounds = line.get("rounds")
+    return (
+        isinstance(line.get("id"), str)
+        and isinstance(rounds, list)
+        and all(isinstance(r, dict) and {"num_frames", "agreement"} <= r.keys() for r in rounds)
+        and line.get("status") in ("ok", "failed")
+        and line.get("correct", 0) in (True, False, None)
+        and {"prediction", "num_frames", "correct"} <= line.keys()
+    )
+
+
 def read_lines(path: Path) -> list[Line]:
     """Read the whole lines of a predictions file, none where there is no file.
 
@@ -53,7 +66,7 @@ def read_lines(path: Path) -> list[Line]:
     for number, text in enumerate(data[:whole].splitlines(), start=1):
         try:
             line = json.loads(text)
-            complete = isinstance(line, dict) and {"id", "rounds", "status"} <= line.keys()
+            complete = isinstance(line, dict) and _is_ours(line)
         except ValueError:
             complete = False
         if not complete:

@@ -37,7 +37,7 @@ class CompletionLog(Callback):
         self.output_dir = output_dir
         self.every_n_steps = int(every_n_steps)
         self.num_shown = int(num_shown)
-        self._written = -1
+        self._next = 1
         self._kept: RolloutRecord | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -55,12 +55,13 @@ class CompletionLog(Callback):
         """Write the newest rollout where its turn has come."""
         step = trainer.global_step
         record = cast(VideoQAModule, pl_module).last_rollout
-        due = (step - 1) % self.every_n_steps == 0 and step not in (0, self._written)
+        due = step >= self._next
         known = record is None or record is self._kept  # no rollout, or a further update from one
         if known or not due or not trainer.is_global_zero:
             return
         assert record is not None
-        self._written, self._kept = step, record
+        self._kept = record
+        self._next = step + self.every_n_steps - (step - 1) % self.every_n_steps
         lines = record_lines(record, step)
         path = self._folder(trainer) / "completions.jsonl"
         with path.open("a", encoding="utf-8") as file:
@@ -102,5 +103,5 @@ def completion_table(lines: list[dict[str, Any]]) -> Table:
     table.add_column("advantage", justify="right")
     for line in lines:
         rewards = ", ".join(f"{name} {value:g}" for name, value in line["rewards"].items())
-        table.add_row(line["completion"], rewards, f"{line['advantage']:+.2f}")
+        table.add_row(line["completion"], rewards, f"{line['advantage'] + 0.0:+.2f}")
     return table

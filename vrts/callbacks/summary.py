@@ -10,6 +10,9 @@ from rich.table import Table
 
 from vrts.callbacks.records import Line
 
+SHOWN_FAILURES = 5
+"""Ids of failed questions in the table; ``metrics.json`` has all of them."""
+
 
 def summarise(lines: Sequence[Line], levels: Sequence[int]) -> dict[str, Any]:
     """Compute the metrics of a run from its lines.
@@ -62,7 +65,7 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     table.add_row("questions", str(metrics["num_questions"]))
     if metrics["accuracy"] is not None:
         share, error = 100 * metrics["accuracy"], 100 * metrics["accuracy_stderr"]
-        table.add_row("accuracy", f"{share:.1f} ± {error:.1f} %")
+        table.add_row(f"accuracy of {metrics['num_scored']}", f"{share:.1f} ± {error:.1f} %")
         table.add_row("unanimous and wrong", f"{100 * metrics['unanimous_and_wrong']:.1f} %")
     if metrics["mean_frames"] is not None:
         table.add_row("frames, deciding round", f"{metrics['mean_frames']:.1f}")
@@ -72,6 +75,10 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
             table.add_row(f"decided at {level} frames", f"{100 * share:.1f} %")
     table.add_row("without an answer", str(metrics["num_without_answer"]))
     table.add_row("failed", str(metrics["num_failed"]))
+    for name in metrics["failed"][:SHOWN_FAILURES]:
+        table.add_row("", name)
+    if len(metrics["failed"]) > SHOWN_FAILURES:
+        table.add_row("", "…")
     return table
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from filelock import BaseFileLock, FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
@@ -36,6 +37,7 @@ class PredictionWriter(Callback):
         self._follows_trainer = output_dir is None
         self._levels: list[int] = []
         self._places: dict[str, int] = {}
+        self._lock: BaseFileLock | None = None
 
     @property
     def predictions_path(self) -> Path:
@@ -74,7 +76,9 @@ class PredictionWriter(Callback):
         self._check_known(decided)
         data.exclude(decided)
         if decided and trainer.is_global_zero:
-            Console().print(f"{self.predictions_path}: going on after {len(decided)} questions")
+            total = len(self._places)
+            count = f"{len(decided)} of {total}"
+            Console().print(f"{self.predictions_path}: {count} are decided already")
 
     def on_predict_batch_end(
         self,
@@ -94,6 +98,17 @@ class PredictionWriter(Callback):
             file.flush()
             os.fsync(file.fileno())
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Tell what an interrupted run leaves."""
+        self._release()
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self._places:
+            Console().print(
+                f"Interrupted: {self.predictions_path} keeps what is decided; the same command "
+                "goes on after it"
+            )
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merge what the processes wrote; write the metrics and show them."""
         if stage != "predict":
@@ -106,6 +121,11 @@ class PredictionWriter(Callback):
         metrics = summarise(lines, self._levels)
         _write_atomically(self.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         Console().print(metrics_table(metrics))
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _check_order(self, trainer: Trainer, densifiers: list[SparseToDense]) -> None:
         order = cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
@@ -124,6 +144,11 @@ class PredictionWriter(Callback):
         path = self.output_dir / "settings.json"
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.output_dir / ".lock")
+            self._lock.acquire(timeout=0)
+            has_lines = self.predictions_path.exists() and self.predictions_path.stat().st_size
+            if has_lines and not path.exists():
+                raise ValueError(f"it holds predictions, but no {path.name} that tells of what")
             if not path.exists():
                 _write_atomically(path, json.dumps(settings, indent=2) + "\n")
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -131,6 +156,8 @@ class PredictionWriter(Callback):
                 raise ValueError(f"{path} is not what vrts predict wrote")
             self.predictions_path.open("a").close()  # found out now rather than after a batch
             self._merge()
+        except Timeout:
+            return f"{self.output_dir}: another run writes here; wait, or give another folder"
         except (OSError, ValueError) as error:
             return (
                 str(error)
@@ -166,11 +193,11 @@ class PredictionWriter(Callback):
         """Bring the lines of all processes into one file, each question once and in order."""
         parts = sorted(self.output_dir.glob("predictions.rank*.jsonl"))
         read = [line for path in (self.predictions_path, *parts) for line in read_lines(path)]
-        if not parts:
-            return
         lines: dict[str, Line] = {}
         for line in read:
             lines.setdefault(line["id"], line)
+        if not parts and len(lines) == len(read):
+            return
         text = "".join(map(_to_text, self._in_order(lines.values())))
         _write_atomically(self.predictions_path, text)
         for path in parts:

@@ -59,7 +59,7 @@ class JsonText:
         self.peek()
         try:
             value, self._position = self._decoder.raw_decode(self._text, self._position)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not valid JSON ({error})") from error
         return value
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrts.data.json_text import JsonText
+from vrts.prompts import is_correct
 from vrts.types import InputError, Question
 
 SHOWN = 5
@@ -101,8 +102,16 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
+
+
+def _check_text(question: Question) -> None:
+    """Raise `InputError` if a text has a lone surrogate, which JSON can spell."""
+    try:
+        "".join([question.id, question.text, question.video, *question.options]).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text that is no Unicode ({error.reason})") from error
 
 
 def parse_questions(
@@ -132,6 +141,8 @@ def parse_questions(
             question = parse(Record(source, value))
             if question is None:
                 continue
+            _check_text(question)
+            is_correct(None, question)  # a gold answer that cannot be one is a bad row
             if question.id in questions:
                 first = questions[question.id].source
                 raise InputError(f"id {question.id!r} is already taken by {first}")

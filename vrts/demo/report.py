@@ -22,6 +22,7 @@ def predict_report(metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]
         "accuracy": metrics["accuracy"],
         "stderr": metrics["accuracy_stderr"],
         "mean_frames": metrics["mean_frames"],
+        "mean_frames_total": metrics["mean_frames_total"],
         "seconds": round(seconds, 1),
         "unanimous_and_wrong": metrics["unanimous_and_wrong"],
     }
@@ -38,9 +39,10 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
         title=f"{summary['num_questions']} held-out questions; "
         f"{fit['steps']} GRPO steps in {fit['seconds']:.0f} s"
     )
-    table.add_column("model")
-    table.add_column("frames", no_wrap=True)
-    for name in ("accuracy, %", "mean frames", "unanimous\nand wrong, %", "seconds"):
+    table.add_column("model", no_wrap=True)
+    table.add_column("levels", no_wrap=True)
+    columns = ("accuracy, %", "frames", "in all", "agreed, wrong", "s")
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for model, model_label in MODELS.items():
         for mode, mode_label in MODES.items():
@@ -50,6 +52,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
                 mode_label,
                 f"{100 * run['accuracy']:.1f} ± {100 * run['stderr']:.1f}",
                 f"{run['mean_frames']:.1f}",
+                f"{run['mean_frames_total']:.1f}",
                 f"{100 * run['unanimous_and_wrong']:.1f}",
                 f"{run['seconds']:.0f}",
             )

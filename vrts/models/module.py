@@ -25,13 +25,16 @@ from vrts.models.objectives import GRPO, Objective
 from vrts.models.policy import Policy
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
-from vrts.models.rewards import AccuracyReward, FormatReward, Reward
+from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
 from vrts.models.sampling import row_seed
 from vrts.models.temporal import TemporalReward
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail, make_round
 
 _log = logging.getLogger(__name__)
+
+PATIENCE = 20
+"""Batches without any usable video after which a run that has had none ends."""
 
 
 class VideoQAModule(LightningModule):
@@ -123,6 +126,8 @@ class VideoQAModule(LightningModule):
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
         self._last_step = 0
+        self._found_samples = False
+        self._last_reason: str | None = None
         # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
         self._accuracy = BinaryAccuracy()
 
@@ -155,6 +160,9 @@ class VideoQAModule(LightningModule):
             )
         if not self.rewards:
             raise InputError("model.rewards is empty; give at least one reward")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            check_all(self.rewards, data.questions("train"))
         if self.objective.beta > 0 and self._reference is None:
             raise InputError(
                 f"model.objective has beta {self.objective.beta} but model.reference is null; set "
@@ -231,15 +239,37 @@ class VideoQAModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
         """Log how long this process's update took, its optimizer step included."""
         self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
+        self._check_progress(batch_idx)
         made_step, self._last_step = self.global_step != self._last_step, self.global_step
         if made_step and self.reference is not None:
             self.reference.after_step(self.policy, self.global_step)
+
+    def _check_progress(self, batch_idx: int) -> None:
+        """Stop a run that has found nothing to train on, instead of calling its end a success.
+
+        Raises:
+            InputError: none of the first batches had a usable sample, on any process.
+        """
+        if self._found_samples:
+            return
+        self._found_samples = self.trainer.strategy.reduce_boolean_decision(
+            self._experience is not None, all=False
+        )
+        wanted = min(PATIENCE, int(self.trainer.num_training_batches))
+        if self.trainer.max_steps > 0:
+            wanted = min(wanted, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+        if not self._found_samples and batch_idx + 1 >= wanted:
+            raise InputError(
+                f"none of the first {batch_idx + 1} training batches had a usable video; the last "
+                f"reason: {self._last_reason}"
+            )
 
     def _usable(self, batch: Sequence[Sample]) -> list[Sample]:
         """Samples that can be trained on; the others are named in the log."""
         checked = [self.check(sample) for sample in batch]
         for sample in checked:
             if sample.clip is None:
+                self._last_reason = sample.error
                 _log.warning("skipped question %s: %s", sample.question.id, sample.error)
         return [sample for sample in checked if sample.clip is not None]
 

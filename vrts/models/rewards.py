@@ -39,6 +39,13 @@ class Reward(ABC):
     def name(self) -> str:
         """Short name, unique among the rewards of a run; logged as ``train/reward/<name>``."""
 
+    def check(self, question: Question) -> None:  # noqa: B027 most rewards score anything
+        """Find out before training whether completions of a question can be scored.
+
+        Raises:
+            InputError: they cannot. The message names the question's source.
+        """
+
     @abstractmethod
     def score(
         self, completions: Sequence[Completion], questions: Sequence[Question]
@@ -83,6 +90,10 @@ class AccuracyReward(Reward):
     def name(self) -> str:
         """``accuracy``."""
         return "accuracy"
+
+    def check(self, question: Question) -> None:
+        """See `Reward.check`: there is a gold answer, and it can be one."""
+        accuracy_score("", question, self.tolerance, self.graded)
 
     def score(
         self, completions: Sequence[Completion], questions: Sequence[Question]
@@ -245,6 +256,26 @@ def format_score(completion: str, strict: bool = True) -> float:
         (1.0, 0.0)
     """
     return float(has_format(completion, strict))
+
+
+def check_all(rewards: Sequence[Reward], questions: Sequence[Question]) -> None:
+    """Check all questions against all rewards, before anything long begins.
+
+    Raises:
+        InputError: some completions could not be scored; the first one is named and all counted.
+    """
+    problems: list[str] = []
+    for question in questions:
+        try:
+            for reward in rewards:
+                reward.check(question)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(
+            f"{len(problems)} of {len(questions)} training questions cannot be rewarded; "
+            f"the first: {problems[0]}"
+        )
 
 
 def total_reward(
