@@ -93,8 +93,7 @@ class SparseToDense(Callback):
         samples = [module.check(s) for s in _data(trainer).load(questions, num_frames)]
         pairs = list(zip(predictions, samples, strict=True))
         asked = [s for p, s in pairs if s.clip is not None and s.clip.num_frames > p.num_frames]
-        with trainer.precision_plugin.predict_step_context():  # as in the first round
-            rounds = iter(module.answer(asked, self.num_samples))
+        rounds = iter(module.answer(asked, self.num_samples))
         return [self._next(prediction, sample, rounds) for prediction, sample in pairs]
 
     @staticmethod
