@@ -71,6 +71,10 @@ class Question:
     """Further fields of the record, such as its category."""
     is_image: bool = False
     """Whether ``video`` is a picture, which makes a clip of one frame."""
+    start_s: float = 0.0
+    """Frames are sampled from here on."""
+    end_s: float | None = None
+    """Frames are sampled up to here; None is the video's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,12 @@ class Sampling:
     """Draw from the smallest set of tokens whose probability reaches it; 1 is all of them."""
     top_k: int = 0
     """Draw from that many most likely tokens; 0 is all of them."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of every token that the completion holds already."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time that the completion holds it."""
+    stop: tuple[str, ...] = ()
+    """A completion ends with the token that completes one of these texts."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -134,6 +144,8 @@ class Sampling:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.top_k < 0:
             raise InputError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+        if any(not text for text in self.stop):
+            raise InputError("stop has an empty text, which every completion holds; remove it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +177,9 @@ class Rollout:
     """bool ``[N]``, False where ``max_new_tokens`` cut the completion off."""
     texts: tuple[str, ...]
     """N decoded completions, without special tokens."""
+    abandoned: torch.Tensor | None = None
+    """bool ``[N]``, True where an early stop gave the completion up before its end; None where
+    every completion was sampled to its end."""
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -192,6 +207,15 @@ class Round:
     """Canonical answers, one for each completion; None where a completion has none."""
     agreement: float
     """Share of the completions that gave the most frequent answer."""
+    times_s: tuple[float, ...] = ()
+    """When in the video the frames are."""
+    num_tokens: tuple[int, ...] = ()
+    """Tokens of each completion."""
+    mean_logprobs: tuple[float, ...] = ()
+    """Mean log-prob of each completion's tokens, at its temperature and before truncation."""
+    abandoned: tuple[bool, ...] = ()
+    """Which completions were given up unfinished, since they could not change the result; such a
+    one has no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +230,8 @@ class Prediction:
     """Why the question failed, or None."""
     correct: bool | None = None
     """Whether the answer is right; None where the right one is not known. A failure is wrong."""
+    clip: Clip | None = field(default=None, compare=False, repr=False)
+    """Frames of the deciding round, for callbacks that show them; never recorded."""
 
     @property
     def num_frames(self) -> int:

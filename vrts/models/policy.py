@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,10 @@ import torch
 from torch import nn
 
 from vrts.types import Question, Rollout, Sample, Sampling
+
+StopEarly = Callable[[int, Sequence[str | None]], bool]
+"""From a question's index in the batch and the texts of its G completions, None for those that are
+not finished, to whether the unfinished ones are no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Policy(nn.Module, ABC):
         sampling: Sequence[Sampling],
         seeds: Sequence[int],
         max_new_tokens: int,
+        stop_early: StopEarly | None = None,
     ) -> Rollout:
         """Sample completions, without gradient; one prefill a prompt, shared by its rows.
 
@@ -88,6 +93,8 @@ class Policy(nn.Module, ABC):
             sampling: G of them, one for each sample of a question.
             seeds: ``N = B * G`` of them, one for each row.
             max_new_tokens: completions are cut off there.
+            stop_early: is told of each question's completions as they end, and may give its
+                unfinished ones up. Every completion that is not given up is the same without it.
         """
 
     @abstractmethod
