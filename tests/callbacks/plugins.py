@@ -14,7 +14,7 @@ from vrts.data.decoding import FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
-from vrts.models.policy import Policy, Prompts, Scores
+from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.rewards import Reward
 from vrts.types import Completion, Question, Rollout, Sample, Sampling, VideoError
 
@@ -89,6 +89,7 @@ class ScriptedPolicy(Policy):
         sampling: Sequence[Sampling],
         seeds: Sequence[int],
         max_new_tokens: int,
+        stop_early: StopEarly | None = None,
     ) -> Rollout:
         assert isinstance(prompts, ScriptedPrompts)
         if len(self.asked) == self.stop_after:
