@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vrts.models import decoding
-from vrts.models.attention import DecodeLayout
+from vrts.models.decode_layout import DecodeLayout
 from vrts.models.decoding import CompletionBuffer
 from vrts.types import Sampling
 
@@ -85,7 +85,7 @@ def test_a_rollout_is_the_same_with_all_rows_kept(load_policy, samples, sampling
     policy = load_policy()
     vocab = policy.base.config.text_config.vocab_size
     policy._end_ids = torch.arange(0, vocab, 25)  # completions end after 25 tokens, on average
-    monkeypatch.setattr("vrts.models.qwen.CHECK_EVERY", 2)
+    monkeypatch.setattr("vrts.models.decoder.CHECK_EVERY", 2)
     sizes: list[int] = []
     keep = DecodeLayout.keep
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vrts.demo.tokenizer import build_tokenizer
-from vrts.models.attention import DecodeLayout
+from vrts.models.decode_layout import DecodeLayout
 from vrts.models.sampling import RowSampler, penalise, row_uniforms
 from vrts.models.stopping import StopTexts
 from vrts.types import Rollout, Sampling
@@ -150,7 +150,7 @@ def middle(text: str) -> str:
 
 @pytest.mark.parametrize("every", [1, 3, 8])
 def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every, monkeypatch):
-    monkeypatch.setattr("vrts.models.qwen.CHECK_EVERY", every)
+    monkeypatch.setattr("vrts.models.decoder.CHECK_EVERY", every)
     plain = roll(policy, samples, [Sampling()] * 4)
     # for two of the four samples a text from each of its completions
     stops = {g: tuple(map(middle, plain.texts[g::4])) for g in (1, 3)}
@@ -178,7 +178,7 @@ def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every, mon
 
 
 def test_an_early_stop_changes_no_completion_that_stays(policy, samples, monkeypatch):
-    monkeypatch.setattr("vrts.models.qwen.CHECK_EVERY", 2)
+    monkeypatch.setattr("vrts.models.decoder.CHECK_EVERY", 2)
     sampling = [Sampling(0.7 + 0.2 * g, frequency_penalty=0.1 * g) for g in range(5)]
     full = roll(policy, samples, sampling)
     told: list[tuple[int, tuple[str | None, ...]]] = []

@@ -46,11 +46,11 @@ class CompletionBuffer:
         """Bool ``[N]``, completions that do not grow any more."""
         return self.finished | self.abandoned
 
-    def add(self, step: int, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
+    def add(self, step: int | torch.Tensor, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
         """Take the tokens of one step; those of ended completions are left out.
 
         Args:
-            step: counted from 0.
+            step: counted from 0; as int64 ``[1]`` it can change while a CUDA graph is replayed.
             tokens: int64 ``[B' * G']``, one for each row of the grid.
             logprobs: float32, the same shape.
         """
@@ -59,7 +59,7 @@ class CompletionBuffer:
         self.completion_ids[rows, step] = torch.where(done, self._end_ids[0], tokens)
         self.logprobs[rows, step] = torch.where(done, 0.0, logprobs)
         self.lengths[rows] += (~done).long()
-        self.finished[rows] |= ~done & torch.isin(tokens, self._end_ids)
+        self.finished[rows] |= ~done & (tokens[:, None] == self._end_ids).any(-1)
 
     def cut(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """End completions at a length that they have reached or gone beyond.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,8 +14,11 @@ from jsonargparse.typing import PositiveInt
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 
-from vrts.models.attention import DecodeLayout, PackedLayout
-from vrts.models.decoding import CHECK_EVERY, CompletionBuffer
+from vrts.models.attention import Layout, PackedLayout
+from vrts.models.decode_layout import DecodeLayout
+from vrts.models.decoder import Decoder
+from vrts.models.decoding import CompletionBuffer
+from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.head import ban, token_logprobs
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
@@ -29,6 +33,7 @@ from vrts.models.qwen_loading import (
     weights_stamp,
 )
 from vrts.models.sampling import RowSampler, row_uniforms
+from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
 from vrts.models.stopping import HostChecks
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Rollout, Sample, Sampling
@@ -45,30 +50,6 @@ class QwenPrompts(Prompts):
     """int64 ``[B, 3]``."""
     features: torch.Tensor
     """``[video tokens, D]``, without gradient; valid while the vision tower stays as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """State of a rollout's decoding; N completions, R of them in the grid."""
-
-    buffer: CompletionBuffer
-    sampler: RowSampler
-    cache: DecodeLayout
-    uniforms: torch.Tensor
-    """float64 ``[N, max_new_tokens]``."""
-    positions: torch.Tensor
-    """int64 ``[N]``, of each completion's first token."""
-    banned: torch.Tensor
-    """int64 ids that are never sampled."""
-
-    def shrink(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Drop rows that have ended, if they are many; the ``[R]`` tokens of those that stay."""
-        grid = self.buffer.rows.shape
-        if (kept := self.buffer.shrink()) is None:
-            return tokens
-        questions, samples = kept
-        self.cache.keep(questions, samples)
-        return tokens.view(grid)[questions[:, None], samples].flatten()
 
 
 class QwenPolicy(Policy):
@@ -88,6 +69,8 @@ class QwenPolicy(Policy):
             shared-prefix attention, on the same kernels.
         gradient_checkpointing: recompute activations layer by layer in backward.
         head_chunk_size: completion positions whose logits exist at the same time.
+        cast_for_rollout: where the Trainer's precision is mixed, cast float32 matrices of the
+            language model once a rollout, 2 bytes a parameter, instead of for each token anew.
     """
 
     def __init__(
@@ -100,6 +83,7 @@ class QwenPolicy(Policy):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         head_chunk_size: PositiveInt = 256,
+        cast_for_rollout: bool = True,
     ) -> None:
         super().__init__()
         self.path = path
@@ -110,6 +94,7 @@ class QwenPolicy(Policy):
         self._attn_implementation = attn_implementation
         self._gradient_checkpointing = gradient_checkpointing
         self._head_chunk_size = head_chunk_size
+        self._cast_for_rollout = cast_for_rollout
         self.model: Any = None
 
     @property
@@ -218,7 +203,7 @@ class QwenPolicy(Policy):
         self,
         embeds: torch.Tensor,
         positions: torch.Tensor,
-        layout: PackedLayout | DecodeLayout,
+        layout: Layout,
     ) -> torch.Tensor:
         """Last hidden states ``[rows, tokens, D]`` of the language model."""
         out = self.base.model.language_model(
@@ -245,29 +230,21 @@ class QwenPolicy(Policy):
         B, G, device = len(prompts.encoded), len(sampling), self.device
         buffer = CompletionBuffer(B, G, max_new_tokens, self._end_ids.to(device))
         checks = HostChecks(buffer, sampling, self.processor.tokenizer, stop_early)
-        layout, last_hidden = self._prefill(prompts)
+        uniforms = row_uniforms(seeds, max_new_tokens).to(device)
         positions = torch.tensor([p.next_position for p in prompts.encoded], device=device)
-        decode = Decode(
-            buffer,
-            RowSampler([*sampling] * B, self.base.lm_head.out_features, device),
-            DecodeLayout(layout, G, max_new_tokens),
-            row_uniforms(seeds, max_new_tokens).to(device),
-            positions.repeat_interleave(G),
-            self._banned_ids.to(device),
-        )
-        tokens = self._draw(decode, last_hidden.repeat_interleave(G, dim=0), 0)
-        step = 1
-        while step < max_new_tokens:
-            if step % CHECK_EVERY == 0:
-                checks.look(step)
-            # elsewhere than on a CPU every question to the device waits for it
-            if (step % CHECK_EVERY == 0 or device.type == "cpu") and bool(buffer.ended.all()):
-                break
-            if step % CHECK_EVERY == 0:
-                tokens = decode.shrink(tokens)
-            tokens = self._step(decode, tokens, step)
-            step += 1
-        checks.close(step)
+        banned = self._banned_ids.to(device)
+        with self._sampling_mode():
+            prefill, last_hidden = self._prefill(prompts)
+            logits = self._logits(last_hidden, banned).repeat_interleave(G, dim=0)
+            Decoder(
+                partial(self._decode, banned),
+                DecodeLayout(prefill, G, max_new_tokens),
+                buffer,
+                RowSampler([*sampling] * B, logits.shape[1], device),
+                uniforms,
+                positions.repeat_interleave(G),
+                GraphSteps() if can_capture(self.base) else Steps(),
+            ).run(logits, checks)
         completion_ids, mask, logprobs = buffer.trimmed()
         return Rollout(
             completion_ids=completion_ids,
@@ -278,30 +255,32 @@ class QwenPolicy(Policy):
             abandoned=buffer.abandoned if stop_early is not None else None,
         )
 
-    def _step(self, decode: Decode, tokens: torch.Tensor, step: int) -> torch.Tensor:
-        """Forward one token of each row and draw the next; nothing here waits for the device.
+    @contextmanager
+    def _sampling_mode(self) -> Iterator[None]:
+        """Context in which completions are decoded."""
+        with ExitStack() as stack:
+            stack.enter_context(without_checkpointing(self.base))
+            if self._cast_for_rollout and not is_sharded(self.base):
+                for part in (self.base.model.language_model, self.base.lm_head):
+                    stack.enter_context(cast_linears(part, self.device.type))
+            stack.enter_context(without_cast_cache(self.device.type))
+            yield
 
-        Args:
-            decode: is moved on by one token.
-            tokens: int64 ``[R]`` of the rows of the grid.
-            step: tokens that each row has.
-
-        Returns:
-            int64 ``[R]``, the next tokens.
-        """
-        decode.cache.step = step - 1
+    def _decode(
+        self,
+        banned: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        cache: DecodeLayout,
+    ) -> torch.Tensor:
+        """See `decoder.Forward`; `banned` ids are on the device already."""
         embeds = self.base.model.language_model.embed_tokens(tokens[:, None])
-        at = (decode.positions[decode.buffer.rows.flatten()] + step - 1).expand(3, -1)
-        hidden = self._hidden(embeds, at[..., None], decode.cache)[:, 0]
-        return self._draw(decode, hidden, step)
+        hidden = self._hidden(embeds, positions.expand(3, -1)[..., None], cache)
+        return self._logits(hidden[:, 0], banned)
 
-    def _draw(self, decode: Decode, hidden: torch.Tensor, step: int) -> torch.Tensor:
-        """Draw a token for each row of the grid from its last hidden state, and keep it."""
-        logits = ban(self.base.lm_head(hidden).float(), decode.banned)
-        rows = decode.buffer.rows.flatten()
-        tokens, logprobs = decode.sampler(logits, decode.uniforms[rows, step], rows)
-        decode.buffer.add(step, tokens, logprobs)
-        return tokens
+    def _logits(self, hidden: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
+        """Float32 logits ``[R, V]`` of hidden states ``[R, D]``."""
+        return ban(self.base.lm_head(hidden).float(), banned)
 
     def _prefill(self, prompts: QwenPrompts) -> tuple[PackedLayout, torch.Tensor]:
         """Forward B prompts once; their keys and values, and ``[B, D]`` last hidden states."""

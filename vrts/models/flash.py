@@ -1,0 +1,173 @@
+"""Flash attention of completions that share a prompt, exact and without a mask.
+
+A completion token attends to its whole prompt and causally to its own completion. Each of the two
+is an attention that flash kernels take as it is; the results are merged by their log-sum-exp. No
+``[tokens, P + tokens]`` mask or score matrix exists, and no completion computes scores with
+another's keys.
+
+Backward needs no gradient of the log-sum-exp: given the *merged* output and log-sum-exp, the
+backward kernel of each part recomputes exactly its share of the one softmax. Ring attention (Liu
+et al., 2023, arXiv 2310.01889) splits keys over devices in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_aten = torch.ops.aten
+
+
+def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch has a flash kernel for these tensors; on CUDA that is half precision only.
+
+    Args:
+        query: ``[rows, heads, tokens, dim]``.
+        key: ``[rows, kv_heads, tokens, dim]``.
+        value: like `key`.
+    """
+    if query.device.type == "cpu":
+        return True
+    if not query.is_cuda:
+        return False
+    grouped = query.shape[1] != key.shape[1]
+    params = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, grouped)
+    return bool(torch.backends.cuda.can_use_flash_attention(params))
+
+
+class CompletionRows:
+    """Where packed completion tokens lie among ``[rows, longest]`` of one row a completion.
+
+    Args:
+        lengths: tokens of each completion; empty ones get no row.
+        device: of the tokens.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        kept = [n for n in lengths if n > 0]
+        self._shape = (len(kept), max(kept))
+        self._slots: torch.Tensor | None = None
+        if min(kept) < max(kept):
+            valid = torch.arange(max(kept)) < torch.tensor(kept)[:, None]
+            self._slots = valid.flatten().nonzero()[:, 0].to(device)
+
+    def spread(self, packed: torch.Tensor) -> torch.Tensor:
+        """``[1, heads, tokens, ...]`` to ``[rows, heads, longest, ...]``, zeros where none is."""
+        heads = packed[0]
+        if self._slots is not None:
+            rows, longest = self._shape
+            grid = heads.new_zeros(heads.shape[0], rows * longest, *heads.shape[2:])
+            heads = grid.index_copy_(1, self._slots, heads)
+        return heads.view(heads.shape[0], *self._shape, *heads.shape[2:]).transpose(0, 1)
+
+    def pack(self, spread: torch.Tensor) -> torch.Tensor:
+        """The reverse of `spread`."""
+        heads = spread.transpose(0, 1).flatten(1, 2)
+        return (heads if self._slots is None else heads[:, self._slots])[None]
+
+
+class SharedPrefixFlash(torch.autograd.Function):
+    """Attention of one question's completion tokens, as the module describes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        prompt_key: torch.Tensor,
+        prompt_value: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rows: CompletionRows,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Attend to the prompt and to the own completion, and merge.
+
+        Args:
+            ctx: for backward.
+            query: ``[1, heads, tokens, dim]`` of all completions, one after the other.
+            prompt_key: ``[1, kv_heads, P, dim]``.
+            prompt_value: like `prompt_key`.
+            key: ``[1, kv_heads, tokens, dim]`` of the completions.
+            value: like `key`.
+            rows: which tokens are whose.
+            scaling: factor of the scores.
+
+        Returns:
+            ``[1, heads, tokens, dim]``.
+        """
+        q, k, v = (rows.spread(x) for x in (query, key, value))
+        on_prompt, prompt_lse, prompt_state = _forward(
+            query, prompt_key, prompt_value, False, scaling
+        )
+        on_own, own_lse, own_state = _forward(q, k, v, True, scaling)
+        own_lse = rows.pack(own_lse)
+        lse = torch.logaddexp(prompt_lse, own_lse)
+        out = on_prompt * (prompt_lse - lse).exp()[..., None]
+        out = (out + rows.pack(on_own) * (own_lse - lse).exp()[..., None]).to(query.dtype)
+        ctx.save_for_backward(query, prompt_key, prompt_value, key, value, out, lse)
+        # random state of kernels that draw none: a few bytes each
+        ctx.states = prompt_state, own_state
+        ctx.rows, ctx.scaling = rows, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of query, keys and values."""
+        query, prompt_key, prompt_value, key, value, out, lse = ctx.saved_tensors
+        prompt_state, own_state = ctx.states
+        grad, spread = grads[0].contiguous(), ctx.rows.spread
+        grad_query, grad_prompt_key, grad_prompt_value = _backward(
+            grad, query, prompt_key, prompt_value, out, lse, prompt_state, False, ctx.scaling
+        )
+        g, q, k, v, o, s = (spread(x) for x in (grad, query, key, value, out, lse))
+        own_grads = _backward(g, q, k, v, o, s, own_state, True, ctx.scaling)
+        own_query, grad_key, grad_value = (ctx.rows.pack(x) for x in own_grads)
+        grad_query = grad_query + own_query
+        return grad_query, grad_prompt_key, grad_prompt_value, grad_key, grad_value, None, None
+
+
+_State = tuple[Any, ...]
+
+
+def _forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor, _State]:
+    """Output, log-sum-exp ``[rows, heads, tokens]``, and what the backward kernel asks back."""
+    if not query.is_cuda:
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, scale=scaling
+        )
+        return out, lse, ()
+    out, lse, *state, _ = _aten._scaled_dot_product_flash_attention(
+        query, key, value, 0.0, causal, False, scale=scaling
+    )
+    return out, lse, tuple(state)
+
+
+def _backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    state: _State,
+    causal: bool,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value."""
+    lse = lse.contiguous()
+    if not query.is_cuda:
+        grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, query, key, value, out, lse, 0.0, causal, scale=scaling
+        )
+    else:
+        cum_q, cum_k, max_q, max_k, seed, offset = state
+        grads = _aten._scaled_dot_product_flash_attention_backward(
+            grad, query, key, value, out, lse,
+            cum_q, cum_k, max_q, max_k, 0.0, causal, seed, offset, scale=scaling,
+        )  # fmt: skip
+    grad_query, grad_key, grad_value = grads
+    return grad_query, grad_key, grad_value
