@@ -20,6 +20,7 @@ from vrts.models.decoder import Decoder
 from vrts.models.decoding import CompletionBuffer
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.head import ban, token_logprobs
+from vrts.models.norms import fuse_norms
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
 from vrts.models.qwen_loading import (
@@ -127,6 +128,8 @@ class QwenPolicy(Policy):
             processor: its processor.
         """
         self.processor = processor
+        # not the vision tower's, whose activations autocast leaves in another dtype than weights
+        fuse_norms(model.model.language_model)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self._gradient_checkpointing:
