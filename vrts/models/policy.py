@@ -14,9 +14,10 @@ from torch import nn
 
 from vrts.types import Question, Rollout, Sample, Sampling
 
-StopEarly = Callable[[int, Sequence[str | None]], bool]
-"""From a question's index in the batch and the texts of its G completions, None for those that are
-not finished, to whether the unfinished ones are no longer needed."""
+StopEarly = Callable[[int, Sequence[str | None], Sequence[float]], bool]
+"""From a question's index in the batch, the texts of its G completions (None for those that are
+not finished) and the mean log-probs of their tokens (of no meaning where there is no text), to
+whether the unfinished ones are no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
