@@ -84,7 +84,9 @@ class ScriptedPolicy(Policy):
             return None
         return f"question {sample.question.id}: {sample.clip.num_frames} frames are too many"
 
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> ScriptedPrompts:
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> ScriptedPrompts:
         assert samples
         assert all(self.refuses(sample, max_new_tokens) is None for sample in samples)
         num_frames = tuple(s.clip.num_frames for s in samples if s.clip is not None)

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -22,6 +23,8 @@ from tests.callbacks.runs import (
     scripted,
 )
 from vrts.callbacks.densify import SparseToDense
+from vrts.data.sampling import NestedPairSampler, UniformSampler
+from vrts.models.qwen import QwenPolicy
 from vrts.types import InputError, Prediction, Sampling
 from vrts.votes import LogProbVote, MajorityVote, Vote
 
@@ -440,3 +443,36 @@ def test_a_run_that_is_interrupted_while_it_decodes_ahead_ends(tmp_path, videos)
         run_prediction(tmp_path, policy, questions(videos["long"], 3), data={"num_workers": 1})
     lines, _ = predict(tmp_path, scripted({"q0": {4: "ABC"}}), questions(videos["long"], 3))
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, monkeypatch):
+    """Answers do not depend on it, and only denser levels' new pairs go through the tower."""
+    asked = [ask("a", videos["long"]), ask("bb", videos["short"]), ask("ccc", videos["long"])]
+    data = {"eval_batch_size": 3, "sampler": NestedPairSampler(16) if nested else UniformSampler()}
+    counts: list[int] = []
+    features = QwenPolicy._video_features
+
+    def counting(policy, patches, grids):
+        counts.append(len(patches) // 16)  # frames of 56x56 pixels, a pair is 16 patches
+        return features(policy, patches, grids)
+
+    monkeypatch.setattr(QwenPolicy, "_video_features", counting)
+    lines, _ = predict(tmp_path / "run", make_policy(model_folder), asked, data=data)
+    # 4, 8, 16 frames of the long videos, 4 and 6 of the short one
+    assert counts == ([6, 2 + 2 + 1, 4 + 4] if nested else [6, 4 + 4 + 3, 8 + 8])
+    monkeypatch.setattr(SparseToDense, "setup", without_reuse(SparseToDense.setup))
+    plain, _ = predict(tmp_path / "plain", make_policy(model_folder), asked, data=data)
+    assert lines == plain
+    assert sum(counts[3:]) == 6 + 11 + 16
+
+
+def without_reuse(setup):
+    """Set up as usual, but encode all frames of each level."""
+
+    def plain_setup(densifier, trainer, pl_module, stage):
+        setup(densifier, trainer, pl_module, stage)
+        densifier._plans = [replace(plan, reuse_features=False) for plan in densifier._plans]
+        pl_module.plan = densifier._plans[0]
+
+    return plain_setup

@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.lookahead import FrameLookahead
 from vrts.data.datamodule import VideoQADataModule
+from vrts.data.sampling import NestedPairSampler
 from vrts.models.answering import RoundPlan
 from vrts.models.module import VideoQAModule
 from vrts.types import InputError, Prediction, Round, Sample, Sampling
@@ -33,6 +34,9 @@ class SparseToDense(Callback):
     With `early_stop`, completions that can no longer change the result are given up and recorded
     as such: which questions go on, what is answered and which answers are unanimous is the same
     without. The agreement of such a round counts the votes that were cast.
+
+    With ``data.sampler: NestedPairSampler`` a level encodes only the pairs of frames that the one
+    before has not.
 
     `trainer.callbacks` must name it before the writer, which takes what it has decided.
 
@@ -103,7 +107,8 @@ class SparseToDense(Callback):
         module = cast(VideoQAModule, pl_module)
         sampling = self.sampling or [module.evaluation] * self.num_samples
         more = [*self.levels[:-1], None]
-        self._plans = [RoundPlan(tuple(sampling), self.rule, level) for level in more]
+        reuse = isinstance(_data(trainer).sampler, NestedPairSampler)
+        self._plans = [RoundPlan(tuple(sampling), self.rule, level, reuse) for level in more]
         self._ahead = FrameLookahead(_data(trainer))
         _data(trainer).predict_num_frames = self.levels[0]
         module.plan = self._plans[0]
@@ -138,6 +143,7 @@ class SparseToDense(Callback):
             for index, prediction in zip(undecided, denser, strict=True):
                 predictions[index] = prediction
         self._ahead.drop()
+        cast(VideoQAModule, pl_module).known_prompts = None
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what decoding ahead came to."""

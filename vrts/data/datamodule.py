@@ -152,7 +152,9 @@ class VideoQADataModule(LightningDataModule):
         """Return what the clips of a prediction run depend on, as plain JSON values."""
         return {
             "reader": type(self.readers["predict"]).__name__,
-            "sampler": type(self.sampler).__name__,
+            "sampler": " ".join(
+                [type(self.sampler).__name__, *(f"{k}={v}" for k, v in vars(self.sampler).items())]
+            ),
             "resolution": asdict(self.resolution),
         }
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vrts.models.policy import Policy
+from vrts.models.pairs import FRAMES_PER_PAIR
+from vrts.models.policy import Policy, Prompts
 from vrts.models.sampling import mean_logprob, row_seed
 from vrts.prompts import parse_answer
 from vrts.types import Clip, Round, Sample, Sampling
 from vrts.votes import VotingRule
 from vrts.voting import make_round
-
-FRAME_FACTOR = 2
-"""A clip has an even number of frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +24,33 @@ class RoundPlan:
     """From what on the votes are decided."""
     level: int | None = None
     """Frames that are asked for where a level with more follows; None at the last one."""
+    reuse_features: bool = False
+    """Whether pairs of frames that an earlier level has encoded are not encoded again."""
 
     def is_last(self, clip: Clip) -> bool:
         """Whether a clip's question is not asked again: no level follows, or no more frames.
 
         False where a video's end in time leaves no more frames, which only a sampler can tell.
         """
-        available = clip.num_source_frames // FRAME_FACTOR * FRAME_FACTOR
+        available = clip.num_source_frames // FRAMES_PER_PAIR * FRAMES_PER_PAIR
         return self.level is None or not self.level <= clip.num_frames < available
 
 
 def ask(
-    policy: Policy, samples: Sequence[Sample], plan: RoundPlan, seed: int, max_new_tokens: int
+    policy: Policy,
+    samples: Sequence[Sample],
+    prompts: Prompts,
+    plan: RoundPlan,
+    seed: int,
+    max_new_tokens: int,
 ) -> list[Round]:
     """Sample M completions of each question, and parse them.
 
     Args:
         policy: is asked.
-        samples: all with clips, none of them refused.
-        plan: how.
+        samples: all with clips.
+        prompts: these samples, encoded.
+        plan: how they are asked.
         seed: of the sampling. The random numbers of a completion depend on it, its question, the
             clip's number of frames and its place among the M, and on nothing beside it.
         max_new_tokens: completions are cut off there.
@@ -52,8 +58,6 @@ def ask(
     Returns:
         One round for each sample.
     """
-    if not samples:
-        return []
     pairs = [(s.question, s.clip) for s in samples if s.clip is not None]
     M = len(plan.sampling)
     seeds = [row_seed(seed, q.id, clip.num_frames, m) for q, clip in pairs for m in range(M)]
@@ -68,7 +72,7 @@ def ask(
         )
 
     rollout = policy.rollout(
-        policy.encode(samples, max_new_tokens),
+        prompts,
         plan.sampling,
         seeds,
         max_new_tokens,

@@ -24,7 +24,7 @@ from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
 from vrts.models.nonfinite import NonFiniteGuard
 from vrts.models.objectives import GRPO, Objective
-from vrts.models.policy import Policy
+from vrts.models.policy import Policy, Prompts
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
@@ -103,6 +103,8 @@ class VideoQAModule(LightningModule):
         self.seed = seed
         self.plan = RoundPlan((self.evaluation,))
         """How questions are asked in prediction; a prediction callback may set it."""
+        self.known_prompts: Prompts | None = None
+        """Of the last round, where the next one may take features from it."""
         self.last_rollout: RolloutRecord | None = None
         """Of the newest batch, for callbacks that show or keep completions; None before the first
         batch and after one without a usable video."""
@@ -384,12 +386,17 @@ class VideoQAModule(LightningModule):
         Returns:
             One round for each sample; see `ask`.
         """
+        if not samples:
+            return []
         # a callback may ask from outside of a step, where Lightning's autocast is not on
         with self.trainer.precision_plugin.forward_context():
-            return ask(self.policy, samples, plan, self.seed, self.max_new_tokens)
+            prompts = self.policy.encode(samples, self.max_new_tokens, self.known_prompts)
+            self.known_prompts = prompts if plan.reuse_features else None
+            return ask(self.policy, samples, prompts, plan, self.seed, self.max_new_tokens)
 
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Prediction]:
         """Ask each question in one round, with the frames that its sample has."""
+        self.known_prompts = None
         checked = [self.check(sample) for sample in batch]
         asked = [sample for sample in checked if sample.clip is not None]
         rounds = iter(self.answer(asked, self.plan))

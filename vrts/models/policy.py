@@ -67,12 +67,17 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> Prompts:
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> Prompts:
         """Turn B questions and their clips into model inputs; one pass of the vision tower each.
 
         Args:
             samples: all with clips, none of them refused.
             max_new_tokens: room that completions will need.
+            known: prompts about the same videos that were encoded before, with the vision tower as
+                it is now. A policy may take from them what need not be computed again; what it
+                returns is the same without.
 
         Raises:
             InputError: a sample that `refuses` has a reason against.
