@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from vrts import votes
 from vrts.callbacks import densify, export, interruption, samples, writer
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, sampling
 from vrts.data.benchmarks import (
@@ -36,7 +37,7 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    densify, export, interruption, samples, writer,
+    votes, densify, export, interruption, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, objectives, qwen, reference, rewards,

@@ -191,7 +191,7 @@ def test_an_early_stop_changes_no_completion_that_stays(policy, samples, monkeyp
 
     monkeypatch.setattr(DecodeLayout, "attend", counting)
 
-    def two_are_enough(question, texts):
+    def two_are_enough(question, texts, mean_logprobs):
         told.append((question, tuple(texts)))
         return question != 1 and sum(text is not None for text in texts) >= 2
 
@@ -224,7 +224,7 @@ def test_an_early_stop_changes_no_completion_that_stays(policy, samples, monkeyp
 def test_an_early_stop_does_not_depend_on_the_batch(policy, samples):
     sampling = [Sampling(stop=("e",))] * 4
 
-    def two_are_enough(question, texts):
+    def two_are_enough(question, texts, mean_logprobs):
         return sum(text is not None for text in texts) >= 2
 
     together = roll(policy, samples, sampling, two_are_enough)

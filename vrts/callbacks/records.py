@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vrts.types import InputError, Prediction
+from vrts.types import InputError, Prediction, Round
 
 Line = dict[str, Any]
 """One line of ``predictions.jsonl``."""
+
+
+DIGITS = 4
+"""Of recorded numbers: a long run's file stays small, and `Round.mean_logprobs` have no more."""
 
 
 def prediction_line(prediction: Prediction) -> Line:
@@ -23,15 +27,36 @@ def prediction_line(prediction: Prediction) -> Line:
         "rounds": [
             {
                 "num_frames": r.num_frames,
+                "times_s": [round(time, DIGITS) for time in r.times_s],
                 "completions": list(r.completions),
                 "answers": list(r.answers),
-                "agreement": r.agreement,
+                "agreement": round(r.agreement, DIGITS),
+                "num_tokens": list(r.num_tokens),
+                "mean_logprobs": [round(mean, DIGITS) for mean in r.mean_logprobs],
+                "abandoned": list(r.abandoned),
             }
             for r in prediction.rounds
         ],
         "status": "ok" if prediction.error is None else "failed",
         "error": prediction.error,
     }
+
+
+def rounds_of(line: Line) -> tuple[Round, ...]:
+    """Give back the rounds of a line; what an older version did not record is empty."""
+    return tuple(
+        Round(
+            num_frames=r["num_frames"],
+            completions=tuple(r["completions"]),
+            answers=tuple(r["answers"]),
+            agreement=r["agreement"],
+            times_s=tuple(r.get("times_s", ())),
+            num_tokens=tuple(r.get("num_tokens", ())),
+            mean_logprobs=tuple(r.get("mean_logprobs", ())),
+            abandoned=tuple(r.get("abandoned", ())),
+        )
+        for r in line["rounds"]
+    )
 
 
 def _is_ours(line: Line) -> bool:

@@ -21,6 +21,7 @@ from vrts.models.decoding import CompletionBuffer
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.head import ban, token_logprobs
 from vrts.models.norms import fuse_norms
+from vrts.models.pairs import PairKey, pair_features, pair_keys
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
 from vrts.models.qwen_loading import (
@@ -51,6 +52,19 @@ class QwenPrompts(Prompts):
     """int64 ``[B, 3]``."""
     features: torch.Tensor
     """``[video tokens, D]``, without gradient; valid while the vision tower stays as it is."""
+    pairs: tuple[tuple[PairKey, ...], ...]
+    """Of each video, which pairs of frames the features are of, in order."""
+
+    def by_pair(self) -> dict[PairKey, torch.Tensor]:
+        """Features ``[tokens of a pair, D]`` by pair."""
+        patches_per_token = len(self.patches) // len(self.features)
+        named = [
+            (name, prompt.grid[1] * prompt.grid[2] // patches_per_token)
+            for prompt, names in zip(self.encoded, self.pairs, strict=True)
+            for name in names
+        ]
+        parts = self.features.split([num_tokens for _, num_tokens in named])
+        return {name: part for (name, _), part in zip(named, parts, strict=True)}
 
 
 class QwenPolicy(Policy):
@@ -176,7 +190,9 @@ class QwenPolicy(Policy):
             "data.num_frames, data.resolution.max_pixels or model.max_new_tokens"
         )
 
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> QwenPrompts:
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> QwenPrompts:
         """See `Policy.encode`."""
         for sample in samples:
             if (reason := self.refuses(sample, max_new_tokens)) is not None:
@@ -184,9 +200,17 @@ class QwenPolicy(Policy):
         encoded = tuple(self._encoder(sample) for sample in samples)
         patches = torch.cat([p.patches for p in encoded]).to(self.device)
         grids = torch.tensor([p.grid for p in encoded], device=self.device)
+        pairs = tuple(pair_keys(sample) for sample in samples)
         with torch.no_grad():
-            features = self._video_features(patches, grids)
-        return QwenPrompts(tuple(s.question for s in samples), encoded, patches, grids, features)
+            if known is None:
+                features = self._video_features(patches, grids)
+            else:
+                assert isinstance(known, QwenPrompts)
+                features = pair_features(
+                    encoded, pairs, known.by_pair(), self._video_features, self.device
+                )
+        questions = tuple(s.question for s in samples)
+        return QwenPrompts(questions, encoded, patches, grids, features, pairs)
 
     def _video_features(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Features ``[video tokens, D]`` of B videos."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,15 @@ def row_uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:
         for seed in seeds
     ]
     return torch.stack(rows)
+
+
+def mean_logprob(logprobs: Sequence[float]) -> float:
+    """Mean log-prob of a completion's tokens, to 4 digits, as it is recorded.
+
+    Votes count with this value and no finer one, so that they come out the same when a record is
+    replayed. The sum is exact: it does not depend on padding.
+    """
+    return round(math.fsum(logprobs) / max(len(logprobs), 1), 4)
 
 
 class RowSampler:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vrts.models.decoding import CompletionBuffer
 from vrts.models.policy import StopEarly
+from vrts.models.sampling import mean_logprob
 from vrts.types import Sampling
 
 
@@ -74,6 +75,7 @@ class HostChecks:
         N = len(buffer.lengths)
         self._ids: list[list[int]] = [[] for _ in range(N)]
         self._texts: list[str | None] = [None] * N
+        self._mean_logprobs = [0.0] * N
         self._open = list(range(N))
         self._seen = 0
 
@@ -120,11 +122,13 @@ class HostChecks:
         """Ask about each question that has new texts and unfinished completions."""
         assert self._stop_early is not None
         for row in ended:
-            self._texts[row] = self._decode(self._ids[row], skip_special_tokens=True)
+            ids = self._ids[row]
+            self._texts[row] = self._decode(ids, skip_special_tokens=True)
+            self._mean_logprobs[row] = mean_logprob(self._buffer.logprobs[row, : len(ids)].tolist())
         unfinished = {row // self._G for row in self._open}
         for question in sorted({row // self._G for row in ended} & unfinished):
-            texts = self._texts[question * self._G : (question + 1) * self._G]
-            if self._stop_early(question, texts):
+            own = slice(question * self._G, (question + 1) * self._G)
+            if self._stop_early(question, self._texts[own], self._mean_logprobs[own]):
                 rows = [row for row in self._open if row // self._G == question]
                 self._buffer.abandon(rows)
                 self._open = [row for row in self._open if row not in rows]
