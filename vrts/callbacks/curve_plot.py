@@ -126,6 +126,7 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
     with rc_context(style):
         rows = math.ceil(len(drawn) / COLUMNS)
         figure = Figure(figsize=(4.6 * COLUMNS, 2.7 * max(rows, 1)), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         grid = figure.subplots(max(rows, 1), COLUMNS, squeeze=False).flatten()
         for axes, (title, names) in zip(grid, drawn, strict=False):
             for name in names:

@@ -58,17 +58,16 @@ def _accuracy_chart(found: Sequence[LevelAccuracy]) -> Chart:
         axes.errorbar(frames, shares, yerr=errors, fmt="o-", color=BLUE, capsize=3)
         for f, share in zip(found, shares, strict=True):
             axes.annotate(
-                f"{share:.1f} %  (up to {f.level})",
+                f"{share:.1f} %\nup to {f.level}",
                 (f.mean_frames, share),
-                xytext=(0, 9),
+                xytext=(6, -8),
                 textcoords="offset points",
-                ha="center",
+                va="top",
                 fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
             )
         axes.set_xlabel("mean frames of all rounds")
         axes.set_ylabel("accuracy, %")
-        axes.margins(x=0.25, y=0.35)
+        axes.margins(x=0.3, y=0.5)
         axes.grid(alpha=0.3)
 
     words = [f"{s:.1f} % up to {f.level} frames" for s, f in zip(shares, found, strict=True)]
@@ -110,8 +109,8 @@ def _group_chart(name: str, groups: Sequence[GroupAccuracy]) -> Chart:
 
     left_out = f", the {len(shown)} largest of {len(groups)}" if len(shown) < len(groups) else ""
     words = [f"{g.group} {s:.1f} % of {g.num_scored}" for s, g in zip(shares, shown, strict=True)]
-    height = 1.3 + 0.27 * len(shown)
-    return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, max(height, 2.2))
+    height = 0.8 + 0.24 * len(shown)
+    return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, max(height, 1.8))
 
 
 def _cut(text: str) -> str:
@@ -121,7 +120,7 @@ def _cut(text: str) -> str:
 
 
 def _chart(
-    title: str, words: Sequence[str], draw: Callable[[Axes], None], height: float = 3.2
+    title: str, words: Sequence[str], draw: Callable[[Axes], None], height: float = 2.8
 ) -> Chart:
     """Draw one chart of its own.
 
@@ -147,7 +146,7 @@ def _chart(
     with rc_context(style), warnings.catch_warnings():
         # the browser has fonts for what matplotlib's own one lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(5.4, height), layout="constrained")
+        figure = Figure(figsize=(4.2, height), layout="constrained")
         draw(figure.subplots())
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return Chart(title, "; ".join(words), buffer.getvalue())

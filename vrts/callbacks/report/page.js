@@ -4,7 +4,7 @@ const PAGE = 50;
 const at = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(at(id).textContent);
 const items = read("items"), strips = read("strips"), tagNames = read("tag-names");
-let found = items, page = 0;
+let found = items, page = 0, waiting = 0;
 
 const make = (name, className, ...children) => {
   const node = document.createElement(name);
@@ -26,7 +26,7 @@ const roundRow = (round) => {
 };
 
 const roundsTable = (rounds) => {
-  const head = make("tr", "", ...["Frames", "Votes", "Agreement", "Vote"].map((name) => make("th", "", name)));
+  const head = make("tr", "", ...["Frames", "Votes", "Agreement", "Majority"].map((name) => make("th", "", name)));
   return make("table", "", make("thead", "", head), make("tbody", "", ...rounds.map(roundRow)));
 };
 
@@ -47,13 +47,13 @@ const reasoning = (rounds) => {
 
 const option = (item, [letter, text]) => {
   const marks = [item.gold === letter && "right", item.answer === letter && "chosen"].filter(Boolean);
-  const line = make("li", marks[0] === "right" ? "right" : marks.length ? "wrong" : "", `${letter}. ${text}`);
-  if (marks.length) line.append(make("strong", "", ` (${marks.join(", ")})`));
-  return line;
+  const color = marks[0] === "right" ? "right" : marks.length && item.gold !== null ? "wrong" : "";
+  const note = marks.length ? make("strong", "", ` (${marks.join(", ")})`) : "";
+  return make("li", color, `${letter}. ${text}`, note);
 };
 
 const strip = (item) => Object.assign(make("img", ""),
-  { src: strips[item.id], alt: "Frames of the last round, in order" });
+  { src: strips[item.id], alt: "Frames of the last round, at most 8 of them, in order" });
 
 const card = (item) => {
   const badges = item.tags.map((tag) => make("span", `badge ${tag}`, tagNames[tag]));
@@ -90,9 +90,9 @@ const filter = () => {
 };
 
 const turn = (step) => { show(page + step); at("questions").scrollIntoView(); };
-let waiting = 0;
 at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 150); });
-at("filters").addEventListener("change", filter);
+// not of the form: the search's own change comes with a click elsewhere, which would then be lost
+for (const select of document.querySelectorAll("select")) select.addEventListener("change", filter);
 at("filters").addEventListener("submit", (event) => { event.preventDefault(); filter(); });
 at("previous").addEventListener("click", () => turn(-1));
 at("next").addEventListener("click", () => turn(1));
