@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vrts.types import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Point = dict[str, Any]
 """One line of ``curves.jsonl``: ``step`` and values by name."""
@@ -116,17 +118,13 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
         path: of the picture, written whole or not at all.
         points: lines of ``curves.jsonl``.
     """
-    # takes as long to import as the rest of a small command; Figure has no global state
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     curves = series(points)
     drawn = panels(curves)
     style: Any = {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
     with rc_context(style):
         rows = math.ceil(len(drawn) / COLUMNS)
-        figure = Figure(figsize=(4.6 * COLUMNS, 2.7 * max(rows, 1)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+        figure = Figure(figsize=(4.6 * COLUMNS, 2.7 * max(rows, 1)), layout=layout)
         grid = figure.subplots(max(rows, 1), COLUMNS, squeeze=False).flatten()
         for axes, (title, names) in zip(grid, drawn, strict=False):
             for name in names:

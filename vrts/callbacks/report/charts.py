@@ -6,7 +6,11 @@ import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from vrts.callbacks.report.accuracies import (
     GroupAccuracy,
@@ -15,9 +19,6 @@ from vrts.callbacks.report.accuracies import (
     level_accuracies,
 )
 from vrts.callbacks.report.items import Item
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MOST_GROUPS = 30
 """Categories in one chart, the largest ones."""
@@ -130,10 +131,6 @@ def _chart(
         draw: onto axes.
         height: in inches of 96 pixels.
     """
-    # takes as long to import as the rest of a small command; Figure has no global state
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     style: Any = {
         "axes.spines.top": False,
         "axes.spines.right": False,
