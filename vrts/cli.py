@@ -17,7 +17,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from vrts import votes
-from vrts.callbacks import densify, export, interruption, samples, writer
+from vrts.callbacks import curves, densify, export, interruption, samples, writer
+from vrts.callbacks.report import callback as report
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, sampling
 from vrts.data.benchmarks import (
     cgbench,
@@ -37,7 +38,7 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    votes, densify, export, interruption, samples, writer,
+    votes, curves, densify, export, interruption, report, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, objectives, qwen, reference, rewards,

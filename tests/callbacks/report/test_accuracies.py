@@ -1,0 +1,66 @@
+"""Accuracy by level and category, against counting by hand."""
+
+import random
+from statistics import mean
+
+import pytest
+
+from tests.callbacks.report.lines import decided, failed, question
+from vrts.callbacks.report.accuracies import group_accuracies, level_accuracies
+from vrts.callbacks.report.items import report_item
+
+KITCHEN, GARDEN = ({"breakdown": {"place": name}} for name in ("kitchen", "garden"))
+
+
+def items():
+    q = [question(f"q{i}", metadata=GARDEN if i % 2 else KITCHEN) for i in range(4)]
+    unknown = question("unknown", answer=None, metadata=GARDEN)
+    lines = [
+        decided(q[0], f4="AAA"),  # right at once
+        decided(q[1], f4="ABB", f8="AAA"),  # wrong at 4, right at 8
+        decided(q[2], f4="AAB", f8="BBA"),  # right at 4, wrong at 8
+        failed(q[3], f4="AAB"),  # right at 4, fails at 8
+        decided(unknown, f4="AAA"),
+    ]
+    return [report_item(line, a, 100) for line, a in zip(lines, [*q, unknown], strict=True)]
+
+
+def test_stopping_at_a_level_gives_that_level_s_majority():
+    sparse, dense = level_accuracies(items(), ["4", "8"])
+    assert (sparse.accuracy, sparse.num_scored) == (3 / 4, 4)
+    assert sparse.mean_frames == 4
+    assert dense.accuracy == 2 / 4
+    assert dense.mean_frames == mean([4, 12, 12, 4])
+
+
+def test_the_last_level_has_the_accuracy_of_the_run():
+    rng = random.Random(3)
+    found, right = [], 0
+    for i in range(200):
+        asked = question(f"q{i}")
+        fails = rng.random() < 0.1  # in place of a further round
+        rounds = rng.randint(0, 2) if fails else rng.randint(1, 3)
+        votes = {f"f{4 << k}": "".join(rng.choices("ABC-", k=3)) for k in range(rounds)}
+        line = failed(asked, **votes) if fails else decided(asked, **votes)
+        right += line["correct"]
+        found.append(report_item(line, asked, 10))
+    levels = level_accuracies(found, ["4", "8", "16"])
+    assert levels[-1].accuracy == right / 200
+    assert [level.level for level in levels] == ["4", "8", "16"]
+
+
+def test_categories_count_failures_as_wrong_and_leave_unknown_answers_out():
+    groups = group_accuracies(items())
+    assert list(groups) == ["place"], "one problem type alone is no breakdown"
+    garden, kitchen = groups["place"]
+    assert (garden.group, garden.accuracy, garden.num_scored) == ("garden", 1 / 2, 2)
+    assert (kitchen.group, kitchen.accuracy, kitchen.num_scored) == ("kitchen", 1 / 2, 2)
+    assert garden.stderr == pytest.approx((0.25 / 2) ** 0.5)
+
+
+def test_nothing_to_score_has_no_accuracies():
+    asked = question("q", answer=None, metadata=KITCHEN)
+    unscored = [report_item(decided(asked, f4="AAA"), asked, 10)]
+    assert level_accuracies(unscored, ["4"]) == []
+    assert level_accuracies([], ["4"]) == []
+    assert group_accuracies(unscored) == {}

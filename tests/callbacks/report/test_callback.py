@@ -1,0 +1,185 @@
+"""Runs that leave a report: the real Trainer, real videos, a policy that answers by a script."""
+
+import json
+import re
+import signal
+from dataclasses import replace
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from tests.callbacks.plugins import ask
+from tests.callbacks.runs import (
+    by_id,
+    make_data,
+    make_module,
+    make_trainer,
+    questions,
+    read_predictions,
+    scripted,
+)
+from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.report.callback import ReportWriter
+from vrts.callbacks.report.thumbnails import strip_path
+from vrts.callbacks.writer import PredictionWriter
+from vrts.types import InputError
+
+SCRIPT = {"q0": {4: "ABC", 8: "BBB"}, "q1": {4: "BBB"}, "q2": {4: "A-C", 8: "A-C"}}
+"""The others get "A" three times, but q3, whose video is damaged."""
+
+
+class GiveClips(Callback):
+    """Gives predictions the frames of their last round, as far as they have none."""
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, *_args):
+        for i, prediction in enumerate(outputs):
+            if prediction.clip is None and prediction.rounds:
+                loaded = trainer.datamodule.load([prediction.question], prediction.num_frames)
+                outputs[i] = replace(prediction, clip=loaded[0].clip)
+
+
+def asked_of(videos):
+    asked = questions(videos["long"], 6)
+    asked[3] = ask("q3", videos["damaged"], "A")
+    return asked
+
+
+def run(folder, videos, policy=None, report=None, extra=()):
+    """Predict two questions a batch; the trainer."""
+    report = report or ReportWriter()
+    callbacks = [SparseToDense([4, 8], 3), GiveClips(), PredictionWriter(str(folder)), report]
+    trainer = make_trainer(folder, [*callbacks, *extra])
+    data = make_data(predict=asked_of(videos), eval_batch_size=2)
+    module = make_module(policy or scripted(SCRIPT))
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    return trainer
+
+
+def embedded(folder, name):
+    """JSON of a data block of the report."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    found = re.search(f'<script type="application/json" id="{name}">(.*?)</script>', text, re.S)
+    return json.loads(found.group(1))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, videos):
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder, videos)
+    return folder
+
+
+def test_the_report_has_the_questions_as_they_were_decided(whole):
+    lines, items = by_id(read_predictions(whole)), by_id(embedded(whole, "items"))
+    assert list(items) == [f"q{i}" for i in range(6)]
+    for name, line in lines.items():
+        item = items[name]
+        assert item["answer"] == line["prediction"]
+        assert [r["frames"] for r in item["rounds"]] == [r["num_frames"] for r in line["rounds"]]
+        texts = [[c["text"] for c in r["completions"]] for r in item["rounds"]]
+        assert texts == [r["completions"] for r in line["rounds"]]
+    assert items["q0"]["tags"] == ["wrong", "agreed-wrong"]
+    assert items["q1"]["question"].startswith("What colour")
+    assert "damaged.mp4" in items["q3"]["error"]
+    assert items["q2"]["tags"] == ["wrong", "undecided"]
+
+
+def test_the_report_has_the_metrics_and_the_settings(whole):
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    accuracy = json.loads((whole / "metrics.json").read_text())["accuracy"]
+    assert f"{100 * accuracy:.1f} ± " in page
+    assert "num_samples" in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+
+
+def test_frames_are_there_but_those_of_the_damaged_video(whole):
+    assert set(embedded(whole, "strips")) == {"q0", "q1", "q2", "q4", "q5"}
+    assert {path.name for path in (whole / "thumbnails").iterdir()} == {
+        strip_path(whole, f"q{i}").name for i in (0, 1, 2, 4, 5)
+    }
+
+
+def test_wrong_questions_come_first_where_frames_are_few(tmp_path, videos):
+    run(tmp_path, videos, report=ReportWriter(max_thumbnails=2))
+    items = by_id(embedded(tmp_path, "items"))
+    wrong = [name for name, item in items.items() if "wrong" in item["tags"]]
+    assert len(wrong) > 2
+    assert list(embedded(tmp_path, "strips")) == wrong[:2]
+
+
+def test_without_thumbnails_no_frames_are_kept(tmp_path, videos):
+    run(tmp_path, videos, report=ReportWriter(max_thumbnails=0))
+    assert embedded(tmp_path, "strips") == {}
+    assert not (tmp_path / "thumbnails").exists()
+
+
+def test_long_completions_are_shortened(tmp_path, videos):
+    run(tmp_path, videos, report=ReportWriter(most_characters=20))
+    texts = [
+        c["text"]
+        for i in embedded(tmp_path, "items")
+        for r in i["rounds"]
+        for c in r["completions"]
+    ]
+    assert all("characters left out" in text for text in texts)
+    assert "left out" not in (tmp_path / "predictions.jsonl").read_text()
+
+
+def test_a_resumed_run_s_report_is_that_of_an_uninterrupted_one(tmp_path, videos, whole):
+    with pytest.raises(SystemExit):
+        run(tmp_path, videos, scripted(SCRIPT, stop_after=2, signal=signal.SIGINT))
+    assert not (tmp_path / "report.html").exists()
+    assert len(read_predictions(tmp_path)) == 2
+    run(tmp_path, videos)
+    for name in ("items", "strips"):
+        assert embedded(tmp_path, name) == embedded(whole, name)
+
+
+def test_a_run_that_has_nothing_left_writes_its_report_again(tmp_path, videos):
+    run(tmp_path, videos)
+    page = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "report.html").unlink()
+    policy = scripted(SCRIPT)
+    run(tmp_path, videos, policy)
+    assert policy.asked == []
+    assert (tmp_path / "report.html").read_bytes() == page
+
+
+def test_a_report_that_cannot_be_written_costs_no_predictions(tmp_path, videos):
+    class Block(Callback):
+        """Puts a folder where the report goes, when it is too late to find out early."""
+
+        def on_predict_end(self, *_args):
+            (tmp_path / "report.html").mkdir()
+
+    with pytest.raises(InputError, match=r"report\.html: cannot write the report") as caught:
+        run(tmp_path, videos, extra=[Block()])
+    assert "predictions.jsonl and metrics.json are whole" in str(caught.value)
+    assert len(read_predictions(tmp_path)) == 6
+    assert json.loads((tmp_path / "metrics.json").read_text())["num_questions"] == 6
+    with pytest.raises(InputError, match="is a folder"):
+        run(tmp_path, videos)
+    (tmp_path / "report.html").rmdir()
+    run(tmp_path, videos)
+    assert len(embedded(tmp_path, "items")) == 6
+
+
+def test_frames_that_cannot_be_kept_are_told_and_cost_nothing_else(tmp_path, videos, caplog):
+    class Block(Callback):
+        def on_predict_start(self, *_args):
+            (tmp_path / "thumbnails").rmdir()
+            (tmp_path / "thumbnails").write_text("")
+
+    run(tmp_path, videos, extra=[Block()])
+    told = [record for record in caplog.records if "cannot keep frames" in record.message]
+    assert len(told) == 1
+    assert str(tmp_path / "thumbnails") in told[0].message
+    assert len(embedded(tmp_path, "items")) == 6
+    assert embedded(tmp_path, "strips") == {}
+
+
+def test_a_report_without_a_writer_before_it_is_refused(tmp_path, videos):
+    data = make_data(predict=asked_of(videos))
+    for callbacks in ([ReportWriter()], [ReportWriter(), PredictionWriter(str(tmp_path))]):
+        with pytest.raises(InputError, match="put a PredictionWriter before it"):
+            make_trainer(tmp_path, callbacks).predict(make_module(scripted()), datamodule=data)

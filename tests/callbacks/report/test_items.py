@@ -1,0 +1,117 @@
+"""What the report says of a question, and how much text it takes."""
+
+import pytest
+
+from tests.callbacks.plugins import completion
+from tests.callbacks.report.lines import decided, failed, question
+from vrts.callbacks.report.items import (
+    TAGS,
+    by_priority,
+    completion_limit,
+    item_tags,
+    report_item,
+    shorten,
+)
+
+UNKNOWN = question("unknown", answer=None)
+RIGHT = question("right")
+
+
+def test_an_item_has_what_was_asked_answered_and_voted():
+    asked = question("q", metadata={"breakdown": {"domain": "kitchen", "duration": 60}})
+    item = report_item(decided(asked, f4="ABB", f8="BA-"), asked, 1000)
+    assert item == {
+        "id": "q",
+        "question": "What is q?",
+        "video": "q.mp4",
+        "options": [["A", "a red cup"], ["B", "a blue cup"], ["C", "a green cup"]],
+        "gold": "A",
+        "answer": "B",
+        "error": None,
+        "tags": ["wrong", "undecided"],
+        "groups": {"domain": "kitchen", "duration": "60", "problem type": "multiple choice"},
+        "rounds": [
+            {
+                "frames": 4,
+                "span_s": None,
+                "agreement": pytest.approx(2 / 3),
+                "votes": [("B", 2), ("A", 1)],
+                "right": False,
+                "completions": [
+                    {"text": completion(c), "answer": c, "abandoned": False} for c in "ABB"
+                ],
+            },
+            {
+                "frames": 8,
+                "span_s": None,
+                "agreement": pytest.approx(1 / 3),
+                "votes": [("B", 1), ("A", 1), (None, 1)],
+                "right": False,
+                "completions": [
+                    {"text": completion(c), "answer": None if c == "-" else c, "abandoned": False}
+                    for c in "BA-"
+                ],
+            },
+        ],
+    }
+
+
+def test_later_fields_of_a_round_are_shown_where_a_line_has_them():
+    line = decided(RIGHT, f4="AA-")
+    line["rounds"][0] |= {"abandoned": [False, False, True], "times_s": [0.5, float("nan"), 7.256]}
+    line["breakdown"] = {"domain": "from the line"}
+    item = report_item(line, RIGHT, 1000)
+    assert item["rounds"][0]["votes"] == [("A", 2)], "one that was given up is no vote"
+    assert [c["abandoned"] for c in item["rounds"][0]["completions"]] == [False, False, True]
+    assert item["rounds"][0]["span_s"] == [0.5, 7.26]
+    assert item["groups"]["domain"] == "from the line"
+
+
+def test_a_line_whose_question_is_gone_still_has_its_votes():
+    item = report_item(decided(RIGHT, f4="AAB"), None, 1000)
+    assert (item["question"], item["options"], item["groups"]) == ("", [], {})
+    assert item["rounds"][0]["votes"] == [("A", 2), ("B", 1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "tags"),
+    [
+        (decided(RIGHT, f4="AAA"), ["right"]),
+        (decided(RIGHT, f4="AAB"), ["right", "undecided"]),
+        (decided(RIGHT, f4="AA-"), ["right", "undecided"]),
+        (decided(RIGHT, f4="AAB", f8="BBB"), ["wrong", "agreed-wrong"]),
+        (decided(RIGHT, f4="BBC"), ["wrong", "undecided"]),
+        (decided(RIGHT, f4="---"), ["wrong", "undecided", "no-answer"]),
+        (failed(RIGHT), ["failed"]),
+        (failed(RIGHT, f4="ABC"), ["failed"]),
+        (failed(UNKNOWN), ["failed", "unscored"]),
+        (decided(UNKNOWN, f4="CCC"), ["unscored"]),
+    ],
+)
+def test_tags(line, tags):
+    assert item_tags(line) == tags
+    assert set(tags) <= TAGS.keys()
+
+
+def test_the_middle_of_a_long_completion_is_left_out():
+    text = "thinking " * 100 + "<answer>B</answer>"
+    short = shorten(text, 90)
+    assert short.startswith("thinking thinking")
+    assert short.endswith("<answer>B</answer>")
+    assert f"[{len(text) - 90:,} characters left out]" in short
+    assert shorten(text, len(text)) == text
+
+
+def test_all_completions_together_stay_within_a_budget():
+    lines = [decided(RIGHT, f4="AAA"), decided(RIGHT, f4="ABA", f8="AAA")]
+    total = sum(len(t) for line in lines for r in line["rounds"] for t in r["completions"])
+    assert completion_limit(lines, 1000, total) == 1000
+    limit = completion_limit(lines, 1000, total - 1)
+    assert limit * 9 <= total - 1 < (limit + 1) * 9
+    assert completion_limit([], 1000, 0) == 1000
+
+
+def test_frames_of_wrong_questions_come_first():
+    lines = [decided(RIGHT, f4=v) for v in ("AAA", "AAB", "BBB")] + [failed(RIGHT)]
+    items = [report_item(line, RIGHT, 10) | {"id": i} for i, line in enumerate(lines)]
+    assert [item["id"] for item in by_priority(items)] == [2, 3, 1, 0]

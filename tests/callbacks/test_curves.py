@@ -1,0 +1,225 @@
+"""Curves of real training runs: what loggers get, in a picture, over interruptions too."""
+
+import json
+import math
+import random
+import signal
+
+import pytest
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from PIL import Image
+
+from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from vrts.callbacks.curve_plot import panels, read_points, running_mean, series, write_curves
+from vrts.callbacks.curves import CurveWriter
+from vrts.callbacks.interruption import SaveOnInterrupt
+from vrts.cli import main
+from vrts.demo.model import build_model_folder
+from vrts.demo.videos import make_dataset
+from vrts.models.objectives import GRPO
+from vrts.models.reference import FrozenCopy
+from vrts.types import InputError
+
+
+class Kept(DummyLogger):
+    """A logger that keeps what it is given, by step."""
+
+    def __init__(self):
+        super().__init__()
+        self.logged = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.logged.setdefault(step, {}).update(metrics)
+
+
+class Interrupt(Callback):
+    """Ctrl-C while a batch is trained on."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx):
+        if batch_idx == self.batch:
+            signal.raise_signal(signal.SIGINT)
+
+
+class Fail(Callback):
+    def on_before_backward(self, trainer: Trainer, *_args):
+        if trainer.global_step == 2:
+            raise RuntimeError("odd")
+
+
+def fit(folder, model_folder, videos, callbacks=(), ckpt_path=None, **options):
+    """Two epochs of 3 batches with validation after each; what loggers were given."""
+    logger = Kept()
+    module = make_module(
+        make_policy(model_folder), lr=0.001, objective=GRPO(beta=0.1), reference=FrozenCopy()
+    )
+    options = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 1} | options
+    trainer = make_trainer(folder, [*callbacks, CurveWriter()], logger=logger, **options)
+    video = videos["long"]
+    data = make_data(train=questions(video, 6), val=questions(video, 2), batch_size=2)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return logger.logged
+
+
+def without_times(points):
+    timed = ("train/rollout_s", "train/update_s", "train/tokens_per_s")
+    return [{k: v for k, v in point.items() if k not in timed} for point in points]
+
+
+def check_picture(path):
+    image = Image.open(path)
+    image.verify()
+    assert image.format == "PNG"
+    width, height = image.size
+    assert 1000 < width < 2000
+    assert 800 < height < 3000
+    colors = Image.open(path).convert("RGB").getcolors(1 << 24)
+    assert len(colors) > 50, "curves are drawn"
+
+
+def test_lines_are_what_loggers_get(tmp_path, model_folder, videos):
+    logged = fit(tmp_path, model_folder, videos)
+    points = read_points(tmp_path / "curves.jsonl")
+    training = [p for p in points if "train/loss" in p]
+    assert [p["step"] for p in training] == [1, 2, 3, 4, 5, 6]
+    for point in training:
+        # loggers count steps from 0
+        given = {k: v for k, v in logged[point["step"] - 1].items() if k.startswith("train/")}
+        assert {k: v for k, v in point.items() if k.startswith("train/")} == given
+        assert len(given) > 12
+        assert point["lr"] == 0.001
+    validation = [p for p in points if "val/accuracy" in p]
+    assert [p["step"] for p in validation] == [3, 6]
+    assert all(p.keys() == {"step", "val/accuracy"} for p in validation)
+    check_picture(tmp_path / "curves.png")
+
+
+def test_one_line_a_step_where_gradients_accumulate(tmp_path, model_folder, videos):
+    logged = fit(tmp_path, model_folder, videos, accumulate_grad_batches=2, max_epochs=1)
+    points = [p for p in read_points(tmp_path / "curves.jsonl") if "train/loss" in p]
+    assert [p["step"] for p in points] == [1, 2]
+    for point in points:
+        assert point["train/loss"] == logged[point["step"] - 1]["train/loss"]
+
+
+def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_folder, videos):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fit(whole, model_folder, videos)
+    with pytest.raises(SystemExit):
+        fit(cut, model_folder, videos, [SaveOnInterrupt(str(cut)), Interrupt(1)])
+    stopped = read_points(cut / "curves.jsonl")
+    assert [p["step"] for p in stopped] == [1, 2]
+    assert "train/update_s" in stopped[0]
+    assert "train/update_s" not in stopped[1], "it was interrupted before that was known"
+    check_picture(cut / "curves.png")
+    with (cut / "curves.jsonl").open("a") as file:  # steps that the checkpoint lies before
+        file.write('{"step": 3, "train/loss": 99.0}\n{"step": 4, "tr')
+    fit(cut, model_folder, videos, ckpt_path=str(cut / "last.ckpt"))
+    points = [read_points(folder / "curves.jsonl") for folder in (whole, cut)]
+    assert without_times(points[0]) == without_times(points[1])
+
+
+def test_a_run_that_begins_anew_drops_an_earlier_one(tmp_path, model_folder, videos):
+    (tmp_path / "curves.jsonl").write_text('{"step": 1, "train/loss": 99.0}\n')
+    fit(tmp_path, model_folder, videos, max_steps=1)
+    (point,) = [p for p in read_points(tmp_path / "curves.jsonl") if "train/loss" in p]
+    assert point["train/loss"] != 99
+
+
+def test_a_run_that_fails_leaves_its_curves_and_its_own_error(tmp_path, model_folder, videos):
+    with pytest.raises(RuntimeError, match="odd"):
+        fit(tmp_path / "a", model_folder, videos, [Fail()])
+    assert [p["step"] for p in read_points(tmp_path / "a/curves.jsonl")] == [1, 2]
+    check_picture(tmp_path / "a/curves.png")
+
+
+def test_what_cannot_be_drawn_does_not_hide_why_a_run_failed(
+    tmp_path, model_folder, videos, caplog
+):
+    (tmp_path / "curves.png").mkdir()
+    with pytest.raises(RuntimeError, match="odd"):
+        fit(tmp_path, model_folder, videos, [Fail()])
+    assert "cannot draw the curves" in caplog.text
+    with pytest.raises(InputError, match=r"curves\.png.*the model is saved"):
+        fit(tmp_path, model_folder, videos, max_steps=1)
+
+
+def test_a_file_that_is_not_of_a_run_is_refused(tmp_path, model_folder, videos):
+    (tmp_path / "curves.jsonl").write_text('{"step": 1}\nnot ours\n')
+    with pytest.raises(InputError, match=r"curves\.jsonl:2: not a line"):
+        fit(tmp_path, model_folder, videos)
+
+
+def test_the_command_draws_curves_of_what_it_logs(tmp_path):
+    build_model_folder(tmp_path / "model", seed=0)
+    annotations = make_dataset(tmp_path / "data", num_videos=4, seed=5)
+    args = [
+        "fit",
+        "--config=configs/grpo.yaml",
+        "--config=configs/tiny.yaml",
+        f"--model.policy.init_args.path={tmp_path / 'model'}",
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
+        f"--trainer.logger={CSVLogger.__module__}.CSVLogger",
+        f"--trainer.logger.init_args.save_dir={tmp_path / 'run'}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.accumulate_grad_batches=1",
+        "--trainer.max_steps=3",
+        "--model.num_generations=2",
+        "--model.max_new_tokens=8",
+        "--data.num_frames=4",
+        "--data.num_workers=0",
+        "--data.train=VideoR1Reader",
+        f"--data.train.init_args.path={annotations}",
+        "--data.train.init_args.video_root=null",
+    ]
+    assert main(args) == 0
+    check_picture(tmp_path / "run/curves.png")
+    points = read_points(tmp_path / "run/curves.jsonl")
+    header, *rows = (
+        line.split(",") for line in next((tmp_path / "run").rglob("metrics.csv")).open()
+    )
+    losses = [row[header.index("train/loss")] for row in rows]
+    assert [p["train/loss"] for p in points] == [float(loss) for loss in losses if loss]
+    assert len(points) == 3
+
+
+def test_series_take_the_later_value_of_a_step_and_leave_out_what_is_missing():
+    points = [{"step": 2, "a": 1.0, "b": None}, {"step": 1, "a": 5.0}, {"step": 2, "a": 3.0}]
+    assert series(points) == {"a": ([1, 2], [5.0, 3.0])}
+
+
+def test_every_metric_has_one_panel():
+    names = ["lr", "train/reward/total", "train/reward/x", "train/update_s", "train/new", "loss"]
+    assert panels(names) == [
+        ("rewards", ["train/reward/total", "train/reward/x"]),
+        ("learning rate", ["lr"]),
+        ("seconds: rollout, update", ["train/update_s"]),
+        ("train/new", ["train/new"]),
+        ("loss", ["loss"]),
+    ]
+
+
+def test_running_mean_is_the_mean_of_what_is_near():
+    rng = random.Random(1)
+    values = [rng.random() for _ in range(30)]
+    values[4] = math.nan
+    means = running_mean(values, 5)
+    for i, mean in enumerate(means):
+        near = [v for v in values[max(0, i - 2) : i + 3] if not math.isnan(v)]
+        assert mean == pytest.approx(sum(near) / len(near))
+    assert math.isnan(running_mean([math.inf], 3)[0])
+
+
+def test_many_values_and_such_that_are_not_finite_are_drawn(tmp_path):
+    points = [{"step": i, "train/loss": math.sin(i / 20), "lr": 1e-6} for i in range(1, 300)]
+    points[7]["train/loss"], points[8]["train/loss"] = math.nan, math.inf
+    points = json.loads(json.dumps(points))
+    write_curves(tmp_path / "curves.png", points)
+    image = Image.open(tmp_path / "curves.png")
+    image.verify()
+    assert image.size[0] > 1000

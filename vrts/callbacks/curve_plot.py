@@ -1,0 +1,156 @@
+"""Drawing the curves of a training run from the lines of ``curves.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from vrts.types import InputError
+
+Point = dict[str, Any]
+"""One line of ``curves.jsonl``: ``step`` and values by name."""
+
+PANELS = (
+    ("rewards", "train/reward/"),
+    ("validation accuracy", "val/accuracy"),
+    ("loss", "train/loss"),
+    ("KL to the reference", "train/kl"),
+    ("entropy", "train/entropy"),
+    ("completion length, tokens", "train/completion_length"),
+    ("reward std within groups", "train/reward_std"),
+    ("share of groups without advantage", "train/zero_advantage_groups"),
+    ("share of completions cut off", "train/truncated"),
+    ("share of tokens clipped", "train/clip_share"),
+    ("learning rate", "lr"),
+    ("seconds: rollout, update", "train/rollout_s train/update_s"),
+    ("tokens a second", "train/tokens_per_s"),
+)
+"""Title of each panel and the metrics in it; a name that ends with ``/`` is a prefix. Further
+metrics get panels of their own."""
+
+COLUMNS = 3
+SMOOTH_FROM = 50
+"""Points from which on a running mean is drawn over the values."""
+
+
+def read_points(path: Path) -> list[Point]:
+    """Read the whole lines of a file of curves, none where there is no file.
+
+    Args:
+        path: of ``curves.jsonl``; what an interrupted write left behind is passed over.
+
+    Raises:
+        InputError: a whole line that is not one of ours.
+    """
+    if not path.exists():
+        return []
+    points: list[Point] = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            point = json.loads(text)
+            ours = isinstance(point, dict) and isinstance(point.get("step"), int)
+        except ValueError:
+            ours = False
+        if not ours:
+            raise InputError(f"{path}:{number}: not a line that vrts fit wrote; remove the file")
+        points.append(point)
+    return points
+
+
+def series(points: Iterable[Point]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of each metric, in the order of the steps.
+
+    Args:
+        points: lines of the file; of two values of a step, the later one counts.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for point in points:
+        for name, value in point.items():
+            if name != "step" and value is not None:
+                found.setdefault(name, {})[point["step"]] = value
+    ordered = {name: sorted(values.items()) for name, values in found.items()}
+    return {name: ([s for s, _ in v], [x for _, x in v]) for name, v in ordered.items()}
+
+
+def panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Which metrics go into which panel, empty panels left out.
+
+    Args:
+        names: of the metrics.
+    """
+    left, found = list(names), []
+    for title, wanted in PANELS:
+        keys = wanted.split()
+        shown = [n for n in left if any(n == k or (k[-1] == "/" and n.startswith(k)) for k in keys)]
+        left = [name for name in left if name not in shown]
+        found.append((title, shown))
+    found += [(name, [name]) for name in left]
+    return [(title, shown) for title, shown in found if shown]
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean of each value and those around it, fewer at the ends; NaN and infinity are left out.
+
+    Args:
+        values: of a curve.
+        width: values that a mean is over, odd.
+    """
+    half = width // 2
+    means = []
+    for i in range(len(values)):
+        near = [v for v in values[max(0, i - half) : i + half + 1] if math.isfinite(v)]
+        means.append(sum(near) / len(near) if near else math.nan)
+    return means
+
+
+def write_curves(path: Path, points: Sequence[Point]) -> None:
+    """Draw one panel for each kind of metric into a PNG.
+
+    Args:
+        path: of the picture, written whole or not at all.
+        points: lines of ``curves.jsonl``.
+    """
+    curves = series(points)
+    drawn = panels(curves)
+    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
+    with rc_context(style):
+        rows = math.ceil(len(drawn) / COLUMNS)
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+        figure = Figure(figsize=(4.6 * COLUMNS, 2.7 * max(rows, 1)), layout=layout)
+        grid = figure.subplots(max(rows, 1), COLUMNS, squeeze=False).flatten()
+        for axes, (title, names) in zip(grid, drawn, strict=False):
+            for name in names:
+                _draw_curve(axes, name, *curves[name])
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("optimizer step", fontsize=8)
+            axes.tick_params(labelsize=8)
+            axes.grid(alpha=0.3)
+            axes.margins(x=0.02)
+            if len(names) > 1:
+                axes.legend(fontsize=8)
+        for axes in grid[len(drawn) :]:
+            axes.remove()
+        temporary = path.with_name(path.name + ".part")
+        figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
+
+
+def _draw_curve(axes: Axes, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
+    """Draw one metric: its values, and their running mean where they are many."""
+    label = name.removeprefix("train/").removeprefix("reward/")
+    finite = [value if math.isfinite(value) else math.nan for value in values]
+    marker = "o" if len(values) < 15 else ""
+    if len(values) < SMOOTH_FROM:
+        axes.plot(steps, finite, label=label, marker=marker, markersize=3)
+        return
+    (line,) = axes.plot(steps, finite, alpha=0.3, linewidth=0.8)
+    smooth = running_mean(values, len(values) // 20 | 1)
+    axes.plot(steps, smooth, label=label, color=line.get_color())

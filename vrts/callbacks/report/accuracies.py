@@ -1,0 +1,80 @@
+"""Accuracy of a run by level and by category: the numbers behind its charts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vrts.callbacks.report.items import Item
+
+
+@dataclass(frozen=True, slots=True)
+class LevelAccuracy:
+    """What a run would have come to, had it stopped at one level."""
+
+    level: str
+    mean_frames: float
+    """Of all rounds so far, over questions that had one."""
+    accuracy: float
+    num_scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAccuracy:
+    """Accuracy over the questions of one category."""
+
+    group: str
+    accuracy: float
+    num_scored: int
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the accuracy, questions taken as independent."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_scored)
+
+
+def level_accuracies(items: Sequence[Item], levels: Sequence[str]) -> list[LevelAccuracy]:
+    """Accuracy against frames: what stopping at each level would have given, by majority.
+
+    A question that was decided before keeps its answer and its frames; one that failed after a
+    level has that level's answer. Questions whose right answer is not known do not count.
+
+    Args:
+        items: of the report.
+        levels: frames asked for in each round.
+    """
+    scored = [item for item in items if "unscored" not in item["tags"]]
+    found = []
+    for index, level in enumerate(levels):
+        right, frames = 0, []
+        for item in scored:
+            rounds = item["rounds"][: index + 1]
+            if rounds:
+                frames.append(sum(r["frames"] for r in rounds))
+            failed_here = "failed" in item["tags"] and len(item["rounds"]) <= index
+            right += bool(rounds) and not failed_here and bool(rounds[-1]["right"])
+        if scored and frames:
+            mean_frames = sum(frames) / len(frames)
+            found.append(LevelAccuracy(level, mean_frames, right / len(scored), len(scored)))
+    return found
+
+
+def group_accuracies(items: Sequence[Item]) -> dict[str, list[GroupAccuracy]]:
+    """Accuracy of each category of each breakdown that has more than one, largest first."""
+    counts: dict[str, dict[str, list[int]]] = {}
+    for item in items:
+        if "unscored" in item["tags"]:
+            continue
+        for name, group in item["groups"].items():
+            tally = counts.setdefault(name, {}).setdefault(group, [0, 0])
+            tally[0] += "right" in item["tags"]
+            tally[1] += 1
+    return {
+        name: sorted(
+            (GroupAccuracy(group, right / n, n) for group, (right, n) in groups.items()),
+            key=lambda g: (-g.num_scored, g.group),
+        )
+        for name, groups in counts.items()
+        if len(groups) > 1
+    }

@@ -1,0 +1,154 @@
+"""Writing ``report.html`` at the end of a prediction run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning import Callback, LightningModule, Trainer
+
+from vrts.callbacks.folders import make_folder
+from vrts.callbacks.records import Line
+from vrts.callbacks.report.items import Item, by_priority, completion_limit, report_item
+from vrts.callbacks.report.page import render_report
+from vrts.callbacks.report.thumbnails import keep_strip, strip_path
+from vrts.callbacks.writer import PredictionWriter
+from vrts.data.datamodule import VideoQADataModule
+from vrts.types import InputError, Prediction
+
+TEXT_BUDGET = 20_000_000
+"""Characters of all completions together; a browser opens such a page in a second or two."""
+
+_log = logging.getLogger(__name__)
+
+
+class ReportWriter(Callback):
+    """Writes ``report.html`` beside ``predictions.jsonl``: one file that opens in a browser.
+
+    It has the result, charts, and the questions with frames, votes and reasoning. Strips of small
+    frames are kept in ``thumbnails/`` as soon as their questions are decided, so that the report
+    of a resumed run has them too. A run that is interrupted writes none.
+
+    `trainer.callbacks` must name it after `PredictionWriter`, whose files it reads.
+
+    Args:
+        max_thumbnails: questions whose frames the report holds, wrong and failed ones first, then
+            undecided ones; 0 keeps no frames at all.
+        most_characters: of a completion; the middle of a longer one is left out. In a run of very
+            many questions it is less.
+    """
+
+    def __init__(
+        self, max_thumbnails: NonNegativeInt = 300, most_characters: PositiveInt = 2000
+    ) -> None:
+        self.max_thumbnails = int(max_thumbnails)
+        self.most_characters = int(most_characters)
+        self._folder = Path()
+        self._predictions_path = Path()
+        self._keeps_strips = False
+
+    @property
+    def path(self) -> Path:
+        """Where the report goes."""
+        return self._folder / "report.html"
+
+    @property
+    def _strips(self) -> Path:
+        return self._folder / "thumbnails"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the writer whose folder this is.
+
+        Raises:
+            InputError: there is none before this callback, or its folder cannot take a report.
+        """
+        if stage != "predict":
+            return
+        order = cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
+        writers = [c for c in order[: order.index(self)] if isinstance(c, PredictionWriter)]
+        if not writers:
+            raise InputError(
+                "trainer.callbacks: ReportWriter reads what PredictionWriter writes; put a "
+                "PredictionWriter before it"
+            )
+        self._predictions_path = writers[0].predictions_path
+        self._folder = self._predictions_path.parent
+        self._keeps_strips = self.max_thumbnails > 0
+        if self.path.is_dir():
+            raise InputError(f"{self.path}: is a folder, and the report goes there; remove it")
+        if self._keeps_strips and trainer.is_global_zero:
+            make_folder(self._strips, "ReportWriter")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the frames of the batch; the predictions themselves are safe already."""
+        predictions: list[Prediction] = outputs
+        for prediction in predictions:
+            if not self._keeps_strips or prediction.clip is None:
+                continue
+            try:
+                keep_strip(
+                    self._strips, prediction.question.id, prediction.clip, trainer.global_rank
+                )
+            except OSError as error:
+                self._keeps_strips = False
+                _log.warning(
+                    "%s: cannot keep frames (%s); the report will lack those from here on",
+                    self._strips,
+                    error,
+                )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the report, from the first process, which has merged what all wrote.
+
+        Raises:
+            InputError: it cannot be written; predictions and metrics have been.
+        """
+        if stage != "predict" or not trainer.is_global_zero:
+            return
+        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        page = self._render(data)
+        temporary = self.path.with_name(self.path.name + ".part")
+        try:
+            # what is no character (half a surrogate pair in an annotation) becomes "?"
+            temporary.write_bytes(page.encode("utf-8", errors="replace"))
+            temporary.replace(self.path)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot write the report ({error}); predictions.jsonl and "
+                "metrics.json are whole, and the same command writes the report once it can"
+            ) from error
+
+    def _render(self, data: VideoQADataModule) -> str:
+        questions = {question.id: question for question in data.questions("predict")}
+        limit = completion_limit(self._lines(), self.most_characters, TEXT_BUDGET)
+        items = [report_item(line, questions.get(line["id"]), limit) for line in self._lines()]
+        metrics = json.loads((self._folder / "metrics.json").read_text(encoding="utf-8"))
+        settings = json.loads((self._folder / "settings.json").read_text(encoding="utf-8"))
+        title = f"{self._folder.resolve().name}: vrts predict"
+        return render_report(items, metrics, self._chosen_strips(items), settings, title)
+
+    def _lines(self) -> Iterator[Line]:
+        """Lines of the merged file, one at a time: all of them may be large."""
+        with self._predictions_path.open(encoding="utf-8") as file:
+            for text in file:
+                yield json.loads(text)
+
+    def _chosen_strips(self, items: Sequence[Item]) -> dict[str, bytes]:
+        chosen: dict[str, bytes] = {}
+        for item in by_priority(items):
+            path = strip_path(self._strips, item["id"])
+            if len(chosen) < self.max_thumbnails and path.is_file():
+                chosen[item["id"]] = path.read_bytes()
+        return chosen

@@ -1,0 +1,149 @@
+"""Charts of a prediction run, as SVG that shows in any browser."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vrts.callbacks.report.accuracies import (
+    GroupAccuracy,
+    LevelAccuracy,
+    group_accuracies,
+    level_accuracies,
+)
+from vrts.callbacks.report.items import Item
+
+MOST_GROUPS = 30
+"""Categories in one chart, the largest ones."""
+BLUE, GREY = "#1f6feb", "#57606a"
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart, and its numbers in words for those who don't see it."""
+
+    title: str
+    alt: str
+    svg: bytes
+
+
+def make_charts(items: Sequence[Item], metrics: Mapping[str, Any]) -> list[Chart]:
+    """Draw what there is to draw of a run.
+
+    Args:
+        items: of the report.
+        metrics: content of ``metrics.json``.
+    """
+    decided = {k: v for k, v in metrics.get("decided_at", {}).items() if v is not None}
+    charts = []
+    if accuracies := level_accuracies(items, list(decided)):
+        charts.append(_accuracy_chart(accuracies))
+    if decided:
+        charts.append(_share_chart(decided))
+    charts += [_group_chart(name, groups) for name, groups in group_accuracies(items).items()]
+    return charts
+
+
+def _accuracy_chart(found: Sequence[LevelAccuracy]) -> Chart:
+    shares, frames = [100 * f.accuracy for f in found], [f.mean_frames for f in found]
+    errors = [GroupAccuracy("", f.accuracy, f.num_scored).stderr * 100 for f in found]
+
+    def draw(axes: Axes) -> None:
+        axes.errorbar(frames, shares, yerr=errors, fmt="o-", color=BLUE, capsize=3)
+        for f, share in zip(found, shares, strict=True):
+            axes.annotate(
+                f"{share:.1f} %\nup to {f.level}",
+                (f.mean_frames, share),
+                xytext=(6, -8),
+                textcoords="offset points",
+                va="top",
+                fontsize=8,
+            )
+        axes.set_xlabel("mean frames of all rounds")
+        axes.set_ylabel("accuracy, %")
+        axes.margins(x=0.3, y=0.5)
+        axes.grid(alpha=0.3)
+
+    words = [f"{s:.1f} % up to {f.level} frames" for s, f in zip(shares, found, strict=True)]
+    return _chart("Accuracy, had the run stopped at a level", words, draw)
+
+
+def _share_chart(decided: Mapping[str, float]) -> Chart:
+    shares = [100 * share for share in decided.values()]
+
+    def draw(axes: Axes) -> None:
+        bars = axes.bar(list(decided), shares, color=BLUE, width=0.6)
+        axes.bar_label(bars, fmt="%.1f %%", padding=3, fontsize=8)
+        axes.set_xlabel("frames")
+        axes.set_ylabel("questions, %")
+        axes.set_ylim(0, 1.15 * max(*shares, 1))
+        axes.margins(x=0.25 if len(shares) > 1 else 1)
+
+    words = [f"{share:.1f} % at {level} frames" for level, share in decided.items()]
+    return _chart("Share of questions decided at each level", words, draw)
+
+
+def _group_chart(name: str, groups: Sequence[GroupAccuracy]) -> Chart:
+    shown = groups[:MOST_GROUPS]
+    shares = [100 * g.accuracy for g in shown]
+
+    def draw(axes: Axes) -> None:
+        labels = [f"{_cut(g.group)} ({g.num_scored:,})" for g in shown]
+        places = range(len(shown))
+        errors = [100 * g.stderr for g in shown]
+        axes.barh(places, shares, xerr=errors, color=BLUE, ecolor=GREY, capsize=2, height=0.7)
+        for place, (share, error) in enumerate(zip(shares, errors, strict=True)):
+            inside = share > 12  # or else beside its bar
+            at, color = (1.5, "white") if inside else (share + error + 1.5, "black")
+            axes.text(at, place, f"{share:.1f}", va="center", color=color, fontsize=8)
+        axes.set_yticks(places, labels)
+        axes.set_xlim(0, 105)
+        axes.set_xlabel("accuracy, % (number of questions)")
+        axes.invert_yaxis()
+
+    left_out = f", the {len(shown)} largest of {len(groups)}" if len(shown) < len(groups) else ""
+    words = [f"{g.group} {s:.1f} % of {g.num_scored}" for s, g in zip(shares, shown, strict=True)]
+    height = 0.8 + 0.24 * len(shown)
+    return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, max(height, 1.8))
+
+
+def _cut(text: str) -> str:
+    """A label that leaves room for its chart, on one line and of characters that XML may have."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= 32 else text[:31] + "…"
+
+
+def _chart(
+    title: str, words: Sequence[str], draw: Callable[[Axes], None], height: float = 2.8
+) -> Chart:
+    """Draw one chart of its own.
+
+    Args:
+        title: is set by the page.
+        words: its numbers.
+        draw: onto axes.
+        height: in inches of 96 pixels.
+    """
+    style: Any = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 9,
+        "svg.fonttype": "none",  # text stays text, in the browser's fonts
+        "svg.hashsalt": "vrts",  # the same bytes for the same numbers
+        "text.parse_math": False,  # names of categories are no formulas
+    }
+    buffer = io.BytesIO()
+    with rc_context(style), warnings.catch_warnings():
+        # the browser has fonts for what matplotlib's own one lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(4.2, height), layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return Chart(title, "; ".join(words), buffer.getvalue())
