@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import (
@@ -22,6 +23,7 @@ from tests.callbacks.runs import (
     scripted,
 )
 from tests.data.plugins import FakeDecoder
+from tests.models.naive import plain_logprobs
 from tests.models.test_grpo import plain_advantages, plain_loss
 from tests.models.test_qwen import perturb_adapter
 from vrts.models.advantages import BatchScaled
@@ -80,32 +82,17 @@ def fit(folder, policy, train, callbacks=(), trainer=None, data=None, **options)
     return module, runner
 
 
-def plain_logprobs(policy, experience, temperature):
+def padded_logprobs(policy, experience, temperature):
     """Every row on its own through transformers' forward, padded to ``[N, L]``."""
     rollout, prompts = experience.groups.rollout, experience.prompts
-    out = torch.zeros(rollout.completion_mask.shape)
-    for row, mask in enumerate(rollout.completion_mask):
-        prompt = prompts.encoded[row // G]
-        ids = rollout.completion_ids[row][mask]
-        positions = prompt.next_position + torch.arange(len(ids))
-        logits = policy.base(
-            input_ids=torch.cat([prompt.input_ids, ids])[None],
-            position_ids=torch.cat([prompt.positions, positions.expand(3, -1)], 1)[:, None],
-            pixel_values_videos=prompt.patches,
-            video_grid_thw=torch.tensor([prompt.grid]),
-            use_cache=False,
-        ).logits[0, len(prompt.input_ids) - 1 : -1]
-        logits = logits.index_fill(-1, policy._banned_ids, float("-inf")) / temperature
-        logprobs = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-        out = out.index_put((torch.tensor(row), torch.arange(len(ids))), logprobs)
-    return out
+    return pad_sequence(plain_logprobs(policy, prompts, rollout, temperature), batch_first=True)
 
 
 def plain_gradient(policy, objective, experience, old, reference, temperature):
     """Gradient of the formula at the policy's parameters, and the log-probs there."""
     rewards = [sum(map(ord, text)) % 7 / 6 for text in experience.groups.rollout.texts]
     kind = "centred" if isinstance(objective, DrGRPO) else "group"
-    logprobs = plain_logprobs(policy, experience, temperature)
+    logprobs = padded_logprobs(policy, experience, temperature)
     completions = Completions(
         logprobs,
         logprobs.detach() if old is None else old,
@@ -161,7 +148,7 @@ def test_the_gradient_of_each_step_is_that_of_the_formula(
         kept = step % updates > 0
         assert (experience is snapshots.experiences[step - 1]) == kept
         with torch.no_grad():
-            want_reference = plain_logprobs(base, experience, temperature)
+            want_reference = padded_logprobs(base, experience, temperature)
         gradient, logprobs, loss = plain_gradient(
             policy, objective, experience, old if kept else None,
             want_reference if objective.beta else None, temperature,
