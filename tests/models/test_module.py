@@ -27,10 +27,12 @@ from tests.models.naive import plain_logprobs
 from tests.models.test_grpo import plain_advantages, plain_loss
 from tests.models.test_qwen import perturb_adapter
 from vrts.models.advantages import BatchScaled
+from vrts.models.experience import Experience
 from vrts.models.metrics import TRAIN_METRICS
 from vrts.models.module import VideoQAModule
 from vrts.models.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
 from vrts.models.positions import VideoGrid, video_positions
+from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.rewards import AccuracyReward, FormatReward
@@ -185,6 +187,38 @@ def test_one_rollout_serves_its_updates(tmp_path, model_folder, videos, updates,
     assert trainer.global_step == 2 * updates
 
 
+@pytest.mark.parametrize(("updates", "accumulate"), [(1, 1), (3, 1), (1, 2)])
+def test_the_old_policys_logprobs_cost_no_pass(
+    tmp_path, model_folder, videos, updates, accumulate, monkeypatch
+):
+    """One score an update and no other; later updates compare with the first one's, to the bit."""
+    policy = make_policy(model_folder)
+    scores, old = [], []
+    score, completions = QwenPolicy.score, Experience.completions
+
+    def record_score(self, *args):
+        scores.append(score(self, *args))
+        return scores[-1]
+
+    def record_old(self, *args):
+        made = completions(self, *args)
+        old.append(made.old_logprobs)
+        return made
+
+    monkeypatch.setattr(QwenPolicy, "score", record_score)
+    monkeypatch.setattr(Experience, "completions", record_old)
+    fit(
+        tmp_path, policy, questions(videos["long"], 4), objective=GRPO(beta=0), lr=0.2,
+        updates_per_rollout=updates, trainer={"accumulate_grad_batches": accumulate},
+    )  # fmt: skip
+    assert len(scores) == len(old) == 2 * updates
+    for update, logprobs in enumerate(old):
+        first = update - update % updates
+        assert torch.equal(logprobs, scores[first].logprobs)
+        moved = not torch.equal(logprobs, scores[update].logprobs)
+        assert moved == (update != first), "the weights move between updates of one rollout"
+
+
 @pytest.mark.parametrize("objective", [GRPO(beta=0.1), DrGRPO(beta=0.0)])
 def test_accumulated_batches_are_one_large_batch(tmp_path, model_folder, videos, objective):
     train = questions(videos["long"], 4)
@@ -241,6 +275,7 @@ def test_a_run_logs_everything_and_trains_what_it_should(
         assert row["update_s"] > 0
         assert row["nonfinite_steps"] == 0
         assert row["sampled_groups"] == 2
+        assert 0 < row["rollout_logprob_gap"] < 1e-5
         tokens = row["completion_length"] * 2 * G
         assert row["tokens_per_s"] == pytest.approx(tokens / row["rollout_s"], rel=1e-3)
     assert values[0]["kl"] == pytest.approx(0, abs=1e-9)
@@ -517,6 +552,7 @@ def test_reduced_precision_starts_on_the_reference(tmp_path, model_folder, video
     )  # fmt: skip
     assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-6)
     assert trainer.callback_metrics["train/entropy"] > 1
+    assert 1e-4 < trainer.callback_metrics["train/rollout_logprob_gap"] < 0.1
 
 
 def test_bf16_true_converts_weights_but_no_rotary_frequencies(tmp_path, model_folder, videos):
