@@ -79,3 +79,27 @@ class GreyDecoder(Decoder):
         assert indices == (0, 1, 2, 3)
         frames = torch.full((len(indices), 3, 56, 56), 128, dtype=torch.uint8)
         return Clip(frames, indices, 10.0, 100)
+
+
+class UnusableReward(Reward):
+    """Does what it must not.
+
+    Args:
+        fault: ``length`` for a score too few, ``nan``, or ``raise``.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+
+    @property
+    def name(self) -> str:
+        return "unusable"
+
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
+        if self.fault == "raise":
+            raise KeyError("colour")
+        scores = [1.0] * len(completions)
+        return scores[1:] if self.fault == "length" else [*scores[1:], float(self.fault)]

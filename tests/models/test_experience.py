@@ -69,6 +69,17 @@ def test_the_first_update_sets_the_old_logprobs_for_all(experience):
     assert (second.old_logprobs == -1).all()
 
 
+def test_the_gap_is_that_of_sampling_and_first_update_over_tokens_that_count(experience):
+    rows = [[-0.5, -2.0, 0.0, 9.0], [1.0, 9, 9, 9], [0.0, 0.0, 0.0, -1.5], [9.0] * 4]
+    experience.completions(torch.tensor(rows), max_new_tokens=9)  # 0 when they were sampled
+    gap = (0.5 + 2 + 1 + 1.5) / 8  # 9 stands where nothing counts
+    assert float(experience.metrics["rollout_logprob_gap"]) == pytest.approx(gap)
+    experience.completions(torch.zeros(4, 4), max_new_tokens=9)
+    assert float(experience.metrics["rollout_logprob_gap"]) == pytest.approx(gap), (
+        "not of later ones"
+    )
+
+
 def test_completions_carry_what_the_objective_needs(experience):
     experience.reference_logprobs = torch.full((4, 4), -3.0)
     made = experience.completions(torch.zeros(4, 4), max_new_tokens=9)

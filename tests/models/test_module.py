@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import (
@@ -22,13 +23,16 @@ from tests.callbacks.runs import (
     scripted,
 )
 from tests.data.plugins import FakeDecoder
+from tests.models.naive import plain_logprobs
 from tests.models.test_grpo import plain_advantages, plain_loss
 from tests.models.test_qwen import perturb_adapter
 from vrts.models.advantages import BatchScaled
+from vrts.models.experience import Experience
 from vrts.models.metrics import TRAIN_METRICS
 from vrts.models.module import VideoQAModule
 from vrts.models.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
 from vrts.models.positions import VideoGrid, video_positions
+from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.rewards import AccuracyReward, FormatReward
@@ -80,32 +84,17 @@ def fit(folder, policy, train, callbacks=(), trainer=None, data=None, **options)
     return module, runner
 
 
-def plain_logprobs(policy, experience, temperature):
+def padded_logprobs(policy, experience, temperature):
     """Every row on its own through transformers' forward, padded to ``[N, L]``."""
     rollout, prompts = experience.groups.rollout, experience.prompts
-    out = torch.zeros(rollout.completion_mask.shape)
-    for row, mask in enumerate(rollout.completion_mask):
-        prompt = prompts.encoded[row // G]
-        ids = rollout.completion_ids[row][mask]
-        positions = prompt.next_position + torch.arange(len(ids))
-        logits = policy.base(
-            input_ids=torch.cat([prompt.input_ids, ids])[None],
-            position_ids=torch.cat([prompt.positions, positions.expand(3, -1)], 1)[:, None],
-            pixel_values_videos=prompt.patches,
-            video_grid_thw=torch.tensor([prompt.grid]),
-            use_cache=False,
-        ).logits[0, len(prompt.input_ids) - 1 : -1]
-        logits = logits.index_fill(-1, policy._banned_ids, float("-inf")) / temperature
-        logprobs = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-        out = out.index_put((torch.tensor(row), torch.arange(len(ids))), logprobs)
-    return out
+    return pad_sequence(plain_logprobs(policy, prompts, rollout, temperature), batch_first=True)
 
 
 def plain_gradient(policy, objective, experience, old, reference, temperature):
     """Gradient of the formula at the policy's parameters, and the log-probs there."""
     rewards = [sum(map(ord, text)) % 7 / 6 for text in experience.groups.rollout.texts]
     kind = "centred" if isinstance(objective, DrGRPO) else "group"
-    logprobs = plain_logprobs(policy, experience, temperature)
+    logprobs = padded_logprobs(policy, experience, temperature)
     completions = Completions(
         logprobs,
         logprobs.detach() if old is None else old,
@@ -161,7 +150,7 @@ def test_the_gradient_of_each_step_is_that_of_the_formula(
         kept = step % updates > 0
         assert (experience is snapshots.experiences[step - 1]) == kept
         with torch.no_grad():
-            want_reference = plain_logprobs(base, experience, temperature)
+            want_reference = padded_logprobs(base, experience, temperature)
         gradient, logprobs, loss = plain_gradient(
             policy, objective, experience, old if kept else None,
             want_reference if objective.beta else None, temperature,
@@ -196,6 +185,38 @@ def test_one_rollout_serves_its_updates(tmp_path, model_folder, videos, updates,
     )  # fmt: skip
     assert len(calls) == 2
     assert trainer.global_step == 2 * updates
+
+
+@pytest.mark.parametrize(("updates", "accumulate"), [(1, 1), (3, 1), (1, 2)])
+def test_the_old_policys_logprobs_cost_no_pass(
+    tmp_path, model_folder, videos, updates, accumulate, monkeypatch
+):
+    """One score an update and no other; later updates compare with the first one's, to the bit."""
+    policy = make_policy(model_folder)
+    scores, old = [], []
+    score, completions = QwenPolicy.score, Experience.completions
+
+    def record_score(self, *args):
+        scores.append(score(self, *args))
+        return scores[-1]
+
+    def record_old(self, *args):
+        made = completions(self, *args)
+        old.append(made.old_logprobs)
+        return made
+
+    monkeypatch.setattr(QwenPolicy, "score", record_score)
+    monkeypatch.setattr(Experience, "completions", record_old)
+    fit(
+        tmp_path, policy, questions(videos["long"], 4), objective=GRPO(beta=0), lr=0.2,
+        updates_per_rollout=updates, trainer={"accumulate_grad_batches": accumulate},
+    )  # fmt: skip
+    assert len(scores) == len(old) == 2 * updates
+    for update, logprobs in enumerate(old):
+        first = update - update % updates
+        assert torch.equal(logprobs, scores[first].logprobs)
+        moved = not torch.equal(logprobs, scores[update].logprobs)
+        assert moved == (update != first), "the weights move between updates of one rollout"
 
 
 @pytest.mark.parametrize("objective", [GRPO(beta=0.1), DrGRPO(beta=0.0)])
@@ -254,6 +275,7 @@ def test_a_run_logs_everything_and_trains_what_it_should(
         assert row["update_s"] > 0
         assert row["nonfinite_steps"] == 0
         assert row["sampled_groups"] == 2
+        assert 0 < row["rollout_logprob_gap"] < 1e-5
         tokens = row["completion_length"] * 2 * G
         assert row["tokens_per_s"] == pytest.approx(tokens / row["rollout_s"], rel=1e-3)
     assert values[0]["kl"] == pytest.approx(0, abs=1e-9)
@@ -530,6 +552,7 @@ def test_reduced_precision_starts_on_the_reference(tmp_path, model_folder, video
     )  # fmt: skip
     assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-6)
     assert trainer.callback_metrics["train/entropy"] > 1
+    assert 1e-4 < trainer.callback_metrics["train/rollout_logprob_gap"] < 0.1
 
 
 def test_bf16_true_converts_weights_but_no_rotary_frequencies(tmp_path, model_folder, videos):

@@ -1,4 +1,4 @@
-"""The policy against plain forwards of transformers' own model, on ragged batches with video."""
+"""The policy on ragged batches with video: what it samples, scores, loads and refuses."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.models.conftest import make_sample
+from tests.models.naive import plain_logprobs
 from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
 from vrts.types import Clip, InputError, Rollout, Sample, Sampling
@@ -33,33 +34,6 @@ def ragged(rollout: Rollout) -> Rollout:
     return dataclasses.replace(rollout, completion_mask=mask)
 
 
-def vision_inputs(prompt) -> dict[str, torch.Tensor]:
-    """What transformers' forward calls the patches of a video or a picture."""
-    grid = torch.tensor([prompt.grid])
-    if prompt.grid[0] == 1:
-        return {"pixel_values": prompt.patches, "image_grid_thw": grid}
-    return {"pixel_values_videos": prompt.patches, "video_grid_thw": grid}
-
-
-def plain_logprobs(policy: QwenPolicy, prompts, rollout: Rollout) -> list[torch.Tensor]:
-    """Every ``prompt + completion`` on its own through transformers' forward."""
-    out = []
-    num_samples = len(rollout.completion_ids) // len(prompts.encoded)
-    for row in range(len(rollout.completion_ids)):
-        prompt = prompts.encoded[row // num_samples]
-        ids = rollout.completion_ids[row][rollout.completion_mask[row]]
-        steps = prompt.next_position + torch.arange(len(ids))
-        logits = policy.base(
-            input_ids=torch.cat([prompt.input_ids, ids])[None],
-            position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
-            **vision_inputs(prompt),
-            use_cache=False,
-        ).logits[0, len(prompt.input_ids) - 1 : -1]
-        logits = logits.float().index_fill(-1, policy._banned_ids, float("-inf"))
-        out.append(logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
-    return out
-
-
 def perturb_adapter(policy: QwenPolicy) -> None:
     """Give LoRA's second factor values; it starts at zero and would hide errors."""
     generator = torch.Generator().manual_seed(7)
@@ -67,41 +41,6 @@ def perturb_adapter(policy: QwenPolicy) -> None:
         if "lora_B" in name:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data.copy_(0.1 * noise)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("mode", ["full", "vision", "lora"])
-def test_shared_prompt_equals_plain_forwards(load_policy, samples, mode, checkpointing):
-    options = {
-        "full": {},
-        "vision": {"freeze_vision": False},
-        "lora": {"lora": Lora(rank=4, alpha=8)},
-    }[mode]
-    policy = load_policy(gradient_checkpointing=checkpointing, **options).train()
-    perturb_adapter(policy)
-    prompts, rollout = roll(policy, samples)
-    rollout = ragged(rollout)
-    # Random weights of each token, so that a wrong gradient cannot cancel out.
-    weights = torch.randn(rollout.completion_mask.shape, generator=torch.Generator().manual_seed(1))
-    weights = weights * rollout.completion_mask
-
-    got = policy.score(prompts, rollout, 1.0).logprobs
-    (got * weights[:, : got.shape[1]]).sum().backward()
-    gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
-    policy.zero_grad()
-
-    want = plain_logprobs(policy, prompts, rollout)
-    for row, logprobs in enumerate(want):
-        assert (got[row, : len(logprobs)] - logprobs).abs().max() <= 1e-5
-    sum((w * weights[i, : len(w)]).sum() for i, w in enumerate(want)).backward()
-    expected = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
-    assert gradients.keys() == expected.keys()
-    assert any("visual" in name for name in gradients) == (mode == "vision")
-    assert all("lora" in name for name in gradients) == (mode == "lora")
-    scale = torch.stack([g.norm() for g in expected.values()]).norm()
-    for name, gradient in gradients.items():
-        difference = (gradient - expected[name]).norm()
-        assert difference <= 1e-5 * max(expected[name].norm(), 1e-2 * scale), name
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -22,15 +22,17 @@ TRAIN_METRICS = (
     "truncated",
     "rollout_s",
     "tokens_per_s",
+    "rollout_logprob_gap",
 )
 """Logged at each training step under ``train/``, beside ``reward/<name>`` of each reward and
 ``train/update_s`` and, at each optimizer step, ``train/nonfinite_steps`` (how many were skipped so
-far). ``skipped`` counts questions of the batch that had no usable video."""
+far). ``skipped`` counts questions of the batch that had no usable video; ``rollout_logprob_gap`` is
+how far log-probs of sampling and update are apart, see `Experience.completions`."""
 
 SHOWN = ("reward/total", "kl", "completion_length")
 """Those in the progress bar."""
 
-TOKEN_MEANS = ("kl", "entropy", "clip_share")
+TOKEN_MEANS = ("kl", "entropy", "clip_share", "rollout_logprob_gap")
 """Means over tokens, so a process counts by how many it has; elsewhere all count alike."""
 
 

@@ -1,0 +1,190 @@
+"""The shared pass against plain forwards of every completion, on other random inputs each run."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models.conftest import make_sample
+from tests.models.naive import (
+    keep_float64,
+    plain_distributions,
+    plain_logprobs,
+    random_rollout,
+    random_samples,
+    to_float64,
+)
+from tests.models.test_qwen import perturb_adapter
+from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_loading import Lora
+from vrts.types import Rollout, Sampling
+
+OPTIONS = {
+    "full": {},
+    "untied": {},
+    "vision": {"freeze_vision": False},
+    "lora": {"lora": Lora(rank=4, alpha=8)},
+}
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one in each run; assertions name it."""
+    return int.from_bytes(os.urandom(4), "big")
+
+
+def random_batch(policy: QwenPolicy, generator: torch.Generator, max_length: int = 12):
+    """One to three questions, G of one to four; the last question's completions are all empty."""
+    B, G = (int(torch.randint(1, n + 1, (), generator=generator)) for n in (3, 4))
+    prompts = policy.encode(random_samples(generator, B + 1), max_length)
+    lengths = torch.randint(1, max_length + 1, (B * G,), generator=generator).tolist()
+    return prompts, random_rollout(policy, [*lengths, *[1] * G], generator)
+
+
+def make_policy(load_policy, mode: str, dtype: torch.dtype, **options) -> QwenPolicy:
+    policy = load_policy(**OPTIONS[mode], **options).train()
+    perturb_adapter(policy)
+    if mode == "untied":
+        head = policy.base.lm_head
+        head.weight = nn.Parameter(head.weight.detach().flip(0).clone())
+    return to_float64(policy) if dtype == torch.float64 else policy
+
+
+def gradients(policy: QwenPolicy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    policy.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("mode", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shared_pass_equals_plain_forwards(
+    load_policy, dtype, mode, checkpointing, seed, monkeypatch
+):
+    generator = torch.Generator().manual_seed(seed)
+    policy = make_policy(load_policy, mode, dtype, gradient_checkpointing=checkpointing)
+    double = dtype == torch.float64
+    temperature = float(0.5 + torch.rand((), generator=generator))
+    if double:
+        keep_float64(monkeypatch)
+    prompts, rollout = random_batch(policy, generator)
+    mask = rollout.completion_mask
+    # Random weights of each token, so that a wrong gradient cannot cancel out.
+    weights = torch.randn(mask.shape, generator=generator, dtype=dtype)[mask]
+
+    scores = policy.score(prompts, rollout, temperature)
+    assert scores.logprobs.dtype == dtype
+    got = scores.logprobs[mask]
+    found = gradients(policy, (got * weights).sum())
+
+    distributions = torch.cat(plain_distributions(policy, prompts, rollout, temperature))
+    want = distributions.gather(-1, rollout.completion_ids[mask][:, None])[:, 0]
+    expected = gradients(policy, (want * weights).sum())
+
+    assert (got - want).abs().max() <= (1e-12 if double else 1e-5), seed
+    finite = distributions.masked_fill(distributions.isinf(), 0.0)
+    entropy = -(distributions.exp() * finite).sum(-1)
+    assert (scores.entropy[mask] - entropy).abs().max() <= (1e-11 if double else 1e-5), seed
+    assert not scores.entropy.requires_grad
+
+    assert found.keys() == expected.keys()
+    assert any("visual" in name for name in found) == (mode == "vision")
+    assert all("lora" in name for name in found) == (mode == "lora")
+    assert any("lm_head" in name for name in found) == (mode == "untied")
+    tolerance = 1e-10 if double else 1e-5
+    scale = torch.stack([g.norm() for g in expected.values()]).norm()
+    for name, gradient in found.items():
+        difference = (gradient - expected[name]).norm()
+        assert difference <= tolerance * max(expected[name].norm(), 1e-2 * scale), (name, seed)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_bfloat16_is_no_further_from_float32_than_plain_forwards_are(load_policy, how, seed):
+    """The same weights in each: rounded to bfloat16 before anything is compared."""
+    generator = torch.Generator().manual_seed(seed)
+    policy = load_policy().eval()
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    lengths = torch.randint(20, 61, (3 * 6,), generator=generator).tolist()
+    rollout = random_rollout(policy, lengths, generator)
+    samples = random_samples(generator, 3)
+    mask = rollout.completion_mask
+    assert mask.sum() >= 360
+
+    def compare(low: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, low and how == "autocast"):
+            prompts = policy.encode(samples, 64)
+            shared = policy.score(prompts, rollout, 1.0).logprobs[mask]
+            return shared, torch.cat(plain_logprobs(policy, prompts, rollout))
+
+    exact, _ = compare(low=False)
+    if how == "weights":
+        policy.bfloat16()
+    shared, naive = compare(low=True)
+    ours, theirs = (shared - exact).abs().mean(), (naive - exact).abs().mean()
+    assert theirs > 1e-3, "bfloat16 must make a difference, or the test shows nothing"
+    assert ours <= 1.25 * theirs, (float(ours), float(theirs), seed)
+
+
+def test_logits_exist_at_completion_positions_alone_and_in_chunks(load_policy, seed):
+    policy = load_policy(head_chunk_size=7)
+    generator = torch.Generator().manual_seed(seed)
+    prompts, rollout = random_batch(policy, generator, max_length=20)
+    rows: list[int] = []
+    policy.base.lm_head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    with torch.no_grad():
+        policy.score(prompts, rollout, 1.0)
+    assert sum(rows) == int(rollout.completion_mask.sum()), seed
+    assert max(rows) <= 7, seed
+
+
+def test_empty_completions_are_scored(load_policy, seed):
+    """Every completion ends with its first token, so that prompts alone are forwarded."""
+    policy = load_policy().eval()
+    generator = torch.Generator().manual_seed(seed)
+    prompts = policy.encode(random_samples(generator, 2), 4)
+    rollout: Rollout = random_rollout(policy, [1] * 6, generator)
+    got = policy.score(prompts, rollout, 1.0).logprobs
+    assert got.shape == (6, 1)
+    want = torch.stack(plain_logprobs(policy, prompts, rollout))
+    assert (got - want).abs().max() <= 1e-5, seed
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_are_those_of_the_update_and_of_plain_forwards(
+    load_policy, mode, temperature, seed
+):
+    """Clips far longer than high or wide; ragged prompts; finished rows leave on the way."""
+    policy = make_policy(load_policy, mode, torch.float32).eval()
+    vocab = policy.base.config.text_config.vocab_size
+    policy._end_ids = torch.arange(0, vocab, 25)  # completions end after 25 tokens, on average
+    samples = [
+        make_sample(seed % 1000, 40, (56, 56), "What colour is the circle after seven seconds?"),
+        make_sample(seed % 1000 + 1, 24, (56, 84), "Which?"),
+        make_sample(seed % 1000 + 2, 64, (84, 56), "What does the square do, and where to?"),
+    ]
+    G = 5
+    prompts = policy.encode(samples, 64)
+    for prompt in prompts.encoded:
+        video = prompt.positions[:, prompt.input_ids == policy.base.config.video_token_id]
+        time, height, width = (video.max(1).values - video.min(1).values).tolist()
+        assert time > 20 * max(height, width), "or errors of position would not show"
+
+    rows: list[int] = []
+    layer = policy.base.model.language_model.layers[0]
+    hook = layer.register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
+    seeds = [seed + row for row in range(len(samples) * G)]
+    rollout = policy.rollout(prompts, [Sampling(temperature=temperature)] * G, seeds, 64)
+    hook.remove()
+    assert min(rows[1:]) < max(rows), "no rows were dropped: the test shows less than it says"
+    assert len(rollout.lengths.unique()) > 3, "ragged"
+
+    mask = rollout.completion_mask
+    updated = policy.train().score(prompts, rollout, temperature).logprobs
+    assert updated.requires_grad
+    assert (updated - rollout.logprobs)[mask].abs().max() <= 2e-5, seed
+    plain = torch.cat(plain_logprobs(policy, prompts, rollout, temperature))
+    assert (plain - rollout.logprobs[mask]).abs().max() <= 2e-5, seed
