@@ -9,6 +9,7 @@ import torch
 from vrts.data.decoding import Decoder
 from vrts.data.readers import Reader
 from vrts.data.sampling import FrameSampler
+from vrts.data.windows import WHOLE
 from vrts.models.objectives import GRPO
 from vrts.models.rewards import Reward
 from vrts.types import Clip, Completion, Question
@@ -74,7 +75,7 @@ class FirstFrames(FrameSampler):
 
 
 class GreyDecoder(Decoder):
-    def decode(self, path, num_frames, sampler, resolution) -> Clip:
+    def decode(self, path, num_frames, sampler, resolution, window=WHOLE) -> Clip:
         indices = tuple(sampler.indices(100, num_frames, 10.0))
         assert indices == (0, 1, 2, 3)
         frames = torch.full((len(indices), 3, 56, 56), 128, dtype=torch.uint8)

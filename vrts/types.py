@@ -88,7 +88,9 @@ class Clip:
     fps: float
     """Frames a second of the source."""
     num_source_frames: int
-    """Frames in the source, as counted by the decoder."""
+    """Frames in the source, as counted by the decoder; of a time window, those in it."""
+    times_s: tuple[float, ...] = ()
+    """When each frame is shown, from the first frame of the source on; empty for a picture."""
 
     @property
     def num_frames(self) -> int:

@@ -15,6 +15,7 @@ from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.sampling import UniformSampler
+from vrts.data.windows import WHOLE
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.rewards import Reward
 from vrts.types import Completion, Question, Rollout, Sample, Sampling, VideoError
@@ -157,10 +158,10 @@ class QuestionList(Reader):
     """Questions that are at hand."""
 
     def __init__(self, questions: Sequence[Question]) -> None:
-        self.questions = list(questions)
+        self._questions = list(questions)
 
     def read(self) -> list[Question]:
-        return self.questions
+        return self._questions
 
 
 def ask(id: str, video: str, answer: str | None = "A") -> Question:
@@ -175,10 +176,10 @@ class FragileDecoder(FallbackDecoder):
     def __init__(self) -> None:
         super().__init__([DecordDecoder(), PyAVDecoder()])
 
-    def decode(self, path, num_frames, sampler, resolution):
+    def decode(self, path, num_frames, sampler, resolution, window=WHOLE):
         if Path(path).stem == "fragile" and num_frames > 4:
             raise VideoError(f"{path}: frame 5 is damaged")
-        return super().decode(path, num_frames, sampler, resolution)
+        return super().decode(path, num_frames, sampler, resolution, window)
 
 
 class MarkingDecoder(FragileDecoder):
@@ -192,9 +193,9 @@ class MarkingDecoder(FragileDecoder):
         super().__init__()
         self.folder = folder
 
-    def decode(self, path, num_frames, sampler, resolution):
+    def decode(self, path, num_frames, sampler, resolution, window=WHOLE):
         (Path(self.folder) / f"{num_frames}-{Path(path).stem}").touch()
-        return super().decode(path, num_frames, sampler, resolution)
+        return super().decode(path, num_frames, sampler, resolution, window)
 
 
 class AtMostFour(UniformSampler):

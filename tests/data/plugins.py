@@ -9,6 +9,7 @@ import torch
 
 from vrts.data.decoding import Decoder
 from vrts.data.readers import Reader
+from vrts.data.windows import WHOLE
 from vrts.types import Clip, Question, VideoError
 
 
@@ -26,7 +27,7 @@ class ListReader(Reader):
 class FakeDecoder(Decoder):
     """Gives grey frames, fast, whatever the file."""
 
-    def decode(self, path, num_frames, sampler, resolution):
+    def decode(self, path, num_frames, sampler, resolution, window=WHOLE):
         indices = sampler.indices(100, num_frames, 10.0)
         frames = torch.full((len(indices), 3, 28, 28), len(path) % 256, dtype=torch.uint8)
         return Clip(frames, tuple(indices), 10.0, 100)
@@ -35,7 +36,7 @@ class FakeDecoder(Decoder):
 class NaughtyDecoder(FakeDecoder):
     """Does what the name of the file says."""
 
-    def decode(self, path, num_frames, sampler, resolution):
+    def decode(self, path, num_frames, sampler, resolution, window=WHOLE):
         name = Path(path).stem
         if name.startswith("spin"):
             # one C call that neither returns nor lets go of the interpreter lock
@@ -46,7 +47,7 @@ class NaughtyDecoder(FakeDecoder):
             raise TypeError("odd bytes")
         if name.startswith("bad"):
             raise VideoError("has no frame")
-        return super().decode(path, num_frames, sampler, resolution)
+        return super().decode(path, num_frames, sampler, resolution, window)
 
 
 class BrokenDecoder(FakeDecoder):

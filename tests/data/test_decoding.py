@@ -6,6 +6,7 @@ import pytest
 import torch
 from qwen_vl_utils.vision_process import fetch_video
 
+from tests.data.plugins import NaughtyDecoder
 from vrts.data.decoding import FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
@@ -160,8 +161,11 @@ def test_messages_are_short_and_name_each_decoder(tmp_path, make_video):
     with pytest.raises(VideoError) as caught:
         decode(BOTH, tmp_path / "text.mp4")
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'text.mp4'}: DecordDecoder: ")
-    assert "; PyAVDecoder: Invalid data found" in text
+    both = "DecordDecoder, PyAVDecoder: Invalid data found"
+    assert text.startswith(f"{tmp_path / 'text.mp4'}: {both}")
+    (tmp_path / "bad.mp4").write_text("no video")
+    with pytest.raises(VideoError, match=r"bad\.mp4: NaughtyDecoder: has no frame; PyAVDec.*: Inv"):
+        decode(FallbackDecoder([NaughtyDecoder(), PyAVDecoder()]), tmp_path / "bad.mp4")
     assert "Stack" not in text
     with pytest.raises(ValueError, match="at least one"):
         FallbackDecoder([])

@@ -73,7 +73,7 @@ def test_bad_videos_fail_by_name_and_the_rest_goes_on(no_traces):
 def test_closing_ends_a_hanging_worker_and_cancels_the_rest(no_traces):
     decoding = pool(num_workers=1, deadline_s=600)
     decoding.submit(question("good"), 2).result()
-    hanging, waiting = [decoding.submit(question(name), 2) for name in ("spin", "good")]
+    hanging, waiting = [decoding.submit(question(name), 2) for name in ("spin", "good2")]
     time.sleep(0.3)
     began = time.monotonic()
     decoding.close()

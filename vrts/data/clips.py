@@ -1,12 +1,15 @@
 """Making a clip of decoded frames: each is resized for the model as soon as it comes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.transforms.functional import InterpolationMode, resize
+from torch.nn.functional import interpolate
 
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
+from vrts.data.windows import WHOLE, Window, select
 from vrts.types import Clip, VideoError
 
 
@@ -14,38 +17,37 @@ class ClipBuilder:
     """Collects the frames of a clip, each resized at once so that no large one is kept.
 
     Args:
-        path: Video file, for messages.
-        num_source_frames: Frames in the source.
-        fps: Frames a second of the source.
+        path: Video, for messages.
+        times_s: When each frame of the source is shown, ascending.
+        fps: Frames a second of the source, as its container states it.
         num_frames: Frames asked for.
         sampler: Chooses the frames; ``wanted`` holds them, ascending, each once.
         resolution: Chooses the size, from the first frame that is added.
+        window: Part of the video that frames are chosen from.
 
     Raises:
-        VideoError: no frame, or no usable frame rate.
+        VideoError: no frame, none in the window, or no usable frame rate.
     """
 
     def __init__(
         self,
         path: str,
-        num_source_frames: int,
+        times_s: Sequence[float] | npt.NDArray[np.float64],
         fps: float,
         num_frames: int,
         sampler: FrameSampler,
         resolution: Resolution,
+        window: Window = WHOLE,
     ) -> None:
-        if num_source_frames < 1:
-            raise VideoError(f"{path}: has no frame")
-        if not 0 < fps < float("inf"):
-            raise VideoError(f"{path}: has no usable frame rate ({fps})")
         self.path = path
-        self.num_source_frames = num_source_frames
-        self.fps = fps
-        self.indices = tuple(sampler.indices(num_source_frames, num_frames, fps))
-        self.wanted = sorted(set(self.indices))
+        try:
+            self._selection = select(times_s, fps, num_frames, sampler, window)
+        except VideoError as error:
+            raise VideoError(f"{path}: {error}") from error
+        self.wanted = sorted(set(self._selection.indices))
+        self._missing = set(self.wanted)
         self._resolution = resolution
-        self._size: tuple[int, int] | None = None
-        self._frames: dict[int, torch.Tensor] = {}
+        self._frames: torch.Tensor | None = None
 
     def add(self, index: int, image: npt.NDArray[np.uint8]) -> None:
         """Add a source frame, uint8 ``[H, W, C]``.
@@ -53,14 +55,18 @@ class ClipBuilder:
         Raises:
             VideoError: frames that are too narrow for the model.
         """
-        if self._size is None:
+        places = [i for i, wanted in enumerate(self._selection.indices) if wanted == index]
+        if self._frames is None:
+            T = len(self._selection.indices)
             try:
-                height, width, _ = image.shape
-                self._size = self._resolution.size(height, width, len(self.indices))
+                height, width = self._resolution.size(image.shape[0], image.shape[1], T)
             except VideoError as error:
                 raise VideoError(f"{self.path}: {error}") from error
-        frame = torch.from_numpy(image).permute(2, 0, 1)
-        self._frames[index] = resize_frame(frame, *self._size)
+            self._frames = torch.empty((T, 3, height, width), dtype=torch.uint8)
+        height, width = self._frames.shape[-2:]
+        frame = resize_frame(torch.from_numpy(image).permute(2, 0, 1), height, width)
+        self._frames[places] = frame
+        self._missing.discard(index)
 
     def build(self) -> Clip:
         """Return the clip.
@@ -68,21 +74,26 @@ class ClipBuilder:
         Raises:
             VideoError: a wanted frame was not added.
         """
-        if missing := [index for index in self.wanted if index not in self._frames]:
-            raise VideoError(f"{self.path}: frame {missing[0]} of {self.num_source_frames} is lost")
+        if self._missing or self._frames is None:
+            raise VideoError(f"{self.path}: frame {min(self._missing)} is lost")
         return Clip(
-            frames=torch.stack([self._frames[index] for index in self.indices]),
-            frame_indices=self.indices,
-            fps=self.fps,
-            num_source_frames=self.num_source_frames,
+            frames=self._frames,
+            frame_indices=self._selection.indices,
+            fps=self._selection.fps,
+            num_source_frames=self._selection.num_source_frames,
+            times_s=self._selection.times_s,
         )
 
 
 def resize_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize uint8 ``[C, H, W]`` as qwen_vl_utils 0.0.14 does: bicubic, antialiased."""
+    """Resize uint8 ``[C, H, W]`` as qwen_vl_utils 0.0.14 does: bicubic, antialiased.
+
+    What torchvision's ``resize`` computes; importing it would take a decode worker a second and
+    160 MB.
+    """
     if frame.shape[-2:] == (height, width):
         return frame.contiguous()
-    resized: torch.Tensor = resize(
-        frame, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+    resized = interpolate(
+        frame[None].float(), (height, width), mode="bicubic", antialias=True, align_corners=False
     )
-    return resized
+    return resized[0].clamp_(0, 255).round_().to(torch.uint8)

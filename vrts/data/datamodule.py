@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vrts.data.cache import CachingDecoder, FrameCache
+from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
@@ -59,6 +60,8 @@ class VideoQADataModule(LightningDataModule):
         shuffle: Shuffle the training questions.
         seed: Seed of the shuffling.
         updates_per_rollout: Times that each training batch comes in a row.
+        cache: Keeps decoded frames on disk; null decodes anew in every run.
+        frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class VideoQADataModule(LightningDataModule):
         shuffle: bool = True,
         seed: int = 0,
         updates_per_rollout: PositiveInt = 1,
+        cache: FrameCache | None = None,
+        frames_fps: PositiveFloat | None = None,
     ) -> None:
         super().__init__()
         self.readers = {"train": train, "val": val, "test": test, "predict": predict}
@@ -95,6 +100,8 @@ class VideoQADataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.updates_per_rollout = int(updates_per_rollout)
+        self.cache = cache
+        self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
         """Frames of the prediction stream, where they are not ``num_frames``."""
         self._excluded: frozenset[str] = frozenset()
@@ -105,8 +112,11 @@ class VideoQADataModule(LightningDataModule):
         """Read the annotation files of a stage.
 
         Raises:
-            InputError: a reader that the stage needs is missing, or a file is bad.
+            InputError: a reader that the stage needs is missing, a file is bad, or the cache's
+                folder cannot be used.
         """
+        if self.cache is not None:
+            self.cache.prepare()
         for name in READERS[stage]:
             reader = self.readers[name]
             if reader is None and (stage, name) == ("fit", "val"):
@@ -149,13 +159,19 @@ class VideoQADataModule(LightningDataModule):
         self._excluded = frozenset(ids)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what the clips of a prediction run depend on, as plain JSON values."""
+        """Return what the clips of a prediction run depend on, as plain JSON values.
+
+        The reader's options stand under ``reader.<option>``, so that a difference is told by name.
+        Workers, deadlines and the cache change no clip and are left out.
+        """
+        reader = self.readers["predict"]
+        found = {} if reader is None else reader.fingerprint()
         return {
-            "reader": type(self.readers["predict"]).__name__,
-            "sampler": " ".join(
-                [type(self.sampler).__name__, *(f"{k}={v}" for k, v in vars(self.sampler).items())]
-            ),
-            "resolution": asdict(self.resolution),
+            **{"reader" if key == "class" else f"reader.{key}": found[key] for key in found},
+            "sampler": describe(self.sampler),
+            "decoder": describe(self.decoder),
+            "resolution": describe(self.resolution),
+            "frames_fps": self.frames_fps,
         }
 
     def submit(self, questions: Sequence[Question], num_frames: int) -> list[Future[Sample]]:
@@ -240,8 +256,16 @@ class VideoQADataModule(LightningDataModule):
 
     def _decode_pool(self) -> DecodePool:
         if self._pool is None:
+            decoder = self.decoder
+            if self.cache is not None:
+                decoder = CachingDecoder(decoder, self.cache)
             self._pool = DecodePool(
-                self.decoder, self.sampler, self.resolution, self.num_workers, self.deadline_s
+                decoder,
+                self.sampler,
+                self.resolution,
+                self.num_workers,
+                self.deadline_s,
+                self.frames_fps,
             )
         return self._pool
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
+from vrts.data.windows import WHOLE, Window
 from vrts.types import Clip, VideoError
 
 
@@ -13,7 +14,12 @@ class Decoder(ABC):
 
     @abstractmethod
     def decode(
-        self, path: str, num_frames: int, sampler: FrameSampler, resolution: Resolution
+        self,
+        path: str,
+        num_frames: int,
+        sampler: FrameSampler,
+        resolution: Resolution,
+        window: Window = WHOLE,
     ) -> Clip:
         """Return a clip of the video, rotated as a player shows it.
 
@@ -22,6 +28,7 @@ class Decoder(ABC):
             num_frames: Frames asked for; the sampler decides how many there are.
             sampler: Chooses the frames.
             resolution: Chooses their size.
+            window: Part of the video that frames are chosen from, by the times they are shown.
 
         Raises:
             VideoError: the file cannot be decoded; the message names it and the reason.
@@ -41,17 +48,24 @@ class FallbackDecoder(Decoder):
         self.decoders = decoders
 
     def decode(
-        self, path: str, num_frames: int, sampler: FrameSampler, resolution: Resolution
+        self,
+        path: str,
+        num_frames: int,
+        sampler: FrameSampler,
+        resolution: Resolution,
+        window: Window = WHOLE,
     ) -> Clip:
         """Return the clip of the first decoder that can; raises as `Decoder.decode` says."""
         check_video_file(path)
-        reasons: list[str] = []
+        reasons: dict[str, list[str]] = {}
         for decoder in self.decoders:
             try:
-                return decoder.decode(path, num_frames, sampler, resolution)
+                return decoder.decode(path, num_frames, sampler, resolution, window)
             except VideoError as error:
-                reasons.append(f"{type(decoder).__name__}: {str(error).removeprefix(f'{path}: ')}")
-        raise VideoError(f"{path}: {'; '.join(reasons)}")
+                reason = str(error).removeprefix(f"{path}: ")
+                reasons.setdefault(reason, []).append(type(decoder).__name__)
+        told = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        raise VideoError(f"{path}: {'; '.join(told)}")
 
 
 def check_video_file(path: str) -> None:

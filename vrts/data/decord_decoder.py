@@ -1,12 +1,16 @@
-"""Decoding by decord, the fastest for a few frames of a long video."""
+"""Decoding by decord, where what it gives can be relied on."""
 
 import re
 from typing import Any
 
+import av
+
 from vrts.data.clips import ClipBuilder
 from vrts.data.decoding import Decoder, check_video_file
+from vrts.data.packets import Timeline, last_frame_comes_out, read_timeline
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
+from vrts.data.windows import WHOLE, Window
 from vrts.types import Clip, VideoError
 
 PLACE = re.compile(r"\[[\d:]+\] \S+\.(?:cc|h):\d+: ")
@@ -16,13 +20,21 @@ PLACE = re.compile(r"\[[\d:]+\] \S+\.(?:cc|h):\d+: ")
 class DecordDecoder(Decoder):
     """Decodes with decord 0.6.0, which has wheels for x86-64 only.
 
-    It cannot open AV1, fails on frames of 16x16, and where a container promises more frames than
+    It cannot open AV1 and fails on frames of 16x16. Where a container promises more frames than
     come out it repeats stale ones or spins for ever, holding the interpreter lock (dmlc/decord
-    issue 373). So it needs a process that can be killed, which `DecodePool` gives it.
+    issue 373); where one is cut at its head or by an edit list it counts frames that are never
+    shown. Both give wrong frames without a word. So before decord opens a file, PyAV reads its
+    packets and decodes from the last key frame on: their count must be decord's, the first one
+    must be a key frame and the last frame must come out; otherwise this fails, by name.
     """
 
     def decode(
-        self, path: str, num_frames: int, sampler: FrameSampler, resolution: Resolution
+        self,
+        path: str,
+        num_frames: int,
+        sampler: FrameSampler,
+        resolution: Resolution,
+        window: Window = WHOLE,
     ) -> Clip:
         """Return a clip; raises as `Decoder.decode` says, also where decord is not installed."""
         check_video_file(path)
@@ -30,26 +42,50 @@ class DecordDecoder(Decoder):
             import decord
         except ImportError as error:
             raise VideoError(f"{path}: decord is not installed; use PyAVDecoder") from error
+        timeline = _reliable_timeline(path)
+        builder = ClipBuilder(
+            path, timeline.times_s, timeline.fps, num_frames, sampler, resolution, window
+        )
         decord.logging.set_level(decord.logging.QUIET)
         try:
             # one thread: workers are parallel already, and each thread keeps frames in memory
             reader = decord.VideoReader(path, num_threads=1)
-            return self._clip(reader, path, num_frames, sampler, resolution)
+            return _clip(reader, builder, len(timeline.frames))
         except (decord.DECORDError, RuntimeError, IndexError) as error:
             if isinstance(error, VideoError):
                 raise
             raise VideoError(f"{path}: {_reason(error)}") from error
 
-    @staticmethod
-    def _clip(
-        reader: Any, path: str, num_frames: int, sampler: FrameSampler, resolution: Resolution
-    ) -> Clip:
-        fps = float(reader.get_avg_fps())
-        builder = ClipBuilder(path, len(reader), fps, num_frames, sampler, resolution)
-        for index in builder.wanted:
-            # one at a time: a batch would hold all of them at full size
-            builder.add(index, reader.get_batch([index]).asnumpy()[0])
-        return builder.build()
+
+def _reliable_timeline(path: str) -> Timeline:
+    """Return the timeline of a file whose frames all come out.
+
+    Raises:
+        VideoError: they do not, or their times do not tell.
+    """
+    try:
+        timeline = read_timeline(path)
+        if timeline is None:
+            raise VideoError(f"{path}: its packets have no unique times")
+        if not timeline.begins_with_key:
+            raise VideoError(f"{path}: does not begin with a key frame")
+        if not last_frame_comes_out(path, timeline):
+            raise VideoError(f"{path}: promises more frames than come out")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(f"{path}: {reason}") from error
+    return timeline
+
+
+def _clip(reader: Any, builder: ClipBuilder, num_source_frames: int) -> Clip:
+    if len(reader) != num_source_frames:
+        raise VideoError(
+            f"{builder.path}: decord counts {len(reader)} frames of {num_source_frames}"
+        )
+    for index in builder.wanted:
+        # one at a time: a batch would hold all of them at full size
+        builder.add(index, reader.get_batch([index]).asnumpy()[0])
+    return builder.build()
 
 
 def _reason(error: BaseException) -> str:

@@ -110,6 +110,27 @@ def gold_answer(
     return letter[1].upper()
 
 
+def time_window(record: Record) -> tuple[float, float | None]:
+    """Return the optional fields ``start_s`` and ``end_s``, in seconds of the video.
+
+    Raises:
+        InputError: one is no number or is negative, or the window is empty or reversed.
+    """
+    start_s = record.number("start_s") if record.has("start_s") else 0.0
+    end_s = record.number("end_s") if record.has("end_s") else None
+    if start_s < 0:
+        raise InputError(f"start_s is {start_s:g}; give seconds from the video's start, 0 or more")
+    if end_s is not None and end_s <= start_s:
+        raise InputError(f"the window from start_s {start_s:g} to end_s {end_s:g} is empty")
+    return start_s, end_s
+
+
+def check_frame_rate(record: Record) -> None:
+    """Raise `InputError` for a field ``fps``, of a folder of frames, that is no rate."""
+    if record.has("fps") and record.number("fps") <= 0:
+        raise InputError(f"fps is {record.number('fps'):g}; give frames a second, above 0")
+
+
 def check_folder(folder: str | None, key: str, content: str = "videos") -> None:
     """Raise `InputError` if a folder is given that does not exist."""
     if folder is not None and not Path(folder).is_dir():

@@ -7,6 +7,20 @@ from typing import Any
 from vrts.types import InputError
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values; for `json`'s ``object_pairs_hook``.
+
+    Raises:
+        InputError: a key that is there twice, of which JSON would silently take the last.
+    """
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in value if keys.count(key) > 1)
+        raise InputError(f"field {twice!r} is there twice")
+    return value
+
+
 class JsonText:
     """Reads the items of one JSON text in turn, so that each has the line where it begins.
 
@@ -21,7 +35,7 @@ class JsonText:
         self._position = 0
         self._counted = 0
         self._line = 1
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
 
     @property
     def source(self) -> str:
@@ -60,6 +74,8 @@ class JsonText:
         try:
             value, self._position = self._decoder.raw_decode(self._text, self._position)
         except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"not valid JSON ({error})") from error
         return value
 

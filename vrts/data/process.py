@@ -6,6 +6,7 @@ import sys
 from multiprocessing import Pipe
 
 from vrts.data.decoding import Decoder
+from vrts.data.requests import Request
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.data.worker import Reply, receive
@@ -59,15 +60,13 @@ class WorkerProcess:
         if not isinstance(reply, Reply):
             raise WorkerStartError(f"unexpected answer {reply!r}")
 
-    def decode(
-        self, path: str, num_frames: int, deadline_s: float, is_image: bool = False
-    ) -> Clip | str | None:
+    def decode(self, request: Request, deadline_s: float) -> Clip | str | None:
         """Return a clip, or the reason for none, or None where the deadline has passed.
 
         Raises:
             EOFError, OSError: the process died.
         """
-        self.connection.send((path, num_frames, is_image))
+        self.connection.send(request)
         if not self.connection.poll(deadline_s):
             return None
         return receive(self.connection)

@@ -3,18 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
+from vrts.data.content import class_name, describe, file_digest, public_attributes
 from vrts.data.fields import (
     OPTION,
     check_folder,
+    check_frame_rate,
     check_videos,
     gold_answer,
     load_video_map,
     place_video,
     re_root,
     strip_letters,
+    time_window,
 )
 from vrts.data.records import Record, iterate_json, parse_questions, read_text
 from vrts.types import InputError, ProblemType, Question
@@ -35,13 +39,34 @@ class Reader(ABC):
                 none of the videos exists.
         """
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the questions depend on, as plain JSON values: class, options, files.
+
+        Options are the public attributes. One that names a file stands with the file's name and a
+        digest of its content, since the same file may lie elsewhere in a later run. ``limit`` is
+        left out: how many questions are asked changes none of them.
+        """
+        options = {key: _with_digest(item) for key, item in public_attributes(self).items()}
+        options.pop("limit", None)
+        return {"class": class_name(self), **options}
+
+
+def _with_digest(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_digest(item) for item in value]
+    if isinstance(value, str | Path) and value and Path(value).is_file():
+        return f"{Path(value).name} sha256:{file_digest(Path(value))}"
+    return describe(value)
+
 
 class VideoR1Reader(Reader):
     """Video-R1-style JSON or JSON Lines, which Video-RTS's evaluation files share.
 
     A row is ``{"problem_id", "problem", "data_type", "problem_type", "options": ["A. x", …] or
     null, "solution": "<answer>A</answer>" or null, "path"}``. Problem types are those of
-    `vrts.types.ProblemType`. Further fields go to the metadata.
+    `vrts.types.ProblemType`. ``start_s`` and ``end_s`` narrow the question to a part of its video,
+    in seconds. ``path`` may be a folder of frames, whose rate a field ``fps`` tells. Further
+    fields go to the metadata.
 
     Args:
         path: The annotation file.
@@ -85,7 +110,11 @@ class VideoR1Reader(Reader):
         if "solution" not in record.fields:
             raise InputError("field 'solution' is missing; use null where it is not known")
         options = self._options(record, problem_type)
-        used = {"problem_id", "problem", "options", "solution", "path"}
+        start_s, end_s = time_window(record)
+        if data_type == "image" and (record.has("start_s") or record.has("end_s")):
+            raise InputError("data_type is 'image', but start_s or end_s is given; remove one")
+        check_frame_rate(record)
+        used = {"problem_id", "problem", "options", "solution", "path", "start_s", "end_s"}
         return Question(
             id=record.text("problem_id"),
             text=record.text("problem"),
@@ -96,13 +125,17 @@ class VideoR1Reader(Reader):
             source=record.source,
             metadata={key: value for key, value in record.fields.items() if key not in used},
             is_image=data_type == "image",
+            start_s=start_s,
+            end_s=end_s,
         )
 
     @staticmethod
     def _options(record: Record, problem_type: ProblemType) -> tuple[str, ...]:
-        if problem_type is not ProblemType.MULTIPLE_CHOICE:
-            return ()
         options = record.fields.get("options") or []
+        if problem_type is not ProblemType.MULTIPLE_CHOICE:
+            if options:
+                raise InputError(f"problem_type is {problem_type.value!r}, but there are options")
+            return ()
         if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
             raise InputError("field 'options' must be a list of texts")
         return strip_letters(options)

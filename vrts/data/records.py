@@ -1,12 +1,13 @@
 """Rows of annotation files, each with its line, and all bad rows reported together."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrts.data.json_text import JsonText
+from vrts.data.json_text import JsonText, unique_keys
 from vrts.prompts import is_correct
 from vrts.types import InputError, Question
 
@@ -36,6 +37,22 @@ class Record:
         if not str(value).strip():
             raise InputError(f"field {key!r} is empty")
         return str(value).strip()
+
+    def number(self, key: str) -> float:
+        """Return a field that must be there and hold a finite number, or text of one.
+
+        Raises:
+            InputError: the field is missing, or no finite number.
+        """
+        try:
+            value = float(self.text(key))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"field {key!r} must be a number, got {self.text(key)!r}")
+        return value
 
     def texts(self, key: str) -> list[str]:
         """Return a field that holds a list of texts or numbers; none where it is absent or null.
@@ -101,7 +118,9 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield f"{path}:{number}", json.loads(line)
+            yield f"{path}:{number}", json.loads(line, object_pairs_hook=unique_keys)
+        except InputError as error:
+            yield f"{path}:{number}", error
         except (ValueError, RecursionError) as error:
             yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
 

@@ -1,9 +1,8 @@
 """The child process of a decode worker: it decodes what its parent asks for, one at a time.
 
 The parent may kill it at any moment, so it holds nothing that matters. A message from the parent
-is first ``(decoder, sampler, resolution)``, then ``(path, num_frames,
-is_image)`` for each clip. An answer
-is a `Reply`, followed by the bytes of the frames where there are some.
+is first ``(decoder, sampler, resolution)``, then a `Request` for each clip. An answer is a `Reply`,
+followed by the bytes of the frames where there are some.
 """
 
 import ctypes
@@ -12,12 +11,15 @@ import signal
 import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vrts.data.decoding import Decoder
+from vrts.data.folders import decode_folder
 from vrts.data.images import decode_image
+from vrts.data.requests import Request
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.types import Clip, VideoError
@@ -35,25 +37,37 @@ class Reply:
     frame_indices: tuple[int, ...] = ()
     fps: float = 0.0
     num_source_frames: int = 0
+    times_s: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, clip: Clip) -> "Reply":
+        """Return what comes before the bytes of a clip's frames."""
+        shape = tuple(clip.frames.shape)
+        return cls(None, shape, clip.frame_indices, clip.fps, clip.num_source_frames, clip.times_s)
 
     def clip(self, frames: torch.Tensor) -> Clip:
         """Return the clip of these frames."""
-        return Clip(frames, self.frame_indices, self.fps, self.num_source_frames)
+        return Clip(frames, self.frame_indices, self.fps, self.num_source_frames, self.times_s)
 
 
 def try_decode(
-    decoder: Decoder,
-    sampler: FrameSampler,
-    resolution: Resolution,
-    path: str,
-    num_frames: int,
-    is_image: bool = False,
+    decoder: Decoder, sampler: FrameSampler, resolution: Resolution, request: Request
 ) -> Clip | str:
     """Return a clip, or the reason why there is none, which names the file."""
+    path = request.path
     try:
-        if is_image:
+        if request.is_image:
             return decode_image(path, resolution)
-        return decoder.decode(path, num_frames, sampler, resolution)
+        if Path(path).is_dir():
+            return decode_folder(
+                path,
+                request.num_frames,
+                sampler,
+                resolution,
+                request.window,
+                request.frames_fps,
+            )
+        return decoder.decode(path, request.num_frames, sampler, resolution, request.window)
     except VideoError as error:
         return str(error) if path in str(error) else f"{path}: {error}"
     except Exception as error:  # noqa: BLE001 a bad video makes libraries raise anything
@@ -66,17 +80,14 @@ def serve(connection: Connection) -> None:
     connection.send(Reply())
     while True:
         try:
-            path, num_frames, is_image = connection.recv()
+            request = connection.recv()
         except EOFError:
             return
-        result = try_decode(decoder, sampler, resolution, path, num_frames, is_image)
+        result = try_decode(decoder, sampler, resolution, request)
         if isinstance(result, str):
             connection.send(Reply(error=result))
             continue
-        shape = tuple(result.frames.shape)
-        connection.send(
-            Reply(None, shape, result.frame_indices, result.fps, result.num_source_frames)
-        )
+        connection.send(Reply.of(result))
         connection.send_bytes(_bytes(result.frames.contiguous()))
 
 

@@ -3,27 +3,19 @@
 import queue
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 from vrts.data.decoding import Decoder
 from vrts.data.process import WorkerProcess, WorkerStartError
+from vrts.data.requests import request_for
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
+from vrts.data.sharing import SharedClips, Task
 from vrts.data.worker import try_decode
-from vrts.types import Clip, InputError, Question, Sample
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One video to decode."""
-
-    question: Question
-    num_frames: int
-    future: Future[Sample] = field(default_factory=Future)
+from vrts.types import InputError, Question, Sample
 
 
 class DecodePool:
-    """Decodes videos in parallel, each within a deadline.
+    """Decodes videos in parallel, each within a deadline; the same clip asked twice only once.
 
     Args:
         decoder: Decodes. It is pickled into the workers, so its class must be importable.
@@ -31,6 +23,7 @@ class DecodePool:
         resolution: Chooses their size.
         num_workers: Child processes; 0 decodes in the calling thread, without any deadline.
         deadline_s: Seconds after which a video has failed and its worker is replaced.
+        frames_fps: Frames a second of folders of frames whose questions name none.
 
     Raises:
         InputError: the class of a plug-in stands in the main module, where no child finds it.
@@ -43,6 +36,7 @@ class DecodePool:
         resolution: Resolution,
         num_workers: int = 2,
         deadline_s: float = 60.0,
+        frames_fps: float | None = None,
     ) -> None:
         for part in (decoder, sampler, resolution):
             if num_workers and type(part).__module__ == "__main__":
@@ -52,8 +46,10 @@ class DecodePool:
                 )
         self._parts = (decoder, sampler, resolution)
         self._deadline_s = deadline_s
+        self._frames_fps = frames_fps
         self.num_workers = num_workers
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._shared = SharedClips()
         self._processes: set[WorkerProcess] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -68,6 +64,8 @@ class DecodePool:
     def submit(self, question: Question, num_frames: int) -> Future[Sample]:
         """Begin to decode a question's video; questions are taken in the order they come.
 
+        A question's ``metadata["max_frames"]`` caps the frames.
+
         A bad video gives a sample with an error, never an exception. The future raises only
         where no worker can be started (`WorkerStartError`) or the pool is closed meanwhile.
 
@@ -76,13 +74,15 @@ class DecodePool:
         """
         if self._closed:
             raise RuntimeError("the decode pool is closed")
-        task = Task(question, num_frames)
+        request = request_for(question, num_frames, self._frames_fps)
+        future, task = self._shared.join(question, request)
+        if task is None:
+            return future
         if self.num_workers:
             self._tasks.put(task)
-        else:
-            clip = try_decode(*self._parts, question.video, num_frames, question.is_image)
-            task.future.set_result(_sample(question, clip))
-        return task.future
+        elif self._shared.begin(task):
+            self._shared.finish(task, try_decode(*self._parts, request))
+        return future
 
     def close(self) -> None:
         """End the workers at once; what was not decoded yet is cancelled. Harmless twice."""
@@ -101,37 +101,34 @@ class DecodePool:
         process: WorkerProcess | None = None
         while (task := self._tasks.get()) is not None:
             if self._closed:
-                task.future.cancel()
-            elif task.future.set_running_or_notify_cancel():
+                self._shared.cancel(task)
+            elif self._shared.begin(task):
                 process = self._serve(process, task)
         if process is not None:
             self._end(process)
 
     def _serve(self, process: WorkerProcess | None, task: Task) -> WorkerProcess | None:
         """Decode one video and return the child for the next one, None where it is gone."""
-        question = task.question
+        path = task.request.path
         try:
             process = process or self._start()
-            clip = process.decode(
-                question.video, task.num_frames, self._deadline_s, question.is_image
-            )
+            result = process.decode(task.request, self._deadline_s)
         except WorkerStartError as error:
-            task.future.set_exception(error)
+            self._shared.fail(task, error)
             return None
         except (EOFError, OSError):
             status = self._end(process) if process else None
             if self._closed:
-                task.future.set_exception(RuntimeError("the decode pool was closed meanwhile"))
+                self._shared.fail(task, RuntimeError("the decode pool was closed meanwhile"))
             else:
-                reason = f"{question.video}: its decode worker died with status {status}"
-                task.future.set_result(_sample(question, reason))
+                reason = f"{path}: its decode worker died with status {status}"
+                self._shared.finish(task, reason)
             return None
-        if clip is None:
+        if result is None:
             self._end(process)
-            reason = f"{question.video}: no frame within {self._deadline_s:g} s"
-            task.future.set_result(_sample(question, reason))
+            self._shared.finish(task, f"{path}: no frame within {self._deadline_s:g} s")
             return None
-        task.future.set_result(_sample(question, clip))
+        self._shared.finish(task, result)
         return process
 
     def _start(self) -> WorkerProcess:
@@ -153,7 +150,3 @@ class DecodePool:
         with self._lock:
             self._processes.discard(process)
         return status
-
-
-def _sample(question: Question, clip: Clip | str) -> Sample:
-    return Sample(question, error=clip) if isinstance(clip, str) else Sample(question, clip)

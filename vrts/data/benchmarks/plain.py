@@ -3,14 +3,22 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from vrts.data.benchmarks.benchmark import BenchmarkReader
-from vrts.data.fields import gold_answer, place_video, strip_letters
+from vrts.data.fields import (
+    check_frame_rate,
+    gold_answer,
+    place_video,
+    strip_letters,
+    time_window,
+)
 from vrts.data.readers import PROBLEM_TYPES
 from vrts.data.records import Record
 from vrts.types import InputError, ProblemType, Question, letters
 
+WINDOW = ("start_s", "end_s")
 OPTION_COLUMN = re.compile(r"([A-Z])|[Oo]ption(?:[ _]([A-Za-z])|[ _]?(\d{1,2}))")
 
 
@@ -19,7 +27,8 @@ class PlainReader(BenchmarkReader):
 
     Columns, of which only two have to be there:
 
-    - ``video``: the file; relative paths start at ``video_root`` or else at the table's folder;
+    - ``video``: the file, or a folder of frames; relative paths start at ``video_root`` or else
+      at the table's folder;
     - ``question``;
     - ``options``: a list of texts (in CSV a JSON list, or texts with ``|`` between them), or a
       column for each: ``A``, ``B``, … or ``option_a``, … or ``option_1``, …;
@@ -27,6 +36,8 @@ class PlainReader(BenchmarkReader):
     - ``type``: ``multiple choice``, ``numerical`` or ``free-form``; where it is empty, a question
       with options is multiple choice and another one free-form;
     - ``id``: the row's number where the table has none;
+    - ``start_s`` and ``end_s``: the part of the video that the question is about, in seconds;
+    - ``fps``: the rate of a folder of frames;
     - ``category``: becomes the breakdown. Further columns go to the metadata.
 
     Example:
@@ -54,7 +65,9 @@ class PlainReader(BenchmarkReader):
         self._number += 1
         options, columns = self._options(record)
         problem_type = self._type(record, bool(options))
-        return self._question(
+        start_s, end_s = time_window(record)
+        check_frame_rate(record)
+        question = self._question(
             record,
             id=record.text("id") if record.has("id") else str(self._number),
             text=record.text("question"),
@@ -64,8 +77,9 @@ class PlainReader(BenchmarkReader):
             answer=self._answer(record, problem_type, options),
             answer_key="answer",
             breakdown={"category": record.text("category")} if record.has("category") else {},
-            used=("id", "question", "video", "options", "answer", "type", *columns),
+            used=("id", "question", "video", "options", "answer", "type", *WINDOW, *columns),
         )
+        return replace(question, start_s=start_s, end_s=end_s)
 
     @staticmethod
     def _options(record: Record) -> tuple[tuple[str, ...], list[str]]:
