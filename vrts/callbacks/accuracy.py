@@ -17,7 +17,8 @@ def mean(values: Sequence[float]) -> float | None:
     """Mean in float64, None of nothing."""
     if not values:
         return None
-    metric = MeanMetric().set_dtype(torch.float64)
+    # one process has the lines of all: the others are not asked
+    metric = MeanMetric(sync_on_compute=False).set_dtype(torch.float64)
     metric.update(torch.tensor(values, dtype=torch.float64))
     return float(metric.compute())
 
