@@ -16,6 +16,8 @@ FIT, PREDICT = "grpo.yaml", "s2d.yaml"
 RECIPES = {
     "grpo.yaml": ("fit", []),
     "s2d.yaml": ("predict", []),
+    "ask.yaml": ("predict", []),
+    "replay.yaml": ("predict", []),
     "demo/fit.yaml": ("fit", []),
     "demo/predict.yaml": ("predict", []),
     "demo/sparse.yaml": ("predict", ["demo/predict.yaml"]),
@@ -48,7 +50,8 @@ def test_no_file_is_left_out():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe(name, monkeypatch):
     subcommand, below = RECIPES[name]
-    cli = instantiate(monkeypatch, args_of(subcommand, [*below, name]))
+    ask = ["--data.video=clip.mp4", "--data.question=Why?"] if name == "ask.yaml" else []
+    cli = instantiate(monkeypatch, args_of(subcommand, [*below, name]) + ask)
     stage = {"fit": "train", "predict": "predict"}[subcommand]
     assert cli.datamodule.readers[stage] is not None
     assert isinstance(cli.trainer.strategy, SingleDeviceStrategy)

@@ -10,16 +10,28 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from jsonargparse import dict_to_namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from vrts import votes
-from vrts.callbacks import curves, densify, export, interruption, samples, writer
+from vrts.callbacks import (
+    asking,
+    curves,
+    densify,
+    export,
+    interruption,
+    progress,
+    replay,
+    samples,
+    writer,
+)
 from vrts.callbacks.report import callback as report
-from vrts.data import decoding, decord_decoder, pyav_decoder, readers, sampling
+from vrts.data import decoding, decord_decoder, pyav_decoder, readers, recorded, sampling
 from vrts.data.benchmarks import (
     cgbench,
     longvideobench,
@@ -31,6 +43,7 @@ from vrts.data.benchmarks import (
 )
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models import advantages, objectives, qwen, reference, rewards
+from vrts.models import replay as replay_policy
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.rewards import RewardError
@@ -38,10 +51,10 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    votes, curves, densify, export, interruption, report, samples, writer,
-    decoding, decord_decoder, pyav_decoder, readers, sampling,
+    votes, asking, curves, densify, export, interruption, progress, replay, report, samples, writer,
+    decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, objectives, qwen, reference, rewards,
+    advantages, objectives, qwen, reference, replay_policy, rewards,
 )  # fmt: skip
 
 
@@ -80,6 +93,8 @@ class VrtsCLI(LightningCLI):
         if config.get("return_predictions", False) is None:
             config.return_predictions = False
         _spare_cores(config.data.num_workers)
+        if self.subcommand == "predict":
+            _ask_what_is_replayed(config)
         trainer = config.trainer
         for callback in trainer.callbacks or []:
             arguments = callback.get("init_args") or {}
@@ -113,6 +128,18 @@ def _check_last(folder: Path, subcommand: str) -> None:
         raise InputError(f"--ckpt_path last: no checkpoint in {folder}; give the path of one")
     else:
         rank_zero_info(f"--ckpt_path last: no checkpoint in {folder} yet, so the run begins anew")
+
+
+def _ask_what_is_replayed(config: Any) -> None:
+    """Replay the questions that were recorded, where no others are given."""
+    policy = config.model.policy
+    is_replay = policy is not None and policy.class_path.endswith(".ReplayPolicy")
+    if is_replay and config.data.predict is None and config.data.video is None:
+        reader = {
+            "class_path": "vrts.data.recorded.RecordedReader",
+            "init_args": {"path": policy.init_args.path},
+        }
+        config.data.predict = dict_to_namespace(reader)
 
 
 def _spare_cores(num_workers: int) -> None:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.callbacks.plugins import ask
-from vrts.callbacks.records import prediction_line, read_lines, rounds_of
+from vrts.callbacks.records import prediction_line, read_lines, read_other_run, rounds_of
 from vrts.types import InputError, Prediction, Round
 
 ROUNDS = (
@@ -50,9 +50,15 @@ def test_the_line_of_an_answer():
         ],
         "status": "ok",
         "error": None,
+        "question": "What colour very q?",
+        "options": ["red", "green", "blue"],
+        "problem_type": "multiple choice",
+        "video": "v.mp4",
+        "breakdown": {},
     }
     assert list(line) == [
         "id", "answer", "prediction", "correct", "num_frames", "rounds", "status", "error",
+        "question", "options", "problem_type", "video", "breakdown",
     ]  # fmt: skip
     assert json.loads(json.dumps(line)) == line
     rounded = dataclasses.replace(ROUNDS[0], times_s=(0.0, 0.3333, 2.0, 3.0), agreement=0.3333)
@@ -75,7 +81,25 @@ def test_the_line_of_a_failure():
         "rounds": [],
         "status": "failed",
         "error": "v.mp4: no such file",
+        "question": "What colour very q?",
+        "options": ["red", "green", "blue"],
+        "problem_type": "multiple choice",
+        "video": "v.mp4",
+        "breakdown": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"duration": "short", "domain": "Art"}, {"duration": "short", "domain": "Art"}),
+        ({"level": 3}, {"level": "3"}),
+        ("of a car", {}),
+    ],
+)
+def test_a_line_has_the_breakdown_of_its_question(given, kept):
+    question = dataclasses.replace(ask("q", "v.mp4"), metadata={"breakdown": given})
+    assert prediction_line(Prediction(question, error="lost"))["breakdown"] == kept
 
 
 def line(id: str) -> str:
@@ -111,4 +135,26 @@ def test_a_whole_line_that_is_not_ours_is_named(tmp_path, bad):
     path.write_text(f"{line('a')}\n{bad}\n{line('c')}\n")
     with pytest.raises(InputError, match=rf"{path}:2: .*repair or remove"):
         read_lines(path)
+    with pytest.raises(InputError, match=rf"{path}:2: .*give Some.option another file"):
+        read_other_run(path, "Some.option")
     assert len(path.read_text().splitlines()) == 3, "the file stays as it is"
+
+
+@pytest.mark.parametrize("field", ["video", "breakdown"])
+def test_a_line_of_an_older_version_is_refused(tmp_path, field):
+    older = json.loads(line("a"))
+    del older[field]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(older) + "\n")
+    with pytest.raises(InputError, match=rf"{path}:1: .*an older version"):
+        read_lines(path)
+
+
+def test_the_file_of_another_run_stays_as_it_is(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    text = f'{line("a")}\n{{"id": "b", "rou'
+    path.write_text(text)
+    assert [found["id"] for found in read_other_run(path, "Some.option")] == ["a"]
+    assert path.read_text() == text
+    with pytest.raises(InputError, match=r"Some\.option: no file .*none\.jsonl"):
+        read_other_run(tmp_path / "none.jsonl", "Some.option")

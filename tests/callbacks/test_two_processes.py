@@ -79,5 +79,10 @@ def check_prediction(one, two, count):
     want, got = read_predictions(one), read_predictions(two)
     assert len(by_id(got)) == count
     assert got == want
-    assert read(two / "metrics.json") == read(one / "metrics.json")
+    for name in ("predictions.jsonl", "metrics.json"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    metrics = read(two / "metrics.json")
+    assert metrics["num_questions"] == metrics["num_scored"] + (count > 5) == count
+    assert sum(c["num_questions"] for c in metrics["breakdown"]["kind"].values()) == count
+    assert len({len(line["rounds"]) for line in got}) == (4 if count > 1 else 1)
     assert not list(two.glob("*rank*"))

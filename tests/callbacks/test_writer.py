@@ -1,5 +1,6 @@
 """predictions.jsonl and metrics.json: whole lines, and runs that go on where others ended."""
 
+import dataclasses
 import json
 import signal
 
@@ -38,12 +39,19 @@ def seven(videos):
     asked = questions(videos["long"], 7)
     asked[3] = ask("q3", videos["damaged"], "A")
     asked[5] = ask("q5", videos["long"], None)
-    return asked
+    return [categorised(question) for question in asked]
+
+
+def categorised(question):
+    """With a category by the question's number."""
+    kind = "odd" if int(question.id[1:]) % 2 else "even"
+    return dataclasses.replace(question, metadata={"breakdown": {"kind": kind}})
 
 
 def nine(videos):
     """An odd number, and one more video that fails, of the other process where there are two."""
-    return [*seven(videos), ask("q7", videos["long"]), ask("q8", videos["damaged"])]
+    more = [ask("q7", videos["short"]), ask("q8", videos["damaged"])]
+    return seven(videos) + [categorised(question) for question in more]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def whole(tmp_path_factory, videos):
     return predict(tmp_path_factory.mktemp("whole"), scripted(SCRIPT), seven(videos))
 
 
-def test_each_question_has_one_line_of_the_schema(whole):
+def test_each_question_has_one_line_of_the_schema(whole, videos):
     lines, metrics = whole
     assert [line["id"] for line in lines] == [f"q{i}" for i in range(7)]
     assert lines[0] == {
@@ -77,6 +85,11 @@ def test_each_question_has_one_line_of_the_schema(whole):
         ],
         "status": "ok",
         "error": None,
+        "question": "What colour very very q0?",
+        "options": list(OPTIONS),
+        "problem_type": "multiple choice",
+        "video": videos["long"],
+        "breakdown": {"kind": "even"},
     }
     assert [line["correct"] for line in lines] == [False, True, True, False, False, None, True]
     assert [line["prediction"] for line in lines] == ["B", "B", "C", None, None, "A", "A"]
@@ -90,7 +103,7 @@ def test_each_question_has_one_line_of_the_schema(whole):
 def test_the_table_comes_to_the_terminal(tmp_path, videos, capsys):
     predict(tmp_path, scripted(SCRIPT), seven(videos))
     out = capsys.readouterr().out
-    assert "50.0 ± 20.4 %" in out
+    assert "50.0 ± 16.7 %" in out
     assert "decided at 16 frames" in out
 
 
@@ -348,3 +361,40 @@ def test_metrics_do_not_depend_on_the_order_of_the_lines(tmp_path, videos):
     (tmp_path / "metrics.json").unlink()
     assert predict(tmp_path, scripted(SCRIPT), asked)[1] == whole[1]
     assert whole[1]["failed"] == ["q3", "q8"]
+
+
+def test_metrics_are_the_same_to_the_byte_however_often_a_run_was_interrupted(tmp_path, videos):
+    asked = nine(videos)
+    predict(tmp_path / "whole", scripted(SCRIPT), asked)
+    for count in (2, 5, 6):
+        predict(tmp_path / "parts", scripted(SCRIPT), asked[:count])
+    predict(tmp_path / "parts", scripted(SCRIPT), asked)
+    for name in ("metrics.json", "predictions.jsonl", "settings.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
+    assert metrics["breakdown"]["kind"]["odd"]["num_questions"] == 4
+    assert metrics["breakdown"]["kind"]["even"]["num_failed"] == 1
+    assert metrics["num_videos"] == 3
+
+
+def predict_after(folder, before, asked):
+    """Predict with a run to compare with; the gain in its metrics."""
+    callbacks = [SparseToDense([4, 8, 16], 3), PredictionWriter(str(folder), str(before))]
+    trainer = make_trainer(folder, callbacks)
+    data = make_data(predict=asked)
+    trainer.predict(make_module(scripted(SCRIPT)), datamodule=data, return_predictions=False)
+    return json.loads((folder / "metrics.json").read_text())["gain"]
+
+
+def test_the_gain_over_a_run_before_is_among_the_metrics(tmp_path, videos, whole):
+    everything_wrong = {f"q{i}": {4: "---", 8: "---", 16: "---"} for i in range(9)}
+    predict(tmp_path / "before", scripted(everything_wrong), seven(videos)[:3])
+    before = tmp_path / "before/predictions.jsonl"
+    assert predict_after(tmp_path / "after", before, seven(videos)) == {
+        "num_scored": 3, "accuracy_before": 0, "accuracy_after": 2 / 3, "gain": 2 / 3,
+    }  # fmt: skip
+    other = questions(videos["long"], 2, prefix="other")
+    with pytest.raises(InputError, match=r"PredictionWriter\.before: .*has no answer to any"):
+        predict_after(tmp_path / "other", before, other)
+    with pytest.raises(InputError, match=r"PredictionWriter\.before: no file .*none\.jsonl"):
+        predict_after(tmp_path / "none", tmp_path / "none.jsonl", seven(videos))

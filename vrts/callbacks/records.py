@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vrts.types import InputError, Prediction, Round
+from vrts.types import InputError, Prediction, Question, Round
 
 Line = dict[str, Any]
 """One line of ``predictions.jsonl``."""
@@ -39,6 +39,11 @@ def prediction_line(prediction: Prediction) -> Line:
         ],
         "status": "ok" if prediction.error is None else "failed",
         "error": prediction.error,
+        "question": prediction.question.text,
+        "options": list(prediction.question.options),
+        "problem_type": prediction.question.problem_type.value,
+        "video": prediction.question.video,
+        "breakdown": _breakdown(prediction.question),
     }
 
 
@@ -59,6 +64,12 @@ def rounds_of(line: Line) -> tuple[Round, ...]:
     )
 
 
+def _breakdown(question: Question) -> dict[str, str]:
+    """Category by name, as the reader gives it."""
+    found = question.metadata.get("breakdown")
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
 def _is_ours(line: Line) -> bool:
     """Whether a JSON object has the fields of a prediction, each of its type."""
     rounds = line.get("rounds")
@@ -69,11 +80,13 @@ def _is_ours(line: Line) -> bool:
         and line.get("status") in ("ok", "failed")
         and line.get("correct", 0) in (True, False, None)
         and {"prediction", "num_frames", "correct"} <= line.keys()
+        and isinstance(line.get("video"), str)
+        and isinstance(line.get("breakdown"), dict)
     )
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Read the whole lines of a predictions file, none where there is no file.
+    """Read the whole lines of a run's own predictions file, none where there is no file.
 
     What an interrupted write left behind the last line break is cut off the file.
 
@@ -87,8 +100,28 @@ def read_lines(path: Path) -> list[Line]:
     if whole < len(data):
         with path.open("r+b") as file:
             file.truncate(whole)
+    return _parse(path, data[:whole], "give another output_dir")
+
+
+def read_other_run(path: Path, option: str) -> list[Line]:
+    """Read the whole lines of another run's predictions file, which stays as it is.
+
+    Args:
+        path: the file.
+        option: that names it, for messages.
+
+    Raises:
+        InputError: no such file, or a whole line that is not one of ours.
+    """
+    if not path.is_file():
+        raise InputError(f"{option}: no file {path}; give predictions.jsonl of an earlier run")
+    data = path.read_bytes()
+    return _parse(path, data[: data.rfind(b"\n") + 1], f"give {option} another file")
+
+
+def _parse(path: Path, data: bytes, remedy: str) -> list[Line]:
     lines: list[Line] = []
-    for number, text in enumerate(data[:whole].splitlines(), start=1):
+    for number, text in enumerate(data.splitlines(), start=1):
         try:
             line = json.loads(text)
             complete = isinstance(line, dict) and _is_ours(line)
@@ -96,8 +129,8 @@ def read_lines(path: Path) -> list[Line]:
             complete = False
         if not complete:
             raise InputError(
-                f"{path}:{number}: not a line that vrts predict wrote; repair or remove it, or "
-                "give another output_dir"
+                f"{path}:{number}: not a line that vrts predict wrote, or an older version of it; "
+                f"repair or remove it, or {remedy}"
             )
         lines.append(line)
     return lines

@@ -1,52 +1,49 @@
-"""What a prediction run comes to: ``metrics.json`` and the table on the terminal."""
+"""What a prediction run comes to: ``metrics.json``. Pure functions of its lines."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
+from vrts.callbacks.accuracy import accuracy, breakdown, gain, mean
 from vrts.callbacks.records import Line
 
-SHOWN_FAILURES = 5
-"""Ids of failed questions in the table; ``metrics.json`` has all of them."""
 
-
-def summarise(lines: Sequence[Line], levels: Sequence[int]) -> dict[str, Any]:
+def summarise(
+    lines: Sequence[Line], levels: Sequence[int], before: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
     """Compute the metrics of a run from its lines.
 
     Everything is over all questions: a failed one has no answer and is wrong. Accuracy is over
-    those whose right answer is known.
+    those whose right answer is known. The same lines in the same order give the same numbers to
+    the last digit, whichever runs and processes they came from.
 
     Args:
         lines: of ``predictions.jsonl``.
         levels: frames asked for in each round.
+        before: whether each question was right in a run to compare with, by id.
 
     Returns:
-        ``num_questions``, ``num_failed`` and ``failed`` (ids), ``num_without_answer``;
-        ``num_scored``, ``accuracy`` and ``accuracy_stderr`` (``sqrt(p (1 - p) / n)``), None
-        without any known answer; ``unanimous_and_wrong``, the share of scored questions whose
-        deciding round agreed on a wrong answer; ``mean_frames`` of the deciding rounds and
-        ``mean_frames_total`` of all rounds together, over questions that did not fail, None
-        without any; ``decided_at``, for each level the share of questions that it decided.
+        ``num_questions``, ``num_failed`` and ``failed`` (ids), ``num_without_answer``; what
+        `vrts.callbacks.accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored
+        questions whose deciding round agreed on a wrong answer; ``agreement``, the mean share of
+        the deciding round's completions that gave its most frequent answer, ``mean_frames`` of the
+        deciding rounds and ``mean_frames_total`` of all rounds together, over questions that did
+        not fail, None without any; ``decided_at``, for each level the share of questions that it
+        decided; ``breakdown``, accuracy by category; ``gain`` over the run before, None where
+        there is none.
     """
     n = len(lines)
     failed = [line["id"] for line in lines if line["status"] == "failed"]
     done = [line for line in lines if line["status"] == "ok"]
     scored = [line for line in lines if line["correct"] is not None]
-    accuracy = _mean([float(line["correct"]) for line in scored])
     return {
         "num_questions": n,
-        "num_scored": len(scored),
-        "accuracy": accuracy,
-        "accuracy_stderr": None
-        if accuracy is None
-        else math.sqrt(accuracy * (1 - accuracy) / len(scored)),
-        "unanimous_and_wrong": _mean([float(_is_unanimous_and_wrong(line)) for line in scored]),
-        "mean_frames": _mean([line["num_frames"] for line in done]),
-        "mean_frames_total": _mean([sum(r["num_frames"] for r in line["rounds"]) for line in done]),
+        **accuracy(lines),
+        "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(line)) for line in scored]),
+        "agreement": mean([line["rounds"][-1]["agreement"] for line in done]),
+        "mean_frames": mean([line["num_frames"] for line in done]),
+        "mean_frames_total": mean([sum(r["num_frames"] for r in line["rounds"]) for line in done]),
         "decided_at": {
             str(level): sum(len(line["rounds"]) == i for line in done) / n if n else None
             for i, level in enumerate(levels, start=1)
@@ -54,36 +51,9 @@ def summarise(lines: Sequence[Line], levels: Sequence[int]) -> dict[str, Any]:
         "num_without_answer": sum(line["prediction"] is None for line in done),
         "num_failed": len(failed),
         "failed": failed,
+        "breakdown": breakdown(lines),
+        "gain": None if before is None else gain(lines, before),
     }
-
-
-def metrics_table(metrics: dict[str, Any]) -> Table:
-    """Show metrics to people; shares in percent."""
-    table = Table(title="vrts predict")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_row("questions", str(metrics["num_questions"]))
-    if metrics["accuracy"] is not None:
-        share, error = 100 * metrics["accuracy"], 100 * metrics["accuracy_stderr"]
-        table.add_row(f"accuracy of {metrics['num_scored']}", f"{share:.1f} ± {error:.1f} %")
-        table.add_row("unanimous and wrong", f"{100 * metrics['unanimous_and_wrong']:.1f} %")
-    if metrics["mean_frames"] is not None:
-        table.add_row("frames, deciding round", f"{metrics['mean_frames']:.1f}")
-        table.add_row("frames, all rounds", f"{metrics['mean_frames_total']:.1f}")
-    for level, share in metrics["decided_at"].items():
-        if share is not None:
-            table.add_row(f"decided at {level} frames", f"{100 * share:.1f} %")
-    table.add_row("without an answer", str(metrics["num_without_answer"]))
-    table.add_row("failed", str(metrics["num_failed"]))
-    for name in metrics["failed"][:SHOWN_FAILURES]:
-        table.add_row("", name)
-    if len(metrics["failed"]) > SHOWN_FAILURES:
-        table.add_row("", "…")
-    return table
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _is_unanimous_and_wrong(line: Line) -> bool:

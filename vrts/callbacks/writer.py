@@ -13,8 +13,9 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from vrts.callbacks.densify import SparseToDense
-from vrts.callbacks.records import Line, prediction_line, read_lines
-from vrts.callbacks.summary import metrics_table, summarise
+from vrts.callbacks.records import Line, prediction_line, read_lines, read_other_run
+from vrts.callbacks.summary import summarise
+from vrts.callbacks.tables import metrics_tables
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models.module import VideoQAModule
 from vrts.types import InputError, Prediction
@@ -30,14 +31,19 @@ class PredictionWriter(Callback):
     Args:
         output_dir: folder to write to, made where it is missing; ``trainer.default_root_dir``
             where null.
+        before: ``predictions.jsonl`` of an earlier run on the same questions, whose accuracy the
+            gain in the metrics is over. For VideoMMMU's knowledge gain, that of the adaptation
+            track read with ``question_only``. Null for none.
     """
 
-    def __init__(self, output_dir: str | None = None) -> None:
+    def __init__(self, output_dir: str | None = None, before: str | None = None) -> None:
         self.output_dir = Path(output_dir or ".")
+        self.before = None if before is None else Path(before)
         self._follows_trainer = output_dir is None
         self._levels: list[int] = []
         self._places: dict[str, int] = {}
         self._lock: BaseFileLock | None = None
+        self._right_before: dict[str, bool] | None = None
 
     @property
     def predictions_path(self) -> Path:
@@ -49,7 +55,8 @@ class PredictionWriter(Callback):
 
         Raises:
             InputError: the folder cannot be written to, or holds predictions of other settings or
-                of other questions; or the densifier comes after this callback.
+                of other questions; the run before is not there or has none of the questions; or the
+                densifier comes after this callback.
         """
         if stage != "predict":
             return
@@ -60,6 +67,7 @@ class PredictionWriter(Callback):
         self._check_order(trainer, densifiers)
         self._levels = densifiers[0].levels if densifiers else [data.num_frames]
         self._places = {question.id: i for i, question in enumerate(data.questions("predict"))}
+        self._right_before = None if self.before is None else self._read_before(self.before)
         settings = {
             **cast(VideoQAModule, pl_module).fingerprint(),
             **data.fingerprint(),
@@ -120,9 +128,9 @@ class PredictionWriter(Callback):
             return
         self._merge()
         lines = self._in_order(read_lines(self.predictions_path))
-        metrics = summarise(lines, self._levels)
+        metrics = summarise(lines, self._levels, self._right_before)
         _write_atomically(self.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        Console().print(metrics_table(metrics))
+        Console().print(metrics_tables(metrics))
         self._release()
 
     def _release(self) -> None:
@@ -187,6 +195,20 @@ class PredictionWriter(Callback):
                 f"{self.predictions_path}: holds {len(unknown)} questions that data.predict does "
                 f"not, {unknown[0]!r} first; give another output_dir"
             )
+
+    def _read_before(self, path: Path) -> dict[str, bool]:
+        """Whether each question was right in the run before."""
+        option = "PredictionWriter.before"
+        known = {
+            str(line["id"]): bool(line["correct"])
+            for line in read_other_run(path, option)
+            if line["correct"] is not None
+        }
+        if known.keys().isdisjoint(self._places):
+            raise InputError(
+                f"{option}: {path} has no answer to any question of data.predict; give another"
+            )
+        return known
 
     def _part(self, rank: int) -> Path:
         return self.output_dir / f"predictions.rank{rank}.jsonl"

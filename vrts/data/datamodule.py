@@ -9,6 +9,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vrts.data.asking import SingleQuestionReader
 from vrts.data.cache import CachingDecoder, FrameCache
 from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
@@ -18,6 +19,7 @@ from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, UniformSampler
+from vrts.data.sources import MadeSamples, MakeSample, SampleSource
 from vrts.data.streaming import Identity, Position, SampleStream
 from vrts.data.workers import DecodePool
 from vrts.types import InputError, Question, Sample
@@ -62,6 +64,12 @@ class VideoQADataModule(LightningDataModule):
         updates_per_rollout: Times that each training batch comes in a row.
         cache: Keeps decoded frames on disk; null decodes anew in every run.
         frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
+        video: A video or picture to ask one question about, in place of ``predict``.
+        question: That question.
+        options: Its options, for a multiple choice.
+
+    Raises:
+        InputError: one of ``video`` and ``question`` without the other, or beside ``predict``.
     """
 
     def __init__(
@@ -84,8 +92,18 @@ class VideoQADataModule(LightningDataModule):
         updates_per_rollout: PositiveInt = 1,
         cache: FrameCache | None = None,
         frames_fps: PositiveFloat | None = None,
+        video: str | None = None,
+        question: str | None = None,
+        options: list[str] | None = None,
     ) -> None:
         super().__init__()
+        if video is not None or question is not None or options is not None:
+            if predict is not None or video is None or question is None:
+                raise InputError(
+                    "data.video and data.question ask one question (with data.options a multiple "
+                    "choice), in place of data.predict; give both of them, and no reader"
+                )
+            predict = SingleQuestionReader(video, question, options)
         self.readers = {"train": train, "val": val, "test": test, "predict": predict}
         self.sampler = sampler or UniformSampler()
         self.decoder = decoder or FallbackDecoder([DecordDecoder(), PyAVDecoder()])
@@ -104,9 +122,12 @@ class VideoQADataModule(LightningDataModule):
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
         """Frames of the prediction stream, where they are not ``num_frames``."""
+        self.make_sample: MakeSample | None = None
+        """Makes samples in place of the decoder, where a model needs none of their frames; to be
+        set before the first stream."""
         self._excluded: frozenset[str] = frozenset()
         self._questions: dict[str, list[Question]] = {}
-        self._pool: DecodePool | None = None
+        self._pool: SampleSource | None = None
 
     def setup(self, stage: str) -> None:
         """Read the annotation files of a stage.
@@ -122,8 +143,10 @@ class VideoQADataModule(LightningDataModule):
             if reader is None and (stage, name) == ("fit", "val"):
                 continue
             if reader is None:
+                hint = ", or data.video and data.question" if stage == "predict" else ""
                 raise InputError(
                     f"{TrainerFn(stage).value} needs data.{name}: give it a reader, as in configs/"
+                    f"{hint}"
                 )
             if name not in self._questions:
                 self._questions[name] = reader.read()
@@ -254,8 +277,10 @@ class VideoQADataModule(LightningDataModule):
             questions, every_epoch, self._decode_pool(), num_frames, self.prefetch_batches
         )
 
-    def _decode_pool(self) -> DecodePool:
-        if self._pool is None:
+    def _decode_pool(self) -> SampleSource:
+        if self._pool is None and self.make_sample is not None:
+            self._pool = MadeSamples(self.make_sample)
+        elif self._pool is None:
             decoder = self.decoder
             if self.cache is not None:
                 decoder = CachingDecoder(decoder, self.cache)

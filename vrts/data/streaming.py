@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from vrts.data.workers import DecodePool
+from vrts.data.sources import SampleSource
 from vrts.types import Question, Sample
 
 
@@ -75,7 +75,7 @@ class SampleStream:
         questions: All questions, of all ranks.
         batches: Given an epoch, the batches of this rank as indices into ``questions``; as many
             in every epoch.
-        pool: Decodes.
+        pool: Decodes, or makes samples otherwise.
         num_frames: Frames of each clip.
         prefetch_batches: Batches that are decoded ahead of the one in use.
         repeats: Times that each batch is given out, the same object each time.
@@ -87,7 +87,7 @@ class SampleStream:
         self,
         questions: Sequence[Question],
         batches: Callable[[int], list[list[int]]],
-        pool: DecodePool,
+        pool: SampleSource,
         num_frames: int,
         prefetch_batches: int = 2,
         repeats: int = 1,

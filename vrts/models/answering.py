@@ -92,7 +92,7 @@ def ask(
                 rollout.texts[own],
                 question,
                 clip.num_frames,
-                times_s=[index / clip.fps for index in clip.frame_indices],
+                times_s=clip.times_s or [index / clip.fps for index in clip.frame_indices],
                 num_tokens=lengths[own],
                 mean_logprobs=logprobs[own],
                 abandoned=abandoned[own],

@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
+from rich.text import Text
 
 from vrts.callbacks.report.charts import make_charts
 from vrts.callbacks.report.items import TAGS, Item
-from vrts.callbacks.summary import metrics_table
+from vrts.callbacks.tables import overall_table
 
 PACKAGE = "vrts.callbacks.report"
 
@@ -61,7 +62,7 @@ def render_report(
         title=title,
         style=_inline("page.css"),
         script=_inline("page.js"),
-        table=_cells(metrics_table(dict(metrics))),
+        table=_cells(overall_table(metrics)),
         charts=make_charts(items, metrics),
         settings=settings or {},
         tag_names=TAGS,
@@ -84,7 +85,9 @@ def _base64(data: bytes) -> str:
 
 def _cells(table: Table) -> dict[str, list[Any]]:
     """Words of the table that the terminal shows too."""
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    columns = [
+        [Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns
+    ]
     return {
         "columns": [str(column.header) for column in table.columns],
         "rows": [list(row) for row in zip(*columns, strict=True)],

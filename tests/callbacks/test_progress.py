@@ -1,0 +1,114 @@
+"""The bar of a prediction run, and what stands in for it where there is no terminal."""
+
+import io
+import itertools
+import re
+
+import pytest
+from rich.console import Console
+
+from tests.callbacks.runs import make_data, make_module, make_trainer, predict, scripted
+from tests.callbacks.test_summary import LINES, line
+from tests.callbacks.test_writer import SCRIPT, nine
+from vrts.callbacks import progress
+from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.progress import PredictionProgress, Tally, clock_text, time_left_s
+from vrts.callbacks.summary import summarise
+from vrts.callbacks.writer import PredictionWriter
+
+
+def test_a_tally_comes_to_the_same_as_the_metrics():
+    tally = Tally()
+    for one in LINES:
+        tally.add(one)
+    metrics = summarise(LINES, [4, 8, 16])
+    assert tally.text() == (
+        f"{metrics['num_failed']} failed, {metrics['mean_frames']:.1f} frames, "
+        f"accuracy {100 * metrics['accuracy']:.1f} %"
+    )
+
+
+def test_a_tally_shows_only_what_there_is():
+    tally = Tally()
+    assert tally.text() == "0 failed"
+    tally.add(line("a", None, (4, 1.0)))
+    assert tally.text() == "0 failed, 4.0 frames"
+
+
+def test_the_time_left_is_by_the_speed_of_this_run():
+    assert time_left_s(0, 10, 5.0) is None
+    assert time_left_s(4, 10, 6.0) == 15
+    assert [clock_text(s) for s in (0.4, 61, 3600, 7384.6)] == [
+        "0:00",
+        "1:01",
+        "1:00:00",
+        "2:03:05",
+    ]
+
+
+def run(folder, videos, bar, **options):
+    callbacks = [SparseToDense([4, 8, 16], 3), bar, PredictionWriter(str(folder))]
+    trainer = make_trainer(folder, callbacks)
+    data = make_data(predict=nine(videos), **options)
+    trainer.predict(make_module(scripted(SCRIPT)), datamodule=data, return_predictions=False)
+
+
+def ticking(line_every_s):
+    """A bar whose clock ticks a second each time it is asked."""
+    bar = PredictionProgress(line_every_s)
+    ticks = itertools.count()
+    bar._clock = lambda: float(next(ticks))
+    return bar
+
+
+def test_without_a_terminal_it_is_a_line_now_and_then(tmp_path, videos, capsys):
+    run(tmp_path, videos, ticking(line_every_s=1), eval_batch_size=2)
+    lines = [s for s in capsys.readouterr().out.splitlines() if s.startswith("questions:")]
+    assert len(lines) == 5
+    assert re.fullmatch(
+        r"questions: 2 of 9, 0 failed, 6\.0 frames, accuracy 50\.0 %, 0:\d\d left", lines[0]
+    )
+    assert lines[-1].startswith("questions: 9 of 9, 2 failed, 8.0 frames, accuracy 50.0 %, 0:00")
+
+
+@pytest.mark.parametrize("every_s", [0.0, 1e6])
+def test_it_is_quiet_otherwise(tmp_path, videos, capsys, every_s):
+    run(tmp_path, videos, PredictionProgress(line_every_s=every_s))
+    assert "questions:" not in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_counts_what_was_done(tmp_path, videos, capsys):
+    predict(tmp_path, scripted(SCRIPT), nine(videos)[:4])
+    capsys.readouterr()
+    run(tmp_path, videos, ticking(line_every_s=1))
+    lines = [s for s in capsys.readouterr().out.splitlines() if s.startswith("questions:")]
+    assert [s.split(",")[0] for s in lines] == [f"questions: {i} of 9" for i in (5, 6, 7, 8, 9)]
+    assert all("failed, " in s for s in lines)
+    assert "1 failed" in lines[0]
+
+
+def test_on_a_terminal_it_is_a_bar(tmp_path, videos, monkeypatch):
+    file = io.StringIO()
+    terminal = Console(file=file, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda: terminal)
+    bar = PredictionProgress()
+    run(tmp_path, videos, bar)
+    out = file.getvalue()
+    assert "9/9" in out
+    assert "2 failed, 8.0 frames, accuracy 50.0 %, 0:00 left" in out
+    assert out.endswith("\x1b[?25h"), "the cursor is back"
+    assert bar._bar is None
+
+
+def test_an_interrupted_run_gives_the_terminal_back(tmp_path, videos, monkeypatch):
+    file = io.StringIO()
+    terminal = Console(file=file, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda: terminal)
+    bar = PredictionProgress()
+    callbacks = [SparseToDense([4], 3), bar, PredictionWriter(str(tmp_path))]
+    trainer = make_trainer(tmp_path, callbacks)
+    data = make_data(predict=nine(videos))
+    with pytest.raises(SystemExit):
+        trainer.predict(make_module(scripted(stop_after=2)), datamodule=data)
+    assert bar._bar is None
+    assert "\x1b[?25h" in file.getvalue()

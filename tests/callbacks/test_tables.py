@@ -1,0 +1,73 @@
+"""The metrics as people see them on a terminal."""
+
+from rich.console import Console
+
+from tests.callbacks.test_summary import LINES, line
+from vrts.callbacks.summary import summarise
+from vrts.callbacks.tables import SHOWN_CATEGORIES, metrics_tables
+
+
+def text(metrics) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(metrics_tables(metrics))
+    return capture.get()
+
+
+def rows(metrics) -> list[list[str]]:
+    """Words of the tables' rows."""
+    found = [line for line in text(metrics).splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in row.strip("│").split("│")] for row in found]
+
+
+def test_the_tables_show_percent():
+    assert rows(summarise(LINES, [4, 8, 16])) == [
+        ["questions", "8"],
+        ["accuracy of 6", "33.3 ± 12.8 %"],
+        ["unanimous and wrong", "16.7 %"],
+        ["agreement", "75.0 %"],
+        ["frames, deciding round", "10.0"],
+        ["frames, all rounds", "16.4"],
+        ["decided at 4 frames", "12.5 %"],
+        ["decided at 8 frames", "25.0 %"],
+        ["decided at 16 frames", "25.0 %"],
+        ["without an answer", "1"],
+        ["failed", "3"],
+        *(["", name] for name in summarise(LINES, [4])["failed"]),
+        ["kind", "", "", ""],
+        ["easy", "50.0", "2", ""],
+        ["hard", "33.3 ± 22.2", "4", "1"],
+        ["length", "", "", ""],
+        ["short", "100.0", "1", ""],
+    ]
+
+
+def test_they_leave_out_what_is_not_known():
+    assert rows(summarise([], [4])) == [
+        ["questions", "0"],
+        ["without an answer", "0"],
+        ["failed", "0"],
+    ]
+    assert ["decided at 4 frames", "0.0 %"] in rows(summarise([LINES[-1]], [4]))
+
+
+def test_the_gain_is_shown():
+    found = rows(summarise(LINES, [4], {"right": False, "majority": True}))
+    assert ["knowledge gain", "100.0 %"] in found
+
+
+def test_names_with_very_many_categories_are_left_to_the_file():
+    lines = [line(str(i), True, (4, 1.0)) for i in range(SHOWN_CATEGORIES + 1)]
+    for i, one in enumerate(lines):
+        one["breakdown"] = {"subject": f"s{i}", "kind": "x"}
+    found = text(summarise(lines, [4]))
+    assert f"subject: {SHOWN_CATEGORIES + 1}, see metrics.json" in found
+    assert "s17" not in found
+    assert "100.0 ± 0.0" in found
+
+
+def test_names_of_questions_and_categories_are_no_markup():
+    bad = "[red]x[/nonsense]"
+    lines = [line(bad, False, failed=True, prediction=None)]
+    lines[0]["breakdown"] = {bad: bad}
+    assert text(summarise(lines, [4])).count(bad) == 3

@@ -1,0 +1,64 @@
+"""One question from the command line."""
+
+import re
+
+import pytest
+
+from vrts.data.asking import SingleQuestionReader
+from vrts.data.datamodule import VideoQADataModule
+from vrts.types import InputError, ProblemType
+
+
+def test_options_make_a_multiple_choice(tmp_path):
+    video = tmp_path / "a clip.mp4"
+    video.touch()
+    (question,) = SingleQuestionReader(str(video), " Why? ", ["A. red", "B. blue"]).read()
+    assert (question.id, question.text, question.video) == ("a clip.mp4", "Why?", str(video))
+    assert (question.problem_type, question.options) == ("multiple choice", ("red", "blue"))
+    assert question.answer is None
+    assert not question.is_image
+    (question,) = SingleQuestionReader(str(video), "Why?").read()
+    assert (question.problem_type, question.options) == (ProblemType.FREE_FORM, ())
+
+
+@pytest.mark.parametrize(("name", "is_image"), [("a.JPG", True), ("a.png", True), ("a.mkv", False)])
+def test_a_picture_is_one(tmp_path, name, is_image):
+    (tmp_path / name).touch()
+    assert SingleQuestionReader(str(tmp_path / name), "Why?").read()[0].is_image == is_image
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"video": "none.mp4"}, "data.video: none.mp4: no such file"),
+        ({"question": " "}, "data.question is empty"),
+        ({"options": ["one"]}, "data.options: a multiple choice needs 2 to 26 options"),
+        ({"options": ["A. x", "C. y"]}, "data.options: options are lettered AC"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    asked = {"video": __file__, "question": "Why?"} | options
+    with pytest.raises(InputError, match=re.escape(message)):
+        SingleQuestionReader(**asked).read()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"video": __file__},
+        {"question": "Why?"},
+        {"options": ["a", "b"]},
+        {"video": __file__, "question": "?", "predict": SingleQuestionReader(__file__, "?")},
+    ],
+)
+def test_what_does_not_go_together_is_refused(options):
+    with pytest.raises(InputError, match=r"data\.video and data\.question ask one question"):
+        VideoQADataModule(**options)
+
+
+def test_the_data_module_asks_it():
+    data = VideoQADataModule(video=__file__, question="Why?", options=["a", "b"])
+    data.setup("predict")
+    assert [question.text for question in data.questions("predict")] == ["Why?"]
+    with pytest.raises(InputError, match=r"predict needs data\.predict.*data\.video"):
+        VideoQADataModule().setup("predict")

@@ -1,0 +1,100 @@
+"""Answers on the terminal, for questions that are asked one at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.text import Text
+
+from vrts.prompts import split_completion
+from vrts.types import InputError, Prediction, Question, Round, letters
+
+
+class AnswerPrinter(Callback):
+    """Prints each answer with its reasoning, its votes and the frames that it is from.
+
+    `trainer.callbacks` names it behind SparseToDense, whose answers it prints.
+    """
+
+    def __init__(self) -> None:
+        self._num_answered = 0
+        self._error: str | None = None
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Print the batch's answers."""
+        predictions: list[Prediction] = outputs
+        for prediction in predictions:
+            if prediction.error is None:
+                Console().print(answer_panel(prediction))
+                self._num_answered += 1
+            else:
+                self._error = prediction.error
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make a run without any answer a failure.
+
+        Raises:
+            InputError: all questions failed; the message has the last reason.
+        """
+        if self._error is not None and not self._num_answered:
+            raise InputError(self._error)
+
+
+def answer_panel(prediction: Prediction) -> Panel:
+    """Show a prediction that did not fail; all texts are shown as they are, without markup.
+
+    Args:
+        prediction: with one round or more.
+    """
+    last = prediction.rounds[-1]
+    parts = [Text(answer_text(prediction.answer, prediction.question), style="bold")]
+    reasoning = reasoning_for(prediction.answer, last)
+    if reasoning:
+        parts += [Text(), Text(reasoning, style="italic")]
+    parts.append(Text())
+    for number, found in enumerate(prediction.rounds, start=1):
+        parts.append(Text(f"round {number}: {found.num_frames} frames; {votes_text(found)}"))
+    if last.times_s:
+        times = ", ".join(f"{time_s:.1f}" for time_s in last.times_s)
+        parts.append(Text(f"frames at {times} s", style="dim"))
+    return Panel(Group(*parts), title=escape(prediction.question.text), title_align="left")
+
+
+def answer_text(answer: str | None, question: Question) -> str:
+    """An answer for people: of a multiple choice the letter with its option."""
+    if answer is None:
+        return "no answer"
+    place = letters(question.options).find(answer)
+    return answer if place < 0 else f"{answer}. {question.options[place]}"
+
+
+def reasoning_for(answer: str | None, found: Round) -> str | None:
+    """Reasoning of the first completion that gave an answer, or None where it has none."""
+    for text, given in zip(found.completions, found.answers, strict=True):
+        if given == answer:
+            return split_completion(text)[0]
+    return None
+
+
+def votes_text(found: Round) -> str:
+    """How the completions voted, the most frequent answer first."""
+    votes = Counter(answer for answer in found.answers if answer is not None)
+    gone = sum(found.abandoned)
+    silent = len(found.answers) - votes.total() - gone
+    parts = [f"{answer}: {count}" for answer, count in votes.most_common()]
+    parts += [f"no answer: {silent}"] if silent else []
+    parts += [f"given up: {gone}"] if gone else []
+    return ", ".join(parts)

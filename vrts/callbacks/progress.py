@@ -1,0 +1,165 @@
+"""How far a prediction run is, and how it is going."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jsonargparse.typing import NonNegativeFloat
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from vrts.callbacks.records import Line, prediction_line, read_lines
+from vrts.callbacks.writer import PredictionWriter
+from vrts.data.datamodule import VideoQADataModule
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the questions so far come to."""
+
+    done: int = 0
+    failed: int = 0
+    num_frames: int = 0
+    scored: int = 0
+    right: int = 0
+
+    def add(self, line: Line) -> None:
+        """Count a question, by its line of ``predictions.jsonl``."""
+        self.done += 1
+        self.failed += line["status"] == "failed"
+        self.num_frames += line["num_frames"] if line["status"] == "ok" else 0
+        self.scored += line["correct"] is not None
+        self.right += bool(line["correct"])
+
+    def text(self) -> str:
+        """Failures, mean frames of the deciding rounds and accuracy, where there are any."""
+        parts = [f"{self.failed} failed"]
+        if self.done > self.failed:
+            parts.append(f"{self.num_frames / (self.done - self.failed):.1f} frames")
+        if self.scored:
+            parts.append(f"accuracy {100 * self.right / self.scored:.1f} %")
+        return ", ".join(parts)
+
+
+class PredictionProgress(Callback):
+    """Shows questions done, failures, mean frames, accuracy so far and the time left.
+
+    On a terminal it is a bar; elsewhere it is a line now and then. A run that goes on counts what
+    was decided before. Of several processes the first one shows its own share. `trainer.callbacks`
+    names it behind SparseToDense, whose answers it counts; it takes the place of Lightning's bar
+    (``trainer.enable_progress_bar: false``).
+
+    Args:
+        line_every_s: seconds from one line to the next where there is no terminal; 0 prints none.
+    """
+
+    def __init__(self, line_every_s: NonNegativeFloat = 30.0) -> None:
+        self.line_every_s = float(line_every_s)
+        self._clock: Callable[[], float] = time.monotonic
+        self._tally = Tally()
+        self._before = self._total = 0
+        self._start_s = self._line_s = 0.0
+        self._title = ""
+        self._console = Console()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what is decided already, and what is left for this process."""
+        if not trainer.is_global_zero:
+            return
+        self._tally = Tally()
+        writers = [c for c in trainer.callbacks if isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
+        for line in read_lines(writers[0].predictions_path) if writers else []:
+            self._tally.add(line)
+        self._before = self._tally.done
+        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        left = len(data.questions("predict")) - self._before
+        share = len(range(0, left, trainer.world_size))
+        self._total = self._before + share
+        several = trainer.world_size > 1
+        self._title = f"process 1 of {trainer.world_size}, its share" if several else "questions"
+        self._start_s = self._line_s = self._clock()
+        self._console = Console()
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._title, total=self._total, status="")
+            self._bar.start()
+            self._show()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch's predictions."""
+        if not trainer.is_global_zero:
+            return
+        for prediction in outputs:
+            self._tally.add(prediction_line(prediction))
+        self._show()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the last state of the bar on the terminal."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def status(self) -> str:
+        """What is shown beside the number of questions done."""
+        left_s = time_left_s(
+            self._tally.done - self._before,
+            self._total - self._tally.done,
+            self._clock() - self._start_s,
+        )
+        text = self._tally.text()
+        return text if left_s is None else f"{text}, {clock_text(left_s)} left"
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._tally.done, status=self.status())
+        elif self.line_every_s and self._clock() - self._line_s >= self.line_every_s:
+            self._line_s = self._clock()
+            done = f"{self._tally.done} of {self._total}"
+            self._console.print(f"{self._title}: {done}, {self.status()}", soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def time_left_s(num_done: int, num_left: int, elapsed_s: float) -> float | None:
+    """Seconds that the questions left will take at the mean speed of those done, if there are any.
+
+    Args:
+        num_done: by this run; what was decided before tells nothing of its speed.
+        num_left: still to come.
+        elapsed_s: since this run began to answer.
+    """
+    return elapsed_s / num_done * num_left if num_done else None
+
+
+def clock_text(seconds: float) -> str:
+    """Hours, minutes and seconds: ``1:02:03``, or ``2:03`` below an hour."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -1,0 +1,34 @@
+"""Predicting from recorded completions, without decoding a video."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from lightning import Callback, LightningModule, Trainer
+
+from vrts.data.datamodule import VideoQADataModule
+from vrts.models.module import VideoQAModule
+from vrts.models.replay import ReplayPolicy
+from vrts.types import InputError
+
+
+class Replay(Callback):
+    """Has samples made by `ReplayPolicy`, which needs no frames, in place of the decoder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read what was recorded, and let samples be made of it.
+
+        Raises:
+            InputError: the policy is another one, or its file cannot be replayed.
+        """
+        if stage != "predict":
+            return
+        policy = cast(VideoQAModule, pl_module).policy
+        if not isinstance(policy, ReplayPolicy):
+            raise InputError(
+                f"trainer.callbacks has Replay, but model.policy is {type(policy).__name__}; "
+                "give it ReplayPolicy, or remove Replay"
+            )
+        policy.load()
+        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        data.make_sample = policy.sample
