@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
 
 from tests.callbacks.plugins import ask
@@ -23,6 +25,7 @@ from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.sharding import Sharding, unsharded
 from vrts.models.strategy import FullySharded
 from vrts.models.temporal import TemporalReward
+from vrts.types import InputError
 
 GATHERED = {"count": 0}
 """All-gathers of weights so far."""
@@ -80,9 +83,11 @@ def build(model: Path, case: dict[str, Any]) -> VideoQAModule:
     reference = None
     if beta:
         reference = AdapterOff() if lora else FrozenCopy(**case.get("frozen", {}))
+    adam = {"optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)}
     return make_module(
         policy,
         lr=case.get("lr", 0.2),
+        **(adam if case.get("adam") else {}),
         objective=DAPO(beta=beta) if case.get("dapo") else GRPO(beta=beta),
         reference=reference,
         sharding=Sharding(**case.get("sharding", {})),
@@ -114,8 +119,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         max_epochs=1,
         accumulate_grad_batches=case.get("accumulate", 1),
         gradient_clip_val=case.get("clip"),
-        devices=devices,
-        strategy=FullySharded(timeout_s=60) if devices > 1 else "auto",
+        **strategy(case),
     )
     trainer.fit(module, datamodule=data)
     trained = {n: unsharded(p.detach()) for n, p in module.named_parameters() if p.requires_grad}
@@ -131,11 +135,48 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         module.policy.save_pretrained(folder / f"{name}-model")
 
 
+def resume(folder: Path, model: Path, videos: dict[str, str], name: str, case: dict[str, Any]):
+    """Train for 4 steps; then from the checkpoint that was written after 2, as a new run."""
+    losses: list[list[float]] = []
+    data = {"train": questions(videos["long"], 8), "batch_size": 1, "shuffle": True}
+    kept = folder / f"{name}-checkpoints"
+    for path in (None, str(kept / "epoch=0-step=2.ckpt")):
+        torch.manual_seed(0)
+        module = build(model, case)
+        trace = Trace()
+        keep = ModelCheckpoint(kept, every_n_train_steps=2, save_top_k=-1)
+        trainer = make_trainer(
+            folder, [trace, *([keep] if path is None else [])], max_epochs=1, **strategy(case)
+        )
+        trainer.fit(module, datamodule=make_data(**data), ckpt_path=path)
+        losses.append(trace.losses + trace.norms)
+    saved = FileSystemReader(kept / "epoch=0-step=2.ckpt").read_metadata().state_dict_metadata
+    found = {"losses": losses, "saved": sorted(saved)}
+    (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(found))
+    refused = ""
+    other = build(model, {**case, "lora": not case.get("lora")})
+    try:
+        make_trainer(folder, max_epochs=1, **strategy(case)).fit(
+            other, datamodule=make_data(**data), ckpt_path=path
+        )
+    except InputError as error:
+        refused = str(error)
+    found["refused"] = refused
+    (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(found))
+
+
+def strategy(case: dict[str, Any]) -> dict[str, Any]:
+    devices = case["devices"]
+    chosen = FullySharded(timeout_s=60) if devices > 1 else "auto"
+    return {"devices": devices, "strategy": chosen}
+
+
 def run(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, Any], devices: int):
     count_gathers()
     for name, case in cases.items():
         print(name, flush=True)  # noqa: T201 tells where it hangs
-        train(folder, model, videos, name, {**case, "devices": devices})
+        what = resume if case.get("resume") else train
+        what(folder, model, videos, name, {**case, "devices": devices})
 
 
 if __name__ == "__main__":

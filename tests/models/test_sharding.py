@@ -47,6 +47,10 @@ CHOICES: dict[str, Any] = {
 TOGETHER: dict[str, dict[str, Any]] = {
     "choices": CHOICES,
     "choices_given_back": CHOICES | {"sharding": GIVEN_BACK},
+    "resumed": {"resume": True, "adam": True, "frozen": {"sync_every_n_steps": 2}},
+    "resumed_alone": {"resume": True, "adam": True, "beta": 0.0},
+    "resumed_frozen": {"resume": True, "adam": True},
+    "resumed_lora": {"resume": True, "adam": True, "lora": True},
     "short": {"count": 4},
     "long": {"count": 4, "max_new_tokens": 32},
 }

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics.classification import BinaryAccuracy
 
-from vrts.models.checkpoints import check_same_model, keep_trained
+from vrts.models.checkpoints import check_same_model, keep_trained, keep_trained_only
 from vrts.models.collecting import Collector
 from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
@@ -133,7 +133,6 @@ class VideoQAModule(LightningModule):
         self._asked: tuple[str, ...] = ()
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
-        self._last_step = 0
         self._found_samples = False
         self._last_reason: str | None = None
         # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
@@ -196,6 +195,7 @@ class VideoQAModule(LightningModule):
         sharder(self.policy)
         if self._attached and self.reference is not None:
             self.reference.shard(sharder)
+        keep_trained_only(self)
         self.is_sharded = True
 
     @property
@@ -251,17 +251,16 @@ class VideoQAModule(LightningModule):
             optimizer.zero_grad()
         self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
 
-    def on_train_start(self) -> None:
-        """Note where a resumed run is."""
-        self._last_step = self.global_step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step, and let the reference follow before a checkpoint is written."""
+        super().optimizer_step(*args, **kwargs)
+        if self.reference is not None:
+            self.reference.after_step(self.policy, self.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
         """Log how long this process's update took, its optimizer step included."""
         self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
         self._check_progress(batch_idx)
-        made_step, self._last_step = self.global_step != self._last_step, self.global_step
-        if made_step and self.reference is not None:
-            self.reference.after_step(self.policy, self.global_step)
 
     def _check_progress(self, batch_idx: int) -> None:
         """Stop a run that has found nothing to train on, instead of calling its end a success.
@@ -501,7 +500,8 @@ class VideoQAModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model; raises as `check_same_model` says."""
-        check_same_model(self, checkpoint)
+        if "state_dict" in checkpoint:  # else the strategy has loaded shards already
+            check_same_model(self, checkpoint)
         state = checkpoint.get("reference")
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)
