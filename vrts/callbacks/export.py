@@ -33,9 +33,10 @@ class ExportPretrained(Callback):
             make_folder(self._folder(trainer), "ExportPretrained.output_dir")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the folder, from one process."""
-        if trainer.is_global_zero:
-            cast(VideoQAModule, pl_module).policy.save_pretrained(self._folder(trainer))
+        """Write the folder, from one process; all take part where weights are sharded."""
+        module = cast(VideoQAModule, pl_module)
+        if trainer.is_global_zero or module.is_sharded:
+            module.policy.save_pretrained(self._folder(trainer))
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output_dir or Path(trainer.default_root_dir) / "model")

@@ -21,6 +21,16 @@ def keep_trained(module: nn.Module, checkpoint: dict[str, Any]) -> None:
     checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
 
 
+def keep_trained_only(module: nn.Module) -> None:
+    """Leave frozen weights out of a module's state, where the strategy saves it before it asks."""
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name in state.keys() - {prefix + key for key in _trained_keys(module)}:
+            del state[name]
+
+    module.register_state_dict_post_hook(drop)
+
+
 def check_same_model(module: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Refuse the checkpoint of another model.
 

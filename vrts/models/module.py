@@ -14,10 +14,11 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics.classification import BinaryAccuracy
 
 from vrts.models.answering import RoundPlan, ask
-from vrts.models.checkpoints import check_same_model, keep_trained
+from vrts.models.checkpoints import check_same_model, keep_trained, keep_trained_only
 from vrts.models.collecting import Collector
 from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
@@ -28,6 +29,7 @@ from vrts.models.policy import Policy, Prompts
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
+from vrts.models.sharding import Sharder, Sharding, count_processes, stand_in
 from vrts.models.temporal import TemporalReward
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail
@@ -63,6 +65,7 @@ class VideoQAModule(LightningModule):
         max_nonfinite_steps: optimizer steps whose loss or gradient is not finite are skipped, and
             the run stops at that many in a row.
         evaluation: how tokens are drawn in validation, test and prediction.
+        sharding: how weights are kept under Lightning's ModelParallelStrategy (FSDP2).
         seed: of all sampling. A completion's random numbers depend on the seed, its question and
             its place in the group alone, not on batches or processes.
     """
@@ -86,6 +89,7 @@ class VideoQAModule(LightningModule):
         mask_truncated: bool = False,
         max_nonfinite_steps: PositiveInt = 5,
         evaluation: Sampling | None = None,
+        sharding: Sharding | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,6 +104,9 @@ class VideoQAModule(LightningModule):
         self.updates_per_rollout = int(updates_per_rollout)
         self.mask_truncated = mask_truncated
         self.evaluation = evaluation or Sampling()
+        self.sharding = sharding or Sharding()
+        self.is_sharded = False
+        """Whether each process holds a part of the weights only."""
         self.seed = seed
         self.plan = RoundPlan((self.evaluation,))
         """How questions are asked in prediction; a prediction callback may set it."""
@@ -125,10 +132,10 @@ class VideoQAModule(LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._experience: Experience | None = None
+        self._stand_in: tuple[Prompts, Rollout] | None = None
         self._asked: tuple[str, ...] = ()
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
-        self._last_step = 0
         self._found_samples = False
         self._last_reason: str | None = None
         # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
@@ -179,8 +186,20 @@ class VideoQAModule(LightningModule):
         if self._fitting and self.reference is not None and not self._attached:
             self.reference.attach(self.policy)
             self._attached = True
+        if self.device_mesh is not None and not self.is_sharded:
+            self._shard(self.device_mesh["data_parallel"])
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
         self.policy.train(self._fitting)
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        """Leave each process its part of the weights."""
+        mixed = self.trainer.precision == "bf16-mixed"
+        sharder = Sharder(mesh, self.sharding, torch.bfloat16 if mixed else None)
+        sharder(self.policy)
+        if self._attached and self.reference is not None:
+            self.reference.shard(sharder)
+        keep_trained_only(self)
+        self.is_sharded = True
 
     @property
     def reference(self) -> Reference | None:
@@ -210,7 +229,7 @@ class VideoQAModule(LightningModule):
         samples = self._usable(batch)
         skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
         if self._needs_rollout(batch, batch_idx):
-            self._experience = self._roll_out(samples, len(batch))
+            self._experience = self._roll_out(samples, batch)
         self._update_start_s = time.perf_counter()
         experience = self._experience
         if experience is None:
@@ -235,17 +254,16 @@ class VideoQAModule(LightningModule):
             optimizer.zero_grad()
         self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
 
-    def on_train_start(self) -> None:
-        """Note where a resumed run is."""
-        self._last_step = self.global_step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step, and let the reference follow before a checkpoint is written."""
+        super().optimizer_step(*args, **kwargs)
+        if self.reference is not None:
+            self.reference.after_step(self.policy, self.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
         """Log how long this process's update took, its optimizer step included."""
         self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
         self._check_progress(batch_idx)
-        made_step, self._last_step = self.global_step != self._last_step, self.global_step
-        if made_step and self.reference is not None:
-            self.reference.after_step(self.policy, self.global_step)
 
     def _check_progress(self, batch_idx: int) -> None:
         """Stop a run that has found nothing to train on, instead of calling its end a success.
@@ -286,12 +304,12 @@ class VideoQAModule(LightningModule):
         self._asked = asked
         return not again
 
-    def _roll_out(self, samples: list[Sample], batch_size: int) -> Experience | None:
+    def _roll_out(self, samples: list[Sample], batch: Sequence[Sample]) -> Experience | None:
         """Sample and reward groups of completions, and ask the reference.
 
         Args:
             samples: that can be trained on.
-            batch_size: of the batch that they are from.
+            batch: that they are from.
 
         Returns:
             None without samples; this process has then taken part in what all do together.
@@ -299,27 +317,33 @@ class VideoQAModule(LightningModule):
         Raises:
             InputError: the batch cannot have as many groups as are asked for.
         """
-        if self.num_groups is not None and self.num_groups > batch_size:
+        if self.num_groups is not None and self.num_groups > len(batch):
             raise InputError(
-                f"model.num_groups is {self.num_groups}, but a batch has {batch_size} questions; "
+                f"model.num_groups is {self.num_groups}, but a batch has {len(batch)} questions; "
                 "set data.batch_size to a multiple of it: the further ones stand in for groups "
                 "whose rewards are all equal"
             )
         start_s = time.perf_counter()
-        found = self._collect(samples, self._epoch(), self._mean_over_processes)
+        asked = samples
+        if self.is_sharded and not samples:
+            asked = [stand_in(batch[0].question)]  # the others need this process to gather weights
+        found = self._collect(asked, self._epoch(), self._mean_over_processes)
         nothing = torch.zeros(0, dtype=torch.float32, device=self.device)
-        rewards = found.groups.total if found else nothing
+        rewards = found.groups.total if found and samples else nothing
         advantages = self.objective.advantages(
             rewards, self.num_generations, self._mean_over_processes
         )
+        self.last_rollout = self._stand_in = None
         if found is None:
-            self.last_rollout = None
             return None
         rollout, reference = found.groups.rollout, None
         if self.reference is not None:
             reference = self.reference.logprobs(
                 self.policy, found.prompts, rollout, self.temperature
             )
+        if not samples:
+            self._stand_in = found.prompts, rollout
+            return None
         seconds = time.perf_counter() - start_s
         speed = found.num_tokens / max(seconds, 1e-9)
         metrics = found.metrics | {"rollout_s": seconds, "tokens_per_s": speed}
@@ -348,11 +372,15 @@ class VideoQAModule(LightningModule):
         Returns:
             A loss without effect whose backward still reaches every parameter.
         """
+        if self._stand_in is None:
+            trainable = [p for p in self.parameters() if p.requires_grad]
+            loss = torch.stack([(p * 0.0).sum() for p in trainable]).sum()
+        else:
+            loss = (self.policy.score(*self._stand_in, self.temperature).logprobs * 0.0).sum()
         self._mean_over_processes(torch.zeros((), dtype=torch.float32, device=self.device))
         # the loss of the others is divided by the mean over all processes, so this one counts too
         self._log({**metrics, "loss": 0.0}, num_tokens=0)
-        trainable = [p for p in self.parameters() if p.requires_grad]
-        return torch.stack([(p * 0.0).sum() for p in trainable]).sum()
+        return loss
 
     def _log(self, metrics: dict[str, float | torch.Tensor], num_tokens: int) -> None:
         """Log means over the processes."""
@@ -388,6 +416,8 @@ class VideoQAModule(LightningModule):
         """
         if not samples:
             return []
+        if self.device_mesh is not None:
+            count_processes(True, self.device_mesh["data_parallel"])
         # a callback may ask from outside of a step, where Lightning's autocast is not on
         with self.trainer.precision_plugin.forward_context():
             prompts = self.policy.encode(samples, self.max_new_tokens, self.known_prompts)
@@ -406,6 +436,27 @@ class VideoQAModule(LightningModule):
             else decide(sample.question, [next(rounds)], self.plan.rule, sample.clip)
             for sample in checked
         ]
+
+    def on_validation_epoch_end(self) -> None:
+        """See `_keep_company`."""
+        self._keep_company()
+
+    def on_test_epoch_end(self) -> None:
+        """See `_keep_company`."""
+        self._keep_company()
+
+    def on_predict_epoch_end(self) -> None:
+        """See `_keep_company`."""
+        self._keep_company()
+
+    def _keep_company(self) -> None:
+        """Gather sharded weights along with processes that still have something to ask."""
+        if self.device_mesh is None:
+            return
+        with self.trainer.precision_plugin.forward_context():
+            while int(count_processes(False, self.device_mesh["data_parallel"])):
+                prompts = self.policy.encode([stand_in()], self.max_new_tokens)
+                self.policy.rollout(prompts, [Sampling()], [0], max_new_tokens=1)
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> None:
         """Log ``val/accuracy``: one completion a question, over all questions."""
@@ -440,7 +491,8 @@ class VideoQAModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model; raises as `check_same_model` says."""
-        check_same_model(self, checkpoint)
+        if "state_dict" in checkpoint:  # else the strategy has loaded shards already
+            check_same_model(self, checkpoint)
         state = checkpoint.get("reference")
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrts.types import Question, Rollout, Sample, Sampling
+from vrts.types import InputError, Question, Rollout, Sample, Sampling
 
 StopEarly = Callable[[int, Sequence[str | None], Sequence[float]], bool]
 """From a question's index in the batch, the texts of its G completions (None for those that are
@@ -123,7 +123,21 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
-        """Write weights (or adapter), tokenizer and processor as a Hugging Face folder."""
+        """Write weights (or adapter), tokenizer and processor as a Hugging Face folder.
+
+        Where weights are sharded every process has to call it; the first one writes.
+        """
+
+    def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+        """Vision blocks and decoder layers, in order of use, for FSDP to shard one by one.
+
+        Raises:
+            InputError: the policy cannot be sharded.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot be sharded; set trainer.strategy to ddp, or to auto for "
+            "one device"
+        )
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any, Self, cast
 import torch
 from jsonargparse.typing import PositiveInt
 from peft import PeftModel
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
 from vrts.models.attention import Layout, PackedLayout
@@ -36,6 +38,7 @@ from vrts.models.qwen_loading import (
 )
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
+from vrts.models.sharding import full_state
 from vrts.models.stopping import HostChecks
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Rollout, Sample, Sampling
@@ -391,8 +394,15 @@ class QwenPolicy(Policy):
                 config.base_model_name_or_path = str(
                     Path(base).resolve() if Path(base).is_dir() else base
                 )
-        self.model.save_pretrained(folder)
+        state = full_state(self.model) if isinstance(self, FSDPModule) else None
+        if state is not None and not state:
+            return  # another process writes
+        self.model.save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)
+
+    def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+        """See `Policy.layers`."""
+        return list(self.base.model.visual.blocks), list(self.base.model.language_model.layers)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Policy.fingerprint`."""

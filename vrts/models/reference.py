@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from vrts.models.policy import Policy, Prompts
+from vrts.models.sharding import Sharder, sharded_like, unsharded
 from vrts.types import Rollout
 
 
@@ -26,6 +28,9 @@ class Reference(ABC):
         self, policy: Policy, prompts: Prompts, rollout: Rollout, temperature: float
     ) -> torch.Tensor:
         """Log-probs ``[N, L]`` of a rollout's completions, without gradient."""
+
+    def shard(self, sharder: Sharder) -> None:  # noqa: B027 most have nothing of their own
+        """Shard own weights, after `attach`."""
 
     def after_step(self, policy: Policy, step: int) -> None:  # noqa: B027 most have nothing to do
         """Follow the policy, for references that move.
@@ -89,14 +94,20 @@ class FrozenCopy(Reference):
         self._trained = frozenset(n for n, p in policy.named_parameters() if p.requires_grad)
         self._policy = copy.deepcopy(policy).eval().requires_grad_(False)
 
+    def shard(self, sharder: Sharder) -> None:
+        """See `Reference.shard`."""
+        assert self._policy is not None, "attach() was not called"
+        sharder.frozen()(self._policy)
+
     @torch.no_grad()
     def logprobs(
         self, policy: Policy, prompts: Prompts, rollout: Rollout, temperature: float
     ) -> torch.Tensor:
         """See `Reference.logprobs`."""
         assert self._policy is not None, "attach() was not called"
-        # the strategy has moved and converted the policy since, but does not know of the copy
-        self._policy.to(rollout.completion_ids.device, next(policy.parameters()).dtype)
+        if not isinstance(self._policy, FSDPModule):
+            # the strategy has moved and converted the policy since, but does not know of the copy
+            self._policy.to(rollout.completion_ids.device, next(policy.parameters()).dtype)
         return self._policy.score(prompts, rollout, temperature).logprobs
 
     @torch.no_grad()
@@ -110,13 +121,15 @@ class FrozenCopy(Reference):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See `Reference.state_dict`."""
-        return {} if self.sync_every_n_steps is None else {n: p.detach() for n, p in self._moving()}
+        if self.sync_every_n_steps is None:
+            return {}
+        return {name: unsharded(own.detach()) for name, own in self._moving()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """See `Reference.load_state_dict`."""
         for name, own in self._moving():
-            own.copy_(state[name])
+            own.copy_(sharded_like(state[name], own))
 
     def _moving(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Own weights that the policy trains."""

@@ -1,0 +1,184 @@
+"""Trains on as many gloo processes as the job says, sharded where there is more than one.
+
+``python -m tests.models.sharded_runs '<job as JSON>'`` is what Lightning starts again for the
+second process.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.fsdp import FSDPModule
+
+from tests.callbacks.plugins import ask
+from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from vrts.models.module import VideoQAModule
+from vrts.models.objectives import DAPO, GRPO
+from vrts.models.qwen_loading import Lora
+from vrts.models.reference import AdapterOff, FrozenCopy
+from vrts.models.sharding import Sharding, unsharded
+from vrts.models.strategy import FullySharded
+from vrts.models.temporal import TemporalReward
+from vrts.types import InputError
+
+GATHERED = {"count": 0}
+"""All-gathers of weights so far."""
+
+
+def count_gathers() -> None:
+    """Count what FSDP gathers; Lightning gathers by another function."""
+    # the name of torch before 2.14 is the second one
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    gather = getattr(dist, name)
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        GATHERED["count"] += 1
+        return gather(*args, **kwargs)
+
+    setattr(dist, name, counting)
+
+
+class Trace(Callback):
+    """Losses, gradient norms before clipping, and gathers of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.gathers: list[int] = []
+        self.lengths: list[float] = []
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        grads = [unsharded(p.grad) for p in pl_module.parameters() if p.grad is not None]
+        self.norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._before = GATHERED["count"]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.gathers.append(GATHERED["count"] - self._before)
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        length = trainer.callback_metrics.get("train/completion_length")
+        self.lengths.append(float("nan") if length is None else float(length))
+
+
+def build(model: Path, case: dict[str, Any]) -> VideoQAModule:
+    """Module of a case; see `CASES` of the test."""
+    lora = Lora(rank=4, alpha=8) if case.get("lora") else None
+    policy = make_policy(
+        model,
+        lora=lora,
+        freeze_vision=case.get("freeze_vision", True),
+        gradient_checkpointing=case.get("checkpointing", False),
+        head_chunk_size=case.get("chunk", 5),
+    )
+    beta = case.get("beta", 0.1)
+    reference = None
+    if beta:
+        reference = AdapterOff() if lora else FrozenCopy(**case.get("frozen", {}))
+    adam = {"optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)}
+    return make_module(
+        policy,
+        lr=case.get("lr", 0.2),
+        **(adam if case.get("adam") else {}),
+        objective=DAPO(beta=beta) if case.get("dapo") else GRPO(beta=beta),
+        reference=reference,
+        sharding=Sharding(**case.get("sharding", {})),
+        temporal=TemporalReward() if case.get("temporal") else None,
+        num_groups=case.get("num_groups"),
+        max_new_tokens=case.get("max_new_tokens", 8),
+        updates_per_rollout=case.get("updates", 1),
+    )
+
+
+def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: dict[str, Any]):
+    """Train on the questions of a case and note what happened."""
+    devices = case["devices"]
+    torch.manual_seed(0)  # of the adapter
+    module = build(model, case)
+    asked = questions(videos["long"], case.get("count", 6))
+    for index in case.get("damaged", ()):
+        asked[index] = ask(f"q{index}", videos["damaged"])
+    data = make_data(
+        train=asked,
+        batch_size=case.get("batch", 2) // devices,
+        shuffle=False,
+        updates_per_rollout=case.get("updates", 1),
+    )
+    trace = Trace()
+    trainer = make_trainer(
+        folder,
+        [trace],
+        max_epochs=1,
+        accumulate_grad_batches=case.get("accumulate", 1),
+        gradient_clip_val=case.get("clip"),
+        **strategy(case),
+    )
+    trainer.fit(module, datamodule=data)
+    trained = {n: unsharded(p.detach()) for n, p in module.named_parameters() if p.requires_grad}
+    sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
+    if reference := getattr(module.reference, "_policy", None):
+        sharded += [m for m in reference.modules() if isinstance(m, FSDPModule)]
+    found = {key: getattr(trace, key) for key in ("losses", "norms", "gathers", "lengths")}
+    found["sharded"] = len(sharded)
+    target = f"{name}-{trainer.global_rank}"
+    (folder / f"{target}.json").write_text(json.dumps(found))
+    torch.save(trained, folder / f"{target}.pt")
+    if case.get("export"):
+        module.policy.save_pretrained(folder / f"{name}-model")
+
+
+def resume(folder: Path, model: Path, videos: dict[str, str], name: str, case: dict[str, Any]):
+    """Train for 4 steps; then from the checkpoint that was written after 2, as a new run."""
+    losses: list[list[float]] = []
+    data = {"train": questions(videos["long"], 8), "batch_size": 1, "shuffle": True}
+    kept = folder / f"{name}-checkpoints"
+    for path in (None, str(kept / "epoch=0-step=2.ckpt")):
+        torch.manual_seed(0)
+        module = build(model, case)
+        trace = Trace()
+        keep = ModelCheckpoint(kept, every_n_train_steps=2, save_top_k=-1)
+        trainer = make_trainer(
+            folder, [trace, *([keep] if path is None else [])], max_epochs=1, **strategy(case)
+        )
+        trainer.fit(module, datamodule=make_data(**data), ckpt_path=path)
+        losses.append(trace.losses + trace.norms)
+    saved = FileSystemReader(kept / "epoch=0-step=2.ckpt").read_metadata().state_dict_metadata
+    found = {"losses": losses, "saved": sorted(saved)}
+    (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(found))
+    refused = ""
+    other = build(model, {**case, "lora": not case.get("lora")})
+    try:
+        make_trainer(folder, max_epochs=1, **strategy(case)).fit(
+            other, datamodule=make_data(**data), ckpt_path=path
+        )
+    except InputError as error:
+        refused = str(error)
+    found["refused"] = refused
+    (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(found))
+
+
+def strategy(case: dict[str, Any]) -> dict[str, Any]:
+    devices = case["devices"]
+    chosen = FullySharded(timeout_s=60) if devices > 1 else "auto"
+    return {"devices": devices, "strategy": chosen}
+
+
+def run(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, Any], devices: int):
+    count_gathers()
+    for name, case in cases.items():
+        print(name, flush=True)  # noqa: T201 tells where it hangs
+        what = resume if case.get("resume") else train
+        what(folder, model, videos, name, {**case, "devices": devices})
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    run(Path(job["folder"]), Path(job["model"]), job["videos"], job["cases"], job["devices"])

@@ -1,0 +1,62 @@
+"""The strategy of fully sharded training, FSDP2. Plug-in point ``trainer.strategy``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from vrts.models.checkpoints import check_same_model
+
+
+class FullySharded(ModelParallelStrategy):
+    """Lightning's ModelParallelStrategy with all processes for FSDP2, however many there are.
+
+    Args:
+        save_distributed_checkpoint: each process writes its own part of a checkpoint, which is a
+            folder then; false gathers everything into one file.
+        timeout_s: processes that wait so long for one another end with an error.
+    """
+
+    def __init__(
+        self, save_distributed_checkpoint: bool = True, timeout_s: PositiveInt = 1800
+    ) -> None:
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            timeout=timedelta(seconds=int(timeout_s)),
+        )
+
+    def load_checkpoint(
+        self, checkpoint_path: _PATH, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint, into the shards.
+
+        Raises:
+            InputError: it is of another model.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            saved = FileSystemReader(path).read_metadata().state_dict_metadata
+            prefix = "state_dict."
+            tensors = {
+                name.removeprefix(prefix): torch.empty(value.size, device="meta")
+                for name, value in saved.items()
+                if name.startswith(prefix) and isinstance(value, TensorStorageMetadata)
+            }
+            assert self.lightning_module is not None
+            check_same_model(self.lightning_module, {"state_dict": tensors})
+        return super().load_checkpoint(path, weights_only)
+
+    def setup_environment(self) -> None:
+        """Take all processes; Lightning's ``auto`` would take one a node."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
