@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
-import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +17,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
+from benchmarks.memory import allocator_peak
 from vrts.demo.model import build_config, build_model_folder
 from vrts.demo.tokenizer import build_tokenizer
 from vrts.models.attention import SHARED_PREFIX
@@ -56,7 +60,7 @@ QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 152064)
 def random_policy(
     shape: Shape, device: torch.device, dtype: torch.dtype, **options: Any
 ) -> QwenPolicy:
-    """Make a policy with random weights.
+    """Make a policy with random weights, whose completions never end before their limit.
 
     Args:
         shape: of the model.
@@ -65,7 +69,8 @@ def random_policy(
         options: of `QwenPolicy`.
     """
     config = build_config(build_tokenizer())
-    text, vision = config.text_config, config.vision_config
+    text: Any = config.text_config
+    vision: Any = config.vision_config
     head_dim = shape.hidden_size // shape.num_heads
     text.hidden_size, text.num_hidden_layers = shape.hidden_size, shape.num_layers
     text.num_attention_heads, text.num_key_value_heads = shape.num_heads, shape.num_kv_heads
@@ -93,8 +98,14 @@ def random_policy(
     with tempfile.TemporaryDirectory() as folder:
         build_model_folder(Path(folder), seed=0)
         processor = AutoProcessor.from_pretrained(folder)
-        generation_config = type(model.generation_config).from_pretrained(folder)
-    model.generation_config = generation_config
+    # The end token is one that is never sampled: all completions then have their full length,
+    # and comparisons are none of luck.
+    processor.tokenizer.eos_token = "<|vision_end|>"
+    model.generation_config = GenerationConfig(
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        do_sample=True,
+    )
     policy = QwenPolicy("random", prompt=PromptTemplate(preamble=""), **options)
     policy.adopt(model, processor)
     return policy
@@ -130,14 +141,25 @@ def random_rollout(lengths: Sequence[int], vocab: int, device: torch.device) -> 
 def seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
     """Median wall time of a call in seconds, after one call to warm up."""
     run()
-    times = []
+    return alternating_seconds({"": run}, repeats, device)[""]
+
+
+def alternating_seconds(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Median wall time in seconds of several calls that take turns, all of them warmed up already.
+
+    What disturbs the machine for a while then disturbs all of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
-        synchronize(device)
-        start_s = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - start_s)
-    return statistics.median(times)
+        for name, run in runs.items():
+            synchronize(device)
+            start_s = time.perf_counter()
+            run()
+            synchronize(device)
+            times[name].append(time.perf_counter() - start_s)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def synchronize(device: torch.device) -> None:
@@ -154,28 +176,13 @@ def flops(run: Callable[[], Any]) -> float:
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> float:
-    """Most memory that a call holds at once, beyond what was held before it.
-
-    On a CPU the call runs in a forked child, whose resident set is what counts.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return float(torch.cuda.max_memory_allocated() - before)
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-
-    def child() -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        run()
-        sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    if not receiver.poll():
-        raise RuntimeError(f"the measured call ended with status {process.exitcode}")
-    return float(receiver.recv())
+    """Most memory that a call holds at once, beyond what was held before it, by the allocator."""
+    if device.type != "cuda":
+        return float(allocator_peak(run))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return float(torch.cuda.max_memory_allocated() - before)
 
 
 def machine() -> dict[str, Any]:
@@ -197,17 +204,37 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(name: str, rows: Sequence[dict[str, Any]], **settings: Any) -> None:
-    """Print rows as a table and write them, with machine and settings, to ``results``."""
-    table = Table(title=name)
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that have the same columns."""
+    table = Table(title=title)
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
+
+
+def write_results(
+    name: str, rows: Sequence[Mapping[str, Any]], sections: Mapping[str, Any], **settings: Any
+) -> Path:
+    """Write rows and further sections, with machine and settings, to ``results/NAME.json``.
+
+    Args:
+        name: of the benchmark.
+        rows: of its main table.
+        sections: what else was found, by its key in the file.
+        settings: what it was measured with.
+    """
     plain = {k: asdict(v) if isinstance(v, Shape) else v for k, v in settings.items()}
-    content = {"machine": machine(), "settings": plain, "rows": list(rows)}
+    content = {"machine": machine(), "settings": plain, "rows": list(rows), **sections}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"wrote {path}")
+    return path
+
+
+def report(name: str, rows: Sequence[dict[str, Any]], **settings: Any) -> None:
+    """Print rows as a table and write them, with machine and settings, to ``results``."""
+    print_table(name, rows)
+    write_results(name, rows, {}, **settings)

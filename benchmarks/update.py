@@ -1,55 +1,87 @@
 """The update: every prompt forwarded once for its G completions, against G whole passes.
 
-``python -m benchmarks.update`` prints time, floating point operations and peak memory of log-probs
-with gradient, and how the measured ratio compares with the token count's ``G(P+L) / (P+G·L)``.
+``python -m benchmarks.update`` (about four minutes on a CPU) compares log-probs with gradient:
+
+- shared: `QwenPolicy.encode` and `QwenPolicy.score`, with one pass of the vision tower and one of
+  the prompt;
+- naive: vision tower, prompt and completion for every completion, which is what trainers do that
+  do not share. The head is the same, at completion positions alone, so that the comparison is of
+  sharing and of nothing else. Time is taken row by row, which on a CPU is faster than one batch of
+  G rows; memory of both.
+
+The first table has time, floating point operations and peak memory, and how the ratio of times
+compares with the token count's ``G(P+L) / (P+G·L)``. The second one has peak memory as G grows: of
+the shared pass it is a constant and so many bytes a completion token, of a naive batch so many
+bytes a token of all ``G(P+L)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 
 from benchmarks.common import (
     SMALL,
+    alternating_seconds,
     flops,
     peak_bytes,
+    print_table,
     random_policy,
     random_rollout,
     random_sample,
-    report,
-    seconds,
+    write_results,
 )
-from vrts.models.qwen import QwenPolicy
+from benchmarks.memory import fit_line
+from vrts.models.head import token_logprobs
+from vrts.models.qwen import QwenPolicy, QwenPrompts, vision_token_ids
 from vrts.types import Rollout, Sample
 
-CASES = [(32, 1, 48), (32, 4, 48), (32, 8, 48), (32, 16, 48), (64, 8, 48), (32, 8, 96)]
+CASES = [(24, 1, 48), (24, 4, 48), (24, 8, 48), (24, 16, 48), (48, 8, 48), (24, 8, 96)]
 """Frames of 140x140 pixels (25 tokens a pair of them), G, L."""
+REPEATS = 3
+"""Timed calls of each, of which the median counts."""
+MEMORY_FRAMES, MEMORY_LENGTHS, MEMORY_GROUPS = 24, (24, 48), (1, 2, 4, 8, 16)
+"""Frames, L and G whose peaks are compared."""
 
 
-def naive_backward(policy: QwenPolicy, samples: list[Sample], rollout: Rollout) -> None:
-    """Log-probs with gradient as published trainers take them: all of it G times.
+def formula(P: int, L: int, G: int) -> float:
+    """How many times as many tokens naive passes forward as a shared one."""
+    return G * (P + L) / (P + G * L)
 
-    Vision tower, prompt and completion run for every row; logits are kept at completion
-    positions alone, so that the comparison is of sharing and of nothing else.
-    """
-    G = len(rollout.completion_ids) // len(samples)
-    for row, mask in enumerate(rollout.completion_mask):
-        ids = rollout.completion_ids[row][mask]
-        prompt = policy.encode([samples[row // G]], 1).encoded[0]
-        P, L = len(prompt.input_ids), len(ids)
-        steps = prompt.next_position + torch.arange(L)
-        logits = policy.base(
-            input_ids=torch.cat([prompt.input_ids, ids])[None],
-            position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
-            pixel_values_videos=prompt.patches,
-            video_grid_thw=torch.tensor([prompt.grid]),
-            use_cache=False,
-            logits_to_keep=torch.arange(P - 1, P + L - 1),
-        ).logits[0]
-        logprobs = logits.float().log_softmax(-1).gather(-1, ids[:, None])
-        (-logprobs.sum()).backward()
+
+def naive_backward(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> None:
+    """Log-probs with gradient of completions ``[rows, L]``, everything computed in every row."""
+    prompt = prompts.encoded[0]
+    rows, L = ids.shape
+    P, device = len(prompt.input_ids), policy.device
+    steps = prompt.next_position + torch.arange(L)
+    positions = torch.cat([prompt.positions, steps.expand(3, -1)], 1).to(device)
+    hidden = policy.base.model(
+        input_ids=torch.cat([prompt.input_ids.to(device).expand(rows, -1), ids], 1),
+        position_ids=positions[:, None].expand(-1, rows, -1),
+        pixel_values_videos=prompts.patches.repeat(rows, 1),
+        video_grid_thw=prompts.grids.repeat(rows, 1),
+        use_cache=False,
+    ).last_hidden_state
+    logprobs, _ = token_logprobs(
+        hidden[:, P - 1 : -1].flatten(0, 1),
+        ids.flatten(),
+        policy.base.lm_head,
+        vision_token_ids(policy.base.config).to(device),
+        1.0,
+        256,
+    )
+    (-logprobs.sum()).backward()
+
+
+def naive_rows(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> None:
+    """`naive_backward`, one row after the other."""
+    for row in ids:
+        naive_backward(policy, prompts, row[None])
 
 
 def shared_backward(policy: QwenPolicy, samples: list[Sample], rollout: Rollout) -> None:
@@ -58,52 +90,136 @@ def shared_backward(policy: QwenPolicy, samples: list[Sample], rollout: Rollout)
     (-policy.score(prompts, rollout, 1.0).logprobs.sum()).backward()
 
 
-def measure(policy: QwenPolicy, num_frames: int, G: int, L: int, repeats: int) -> dict[str, float]:
-    """Compare both for one shape.
+def passes(
+    policy: QwenPolicy, num_frames: int, G: int, L: int
+) -> tuple[int, dict[str, Callable[[], None]]]:
+    """The passes of one shape, each of which drops its gradient at the end.
 
     Args:
         policy: on the device to measure.
         num_frames: T of the one prompt.
         G: completions.
         L: tokens of each.
-        repeats: timed calls of each, of which the median counts.
-    """
-    device = policy.device
-    samples = [random_sample(num_frames, 140, 140, seed=0)]
-    P = len(policy.encode(samples, 1).encoded[0].input_ids)
-    rollout = random_rollout([L] * G, 256, device)
 
-    def run(backward: Callable[[QwenPolicy, list[Sample], Rollout], None]) -> None:
-        backward(policy, samples, rollout)
+    Returns:
+        P, and the calls by their names.
+    """
+    samples = [random_sample(num_frames, 140, 140, seed=0)]
+    prompts = policy.encode(samples, 1)
+    rollout = random_rollout([L] * G, 256, policy.device)
+
+    def run(backward: Callable[..., None], *args: Any) -> None:
+        backward(policy, *args)
         policy.zero_grad(set_to_none=True)
 
-    naive, shared = partial(run, naive_backward), partial(run, shared_backward)
-    naive_s, shared_s = seconds(naive, repeats, device), seconds(shared, repeats, device)
-    formula = G * (P + L) / (P + G * L)
-    naive_flop, shared_flop = flops(naive), flops(shared)
+    return len(prompts.encoded[0].input_ids), {
+        "naive": partial(run, naive_rows, prompts, rollout.completion_ids),
+        "naive batch": partial(run, naive_backward, prompts, rollout.completion_ids),
+        "shared": partial(run, shared_backward, samples, rollout),
+    }
+
+
+def measure(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, float]:
+    """Compare both for one shape; the arguments are those of `passes`."""
+    P, runs = passes(policy, num_frames, G, L)
+    # counting and tracing warm up
+    flop = {name: flops(runs[name]) for name in ("naive", "shared")}
+    peak = {name: peak_bytes(runs[name], policy.device) for name in ("naive", "shared")}
+    timed = {name: runs[name] for name in ("naive", "shared")}
+    time_s = alternating_seconds(timed, REPEATS, policy.device)
+    ratio = time_s["naive"] / time_s["shared"]
     return {
         "P": P,
         "G": G,
         "L": L,
-        "naive s": naive_s,
-        "shared s": shared_s,
-        "ratio": naive_s / shared_s,
-        "G(P+L)/(P+GL)": formula,
-        "share of it": naive_s / shared_s / formula,
-        "naive GFLOP": naive_flop / 1e9,
-        "shared GFLOP": shared_flop / 1e9,
-        "FLOP ratio": naive_flop / shared_flop,
-        "naive MB": peak_bytes(naive, device) / 1e6,
-        "shared MB": peak_bytes(shared, device) / 1e6,
+        "naive s": time_s["naive"],
+        "shared s": time_s["shared"],
+        "ratio": ratio,
+        "G(P+L)/(P+GL)": formula(P, L, G),
+        "share of it": ratio / formula(P, L, G),
+        "naive GFLOP": flop["naive"] / 1e9,
+        "shared GFLOP": flop["shared"] / 1e9,
+        "FLOP ratio": flop["naive"] / flop["shared"],
+        "naive MB": peak["naive"] / 1e6,
+        "shared MB": peak["shared"] / 1e6,
     }
+
+
+def memory_growth(
+    name: str, tokens: Sequence[int], peaks: Sequence[float], unit: str
+) -> dict[str, Any]:
+    """How a peak grows: the line through its points, and how far they are from it.
+
+    ``least`` and ``most`` are a further token's bytes between one G and the next.
+
+    Args:
+        name: of the pass.
+        tokens: that the peak is held against, one number for each point.
+        peaks: in bytes.
+        unit: what `tokens` counts.
+    """
+    constant, per_token, off = fit_line(tokens, peaks)
+    points = list(zip(tokens, peaks, strict=True))
+    steps = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairwise(points)]
+    return {
+        "pass": name,
+        "grows with": unit,
+        "constant MB": constant / 1e6,
+        "kB a token": per_token / 1e3,
+        "least": min(steps) / 1e3,
+        "most": max(steps) / 1e3,
+        "off the line %": 100 * off,
+    }
+
+
+def measure_memory(policy: QwenPolicy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Peak memory over G.
+
+    Returns:
+        A row for each L and G, and how each pass's peaks grow.
+    """
+    rows: list[dict[str, Any]] = []
+    for L in MEMORY_LENGTHS:
+        for G in MEMORY_GROUPS:
+            P, runs = passes(policy, MEMORY_FRAMES, G, L)
+            row: dict[str, Any] = {"P": P, "G": G, "L": L, "G·L": G * L, "G(P+L)": G * (P + L)}
+            for name in ("shared", "naive batch"):
+                # one naive L is enough, and takes the most memory
+                wanted = name == "shared" or max(MEMORY_LENGTHS) == L
+                row[f"{name} MB"] = peak_bytes(runs[name], policy.device) / 1e6 if wanted else None
+            rows.append(row)
+    growth = [
+        memory_growth(
+            f"shared, L = {L}",
+            [r["G·L"] for r in rows if r["L"] == L],
+            [1e6 * r["shared MB"] for r in rows if r["L"] == L],
+            "G·L",
+        )
+        for L in MEMORY_LENGTHS
+    ]
+    batched = [r for r in rows if r["naive batch MB"] is not None]
+    growth.append(
+        memory_growth(
+            "naive batch",
+            [r["G(P+L)"] for r in batched],
+            [1e6 * r["naive batch MB"] for r in batched],
+            "G(P+L)",
+        )
+    )
+    return rows, growth
 
 
 def main() -> None:
     """Measure all cases on the CPU with one thread."""
     torch.set_num_threads(1)
     policy = random_policy(SMALL, torch.device("cpu"), torch.float32)
-    rows = [measure(policy, *case, repeats=3) for case in CASES]
-    report("update", rows, shape=SMALL, dtype="float32")
+    rows = [measure(policy, *case) for case in CASES]
+    print_table("update: naive against shared", rows)
+    memory, growth = measure_memory(policy)
+    print_table("peak memory of the update", memory)
+    print_table("how it grows with G", growth)
+    sections = {"memory": memory, "memory growth": growth}
+    write_results("update", rows, sections, shape=SMALL, dtype="float32", repeats=REPEATS)
 
 
 if __name__ == "__main__":

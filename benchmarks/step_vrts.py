@@ -1,0 +1,147 @@
+"""vrts's side of `benchmarks.step`: its module under Lightning's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from benchmarks.step_case import (
+    CLIP_NORM,
+    LEARNING_RATE,
+    TEXT,
+    WEIGHT_DECAY,
+    Case,
+    VisionPasses,
+    images,
+    variety,
+)
+from benchmarks.turns import Turn
+from vrts.data.streaming import Batch
+from vrts.models.module import VideoQAModule
+from vrts.models.objectives import GRPO
+from vrts.models.qwen import QwenPolicy
+from vrts.models.rewards import Reward
+from vrts.prompts import PromptTemplate
+from vrts.types import Clip, Completion, ProblemType, Question, Sample
+
+
+class Variety(Reward):
+    """`variety` for vrts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: list[int] = []
+
+    @property
+    def name(self) -> str:
+        """``variety``."""
+        return "variety"
+
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
+        """See `Reward.score`."""
+        self.lengths = [completion.num_tokens for completion in completions]
+        return [variety(completion.text) for completion in completions]
+
+
+class OneQuestion(LightningDataModule):
+    """The same question at every step."""
+
+    def __init__(self, sample: Sample, num_steps: int) -> None:
+        super().__init__()
+        self._sample, self._num_steps = sample, num_steps
+
+    def questions(self, split: str) -> list[Question]:
+        """The one question."""
+        return [self._sample.question]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """A batch for each step."""
+        batches: Any = [Batch([self._sample])] * self._num_steps
+        return DataLoader(batches, batch_size=None)
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Leave the frames where they are, as vrts's own data module does."""
+        return batch
+
+
+def vrts_sample(case: Case) -> Sample:
+    """The question for vrts, with as many tokens and exactly the same patches as TRL's.
+
+    An image fills a temporal patch by being repeated, so every frame comes twice. Every image but
+    the first one brings a start and an end token, for which further words stand in.
+    """
+    frames = images(case).repeat_interleave(2, dim=0)
+    T = len(frames)
+    clip = Clip(frames, tuple(range(T)), fps=2.0, num_source_frames=T)
+    text = TEXT + " and" * (case.num_images - 1)
+    return Sample(Question("q", text, "none.mp4", ProblemType.FREE_FORM, answer=""), clip)
+
+
+class StepClock(Callback):
+    """Marks the beginning and the end of vrts's steps."""
+
+    def __init__(self, turn: Turn, facts: Callable[[], dict[str, Any]]) -> None:
+        self._turn, self._facts = turn, facts
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is there."""
+        self._turn.begin()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The optimizer has made its step."""
+        self._turn.end(self._facts())
+
+
+def vrts_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
+    """Train with vrts."""
+    torch.set_num_threads(1)
+    policy = QwenPolicy(
+        folder,
+        PromptTemplate(preamble="", free_form=""),
+        dtype="float32",
+        gradient_checkpointing=case.checkpointing,
+    )
+    policy.load()
+    passes = VisionPasses(policy.base.model.visual, case)
+    sample, reward = vrts_sample(case), Variety()
+    P = len(policy.encode([sample], case.L).encoded[0].input_ids)
+    passes.facts()
+    module = VideoQAModule(
+        policy,
+        rewards=[reward],
+        objective=GRPO(beta=0.0),
+        optimizer=lambda params: torch.optim.AdamW(
+            params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+        ),
+        num_generations=case.G,
+        max_new_tokens=case.L,
+    )
+
+    def facts() -> dict[str, Any]:
+        rollout_s = float(trainer.callback_metrics["train/rollout_s"])
+        return {"P": P, "lengths": reward.lengths, "rollout s": rollout_s, **passes.facts()}
+
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=num_steps,
+        gradient_clip_val=CLIP_NORM,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[StepClock(turn, facts)],
+    )
+    trainer.fit(module, datamodule=OneQuestion(sample, num_steps))

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks import common
+from benchmarks.common import (
+    Shape,
+    alternating_seconds,
+    flops,
+    print_table,
+    random_rollout,
+    random_sample,
+    report,
+    write_results,
+)
+from vrts.types import Sampling
+
+
+def test_results_hold_machine_settings_rows_and_sections(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    rows = [{"P": 3, "ratio": 2.5}]
+    path = write_results("x", rows, {"more": [1]}, shape=Shape(1, 2, 3, 4, 5, 6, 7), repeats=3)
+    content = json.loads(path.read_text())
+    assert path == tmp_path / "results" / "x.json"
+    assert content["rows"] == rows
+    assert content["more"] == [1]
+    assert content["settings"]["repeats"] == 3
+    assert content["settings"]["shape"]["num_layers"] == 2
+    assert content["machine"]["torch"] == torch.__version__.split("+")[0]
+    assert str(path) in capsys.readouterr().out
+
+
+def test_a_report_prints_what_it_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    report("y", [{"P": 3, "ratio": 2.51234}], dtype="float32")
+    assert json.loads((tmp_path / "y.json").read_text())["rows"][0]["ratio"] == 2.51234
+    out = capsys.readouterr().out
+    assert "ratio" in out
+    assert "2.512" in out
+
+
+def test_a_table_shows_every_row(capsys):
+    print_table("title", [{"a": 1, "b": None}, {"a": 22, "b": 0.5}])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("title", "22", "None", "0.5"))
+
+
+def test_timed_calls_take_turns():
+    made = []
+    times = alternating_seconds(
+        {"a": lambda: made.append("a"), "b": lambda: made.append("b")}, 3, torch.device("cpu")
+    )
+    assert made == ["a", "b"] * 3
+    assert set(times) == {"a", "b"}
+    assert all(value >= 0 for value in times.values())
+
+
+def test_flops_of_a_product():
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_random_rollouts_have_the_lengths_asked_for():
+    rollout = random_rollout([3, 1, 4], 20, torch.device("cpu"))
+    assert rollout.lengths.tolist() == [3, 1, 4]
+    assert int(rollout.completion_ids.max()) < 20
+
+
+@pytest.mark.parametrize("G", [1, 3])
+def test_completions_of_a_random_policy_have_their_full_length(tiny_policy, G):
+    prompts = tiny_policy.encode([random_sample(4, 56, 56, seed=0)], 40)
+    rollout = tiny_policy.rollout(prompts, [Sampling()] * G, list(range(G)), 40)
+    assert rollout.lengths.tolist() == [40] * G
+    assert not rollout.finished.any()

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from benchmarks.common import random_rollout, random_sample
+from benchmarks.update import (
+    formula,
+    memory_growth,
+    naive_backward,
+    naive_rows,
+    passes,
+    shared_backward,
+)
+
+
+@pytest.mark.parametrize(("P", "L", "G", "ratio"), [(7, 3, 1, 1.0), (90, 10, 8, 800 / 170)])
+def test_the_formula_counts_tokens(P, L, G, ratio):
+    assert formula(P, L, G) == ratio
+
+
+def test_the_formula_tends_to_the_group():
+    assert formula(10**9, 10, 8) == pytest.approx(8.0, rel=1e-6)
+
+
+def test_growth_names_constant_and_slope():
+    found = memory_growth("x", [10, 20, 40], [1e6 + 10e3, 1e6 + 20e3, 1e6 + 40e3], "G·L")
+    assert found["constant MB"] == pytest.approx(1.0)
+    for key in ("kB a token", "least", "most"):
+        assert found[key] == pytest.approx(1.0)
+    assert found["off the line %"] == pytest.approx(0.0, abs=1e-6)
+
+
+def gradients(policy):
+    found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("naive", [naive_rows, naive_backward])
+def test_all_passes_give_the_same_gradient(tiny_policy, naive):
+    samples = [random_sample(6, 56, 56, seed=3)]
+    rollout = random_rollout([7] * 3, 200, torch.device("cpu"))
+    prompts = tiny_policy.encode(samples, 1)
+    shared_backward(tiny_policy, samples, rollout)
+    expected = gradients(tiny_policy)
+    naive(tiny_policy, prompts, rollout.completion_ids)
+    found = gradients(tiny_policy)
+    assert found.keys() == expected.keys()
+    assert expected
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4 * scale, msg=name)
+
+
+def test_passes_leave_no_gradient(tiny_policy):
+    P, runs = passes(tiny_policy, 4, G=2, L=5)
+    assert P > 4
+    for run in runs.values():
+        run()
+        assert all(p.grad is None for p in tiny_policy.parameters())
