@@ -74,9 +74,9 @@ class RecordedGraph:
 
 
 @contextmanager
-def record(graph: RecordedGraph, pool: object):
+def record(graph: RecordedGraph, pool: object, capture_error_mode: str):
     """`torch.cuda.graph` without CUDA."""
-    assert pool == "pool"
+    assert (pool, capture_error_mode) == ("pool", "thread_local")
     with _Recorder() as recorder:
         yield
     graph.calls = recorder.calls

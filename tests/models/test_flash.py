@@ -122,3 +122,23 @@ def test_flash_is_known_for_the_cpu():
     x = torch.zeros(1, 1, 1, 8)
     assert has_flash(x, x, x)
     assert not has_flash(*(x.to("meta"),) * 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("lengths", [[50, 3, 0, 40, 17], [32, 32]])
+def test_on_the_device(lengths):
+    exact = [t.cuda() for t in packed(torch.float64, 6, 2, 64, 300, sum(lengths), 0)]
+    rounded = [t.detach().bfloat16().requires_grad_() for t in exact]
+    assert has_flash(*rounded[:3])
+    assert not has_flash(*exact[:3])
+    device = torch.device("cuda")
+    got = SharedPrefixFlash.apply(*rounded, CompletionRows(lengths, device), 0.125)
+    inputs = [t.detach().double().cpu().requires_grad_() for t in rounded]
+    want = plain(*inputs, lengths, 0.125)
+    assert (got.double().cpu() - want).norm() <= 1e-2 * want.norm()
+    weights = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    gradients = torch.autograd.grad(got, rounded, weights.cuda())
+    wanted = torch.autograd.grad(want, inputs, weights.double())
+    for a, b in zip(gradients, wanted, strict=True):
+        assert (a.double().cpu() - b).norm() <= 2e-2 * b.norm()

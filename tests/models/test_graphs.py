@@ -1,10 +1,14 @@
 """Rollouts through graphs, recorded on the CPU, against rollouts that run every step."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from tests.models.recorded_graph import RecordedGraph, use_recorded_graphs
 from tests.models.test_qwen import perturb_adapter
+from vrts.models.decode_layout import DecodeLayout
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.qwen_loading import Lora
 from vrts.types import Sampling
@@ -131,6 +135,28 @@ def test_the_recorded_graph_notices_what_a_graph_loses(monkeypatch):
     with pytest.raises(AssertionError, match=r"nonzero|by a mask"):
         steps()
     assert len(RecordedGraph.made) == 3
+
+
+def test_a_rollouts_buffers_go_with_it(load_policy, samples, graphs, monkeypatch):
+    """At once: no garbage collection comes before the update needs the memory."""
+    policy = load_policy().eval()
+    prompts = policy.encode(samples, L)
+    caches: list[weakref.ref] = []
+    init = DecodeLayout.__init__
+
+    def noting(self, *args):
+        init(self, *args)
+        caches.append(weakref.ref(self))
+
+    monkeypatch.setattr(DecodeLayout, "__init__", noting)
+    gc.disable()
+    try:
+        policy.rollout(prompts, [Sampling()] * 2, list(range(6)), L)
+        graphs().append(None)
+        policy.rollout(prompts, [Sampling()] * 2, list(range(6)), L)
+        assert [cache() for cache in caches] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_captured(load_policy):

@@ -63,6 +63,13 @@ class Decoder:
             logits: float32 ``[N, V]``, of each completion's first token.
             checks: what the host decides meanwhile.
         """
+        try:
+            self._run(logits, checks)
+        finally:
+            # Steps and decoder refer to each other: the cache would wait for a garbage collection.
+            self._steps.end()
+
+    def _run(self, logits: torch.Tensor, checks: HostChecks) -> None:
         max_new_tokens = self._uniforms.shape[1]
         self._tokens = self._draw(logits, self._cache.step)
         num_tokens = 1

@@ -30,6 +30,10 @@ class Steps:
         assert self._step is not None, "begin() was not called"
         self._step()
 
+    def end(self) -> None:
+        """Let go of the step, and of the buffers that it holds."""
+        self._step = None
+
 
 class GraphSteps(Steps):
     """Runs a step once as it is, then records it as a CUDA graph and replays that.
@@ -63,11 +67,18 @@ class GraphSteps(Steps):
             return
         if self._replays is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads, such as the one that pins batches, may go on with what they do.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 super().__call__()
             self._graphs.append(graph)
             self._replays = graph
         self._replays.replay()
+
+    def end(self) -> None:
+        """See `Steps.end`."""
+        super().end()
+        self._replays = None
+        self._graphs.clear()
 
 
 def can_capture(model: nn.Module) -> bool:
