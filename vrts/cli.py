@@ -28,7 +28,7 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.models import advantages, objectives, qwen, reference, rewards
+from vrts.models import advantages, objectives, qwen, reference, rewards, strategy
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.rewards import RewardError
@@ -39,7 +39,7 @@ PLUGINS = (
     densify, export, interruption, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, objectives, qwen, reference, rewards,
+    advantages, objectives, qwen, reference, rewards, strategy,
 )  # fmt: skip
 
 
