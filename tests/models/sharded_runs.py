@@ -17,7 +17,14 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
 
 from tests.callbacks.plugins import ask
-from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from tests.callbacks.runs import (
+    make_data,
+    make_module,
+    make_policy,
+    make_trainer,
+    questions,
+    run_prediction,
+)
 from vrts.models.module import VideoQAModule
 from vrts.models.objectives import DAPO, GRPO
 from vrts.models.qwen_loading import Lora
@@ -165,6 +172,20 @@ def resume(folder: Path, model: Path, videos: dict[str, str], name: str, case: d
     (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
+def answer(folder: Path, model: Path, videos: dict[str, str], name: str, case: dict[str, Any]):
+    """Validate and predict; questions are asked a different number of times on each process."""
+    asked = questions(videos["long"], case["count"])
+    for index in case.get("damaged", ()):
+        asked[index] = ask(f"q{index}", videos["damaged"])
+    trainer = make_trainer(folder, **strategy(case))
+    module = build(model, case)
+    (result,) = trainer.validate(module, datamodule=make_data(val=asked), verbose=False)
+    (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(result))
+    options = {"num_samples": 3, "data": {"eval_batch_size": 2}, "trainer": strategy(case)}
+    sharding, folder = Sharding(**case.get("sharding", {})), folder / f"{name}-predicted"
+    run_prediction(folder, make_policy(model), asked, levels=(4, 8), sharding=sharding, **options)
+
+
 def strategy(case: dict[str, Any]) -> dict[str, Any]:
     devices = case["devices"]
     chosen = FullySharded(timeout_s=60) if devices > 1 else "auto"
@@ -175,7 +196,7 @@ def run(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, Any]
     count_gathers()
     for name, case in cases.items():
         print(name, flush=True)  # noqa: T201 tells where it hangs
-        what = resume if case.get("resume") else train
+        what = {"resume": resume, "answer": answer}.get(case.get("do", ""), train)
         what(folder, model, videos, name, {**case, "devices": devices})
 
 

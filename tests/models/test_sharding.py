@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "moving": {"frozen": {"sync_every_n_steps": 1, "mixup": 0.5}, "accumulate": 2, "count": 8},
     "given_back": {"sharding": GIVEN_BACK, "count": 6, "damaged": [3], "max_new_tokens": 24},
     "given_back_lora": {"sharding": GIVEN_BACK, "count": 4, "lora": True, "checkpointing": True},
+    "answered": {"do": "answer", "count": 7, "damaged": [1]},
+    "answered_given_back": {"do": "answer", "count": 1, "sharding": GIVEN_BACK},
     "kept": {"sharding": {"reshard_after_forward": False}, "count": 4, "checkpointing": True},
 }
 """Trained by one process and by two."""
@@ -45,10 +47,10 @@ CHOICES: dict[str, Any] = {
 TOGETHER: dict[str, dict[str, Any]] = {
     "choices": CHOICES,
     "choices_given_back": CHOICES | {"sharding": GIVEN_BACK},
-    "resumed": {"resume": True, "adam": True, "frozen": {"sync_every_n_steps": 2}},
-    "resumed_alone": {"resume": True, "adam": True, "beta": 0.0},
-    "resumed_frozen": {"resume": True, "adam": True},
-    "resumed_lora": {"resume": True, "adam": True, "lora": True},
+    "resumed": {"do": "resume", "adam": True, "frozen": {"sync_every_n_steps": 2}},
+    "resumed_alone": {"do": "resume", "adam": True, "beta": 0.0},
+    "resumed_frozen": {"do": "resume", "adam": True},
+    "resumed_lora": {"do": "resume", "adam": True, "lora": True},
     "short": {"count": 4},
     "long": {"count": 4, "max_new_tokens": 32},
 }

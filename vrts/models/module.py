@@ -437,16 +437,21 @@ class VideoQAModule(LightningModule):
             for sample in checked
         ]
 
-    def on_validation_epoch_end(self) -> None:
-        """See `_keep_company`."""
-        self._keep_company()
+    def on_validation_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
+        """Keep company after the last batch: Lightning exchanges metrics before its epoch ends."""
+        trainer = self.trainer
+        checking = trainer.sanity_checking
+        count = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
+        if batch_idx + 1 == count[0]:
+            self._keep_company()
 
-    def on_test_epoch_end(self) -> None:
-        """See `_keep_company`."""
-        self._keep_company()
+    def on_test_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
+        """Keep company after the last batch, as in validation."""
+        if batch_idx + 1 == self.trainer.num_test_batches[0]:
+            self._keep_company()
 
     def on_predict_epoch_end(self) -> None:
-        """See `_keep_company`."""
+        """Keep company."""
         self._keep_company()
 
     def _keep_company(self) -> None:
