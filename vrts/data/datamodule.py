@@ -8,7 +8,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from vrts.data.cache import CachingDecoder, FrameCache
+from vrts.data.cache import FrameCache
+from vrts.data.caching_decoder import CachingDecoder
 from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
