@@ -7,21 +7,17 @@ import json
 import os
 import threading
 import time
+import warnings
 import zlib
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse.typing import PositiveFloat
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
-from vrts.data.content import describe, file_digest
-from vrts.data.decoding import Decoder, check_video_file
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import FrameSampler
-from vrts.data.windows import WHOLE, Window
+from vrts.data.content import file_digest
 from vrts.types import Clip, InputError
 
 ABANDONED_S = 3600.0
@@ -72,7 +68,7 @@ class FrameCache:
         file = Path(path).resolve()
         state = file.stat()
         seen = (str(file), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-        note = self.folder / "digests" / _sha256(seen)
+        note = self.folder / "digests" / sha256_of(seen)
         try:
             known = note.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
@@ -80,27 +76,15 @@ class FrameCache:
         if len(known) == 64:
             return known
         digest = file_digest(file)
-        part = _part(note)
-        part.write_text(digest, encoding="ascii")
-        part.replace(note)
+        _write(note, digest.encode("ascii"))
         return digest
 
     def load(self, key: str) -> Clip | None:
         """Return a clip, or None where there is none or a damaged one, which is removed."""
         path = self.folder / "clips" / f"{key}.safetensors"
         try:
-            with safe_open(path, framework="pt") as entry:
-                frames: torch.Tensor = entry.get_tensor("frames")
-                told = json.loads(entry.metadata()["clip"])
-            if _checksum(frames) != told.pop("checksum"):
-                raise ValueError("checksum differs")
-            clip = Clip(
-                frames=frames,
-                frame_indices=tuple(told["frame_indices"]),
-                fps=told["fps"],
-                num_source_frames=told["num_source_frames"],
-                times_s=tuple(told["times_s"]),
-            )
+            # whole and at once: another process may remove the file at any moment
+            clip = _from_bytes(path.read_bytes())
             os.utime(path)  # used now
         except FileNotFoundError:
             return None
@@ -110,25 +94,12 @@ class FrameCache:
         return clip
 
     def store(self, key: str, clip: Clip) -> None:
-        """Keep a clip; one that is larger than all the room is not kept.
-
-        Raises:
-            OSError: the folder cannot be written to.
-        """
+        """Keep a clip; not one that is larger than all the room, or where writing fails."""
         if clip.frames.nbytes > self.max_bytes:
             return
         path = self.folder / "clips" / f"{key}.safetensors"
-        told = {
-            "frame_indices": clip.frame_indices,
-            "fps": clip.fps,
-            "num_source_frames": clip.num_source_frames,
-            "times_s": clip.times_s,
-            "checksum": _checksum(clip.frames),
-        }
-        part = _part(path)
-        save_file({"frames": clip.frames}, part, {"clip": json.dumps(told)})
-        part.replace(path)
-        self._make_room()
+        if _write(path, _to_bytes(clip)):
+            self._make_room()
 
     def _make_room(self) -> None:
         """Remove the entries that were used least recently until the rest fits."""
@@ -151,46 +122,56 @@ class FrameCache:
             total -= size
 
 
-class CachingDecoder(Decoder):
-    """Looks into a cache before it asks another decoder.
-
-    Args:
-        decoder: Decodes what the cache does not have.
-        cache: Keeps clips.
-    """
-
-    def __init__(self, decoder: Decoder, cache: FrameCache) -> None:
-        self.decoder = decoder
-        self.cache = cache
-
-    def decode(
-        self,
-        path: str,
-        num_frames: int,
-        sampler: FrameSampler,
-        resolution: Resolution,
-        window: Window = WHOLE,
-    ) -> Clip:
-        """Return a clip; raises as `Decoder.decode` says."""
-        check_video_file(path)
-        wanted = [describe(part) for part in (self.decoder, sampler, resolution, window)]
-        key = _sha256([self.cache.digest(path), num_frames, *wanted, version("vrts")])
-        clip = self.cache.load(key)
-        if clip is None:
-            clip = self.decoder.decode(path, num_frames, sampler, resolution, window)
-            self.cache.store(key, clip)
-        return clip
-
-
-def _sha256(value: Any) -> str:
+def sha256_of(value: Any) -> str:
+    """Return the SHA-256 of plain JSON values, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _checksum(frames: torch.Tensor) -> int:
-    array: Any = frames.contiguous().numpy()  # numpy's annotations do not say it is a buffer
-    return zlib.crc32(array)
+def _to_bytes(clip: Clip) -> bytes:
+    told = {
+        "frame_indices": clip.frame_indices,
+        "fps": clip.fps,
+        "num_source_frames": clip.num_source_frames,
+        "times_s": clip.times_s,
+    }
+    parts = {
+        "frames": clip.frames.contiguous(),
+        "told": torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8),
+    }
+    return save(parts | {"checksum": torch.tensor(_checksum(parts))})
 
 
-def _part(path: Path) -> Path:
-    """A name beside a file that no other process or thread writes to."""
-    return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+def _from_bytes(data: bytes) -> Clip:
+    """Return the clip of an entry; what a damaged one raises is left to the caller."""
+    parts = load(data)
+    if int(parts.pop("checksum")) != _checksum(parts):
+        raise ValueError("checksum differs")
+    told = json.loads(bytes(parts["told"].tolist()))
+    return Clip(
+        frames=parts["frames"],
+        frame_indices=tuple(told["frame_indices"]),
+        fps=told["fps"],
+        num_source_frames=told["num_source_frames"],
+        times_s=tuple(told["times_s"]),
+    )
+
+
+def _checksum(parts: dict[str, torch.Tensor]) -> int:
+    total = 0
+    for name in sorted(parts):
+        array: Any = parts[name].numpy()  # numpy's annotations do not say it is a buffer
+        total = zlib.crc32(array, total)
+    return total
+
+
+def _write(path: Path, data: bytes) -> bool:
+    """Write a file whole or not at all, with a warning where that fails: the run can go on."""
+    # a name that no other process or thread writes to
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        warnings.warn(f"data.cache: {path} is not kept ({error.strerror})", stacklevel=2)
+        return False
+    return True

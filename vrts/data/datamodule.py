@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vrts.data.asking import SingleQuestionReader
-from vrts.data.cache import CachingDecoder, FrameCache
+from vrts.data.cache import FrameCache
+from vrts.data.caching_decoder import CachingDecoder
 from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder

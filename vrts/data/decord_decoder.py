@@ -7,7 +7,7 @@ import av
 
 from vrts.data.clips import ClipBuilder
 from vrts.data.decoding import Decoder, check_video_file
-from vrts.data.packets import Timeline, last_frame_comes_out, read_timeline
+from vrts.data.packets import Timeline, read_timeline, tail_comes_out
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.data.windows import WHOLE, Window
@@ -16,16 +16,24 @@ from vrts.types import Clip, VideoError
 PLACE = re.compile(r"\[[\d:]+\] \S+\.(?:cc|h):\d+: ")
 """Where in decord's sources a message comes from, as its messages say it."""
 
+INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+"""Containers whose index leads decord to the right key frame."""
+
+COUNTED = {"h264", "vp8", "vp9", "libvpx-vp9"}
+"""Codecs in which all frames come out after a seek to a key frame, of closed GOPs in H.264."""
+
 
 class DecordDecoder(Decoder):
     """Decodes with decord 0.6.0, which has wheels for x86-64 only.
 
-    It cannot open AV1 and fails on frames of 16x16. Where a container promises more frames than
-    come out it repeats stale ones or spins for ever, holding the interpreter lock (dmlc/decord
-    issue 373); where one is cut at its head or by an edit list it counts frames that are never
-    shown. Both give wrong frames without a word. So before decord opens a file, PyAV reads its
-    packets and decodes from the last key frame on: their count must be decord's, the first one
-    must be a key frame and the last frame must come out; otherwise this fails, by name.
+    It cannot open AV1 and fails on frames of 16x16. And it counts frames rather than look at their
+    times, so it gives wrong ones without a word where one does not come out or a seek lands
+    elsewhere: open GOPs (the default of HEVC's x265), a cut at the head, an edit list, a stream
+    without an index, more frames promised than there are; there it may also spin for ever,
+    holding the interpreter lock (dmlc/decord issue 373).
+
+    So before decord opens a file, PyAV reads its packets and decodes from the last key frame on.
+    Where they tell of any of that, or decord counts other frames, this fails, by name.
     """
 
     def decode(
@@ -58,19 +66,25 @@ class DecordDecoder(Decoder):
 
 
 def _reliable_timeline(path: str) -> Timeline:
-    """Return the timeline of a file whose frames all come out.
+    """Return the timeline of a file in which decord counts right.
 
     Raises:
-        VideoError: they do not, or their times do not tell.
+        VideoError: it does not, or times do not tell.
     """
     try:
         timeline = read_timeline(path)
         if timeline is None:
             raise VideoError(f"{path}: its packets have no unique times")
+        if timeline.container not in INDEXED:
+            raise VideoError(f"{path}: decord cannot seek exactly in {timeline.container}")
         if not timeline.begins_with_key:
             raise VideoError(f"{path}: does not begin with a key frame")
-        if not last_frame_comes_out(path, timeline):
-            raise VideoError(f"{path}: promises more frames than come out")
+        if timeline.codec not in COUNTED:
+            raise VideoError(f"{path}: decord is not relied on for {timeline.codec}")
+        if not timeline.closed:
+            raise VideoError(f"{path}: has open GOPs, in which decord loses count")
+        if not tail_comes_out(path, timeline):
+            raise VideoError(f"{path}: promises other frames than come out")
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{path}: {reason}") from error

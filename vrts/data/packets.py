@@ -1,5 +1,6 @@
 """What the packets of a video tell without decoding them, read by PyAV."""
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,8 +25,14 @@ class Timeline:
     """Seconds of the time base."""
     fps: float
     """Frames a second, as the container states it; 0 where it does not."""
+    container: str
+    """FFmpeg's names of the container's format, such as ``matroska,webm``."""
+    codec: str
+    """FFmpeg's name of it, such as ``h264``."""
     begins_with_key: bool
     """Whether the first packet can be decoded."""
+    closed: bool
+    """Whether no frame after a key frame needs one before it, as far as `is_idr` can tell."""
 
     @property
     def times_s(self) -> npt.NDArray[np.float64]:
@@ -36,6 +43,8 @@ class Timeline:
 def read_timeline(path: str) -> Timeline | None:
     """Return the times that the packets give, or None where they are not unique times.
 
+    AVI has no times: FFmpeg makes some up, which are not those of frames out of order.
+
     Raises:
         VideoError: no video stream.
         av.FFmpegError, OSError: the file cannot be read.
@@ -43,8 +52,12 @@ def read_timeline(path: str) -> Timeline | None:
     frames: list[int] = []
     keys: list[int] = []
     first_is_key: bool | None = None
+    closed = True
     with av.open(path) as container:
         stream = video_stream(path, container)
+        if container.format.name == "avi":
+            return None
+        codec = stream.codec_context.name
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
@@ -55,23 +68,53 @@ def read_timeline(path: str) -> Timeline | None:
             frames.append(packet.pts)
             if packet.is_keyframe:
                 keys.append(packet.pts)
+                if codec == "h264":
+                    closed = closed and is_idr(bytes(packet), stream.codec_context.extradata)
         if not frames or len(set(frames)) < len(frames) or stream.time_base is None:
             return None
-        unit_s, fps = float(stream.time_base), frame_rate(stream)
-    return Timeline(sorted(frames), sorted(keys), unit_s, fps, bool(first_is_key))
+        return Timeline(
+            frames=sorted(frames),
+            keys=sorted(keys),
+            unit_s=float(stream.time_base),
+            fps=frame_rate(stream),
+            container=container.format.name,
+            codec=codec,
+            begins_with_key=bool(first_is_key),
+            closed=closed,
+        )
 
 
-def last_frame_comes_out(path: str, timeline: Timeline) -> bool:
-    """Whether the last frame that the packets promise is one that decoding gives.
+def is_idr(packet: bytes, extradata: bytes | None) -> bool:
+    """Whether an H.264 packet of MP4 or Matroska is an IDR picture, which refers to none before it.
+
+    Args:
+        packet: NAL units, each after its length (ISO/IEC 14496-15, section 5.3.4.2).
+        extradata: The decoder's configuration, which tells the size of a length.
+    """
+    if not extradata or len(extradata) < 5 or extradata[0] != 1:
+        return False
+    size = (extradata[4] & 3) + 1
+    position = 0
+    while position + size < len(packet):
+        kind = packet[position + size] & 31
+        if kind in (1, 5):  # a slice of another picture, or of an IDR picture
+            return kind == 5
+        position += size + int.from_bytes(packet[position : position + size], "big")
+    return False
+
+
+def tail_comes_out(path: str, timeline: Timeline) -> bool:
+    """Whether decoding from the last key frame gives all frames that the packets promise there.
 
     Raises:
         av.FFmpegError, OSError: the file cannot be decoded.
     """
+    start = timeline.keys[-1] if timeline.keys else timeline.frames[0]
     with av.open(path) as container:
         stream = video_stream(path, container)
-        if timeline.keys:
-            container.seek(timeline.keys[-1], stream=stream, backward=True)
-        return frame_at(container.decode(stream), timeline.frames[-1]) is not None
+        container.seek(start, stream=stream, backward=True)
+        shown = [frame.pts for frame in container.decode(stream)]
+    return shown == timeline.frames[bisect.bisect_left(timeline.frames, start) :]
 
 
 def video_stream(path: str, container: InputContainer) -> VideoStream:

@@ -90,7 +90,7 @@ def select(
         chosen = np.zeros_like(places)
     return Selection(
         indices=tuple(int(first + i) for i in chosen),
-        times_s=tuple(float(inside[i]) for i in chosen),
+        times_s=tuple(round(float(inside[i]), 6) for i in chosen),
         fps=fps,
         num_source_frames=total,
     )

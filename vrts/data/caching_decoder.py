@@ -1,0 +1,42 @@
+"""A decoder that looks into a cache first."""
+
+from importlib.metadata import version
+
+from vrts.data.cache import FrameCache, sha256_of
+from vrts.data.content import describe
+from vrts.data.decoding import Decoder, check_video_file
+from vrts.data.resolution import Resolution
+from vrts.data.sampling import FrameSampler
+from vrts.data.windows import WHOLE, Window
+from vrts.types import Clip
+
+
+class CachingDecoder(Decoder):
+    """Looks into a cache before it asks another decoder.
+
+    Args:
+        decoder: Decodes what the cache does not have.
+        cache: Keeps clips.
+    """
+
+    def __init__(self, decoder: Decoder, cache: FrameCache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+
+    def decode(
+        self,
+        path: str,
+        num_frames: int,
+        sampler: FrameSampler,
+        resolution: Resolution,
+        window: Window = WHOLE,
+    ) -> Clip:
+        """Return a clip; raises as `Decoder.decode` says."""
+        check_video_file(path)
+        wanted = [describe(part) for part in (self.decoder, sampler, resolution, window)]
+        key = sha256_of([self.cache.digest(path), num_frames, *wanted, version("vrts")])
+        clip = self.cache.load(key)
+        if clip is None:
+            clip = self.decoder.decode(path, num_frames, sampler, resolution, window)
+            self.cache.store(key, clip)
+        return clip
