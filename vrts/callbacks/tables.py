@@ -21,18 +21,13 @@ def metrics_tables(metrics: Mapping[str, Any]) -> Group:
     Args:
         metrics: what `vrts.callbacks.summary.summarise` gave.
     """
-    tables = [overall_table(metrics)]
+    tables = [_overall(metrics)]
     if metrics["breakdown"]:
         tables.append(_breakdown(metrics["breakdown"]))
     return Group(*tables)
 
 
-def overall_table(metrics: Mapping[str, Any]) -> Table:
-    """Show the run as a whole; shares in percent.
-
-    Args:
-        metrics: what `vrts.callbacks.summary.summarise` gave.
-    """
+def _overall(metrics: Mapping[str, Any]) -> Table:
     table = Table(title="vrts predict")
     table.add_column("metric")
     table.add_column("value", justify="right")

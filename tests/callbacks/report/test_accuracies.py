@@ -1,4 +1,4 @@
-"""Accuracy by level and category, against counting by hand."""
+"""Accuracy by level, against counting by hand."""
 
 import random
 from statistics import mean
@@ -6,15 +6,13 @@ from statistics import mean
 import pytest
 
 from tests.callbacks.report.lines import decided, failed, question
-from vrts.callbacks.report.accuracies import group_accuracies, level_accuracies
+from vrts.callbacks.report.accuracies import level_accuracies
 from vrts.callbacks.report.items import report_item
-
-KITCHEN, GARDEN = ({"breakdown": {"place": name}} for name in ("kitchen", "garden"))
 
 
 def items():
-    q = [question(f"q{i}", metadata=GARDEN if i % 2 else KITCHEN) for i in range(4)]
-    unknown = question("unknown", answer=None, metadata=GARDEN)
+    q = [question(f"q{i}") for i in range(4)]
+    unknown = question("unknown", answer=None)
     lines = [
         decided(q[0], f4="AAA"),  # right at once
         decided(q[1], f4="ABB", f8="AAA"),  # wrong at 4, right at 8
@@ -31,6 +29,7 @@ def test_stopping_at_a_level_gives_that_level_s_majority():
     assert sparse.mean_frames == 4
     assert dense.accuracy == 2 / 4
     assert dense.mean_frames == mean([4, 12, 12, 4])
+    assert sparse.stderr == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
 
 
 def test_the_last_level_has_the_accuracy_of_the_run():
@@ -49,18 +48,8 @@ def test_the_last_level_has_the_accuracy_of_the_run():
     assert [level.level for level in levels] == ["4", "8", "16"]
 
 
-def test_categories_count_failures_as_wrong_and_leave_unknown_answers_out():
-    groups = group_accuracies(items())
-    assert list(groups) == ["place"], "one problem type alone is no breakdown"
-    garden, kitchen = groups["place"]
-    assert (garden.group, garden.accuracy, garden.num_scored) == ("garden", 1 / 2, 2)
-    assert (kitchen.group, kitchen.accuracy, kitchen.num_scored) == ("kitchen", 1 / 2, 2)
-    assert garden.stderr == pytest.approx((0.25 / 2) ** 0.5)
-
-
 def test_nothing_to_score_has_no_accuracies():
-    asked = question("q", answer=None, metadata=KITCHEN)
+    asked = question("q", answer=None)
     unscored = [report_item(decided(asked, f4="AAA"), asked, 10)]
     assert level_accuracies(unscored, ["4"]) == []
     assert level_accuracies([], ["4"]) == []
-    assert group_accuracies(unscored) == {}

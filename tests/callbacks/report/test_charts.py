@@ -4,7 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.callbacks.report.lines import decided, failed, question
+from tests.callbacks.report.lines import decided as decided_line
+from tests.callbacks.report.lines import failed, question
 from vrts.callbacks.report.charts import MOST_GROUPS, make_charts
 from vrts.callbacks.report.items import report_item
 
@@ -15,16 +16,21 @@ def texts(svg: bytes) -> list[str]:
     return ["".join(node.itertext()).strip() for node in root.iterfind(".//{*}text")]
 
 
-def items_of(groups):
-    found = []
-    for i, group in enumerate(groups):
-        asked = question(f"q{i}", metadata={"breakdown": {"place": group}})
-        found.append(report_item(decided(asked, f4="ABB" if i % 2 else "AAA"), asked, 10))
-    return found
+def category(num_scored, accuracy, stderr=0.1):
+    return {"num_scored": num_scored, "accuracy": accuracy, "accuracy_stderr": stderr}
+
+
+def charts_of(groups, decided=None):
+    """Charts of two questions, with a breakdown of these categories."""
+    items = []
+    for votes in ("ABB", "AAA", "AAB"):
+        asked = question("q")
+        items.append(report_item(decided_line(asked, f4=votes), asked, 10))
+    return make_charts(items, {"decided_at": decided or {"4": 1.0}, "breakdown": {"place": groups}})
 
 
 def test_each_chart_shows_its_numbers():
-    charts = make_charts(items_of(["kitchen", "garden", "kitchen"]), {"decided_at": {"4": 1.0}})
+    charts = charts_of({"garden": category(1, 0.0, None), "kitchen": category(20, 0.25)})
     assert [chart.title for chart in charts] == [
         "Accuracy, had the run stopped at a level",
         "Share of questions decided at each level",
@@ -32,32 +38,41 @@ def test_each_chart_shows_its_numbers():
     ]
     assert "66.7 %" in texts(charts[0].svg)
     assert "100.0 %" in texts(charts[1].svg)
-    assert {"kitchen (2)", "garden (1)"} <= set(texts(charts[2].svg))
-    assert charts[2].alt == "kitchen 100.0 % of 2; garden 0.0 % of 1"
+    assert {"kitchen (20)", "garden (1)", "25.0", "0.0"} <= set(texts(charts[2].svg))
+    assert charts[2].alt == "kitchen 25.0 % of 20; garden 0.0 % of 1"
 
 
 @pytest.mark.parametrize(
     "name", ["$x_", "</text><script>alert(1)</script>", "\x00\x08\ud800", "廚房", ""]
 )
 def test_any_name_of_a_category_is_drawn_as_it_is(name):
-    charts = make_charts(items_of([name, "garden"]), {"decided_at": {"4": 1.0}})
-    shown = texts(charts[2].svg)
+    chart = charts_of({name: category(2, 0.5), "garden": category(1, 1.0)})[2]
+    shown = texts(chart.svg)
     assert "garden (1)" in shown
-    assert b"<script" not in charts[2].svg
-    if name.isprintable() and len(name) < 20 and name:
-        assert f"{name} (1)" in shown
+    assert b"<script" not in chart.svg
+    if name.isprintable() and 0 < len(name) < 20:
+        assert f"{name} (2)" in shown
 
 
 def test_too_many_categories_are_cut_and_that_is_said():
-    groups = [f"g{i}" for i in range(MOST_GROUPS + 5)]
-    chart = make_charts(items_of([*groups, "g3"]), {"decided_at": {}})[0]
+    groups = {f"g{i}": category(i, 0.5) for i in range(1, MOST_GROUPS + 6)}
+    chart = charts_of(groups)[2]
     assert chart.title == f"Accuracy by place, the {MOST_GROUPS} largest of {MOST_GROUPS + 5}"
-    assert "g3 (2)" in texts(chart.svg)
+    shown = texts(chart.svg)
+    assert f"g{MOST_GROUPS + 5} ({MOST_GROUPS + 5})" in shown
+    assert "g5 (5)" not in shown
+
+
+def test_categories_without_a_known_answer_have_no_bar():
+    groups = {"a": category(2, 0.5), "b": category(3, 0.5), "c": category(0, None, None)}
+    assert charts_of(groups)[2].alt == "b 50.0 % of 3; a 50.0 % of 2"
+    del groups["a"]
+    assert len(charts_of(groups)) == 2, "one category alone is no breakdown"
 
 
 def test_the_same_run_gives_the_same_bytes():
-    groups, metrics = ["a", "b"], {"decided_at": {"4": 1.0}}
-    first, second = (make_charts(items_of(groups), metrics) for _ in range(2))
+    groups = {"a": category(2, 0.5), "b": category(3, 0.5)}
+    first, second = charts_of(groups), charts_of(groups)
     assert [chart.svg for chart in first] == [chart.svg for chart in second]
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of a run by level and by category: the numbers behind its charts."""
+"""Accuracy of a run against its frames: the numbers behind the chart."""
 
 from __future__ import annotations
 
@@ -16,15 +16,6 @@ class LevelAccuracy:
     level: str
     mean_frames: float
     """Of all rounds so far, over questions that had one."""
-    accuracy: float
-    num_scored: int
-
-
-@dataclass(frozen=True, slots=True)
-class GroupAccuracy:
-    """Accuracy over the questions of one category."""
-
-    group: str
     accuracy: float
     num_scored: int
 
@@ -58,23 +49,3 @@ def level_accuracies(items: Sequence[Item], levels: Sequence[str]) -> list[Level
             mean_frames = sum(frames) / len(frames)
             found.append(LevelAccuracy(level, mean_frames, right / len(scored), len(scored)))
     return found
-
-
-def group_accuracies(items: Sequence[Item]) -> dict[str, list[GroupAccuracy]]:
-    """Accuracy of each category of each breakdown that has more than one, largest first."""
-    counts: dict[str, dict[str, list[int]]] = {}
-    for item in items:
-        if "unscored" in item["tags"]:
-            continue
-        for name, group in item["groups"].items():
-            tally = counts.setdefault(name, {}).setdefault(group, [0, 0])
-            tally[0] += "right" in item["tags"]
-            tally[1] += 1
-    return {
-        name: sorted(
-            (GroupAccuracy(group, right / n, n) for group, (right, n) in groups.items()),
-            key=lambda g: (-g.num_scored, g.group),
-        )
-        for name, groups in counts.items()
-        if len(groups) > 1
-    }

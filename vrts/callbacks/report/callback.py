@@ -95,12 +95,12 @@ class ReportWriter(Callback):
         """Keep the frames of the batch; the predictions themselves are safe already."""
         predictions: list[Prediction] = outputs
         for prediction in predictions:
-            if not self._keeps_strips or prediction.clip is None:
+            clip = prediction.clip
+            # a replayed run's clips have no pixels
+            if not self._keeps_strips or clip is None or clip.frames.numel() == 0:
                 continue
             try:
-                keep_strip(
-                    self._strips, prediction.question.id, prediction.clip, trainer.global_rank
-                )
+                keep_strip(self._strips, prediction.question.id, clip, trainer.global_rank)
             except OSError as error:
                 self._keeps_strips = False
                 _log.warning(

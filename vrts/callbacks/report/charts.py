@@ -12,12 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vrts.callbacks.report.accuracies import (
-    GroupAccuracy,
-    LevelAccuracy,
-    group_accuracies,
-    level_accuracies,
-)
+from vrts.callbacks.report.accuracies import LevelAccuracy, level_accuracies
 from vrts.callbacks.report.items import Item
 
 MOST_GROUPS = 30
@@ -47,13 +42,16 @@ def make_charts(items: Sequence[Item], metrics: Mapping[str, Any]) -> list[Chart
         charts.append(_accuracy_chart(accuracies))
     if decided:
         charts.append(_share_chart(decided))
-    charts += [_group_chart(name, groups) for name, groups in group_accuracies(items).items()]
+    for name, categories in metrics.get("breakdown", {}).items():
+        scored = {k: v for k, v in categories.items() if v["accuracy"] is not None}
+        if len(scored) > 1:
+            charts.append(_group_chart(name, scored))
     return charts
 
 
 def _accuracy_chart(found: Sequence[LevelAccuracy]) -> Chart:
     shares, frames = [100 * f.accuracy for f in found], [f.mean_frames for f in found]
-    errors = [GroupAccuracy("", f.accuracy, f.num_scored).stderr * 100 for f in found]
+    errors = [100 * f.stderr for f in found]
 
     def draw(axes: Axes) -> None:
         axes.errorbar(frames, shares, yerr=errors, fmt="o-", color=BLUE, capsize=3)
@@ -90,14 +88,16 @@ def _share_chart(decided: Mapping[str, float]) -> Chart:
     return _chart("Share of questions decided at each level", words, draw)
 
 
-def _group_chart(name: str, groups: Sequence[GroupAccuracy]) -> Chart:
-    shown = groups[:MOST_GROUPS]
-    shares = [100 * g.accuracy for g in shown]
+def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Chart:
+    by_size = sorted(categories.items(), key=lambda group: -group[1]["num_scored"])
+    shown = by_size[:MOST_GROUPS]
+    shares = [100 * numbers["accuracy"] for _, numbers in shown]
+    # one video alone has no standard error
+    errors = [100 * (numbers["accuracy_stderr"] or 0.0) for _, numbers in shown]
 
     def draw(axes: Axes) -> None:
-        labels = [f"{_cut(g.group)} ({g.num_scored:,})" for g in shown]
+        labels = [f"{_cut(group)} ({numbers['num_scored']:,})" for group, numbers in shown]
         places = range(len(shown))
-        errors = [100 * g.stderr for g in shown]
         axes.barh(places, shares, xerr=errors, color=BLUE, ecolor=GREY, capsize=2, height=0.7)
         for place, (share, error) in enumerate(zip(shares, errors, strict=True)):
             inside = share > 12  # or else beside its bar
@@ -108,8 +108,11 @@ def _group_chart(name: str, groups: Sequence[GroupAccuracy]) -> Chart:
         axes.set_xlabel("accuracy, % (number of questions)")
         axes.invert_yaxis()
 
-    left_out = f", the {len(shown)} largest of {len(groups)}" if len(shown) < len(groups) else ""
-    words = [f"{g.group} {s:.1f} % of {g.num_scored}" for s, g in zip(shares, shown, strict=True)]
+    left_out = f", the {len(shown)} largest of {len(by_size)}" if by_size[MOST_GROUPS:] else ""
+    words = [
+        f"{group} {share:.1f} % of {numbers['num_scored']}"
+        for share, (group, numbers) in zip(shares, shown, strict=True)
+    ]
     height = 0.8 + 0.24 * len(shown)
     return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, max(height, 1.8))
 

@@ -20,7 +20,7 @@ TAGS = {
     "wrong": "wrong answer",
     "failed": "failed",
     "unscored": "right answer not known",
-    "undecided": "undecided at the end",
+    "undecided": "not unanimous at the end",
     "agreed-wrong": "unanimous and wrong",
     "no-answer": "without an answer",
 }

@@ -12,12 +12,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from vrts.callbacks.report.charts import make_charts
 from vrts.callbacks.report.items import TAGS, Item
-from vrts.callbacks.tables import overall_table
+from vrts.callbacks.tables import metrics_tables
 
 PACKAGE = "vrts.callbacks.report"
 
@@ -62,7 +63,7 @@ def render_report(
         title=title,
         style=_inline("page.css"),
         script=_inline("page.js"),
-        table=_cells(overall_table(metrics)),
+        tables=[_cells(table) for table in metrics_tables(metrics).renderables],
         charts=make_charts(items, metrics),
         settings=settings or {},
         tag_names=TAGS,
@@ -83,15 +84,20 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _cells(table: Table) -> dict[str, list[Any]]:
-    """Words of the table that the terminal shows too."""
-    columns = [
-        [Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns
-    ]
+def _cells(table: RenderableType) -> dict[str, Any]:
+    """Words of a table that the terminal shows too."""
+    assert isinstance(table, Table)
+    columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
     return {
+        "title": str(table.title),
         "columns": [str(column.header) for column in table.columns],
         "rows": [list(row) for row in zip(*columns, strict=True)],
     }
+
+
+def _plain(cell: RenderableType) -> str:
+    """Text of a cell without its markup."""
+    return Text.from_markup(str(cell)).plain
 
 
 def _group_counts(items: Sequence[Item]) -> dict[str, dict[str, int]]:
