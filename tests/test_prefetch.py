@@ -40,7 +40,7 @@ class HandshakeDecoder(Decoder):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def decode(self, path, num_frames, sampler, resolution) -> Clip:
+    def decode(self, path, num_frames, sampler, resolution, window=None) -> Clip:
         number = int(Path(path).stem)
         if number > 0:
             wait_for(self.folder / f"updating-{number - 1}")

@@ -134,6 +134,20 @@ def test_vision_and_prompt_are_computed_once(load_policy, samples):
     assert forwarded[-1] == prompt_tokens + int((rollout.lengths - 1).sum())
 
 
+def test_a_trained_vision_tower_sees_each_video_once_an_update(load_policy, samples):
+    """Rollout keeps the features of `encode`; the update needs one pass with gradient."""
+    policy = load_policy(freeze_vision=False).train()
+    vision_patches = []
+    policy.base.model.visual.register_forward_hook(
+        lambda module, args, out: vision_patches.append((len(args[0]), torch.is_grad_enabled()))
+    )
+    prompts, rollout = roll(policy, samples)
+    patches = len(prompts.patches)
+    assert vision_patches == [(patches, False)]
+    policy.score(prompts, rollout, 1.0).logprobs.sum().backward()
+    assert vision_patches == [(patches, False), (patches, True)]
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_batched_windows_equal_transformers_vision_attention(load_policy, samples, implementation):
     ours, theirs = load_policy(), load_policy(attn_implementation=implementation)

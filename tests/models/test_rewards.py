@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-import vrts.models.rewards
 from vrts.models.rewards import (
     AccuracyReward,
     FormatReward,
@@ -14,7 +13,10 @@ from vrts.models.rewards import (
     Reward,
     RewardError,
     SoftOverlongPenalty,
+    accuracy,
     accuracy_score,
+    format,
+    length,
     total_reward,
 )
 from vrts.types import Completion, InputError, ProblemType, Question
@@ -206,7 +208,8 @@ def test_no_completions_give_empty_tensors():
     assert parts["format"].shape == (0,)
 
 
-def test_examples_in_docstrings():
-    result = doctest.testmod(vrts.models.rewards)
+@pytest.mark.parametrize("module", [accuracy, format, length])
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
