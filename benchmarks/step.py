@@ -1,8 +1,8 @@
 """One whole GRPO step of vrts against one of TRL's ``GRPOTrainer``.
 
-``pip install 'vrts[bench]'`` brings TRL; ``python -m benchmarks.step`` then takes about five
-minutes on a CPU. A step is rollout, reward, loss, backward and optimizer step, each side under its
-own trainer in a process of its own, a step of one after a step of the other.
+``pip install --editable '.[bench]'`` brings TRL; ``python -m benchmarks.step`` then takes about
+five minutes on a CPU. A step is rollout, reward, loss, backward and optimizer step, each side under
+its own trainer in a process of its own, a step of one after a step of the other.
 
 Both have the same randomly initialised Qwen2.5-VL from the same folder, frozen vision tower, all of
 the language model trained in float32 with the same AdamW, no reference, G completions of exactly L
@@ -31,7 +31,7 @@ import torch
 from transformers import Qwen2VLImageProcessor
 
 from benchmarks.common import SMALL, Shape, print_table, random_policy, write_results
-from benchmarks.step_case import SIDE, Case, trl_settings
+from benchmarks.step_case import CLIP_NORM, LEARNING_RATE, SIDE, WEIGHT_DECAY, Case, trl_settings
 from benchmarks.step_vrts import vrts_steps
 from benchmarks.turns import take_turns
 from vrts.models.qwen import vision_token_ids
@@ -123,7 +123,10 @@ def measure(folder: Path, case: Case, repeats: int) -> dict[str, Any]:
 def main() -> None:
     """Measure all cases on the CPU, one thread a side."""
     if find_spec("trl") is None:
-        sys.exit("benchmarks.step compares with TRL, which is missing: pip install 'vrts[bench]'")
+        sys.exit(
+            "benchmarks.step compares with TRL, which is not installed; in the repository, run "
+            ".venv/bin/pip install --editable '.[bench]'"
+        )
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         vision_ids = write_model(Path(folder), SMALL)
@@ -140,8 +143,13 @@ def main() -> None:
         shape=SMALL,
         dtype="float32",
         repeats=REPEATS,
+        frames=f"{SIDE}x{SIDE}",
+        optimizer=f"torch.optim.AdamW, lr {LEARNING_RATE}, weight decay {WEIGHT_DECAY}, all but "
+        f"the vision tower; gradient clipped at norm {CLIP_NORM}",
+        reward="number of different characters",
         versions={name: version(name) for name in ("trl", "accelerate", "datasets")},
-        trl={str(n): trl_settings(case, REPEATS + 1, vision_ids) for n, case in enumerate(CASES)},
+        vrts="VideoQAModule with GRPO(beta=0), QwenPolicy in float32; all else by default",
+        trl=[trl_settings(case, REPEATS + 1, vision_ids) for case in CASES],
     )
 
 

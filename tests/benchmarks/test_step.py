@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import common, step
 from benchmarks.step import check_equal, measure, median, write_model
 from benchmarks.step_case import Case, VisionPasses, images, trl_settings, variety
 from benchmarks.step_vrts import Variety, vrts_sample
@@ -32,6 +35,25 @@ def test_equal_work_passes():
 def test_unequal_work_is_named(changes, message):
     with pytest.raises(RuntimeError, match=message):
         check_equal(CASE, facts(), facts(**changes))
+
+
+def test_without_trl_the_command_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(step, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install --editable '\.\[bench\]'"):
+        step.main()
+
+
+def test_the_command_lists_every_setting(tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="TRL is missing: pip install '.[bench]'")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(step, "SMALL", TINY)
+    monkeypatch.setattr(step, "measure", lambda folder, case, repeats: {"G": case.G, "ratio": 1.0})
+    step.main()
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert [row["G"] for row in found["rows"]] == [case.G for case in step.CASES]
+    assert found["settings"]["trl"][0]["max_steps"] == step.REPEATS + 1
+    assert set(found["settings"]["versions"]) == {"trl", "accelerate", "datasets"}
+    assert found["settings"]["shape"]["num_layers"] == TINY.num_layers
 
 
 def test_medians_of_seconds_and_facts():
@@ -83,7 +105,7 @@ def test_a_frame_twice_gives_the_patches_of_an_image(tiny_policy):
 
 @pytest.mark.slow
 def test_both_sides_have_equal_work_in_real_steps(tmp_path):
-    pytest.importorskip("trl", reason="TRL is missing: pip install 'vrts[bench]'")
+    pytest.importorskip("trl", reason="TRL is missing: pip install '.[bench]'")
     write_model(tmp_path, TINY)
     row = measure(tmp_path, CASE, repeats=1)
     assert row["vrts vision passes"] == 1

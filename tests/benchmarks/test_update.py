@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 
+from benchmarks import common, update
 from benchmarks.common import random_rollout, random_sample
 from benchmarks.update import (
     formula,
@@ -10,6 +13,7 @@ from benchmarks.update import (
     passes,
     shared_backward,
 )
+from tests.benchmarks.conftest import TINY
 
 
 @pytest.mark.parametrize(("P", "L", "G", "ratio"), [(7, 3, 1, 1.0), (90, 10, 8, 800 / 170)])
@@ -57,3 +61,24 @@ def test_passes_leave_no_gradient(tiny_policy):
     for run in runs.values():
         run()
         assert all(p.grad is None for p in tiny_policy.parameters())
+
+
+def test_the_command_writes_times_and_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(update, "SMALL", TINY)
+    monkeypatch.setattr(update, "CASES", [(2, 2, 3)])
+    monkeypatch.setattr(update, "MEMORY_LENGTHS", (8,))
+    monkeypatch.setattr(update, "MEMORY_FRAMES", 2)
+    monkeypatch.setattr(update, "REPEATS", 1)
+    update.main()
+    found = json.loads((tmp_path / "update.json").read_text())
+    row = found["rows"][0]
+    assert row["G(P+L)/(P+GL)"] == formula(row["P"], 3, 2)
+    assert row["ratio"] == pytest.approx(row["naive s"] / row["shared s"])
+    # the head and the vision tower run once as well
+    assert row["FLOP ratio"] > 1
+    shared = [r["shared MB"] for r in found["memory"]]
+    assert shared == sorted(shared)
+    growth = {g["pass"]: g["off the line %"] for g in found["memory growth"]}
+    assert growth.keys() == {"shared, L = 8", "naive batch"}
+    assert all(off < 10 for off in growth.values()), growth
