@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vrts.models.drawing import invert_cdf
 from vrts.types import Sampling
 
 
@@ -102,12 +103,7 @@ class RowSampler:
             probs = (logits / temperature).softmax(-1)
         if self._truncates:
             probs = truncate(probs, self._top_p[rows], self._top_k[rows])
-        cumulative = probs.double().cumsum(-1)
-        target = (uniforms[:, None] * cumulative[:, -1:]).clamp(max=cumulative[:, -1:])
-        tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
-        # Rounding may land on the total itself, one past the last token with any probability.
-        last = (probs > 0).int().cumsum(-1).argmax(-1)
-        tokens = torch.where(self._greedy[rows], logits.argmax(-1), torch.minimum(tokens, last))
+        tokens = torch.where(self._greedy[rows], logits.argmax(-1), invert_cdf(probs, uniforms))
         if self._counts is not None:
             self._counts[rows, tokens] += 1
         return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
