@@ -182,7 +182,10 @@ class VideoQAModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done."""
-        self.policy.load()
+        if self.device_mesh is None:
+            self.policy.load()
+        else:
+            self.policy.load_empty()
         if self._fitting and self.reference is not None and not self._attached:
             self.reference.attach(self.policy)
             self._attached = True

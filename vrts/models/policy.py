@@ -57,6 +57,20 @@ class Policy(nn.Module, ABC):
             InputError: the model's files are missing or do not fit.
         """
 
+    def load_empty(self) -> None:
+        """Like `load`, but where the policy can, weights take no memory until `fill` reads them."""
+        self.load()
+
+    def fill(self, device: torch.device) -> None:
+        """Read the weights of a policy that was loaded empty and has been sharded.
+
+        Args:
+            device: where shards are kept.
+
+        Raises:
+            InputError: the files do not fit.
+        """
+
     @abstractmethod
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """Why a sample that has a clip cannot be asked, or None where it can.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,14 @@ from vrts.models.qwen_loading import (
     adapter_base,
     add_lora,
     load_adapter,
+    load_empty_model,
     load_model,
     load_processor,
     weights_stamp,
 )
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
+from vrts.models.shard_loading import fill, local_folder, pretended_on_cpu
 from vrts.models.sharding import full_state
 from vrts.models.stopping import HostChecks
 from vrts.prompts import PromptTemplate
@@ -122,8 +124,20 @@ class QwenPolicy(Policy):
 
     def load(self) -> None:
         """See `Policy.load`."""
-        if self.loaded:
-            return
+        if not self.loaded:
+            self._load(load_model)
+
+    def load_empty(self) -> None:
+        """See `Policy.load_empty`."""
+        if not self.loaded:
+            self._load(load_empty_model)
+
+    def _load(self, read: Callable[[str, Dtype, str | None], Any]) -> None:
+        """Load processor, model and adapter.
+
+        Args:
+            read: makes the model of a name, a dtype and the vision tower's attention.
+        """
         if self.lora and not self.freeze_vision:
             raise InputError(
                 "model.policy: lora trains the language model's adapter only; set "
@@ -131,11 +145,22 @@ class QwenPolicy(Policy):
             )
         self.processor = load_processor(self.path)
         base = adapter_base(self.path) or self.path
-        self.adopt(load_model(base, self._dtype, self._attn_implementation), self.processor)
-        if base != self.path:
-            self.model = load_adapter(self.model, self.path, self.lora)
-        elif self.lora:
-            self.model = add_lora(self.model, self.lora)
+        self._base_path = base
+        self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)
+        is_empty = any(p.is_meta for p in self.parameters())
+        with pretended_on_cpu(self.model) if is_empty else nullcontext():
+            if base != self.path:
+                self.model = load_adapter(self.model, self.path, self.lora)
+            elif self.lora:
+                self.model = add_lora(self.model, self.lora)
+
+    def fill(self, device: torch.device) -> None:
+        """See `Policy.fill`."""
+        if not any(p.is_meta for p in self.parameters()):
+            return
+        self._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
+        self.base.tie_weights()
+        fill(self.base, local_folder(self._base_path))
 
     def adopt(self, model: Any, processor: Any) -> None:
         """Take a model that is in memory already, instead of loading one.

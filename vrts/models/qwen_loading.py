@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vrts.models.attention import SHARED_PREFIX
+from vrts.models.shard_loading import build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS
 from vrts.types import InputError
 
@@ -107,11 +108,7 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
     find_model(name_or_path)
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        if config.model_type not in MODEL_TYPES:
-            raise InputError(
-                f"model.policy.path: {name_or_path} is of type {config.model_type!r}; "
-                f"QwenPolicy loads {' and '.join(MODEL_TYPES)}"
-            )
+        check_type(config, name_or_path)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -134,6 +131,40 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
         model.model.visual.config._attn_implementation = BATCHED_WINDOWS
     assert isinstance(model, nn.Module)
     return model
+
+
+def load_empty_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None) -> nn.Module:
+    """Like `load_model`, with parameters on the meta device, to be sharded and then filled.
+
+    Raises:
+        InputError: files are missing, or the model is of another architecture.
+    """
+    find_model(name_or_path)
+    folder = local_folder(name_or_path)
+    try:
+        check_type(AutoConfig.from_pretrained(folder, trust_remote_code=False), name_or_path)
+        model = build_empty(folder, dtype, attn_implementation or "sdpa")
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model.policy.path: cannot load {name_or_path}: {error}") from error
+    if attn_implementation is None:
+        model.model.visual.config._attn_implementation = BATCHED_WINDOWS
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def check_type(config: Any, name: str) -> None:
+    """Refuse a model of another architecture.
+
+    Raises:
+        InputError: it is one.
+    """
+    if config.model_type not in MODEL_TYPES:
+        raise InputError(
+            f"model.policy.path: {name} is of type {config.model_type!r}; "
+            f"QwenPolicy loads {' and '.join(MODEL_TYPES)}"
+        )
 
 
 def weights_stamp(name_or_path: str) -> list[list[str | int]]:

@@ -82,6 +82,7 @@ class Sharder:
             fully_shard(layer, **common)
         # The head recomputes its chunks in backward, some processes more of them than others.
         fully_shard(policy, reshard_after_forward=False, **common)
+        policy.fill(torch.device("cpu" if self.options.cpu_offload else self.mesh.device_type))
         for name in ("encode", "rollout", "score"):
             register_fsdp_forward_method(policy, name)
         sharded = cast(list[FSDPModule], layers)
