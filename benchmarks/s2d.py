@@ -1,10 +1,12 @@
 """Sparse-to-dense prediction: what sharing and early stops save, and what overlapped decoding does.
 
 ``python -m benchmarks.s2d`` asks the embedded model about synthetic videos, twice with the same
-seeds: as the published evaluation does it (every one of the M samples encodes the video and the
-prompt anew, and is generated to its end), and with `SparseToDense`. All answers must be the same;
-the operations are counted by torch. Then it times a run on real clips, if `--videos` has them,
-against decoding alone and generation alone.
+seeds and Video-RTS's way of sampling: as the published evaluation does it (every one of the M
+samples encodes the video and the prompt anew, and is generated to its end), and with
+`SparseToDense`. All answers must be the same; the operations are counted by torch.
+
+``python -m benchmarks.s2d --videos folder`` times a run on real clips instead, against decoding
+alone and generation alone.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,9 +42,13 @@ from vrts.voting import is_unanimous, majority
 
 MODEL = Path(__file__).parents[1] / "assets/tiny"
 CLIPS = ("nasa_13013.mp4", "flipping_a_pancake.mkv", "odd_size_vp9.mp4", "nasa_13013_hdr.mp4")
-NUM_VIDEOS, NUM_SAMPLES, MAX_NEW_TOKENS, SEED = 8, 5, 32, 0
+NUM_VIDEOS, MAX_NEW_TOKENS, SEED = 2, 48, 0
 LEVELS = [4, 8, 16]
-EVALUATION = Sampling(temperature=1.0)
+SAMPLING = [
+    Sampling(0.8 + 0.15 * i, min(0.95, 0.7 + 0.05 * i), 50, 0.4, 0.2, ("</answer>",))
+    for i in range(5)
+]
+NUM_SAMPLES = len(SAMPLING)
 
 
 class Given(Reader):
@@ -87,8 +93,8 @@ def predict(
     policy: Policy, data: VideoQADataModule, levels: list[int], max_new_tokens: int = MAX_NEW_TOKENS
 ) -> dict[str, Prediction]:
     """Run `SparseToDense`; predictions by question."""
-    module = VideoQAModule(policy, evaluation=EVALUATION, max_new_tokens=max_new_tokens, seed=SEED)
-    callbacks: list[Callback] = [SparseToDense(levels, NUM_SAMPLES)]
+    module = VideoQAModule(policy, max_new_tokens=max_new_tokens, seed=SEED)
+    callbacks: list[Callback] = [SparseToDense(levels, sampling=SAMPLING)]
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, callbacks=callbacks,
@@ -115,7 +121,7 @@ def ask_once(policy: Policy, sample: Sample, m: int) -> str | None:
     assert sample.clip is not None
     prompts = policy.encode([sample], MAX_NEW_TOKENS)
     seed = row_seed(SEED, sample.question.id, sample.clip.num_frames, m)
-    (text,) = policy.rollout(prompts, [EVALUATION], [seed], MAX_NEW_TOKENS).texts
+    (text,) = policy.rollout(prompts, [SAMPLING[m]], [seed], MAX_NEW_TOKENS).texts
     return parse_answer(text, sample.question)
 
 
@@ -210,7 +216,7 @@ def overlap(policy: Policy, videos: Path, timing: Timing) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Count operations, and time overlapped decoding."""
+    """Count operations, or time overlapped decoding."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=Path, help="folder that has " + ", ".join(CLIPS))
     videos: Path | None = parser.parse_args().videos
@@ -218,23 +224,16 @@ def main() -> None:
     disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     policy = make_policy()
+    if videos is not None:
+        timing = Timing()
+        report("s2d_overlap", [overlap(policy, videos, timing)], **asdict(timing))
+        return
     with tempfile.TemporaryDirectory() as folder:
         annotations = make_dataset(Path(folder), NUM_VIDEOS, seed=11)
         questions = VideoR1Reader(str(annotations)).read()
-        rows = [
-            count(policy, questions, side, sampler)
-            for side, sampler in (
-                (56, UniformSampler()),
-                (112, UniformSampler()),
-                (112, NestedPairSampler(LEVELS[-1])),
-            )
-        ]
-    timing = Timing()
-    timed = None if videos is None else overlap(policy, videos, timing)
-    report("s2d", rows, num_samples=NUM_SAMPLES, max_new_tokens=MAX_NEW_TOKENS, overlap=timed,
-           overlap_settings=None if timed is None else str(timing))  # fmt: skip
-    if timed is not None:
-        print(timed)
+        cases = [(56, UniformSampler()), (112, UniformSampler()), (112, NestedPairSampler(16))]
+        rows = [count(policy, questions, side, sampler) for side, sampler in cases]
+    report("s2d", rows, sampling=[asdict(s) for s in SAMPLING], max_new_tokens=MAX_NEW_TOKENS)
 
 
 if __name__ == "__main__":

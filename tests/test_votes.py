@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vrts.types import InputError, Round
@@ -40,6 +40,7 @@ def rounds(draw, max_size: int = 7):
     return answers, logprobs, order, VotingRule(vote, consensus), draw(st.booleans())
 
 
+@settings(deadline=None)
 @given(rounds())
 def test_an_early_stop_decides_what_all_completions_decide(drawn):
     """In every order of finishing, and wherever the rule allows a stop."""
@@ -52,6 +53,7 @@ def test_an_early_stop_decides_what_all_completions_decide(drawn):
             assert outcome(rule, left, logprobs, is_last) == want
 
 
+@settings(deadline=None)
 @given(rounds(max_size=4))
 def test_a_majority_stops_as_soon_as_nothing_else_can_come(drawn):
     """The rule is not only safe: where it says no, some answers would change the outcome."""

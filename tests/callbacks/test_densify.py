@@ -254,6 +254,8 @@ def test_without_a_writer_predictions_are_replaced_in_place(tmp_path, videos):
     batches = trainer.predict(make_module(policy), datamodule=data)
     predictions = [p for batch in batches for p in batch]
     assert all(isinstance(p, Prediction) for p in predictions)
+    # the frames that decided go along, for callbacks that show them
+    assert [p.clip.num_frames for p in predictions] == [8, 4]
     assert [(p.question.id, p.answer, len(p.rounds)) for p in predictions] == [
         ("q", "C", 2),
         ("r", "A", 1),

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen_vl_utils.vision_process import smart_nframes
 
@@ -48,6 +48,7 @@ def pairs_of(indices: list[int]) -> list[tuple[int, int]]:
     return list(zip(indices[::2], indices[1::2], strict=True))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100_000), st.integers(1, 40), st.integers(1, 4))
 def test_pairs_of_a_level_are_among_those_of_denser_ones(total, first, doublings):
     levels = [2 * first * 2**i for i in range(doublings + 1)]

@@ -76,7 +76,7 @@ def ask(
         plan.sampling,
         seeds,
         max_new_tokens,
-        stop_early if plan.rule.early_stop else None,
+        stop_early if plan.rule.early_stop and M > 1 else None,
     )
     lengths = rollout.lengths.tolist()
     logprobs = [

@@ -102,6 +102,7 @@ class HostChecks:
         new = buffer.completion_ids[:, self._seen : num_tokens].tolist()
         lengths, finished = buffer.lengths.tolist(), buffer.finished.tolist()
         ended: list[int] = []
+        growing: list[int] = []
         cuts: dict[int, int] = {}
         for row in self._open:
             ids = self._ids[row]
@@ -110,11 +111,10 @@ class HostChecks:
             if end is not None:
                 del ids[end:]
                 cuts[row] = end
-            if end is not None or finished[row]:
-                ended.append(row)
+            (ended if end is not None or finished[row] else growing).append(row)
         if cuts:
             buffer.cut(list(cuts), list(cuts.values()))
-        self._open = [row for row in self._open if row not in set(ended)]
+        self._open = growing
         self._seen = num_tokens
         return ended
 
