@@ -1,6 +1,7 @@
 """Sparse-to-dense prediction: which questions are asked on more frames, and what is decided."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,20 @@ def test_a_video_with_just_the_frames_of_a_level_is_not_shown_them_again(tmp_pat
     lines, _ = predict(tmp_path, policy, [ask("s", videos["short"])], levels=[6, 8, 16])
     assert rounds(lines[0]) == [(6, "ABB")]
     assert policy.asked == [[("s", 6)]]
+
+
+def test_a_benchmarks_cap_ends_a_question_there(tmp_path, videos):
+    """No more frames than its reader allows; the majority of the last level within decides."""
+    script = {"capped": {4: "ABC", 8: "BAB"}, "free": {4: "ABC", 8: "BAB", 16: "CCA"}}
+    policy = scripted(script)
+    asked = [ask(id, videos["long"]) for id in script]
+    asked[0] = replace(asked[0], metadata={"max_frames": 8})
+    lines, _ = predict(tmp_path, policy, asked)
+    found = by_id(lines)
+    assert rounds(found["capped"]) == [(4, "ABC"), (8, "BAB")]
+    assert rounds(found["free"]) == [(4, "ABC"), (8, "BAB"), (16, "CCA")]
+    assert [found[id]["prediction"] for id in script] == ["B", "C"]
+    assert ("capped", 16) not in [pair for batch in policy.asked for pair in batch]
 
 
 def test_a_damaged_video_is_a_wrong_answer_and_stops_nothing(tmp_path, videos):
