@@ -3,7 +3,8 @@
 ``python -m benchmarks.decode`` makes the clip and decodes it in child processes, one after the
 other in turn, by `vrts` (the default decoders, in the same code that a decode worker runs) and by
 ``qwen_vl_utils.fetch_video``. It prints the median seconds of a decode, after the imports, and the
-median peak memory: of the whole process, and beyond what its imports took.
+median peak memory: of the whole process, and beyond what its imports took. Another clip and
+number of rounds can be given: ``python -m benchmarks.decode clip.mp4 3``.
 """
 
 from __future__ import annotations
@@ -109,9 +110,11 @@ def measure(script: tuple[str, str], values: dict[str, Any]) -> list[Any]:
 
 def main() -> None:
     """Measure in turn and write ``results/decode.json``."""
+    given, repeats = (sys.argv[1:] + [None, None][len(sys.argv) - 1 :])[:2]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        make_clip(path)
+        path = Path(given or Path(folder) / "clip.mp4")
+        if given is None:
+            make_clip(path)
         values = {
             "path": str(path),
             "num_frames": NUM_FRAMES,
@@ -125,7 +128,7 @@ def main() -> None:
             "qwen_vl_utils": (QWEN, values),
         }
         found: dict[str, list[list[Any]]] = {name: [] for name in cases}
-        for _ in range(REPEATS):
+        for _ in range(int(repeats or REPEATS)):
             for name, (script, filled) in cases.items():
                 found[name].append(measure(script, filled))
     rows = []
@@ -152,7 +155,7 @@ def main() -> None:
         video=f"{WIDTH}x{HEIGHT}, {FPS * SECONDS} frames, H.264",
         num_frames=NUM_FRAMES,
         max_pixels=MAX_PIXELS,
-        repeats=REPEATS,
+        repeats=int(repeats or REPEATS),
         **{name: version(name) for name in ("qwen-vl-utils", "decord", "av")},
     )
 

@@ -125,6 +125,20 @@ def test_a_video_with_just_the_frames_of_a_level_is_not_shown_them_again(tmp_pat
     assert policy.asked == [[("s", 6)]]
 
 
+def test_a_benchmarks_cap_ends_a_question_there(tmp_path, videos):
+    """No more frames than its reader allows; the majority of the last level within decides."""
+    script = {"capped": {4: "ABC", 8: "BAB"}, "free": {4: "ABC", 8: "BAB", 16: "CCA"}}
+    policy = scripted(script)
+    asked = [ask(id, videos["long"]) for id in script]
+    asked[0] = replace(asked[0], metadata={"max_frames": 8})
+    lines, _ = predict(tmp_path, policy, asked)
+    found = by_id(lines)
+    assert rounds(found["capped"]) == [(4, "ABC"), (8, "BAB")]
+    assert rounds(found["free"]) == [(4, "ABC"), (8, "BAB"), (16, "CCA")]
+    assert [found[id]["prediction"] for id in script] == ["B", "C"]
+    assert ("capped", 16) not in [pair for batch in policy.asked for pair in batch]
+
+
 def test_a_damaged_video_is_a_wrong_answer_and_stops_nothing(tmp_path, videos):
     policy = scripted({"a": {4: "ABC", 8: "AAA"}})
     asked = [ask("x", videos["damaged"]), ask("a", videos["long"]), ask("y", "missing.mp4", None)]

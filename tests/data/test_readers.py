@@ -72,6 +72,13 @@ def test_video_r1_paths_start_at_the_annotation_file(tmp_path, videos):
     assert VideoR1Reader(path).read()[0].video == f"{videos}/clip.mp4"
 
 
+def test_video_r1_windows(tmp_path, videos):
+    path = write(tmp_path, [R1, R1 | {"problem_id": "second", "start_s": 2, "end_s": 4.5}])
+    first, second = VideoR1Reader(path, videos).read()
+    assert (first.start_s, first.end_s) == (0.0, None)
+    assert (second.start_s, second.end_s) == (2.0, 4.5)
+
+
 def test_images_are_marked_or_left_out(tmp_path, videos):
     rows = [R1, R1 | {"problem_id": 9, "data_type": "image", "path": "a.png"}]
     path = write(tmp_path, rows)
@@ -127,6 +134,11 @@ def test_video_map_replaces_videos(tmp_path, videos):
         ({"problem": ""}, "'problem' is empty"),
         ({"path": None}, "'path' is missing"),
         ({"problem_id": [1]}, "'problem_id' must be text, got list"),
+        ({"problem_type": "numerical", "solution": "3"}, "is 'numerical', but there are options"),
+        ({"start_s": 9, "end_s": 2.5}, "the window from start_s 9 to end_s 2.5 is empty"),
+        ({"start_s": True}, "field 'start_s' must be a number"),
+        ({"data_type": "image", "end_s": 4}, "data_type is 'image', but start_s or end_s is given"),
+        ({"fps": "fast"}, "field 'fps' must be a number, got 'fast'"),
     ],
 )
 def test_bad_video_r1_rows_name_file_line_and_fault(tmp_path, videos, change, message):

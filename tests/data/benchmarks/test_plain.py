@@ -97,6 +97,13 @@ ROW = {"video": "one.mp4", "question": "What?", "A": "red", "B": "blue", "answer
         ({"A": "B", "B": "A"}, "answer 'A' names more than one option"),
         ({"A": "red", "B": "Red", "answer": "red"}, "answer 'red' names more than one option"),
         ({"id": "1"}, "id '1' is already taken"),
+        ({"start_s": 5, "end_s": 5}, "the window from start_s 5 to end_s 5 is empty"),
+        ({"start_s": "7.5", "end_s": "3"}, "the window from start_s 7.5 to end_s 3 is empty"),
+        ({"end_s": 0}, "the window from start_s 0 to end_s 0 is empty"),
+        ({"start_s": -1}, "start_s is -1; give seconds from the video's start"),
+        ({"start_s": "soon"}, "field 'start_s' must be a number, got 'soon'"),
+        ({"end_s": "nan"}, "field 'end_s' must be a number, got 'nan'"),
+        ({"fps": 0}, "fps is 0; give frames a second"),
     ],
 )
 def test_bad_rows_name_file_line_and_fault(write, touch, change, message):
@@ -105,3 +112,28 @@ def test_bad_rows_name_file_line_and_fault(write, touch, change, message):
         PlainReader(path, touch("one.mp4")).read()
     assert f"{path}:2: " in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.jsonl", "mine.parquet"])
+def test_windows(write, touch, name):
+    rows = "video,question,start_s,end_s\none.mp4,Who?,1.5,20\none.mp4,Why?,3,\none.mp4,How?,,\n"
+    if not name.endswith("csv"):
+        rows = [
+            {"video": "one.mp4", "question": "Who?", "start_s": 1.5, "end_s": 20.0},
+            {"video": "one.mp4", "question": "Why?", "start_s": 3.0},
+            {"video": "one.mp4", "question": "How?"},
+        ]
+    questions = PlainReader(write(rows, name), touch("one.mp4")).read()
+    assert [(q.start_s, q.end_s) for q in questions] == [(1.5, 20.0), (3.0, None), (0.0, None)]
+    assert all("start_s" not in question.metadata for question in questions)
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_a_field_that_is_there_twice_is_named(write, touch, array):
+    good = '{"video": "one.mp4", "question": "What?"}'
+    bad = '{"video": "one.mp4", "question": "Who?",\n"video": "two.mp4"}'
+    text = f"[{good},\n{bad}]" if array else f"{good}\n{bad.replace(chr(10), '')}"
+    path = write(text, "rows.json" if array else "rows.txt")
+    with pytest.raises(InputError) as caught:
+        PlainReader(path, touch("one.mp4")).read()
+    assert f"{path}:2: field 'video' is there twice" in str(caught.value)
