@@ -84,8 +84,10 @@ class ReplayPolicy(Policy):
         found = self._recording.find(sample.question.id, sample.clip.num_frames)
         return found if isinstance(found, str) else None
 
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> ReplayPrompts:
-        """Look up the recorded rounds.
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> ReplayPrompts:
+        """Look up the recorded rounds; what is known of earlier ones saves nothing here.
 
         Raises:
             InputError: one is not recorded.
