@@ -108,7 +108,7 @@ def line(id: str) -> str:
 
 
 def test_no_file_has_no_lines(tmp_path):
-    assert read_lines(tmp_path / "predictions.jsonl") == []
+    assert list(read_lines(tmp_path / "predictions.jsonl")) == []
     assert not (tmp_path / "predictions.jsonl").exists()
 
 
@@ -125,7 +125,7 @@ def test_what_is_behind_the_last_line_break_is_cut_off(tmp_path, rest):
 def test_a_file_with_nothing_whole_is_emptied(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text('{"id": "a"')
-    assert read_lines(path) == []
+    assert list(read_lines(path)) == []
     assert path.read_text() == ""
 
 
@@ -134,9 +134,9 @@ def test_a_whole_line_that_is_not_ours_is_named(tmp_path, bad):
     path = tmp_path / "predictions.jsonl"
     path.write_text(f"{line('a')}\n{bad}\n{line('c')}\n")
     with pytest.raises(InputError, match=rf"{path}:2: .*repair or remove"):
-        read_lines(path)
+        list(read_lines(path))
     with pytest.raises(InputError, match=rf"{path}:2: .*give Some.option another file"):
-        read_other_run(path, "Some.option")
+        list(read_other_run(path, "Some.option"))
     assert len(path.read_text().splitlines()) == 3, "the file stays as it is"
 
 
@@ -147,7 +147,7 @@ def test_a_line_of_an_older_version_is_refused(tmp_path, field):
     path = tmp_path / "predictions.jsonl"
     path.write_text(json.dumps(older) + "\n")
     with pytest.raises(InputError, match=rf"{path}:1: .*an older version"):
-        read_lines(path)
+        list(read_lines(path))
 
 
 def test_the_file_of_another_run_stays_as_it_is(tmp_path):
@@ -157,4 +157,4 @@ def test_the_file_of_another_run_stays_as_it_is(tmp_path):
     assert [found["id"] for found in read_other_run(path, "Some.option")] == ["a"]
     assert path.read_text() == text
     with pytest.raises(InputError, match=r"Some\.option: no file .*none\.jsonl"):
-        read_other_run(tmp_path / "none.jsonl", "Some.option")
+        list(read_other_run(tmp_path / "none.jsonl", "Some.option"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +86,20 @@ def _is_ours(line: Line) -> bool:
     )
 
 
-def read_lines(path: Path) -> list[Line]:
-    """Read the whole lines of a run's own predictions file, none where there is no file.
+def read_lines(path: Path) -> Iterator[Line]:
+    """Read the whole lines of a run's own predictions file one by one, none where there is no file.
 
     What an interrupted write left behind the last line break is cut off the file.
 
     Raises:
         InputError: a whole line that is not one of ours.
     """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return _parse(path, data[:whole], "give another output_dir")
+    if path.exists():
+        _cut_torn_line(path)
+        yield from _whole_lines(path, "give another output_dir")
 
 
-def read_other_run(path: Path, option: str) -> list[Line]:
+def read_other_run(path: Path, option: str) -> Iterator[Line]:
     """Read the whole lines of another run's predictions file, which stays as it is.
 
     Args:
@@ -115,22 +111,35 @@ def read_other_run(path: Path, option: str) -> list[Line]:
     """
     if not path.is_file():
         raise InputError(f"{option}: no file {path}; give predictions.jsonl of an earlier run")
-    data = path.read_bytes()
-    return _parse(path, data[: data.rfind(b"\n") + 1], f"give {option} another file")
+    yield from _whole_lines(path, f"give {option} another file")
 
 
-def _parse(path: Path, data: bytes, remedy: str) -> list[Line]:
-    lines: list[Line] = []
-    for number, text in enumerate(data.splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            complete = isinstance(line, dict) and _is_ours(line)
-        except ValueError:
-            complete = False
-        if not complete:
-            raise InputError(
-                f"{path}:{number}: not a line that vrts predict wrote, or an older version of it; "
-                f"repair or remove it, or {remedy}"
-            )
-        lines.append(line)
-    return lines
+def without_texts(line: Line) -> Line:
+    """Keep of a line what metrics are made of: completions fill most of a long run's file."""
+    kept = ("id", "status", "correct", "prediction", "video", "breakdown", "num_frames")
+    rounds = [{key: found[key] for key in ("num_frames", "agreement")} for found in line["rounds"]]
+    return {key: line[key] for key in kept} | {"rounds": rounds}
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        lengths = [len(text) if text.endswith(b"\n") else 0 for text in file]
+        file.truncate(sum(lengths))
+
+
+def _whole_lines(path: Path, remedy: str) -> Iterator[Line]:
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith(b"\n"):
+                return
+            try:
+                line = json.loads(text)
+                complete = isinstance(line, dict) and _is_ours(line)
+            except ValueError:
+                complete = False
+            if not complete:
+                raise InputError(
+                    f"{path}:{number}: not a line that vrts predict wrote, or an older version of "
+                    f"it; repair or remove it, or {remedy}"
+                )
+            yield line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,13 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from vrts.callbacks.densify import SparseToDense
-from vrts.callbacks.records import Line, prediction_line, read_lines, read_other_run
+from vrts.callbacks.records import (
+    Line,
+    prediction_line,
+    read_lines,
+    read_other_run,
+    without_texts,
+)
 from vrts.callbacks.summary import summarise
 from vrts.callbacks.tables import metrics_tables
 from vrts.data.datamodule import VideoQADataModule
@@ -126,8 +133,9 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("vrts predicted")
         if not trainer.is_global_zero:
             return
-        self._merge()
-        lines = self._in_order(read_lines(self.predictions_path))
+        if self._parts():
+            self._merge()
+        lines = self._in_order(map(without_texts, read_lines(self.predictions_path)))
         metrics = summarise(lines, self._levels, self._right_before)
         _write_atomically(self.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         Console().print(metrics_tables(metrics))
@@ -213,15 +221,20 @@ class PredictionWriter(Callback):
     def _part(self, rank: int) -> Path:
         return self.output_dir / f"predictions.rank{rank}.jsonl"
 
+    def _parts(self) -> list[Path]:
+        """What processes other than the first wrote and is not merged yet."""
+        return sorted(self.output_dir.glob("predictions.rank*.jsonl"))
+
     def _merge(self) -> None:
         """Bring the lines of all processes into one file, each question once and in order."""
-        parts = sorted(self.output_dir.glob("predictions.rank*.jsonl"))
-        read = [line for path in (self.predictions_path, *parts) for line in read_lines(path)]
-        lines: dict[str, Line] = {}
-        for line in read:
-            lines.setdefault(line["id"], line)
-        if not parts and len(lines) == len(read):
+        parts = self._parts()
+        ids = Counter(str(line["id"]) for line in read_lines(self.predictions_path))
+        if not parts and ids.total() == len(ids):
             return
+        lines: dict[str, Line] = {}
+        for path in (self.predictions_path, *parts):
+            for line in read_lines(path):
+                lines.setdefault(line["id"], line)
         text = "".join(map(_to_text, self._in_order(lines.values())))
         _write_atomically(self.predictions_path, text)
         for path in parts:

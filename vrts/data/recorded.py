@@ -1,8 +1,13 @@
 """Reader of the questions of an earlier prediction run."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 from vrts.data.fields import gold_answer
 from vrts.data.readers import PROBLEM_TYPES, Reader
-from vrts.data.records import Record, iterate_json, parse_questions, read_text
+from vrts.data.records import Record, check_file, parse_questions
 from vrts.types import InputError, Question
 
 
@@ -18,7 +23,18 @@ class RecordedReader(Reader):
 
     def read(self) -> list[Question]:
         """Return the questions in the order of the file; raises as `Reader.read` says."""
-        return parse_questions(self.path, iterate_json(self.path, read_text(self.path)), _parse)
+        check_file(self.path)
+        return parse_questions(self.path, _iterate(self.path), _parse)
+
+
+def _iterate(path: str) -> Iterator[tuple[str, Any]]:
+    """Yield ``(file:line, value)`` line by line: a long run's file need not fit into memory."""
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
 
 
 def _parse(record: Record) -> Question:

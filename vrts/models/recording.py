@@ -7,11 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from vrts.types import InputError
+
+KEPT_QUESTIONS = 1024
+"""Questions whose completions are kept in memory, more than a batch has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,19 @@ class RecordedQuestion:
 class Recording:
     """A ``predictions.jsonl`` with the ``settings.json`` beside it.
 
+    Completions of long runs take more memory than anything else: they stay in the file, and lines
+    are read again when they are asked for.
+
     Args:
         path: of the former.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._questions: dict[str, RecordedQuestion] = {}
+        self._offsets: dict[str, int] = {}
         self._levels: list[int] = []
+        self._consensus: int | None = None
+        self._question = lru_cache(KEPT_QUESTIONS)(self._read_question)
 
     @property
     def is_read(self) -> bool:
@@ -59,24 +68,27 @@ class Recording:
         Raises:
             InputError: one is missing or is not what ``vrts predict`` writes.
         """
-        levels, consensus = read_settings(self.path.with_name("settings.json"))
+        levels, self._consensus = read_settings(self.path.with_name("settings.json"))
+        offset = 0
         with self._open() as file:
             for number, text in enumerate(file, start=1):
                 try:
                     line = json.loads(text)
-                    self._questions[line["id"]] = parse_question(line, levels, consensus)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    parse_question(line, levels, self._consensus)
+                    self._offsets[line["id"]] = offset
+                except (ValueError, LookupError, TypeError, AttributeError) as error:
                     raise InputError(
                         f"{self.path}:{number}: not a line of vrts predict that can be replayed "
                         f"({error!r}); record the run again, or remove the line"
                     ) from error
+                offset += len(text)
         self._levels = levels
 
     def find(self, id: str, num_frames: int) -> RecordedRound | str:
         """The round of a question at a number of frames asked for, or why there is none."""
-        question = self._questions.get(id)
-        if question is None:
+        if id not in self._offsets:
             return f"{self.path}: question {id} is not recorded; predict it with the model first"
+        question = self._question(id)
         for found in question.rounds:
             if found.num_frames == num_frames or (found.is_last and found.num_frames < num_frames):
                 return found
@@ -97,6 +109,11 @@ class Recording:
         """
         with self._open() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _read_question(self, id: str) -> RecordedQuestion:
+        with self._open() as file:
+            file.seek(self._offsets[id])
+            return parse_question(json.loads(file.readline()), self._levels, self._consensus)
 
     def _open(self) -> BufferedReader:
         try:

@@ -87,7 +87,7 @@ class ReplayPolicy(Policy):
     def encode(
         self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
     ) -> ReplayPrompts:
-        """Look up the recorded rounds.
+        """Look up the recorded rounds; what is known of earlier ones saves nothing here.
 
         Raises:
             InputError: one is not recorded.
