@@ -44,15 +44,14 @@ def asked_of(videos):
     return asked
 
 
-def run(folder, videos, policy=None, report=None, extra=()):
-    """Predict two questions a batch; the trainer."""
+def predict_with_report(folder, videos, policy=None, report=None, extra=(), **options):
+    """Predict two questions a batch."""
     report = report or ReportWriter()
     callbacks = [SparseToDense([4, 8], 3), GiveClips(), PredictionWriter(str(folder)), report]
-    trainer = make_trainer(folder, [*callbacks, *extra])
+    trainer = make_trainer(folder, [*callbacks, *extra], **options)
     data = make_data(predict=asked_of(videos), eval_batch_size=2)
     module = make_module(policy or scripted(SCRIPT))
     trainer.predict(module, datamodule=data, return_predictions=False)
-    return trainer
 
 
 def embedded(folder, name):
@@ -65,7 +64,7 @@ def embedded(folder, name):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, videos):
     folder = tmp_path_factory.mktemp("whole")
-    run(folder, videos)
+    predict_with_report(folder, videos)
     return folder
 
 
@@ -100,7 +99,7 @@ def test_frames_are_there_but_those_of_the_damaged_video(whole):
 
 
 def test_wrong_questions_come_first_where_frames_are_few(tmp_path, videos):
-    run(tmp_path, videos, report=ReportWriter(max_thumbnails=2))
+    predict_with_report(tmp_path, videos, report=ReportWriter(max_thumbnails=2))
     items = by_id(embedded(tmp_path, "items"))
     wrong = [name for name, item in items.items() if "wrong" in item["tags"]]
     assert len(wrong) > 2
@@ -108,13 +107,13 @@ def test_wrong_questions_come_first_where_frames_are_few(tmp_path, videos):
 
 
 def test_without_thumbnails_no_frames_are_kept(tmp_path, videos):
-    run(tmp_path, videos, report=ReportWriter(max_thumbnails=0))
+    predict_with_report(tmp_path, videos, report=ReportWriter(max_thumbnails=0))
     assert embedded(tmp_path, "strips") == {}
     assert not (tmp_path / "thumbnails").exists()
 
 
 def test_long_completions_are_shortened(tmp_path, videos):
-    run(tmp_path, videos, report=ReportWriter(most_characters=20))
+    predict_with_report(tmp_path, videos, report=ReportWriter(most_characters=20))
     texts = [
         c["text"]
         for i in embedded(tmp_path, "items")
@@ -127,20 +126,20 @@ def test_long_completions_are_shortened(tmp_path, videos):
 
 def test_a_resumed_run_s_report_is_that_of_an_uninterrupted_one(tmp_path, videos, whole):
     with pytest.raises(SystemExit):
-        run(tmp_path, videos, scripted(SCRIPT, stop_after=2, signal=signal.SIGINT))
+        predict_with_report(tmp_path, videos, scripted(SCRIPT, stop_after=2, signal=signal.SIGINT))
     assert not (tmp_path / "report.html").exists()
     assert len(read_predictions(tmp_path)) == 2
-    run(tmp_path, videos)
+    predict_with_report(tmp_path, videos)
     for name in ("items", "strips"):
         assert embedded(tmp_path, name) == embedded(whole, name)
 
 
 def test_a_run_that_has_nothing_left_writes_its_report_again(tmp_path, videos):
-    run(tmp_path, videos)
+    predict_with_report(tmp_path, videos)
     page = (tmp_path / "report.html").read_bytes()
     (tmp_path / "report.html").unlink()
     policy = scripted(SCRIPT)
-    run(tmp_path, videos, policy)
+    predict_with_report(tmp_path, videos, policy)
     assert policy.asked == []
     assert (tmp_path / "report.html").read_bytes() == page
 
@@ -153,14 +152,14 @@ def test_a_report_that_cannot_be_written_costs_no_predictions(tmp_path, videos):
             (tmp_path / "report.html").mkdir()
 
     with pytest.raises(InputError, match=r"report\.html: cannot write the report") as caught:
-        run(tmp_path, videos, extra=[Block()])
+        predict_with_report(tmp_path, videos, extra=[Block()])
     assert "predictions.jsonl and metrics.json are whole" in str(caught.value)
     assert len(read_predictions(tmp_path)) == 6
     assert json.loads((tmp_path / "metrics.json").read_text())["num_questions"] == 6
     with pytest.raises(InputError, match="is a folder"):
-        run(tmp_path, videos)
+        predict_with_report(tmp_path, videos)
     (tmp_path / "report.html").rmdir()
-    run(tmp_path, videos)
+    predict_with_report(tmp_path, videos)
     assert len(embedded(tmp_path, "items")) == 6
 
 
@@ -170,7 +169,7 @@ def test_frames_that_cannot_be_kept_are_told_and_cost_nothing_else(tmp_path, vid
             (tmp_path / "thumbnails").rmdir()
             (tmp_path / "thumbnails").write_text("")
 
-    run(tmp_path, videos, extra=[Block()])
+    predict_with_report(tmp_path, videos, extra=[Block()])
     told = [record for record in caplog.records if "cannot keep frames" in record.message]
     assert len(told) == 1
     assert str(tmp_path / "thumbnails") in told[0].message

@@ -1,0 +1,33 @@
+"""Two gloo processes leave the report and the curves of one."""
+
+import json
+
+import pytest
+
+from tests.callbacks.report.test_callback import embedded
+from tests.callbacks.report.two_processes import run
+from tests.callbacks.runs import started
+from vrts.callbacks.curve_plot import read_points
+
+
+@pytest.mark.slow
+def test_two_processes_leave_what_one_leaves(tmp_path, model_folder, videos):
+    """One test, so that the processes are started once."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(one, model_folder, videos, devices=1)
+    job = {"folder": str(two), "model": str(model_folder), "videos": videos, "devices": 2}
+    log = tmp_path / "log"
+    with started("tests.callbacks.report.two_processes", log, json.dumps(job)) as process:
+        assert process.wait(240) == 0, log.read_text()
+    for name in ("items", "strips"):
+        assert embedded(two / "predicted", name) == embedded(one / "predicted", name)
+    assert len(embedded(two / "predicted", "strips")) == 5
+    names = [sorted(p.name for p in (f / "predicted/thumbnails").iterdir()) for f in (one, two)]
+    assert names[0] == names[1]
+    want, got = read_points(one / "curves.jsonl"), read_points(two / "curves.jsonl")
+    assert [point["step"] for point in got] == [point["step"] for point in want] == [1, 2, 2]
+    for name in ("train/loss", "train/reward/total", "val/accuracy", "lr"):
+        values = [[p[name] for p in points if name in p] for points in (want, got)]
+        assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-6)
+        assert values[0]
+    assert (two / "curves.png").is_file()

@@ -1,0 +1,33 @@
+"""Leaves a report and curves, on as many gloo processes as the job says.
+
+``python -m tests.callbacks.report.two_processes '<job as JSON>'`` is what Lightning starts again
+for the second process; `run` in the test's own process is what it is compared with.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from tests.callbacks.report.test_callback import predict_with_report
+from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from tests.callbacks.two_processes import parallel
+from vrts.callbacks.curves import CurveWriter
+
+
+def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None:
+    predict_with_report(folder / "predicted", videos, **parallel(devices))
+    data = make_data(
+        train=questions(videos["long"], 4),
+        val=questions(videos["long"], 3),
+        batch_size=2 // devices,
+        shuffle=False,
+    )
+    trainer = make_trainer(folder, [CurveWriter()], max_epochs=1, **parallel(devices))
+    module = make_module(make_policy(model))
+    module.objective.beta = 0.0
+    trainer.fit(module, datamodule=data)
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    run(Path(job["folder"]), Path(job["model"]), job["videos"], job["devices"])
