@@ -31,6 +31,7 @@ from vrts.data.decoding import Decoder
 from vrts.data.readers import Reader, VideoR1Reader
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, NestedPairSampler, UniformSampler
+from vrts.data.windows import WHOLE, Window
 from vrts.demo.videos import make_dataset
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
@@ -69,7 +70,12 @@ class InMemory(Decoder):
         self.clips = clips
 
     def decode(
-        self, path: str, num_frames: int, sampler: FrameSampler, resolution: Resolution
+        self,
+        path: str,
+        num_frames: int,
+        sampler: FrameSampler,
+        resolution: Resolution,
+        window: Window = WHOLE,
     ) -> Clip:
         """Return a clip at once."""
         return self.clips[path, num_frames]
