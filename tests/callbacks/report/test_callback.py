@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-from dataclasses import replace
 
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -28,16 +27,6 @@ SCRIPT = {"q0": {4: "ABC", 8: "BBB"}, "q1": {4: "BBB"}, "q2": {4: "A-C", 8: "A-C
 """The others get "A" three times, but q3, whose video is damaged."""
 
 
-class GiveClips(Callback):
-    """Gives predictions the frames of their last round, as far as they have none."""
-
-    def on_predict_batch_end(self, trainer, pl_module, outputs, *_args):
-        for i, prediction in enumerate(outputs):
-            if prediction.clip is None and prediction.rounds:
-                loaded = trainer.datamodule.load([prediction.question], prediction.num_frames)
-                outputs[i] = replace(prediction, clip=loaded[0].clip)
-
-
 def asked_of(videos):
     asked = questions(videos["long"], 6)
     asked[3] = ask("q3", videos["damaged"], "A")
@@ -47,7 +36,7 @@ def asked_of(videos):
 def predict_with_report(folder, videos, policy=None, report=None, extra=(), **options):
     """Predict two questions a batch."""
     report = report or ReportWriter()
-    callbacks = [SparseToDense([4, 8], 3), GiveClips(), PredictionWriter(str(folder)), report]
+    callbacks = [SparseToDense([4, 8], 3), PredictionWriter(str(folder)), report]
     trainer = make_trainer(folder, [*callbacks, *extra], **options)
     data = make_data(predict=asked_of(videos), eval_batch_size=2)
     module = make_module(policy or scripted(SCRIPT))
