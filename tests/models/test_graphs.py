@@ -108,7 +108,7 @@ def test_early_stop_and_graphs(load_policy, samples, graphs):
     policy._end_ids = torch.arange(0, vocab, 15)
     prompts = policy.encode(samples, L)
 
-    def any_text(question, texts):
+    def any_text(question, texts, *more):
         return any(text is not None for text in texts)
 
     plain = policy.rollout(prompts, [Sampling()] * 4, list(range(12)), L, any_text)
