@@ -40,6 +40,7 @@ from benchmarks.gpu_passes import (
     without_graphs,
 )
 from benchmarks.gpu_rates import bandwidth, decode_bytes, matmul_rate, update_flops
+from benchmarks.gpu_sharding import sharded
 from benchmarks.rollout import generate
 from vrts.models.qwen import QwenPolicy, QwenPrompts
 from vrts.types import Sample
@@ -189,19 +190,16 @@ def cases(bench: Bench) -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
         yield Case("full fine-tuning", f"{dtype}", 40, partial(full_fine_tuning, bench, dtype))
     yield Case("whole step", "TRL", 0, dict, missing=_trl_missing())
-    yield Case("sharding", "FSDP2, one process", 0, dict, missing=_sharding_missing())
+    missing = None
+    if find_spec("vrts.models.sharding") is None:
+        missing = "vrts.models.sharding is not in this version"
+    yield Case("sharding", "FSDP2, one process", 40, partial(one_process, bench), missing=missing)
 
 
 def _trl_missing() -> str:
     if find_spec("trl") is None:
         return "trl is not installed"
     return "benchmarks.step compares with TRL on a CPU; run it by itself"
-
-
-def _sharding_missing() -> str:
-    if find_spec("vrts.models.sharding") is None:
-        return "vrts.models.sharding is not in this version"
-    return "sharding is tested by tests/test_two_processes.py"
 
 
 def rates(bench: Bench) -> Row:
@@ -394,6 +392,32 @@ def full_fine_tuning(bench: Bench, dtype: torch.dtype) -> Row:
         "G": scale.G,
         "L": scale.L,
         "peak GB": peak / 1e9,
+    }
+
+
+def one_process(bench: Bench) -> Row:
+    """Rollout and update, sharded over one process, against not sharded.
+
+    Sharded weights are decoded without graphs.
+    """
+    bench.release()
+    scale, side = bench.scale, bench.scale.sides[-1]
+    policy = bench.make(scale.shape, scale.dtype)
+    use_checkpointing(policy, True)
+
+    def measured() -> tuple[float, float]:
+        prompts = policy.encode([bench.sample(side)], scale.L)
+        rollout_s = bench.time(partial(roll_out, policy, prompts, scale.G, scale.L // 4), 1)
+        return rollout_s, bench.time(partial(shared_update, policy, prompts, scale.G, scale.L), 1)
+
+    plain_s = measured()
+    with sharded(policy, scale.dtype):
+        sharded_s = measured()
+    return {
+        "rollout s": plain_s[0],
+        "sharded rollout s": sharded_s[0],
+        "update s": plain_s[1],
+        "sharded update s": sharded_s[1],
     }
 
 

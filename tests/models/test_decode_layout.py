@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vrts.models import flash
 from vrts.models.attention import PackedLayout
 from vrts.models.decode_layout import DecodeLayout
 
@@ -27,9 +28,13 @@ class Plain:
         return (SCALING * query @ keys.mT).softmax(-1) @ values
 
 
+@pytest.mark.parametrize("has_flash", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (3, 1), (4, 4)])
 @pytest.mark.parametrize(("lengths", "G"), [([7, 3, 11], 4), ([5], 1), ([6], 3), ([1, 9], 1)])
-def test_each_row_attends_to_its_prompt_and_itself(heads, kv_heads, lengths, G):
+def test_each_row_attends_to_its_prompt_and_itself(
+    heads, kv_heads, lengths, G, has_flash, monkeypatch
+):
+    monkeypatch.setattr(flash, "has_flash", lambda *tensors: has_flash)
     generator = torch.Generator().manual_seed(sum(lengths) + heads)
 
     def random(*shape):
@@ -63,7 +68,7 @@ def test_each_row_attends_to_its_prompt_and_itself(heads, kv_heads, lengths, G):
         assert got.shape == (len(rows), 1, heads, dim)
         for n, row in enumerate(rows):
             want = plain.attend(row, query[n], key[n], value[n])
-            assert (got[n].transpose(0, 1) - want).abs().max() <= 1e-12
+            assert (got[n].transpose(0, 1) - want).abs().max() <= (1e-12 if has_flash else 1e-6)
 
 
 def test_what_is_not_written_yet_has_no_influence():

@@ -5,16 +5,19 @@ See `vrts.models.attention` for the layouts' purpose.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from vrts.models.attention import PackedLayout
+from vrts.models.flash import attend_with_lse
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 class DecodeLayout:
     """Keys and values for decoding: one copy of each prompt, one completion a row.
+
+    The rows of a question attend to their prompt in one call, whose log-sum-exp then stands among
+    the scores of their own tokens as one more, and its output among their values.
 
     Within a segment of steps every step reads the same memory, in the same shapes: completion keys
     from the first column to the segment's last, of which those not yet written are masked.
@@ -26,22 +29,20 @@ class DecodeLayout:
     """
 
     def __init__(self, prefill: PackedLayout, num_samples: int, max_new_tokens: int) -> None:
-        lengths = torch.tensor(list(prefill.prompt_lengths), device=prefill.device)
-        columns = torch.arange(max(prefill.prompt_lengths), device=prefill.device)
-        self._padding = columns >= lengths[:, None]  # [B, P]
-        self._prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._prompts: dict[int, list[KeyValue]] = {}
+        """Of each layer and question, ``[1, kv_heads, P, dim]``."""
+        self._own: dict[int, KeyValue] = {}
+        """Of each layer, ``[B, kv_heads, G, max_new_tokens, dim]``."""
         for layer in list(prefill.prompt_kv):
-            keys, values = zip(*prefill.prompt_kv.pop(layer), strict=True)
-            # [B, kv_heads, P, dim], zeros on the right of shorter prompts
-            self._prefix[layer] = (_pad(keys, len(columns)), _pad(values, len(columns)))
-            kv_heads, _, dim = keys[0].shape
-            shape = (len(keys), kv_heads, num_samples, max_new_tokens, dim)
-            self._own[layer] = (keys[0].new_zeros(shape), keys[0].new_zeros(shape))
+            kept = prefill.prompt_kv.pop(layer)
+            self._prompts[layer] = [(k[None].contiguous(), v[None].contiguous()) for k, v in kept]
+            key = kept[0][0]
+            shape = (len(kept), key.shape[0], num_samples, max_new_tokens, key.shape[2])
+            self._own[layer] = (key.new_zeros(shape), key.new_zeros(shape))
         self.step = torch.zeros(1, dtype=torch.int64, device=prefill.device)
         """int64 ``[1]``, tokens that each row holds already. A forward appends one; whoever calls
         it counts on, in place."""
-        self._masked = self._padding
+        self._masked = self.step > 0
 
     def begin_segment(self, num_columns: int) -> None:
         """Prepare for steps of one shape.
@@ -49,13 +50,13 @@ class DecodeLayout:
         Args:
             num_columns: tokens that rows hold after the segment's last step, at most.
         """
-        unwritten = torch.arange(num_columns, device=self.step.device) >= self.step
-        own = unwritten.expand(len(self._padding), -1)
-        self._masked = torch.cat([self._padding, own], dim=1)
+        # the last one is the prompt's
+        columns = torch.arange(num_columns + 1, device=self.step.device)
+        self._masked = (columns >= self.step) & (columns < num_columns)
 
     def begin_step(self) -> None:
         """Unmask the column that this step writes, once for all layers."""
-        self._masked.index_fill_(1, self.step + self._padding.shape[1], False)
+        self._masked.index_fill_(0, self.step, False)
 
     def keep(self, questions: torch.Tensor, samples: torch.Tensor) -> None:
         """Go on with some of the rows, in buffers of a new shape; a segment has to begin then.
@@ -64,9 +65,8 @@ class DecodeLayout:
             questions: int64 ``[B']``, which of the questions, ascending.
             samples: int64 ``[B', G']``, which samples of each.
         """
-        if len(questions) < len(self._padding):
-            self._padding = self._padding[questions]
-            self._prefix = {n: (k[questions], v[questions]) for n, (k, v) in self._prefix.items()}
+        staying = questions.tolist()
+        self._prompts = {n: [kept[b] for b in staying] for n, kept in self._prompts.items()}
         index = (questions[:, None], slice(None), samples)
         # the indexed dimensions come first: [B', G', kv_heads, ...]
         self._own = {
@@ -83,40 +83,25 @@ class DecodeLayout:
         scaling: float,
     ) -> torch.Tensor:
         """Attention of one new token in each of N rows; see `Layout.attend`."""
-        prefix_keys, prefix_values = self._prefix[layer]
         own_keys, own_values = self._own[layer]
         B, kv_heads, G, _, dim = own_keys.shape
-        P, heads = prefix_keys.shape[2], query.shape[1]
-        columns = self._masked.shape[1] - P
+        columns = len(self._masked) - 1
         for own, new in ((own_keys, key), (own_values, value)):
             own.index_copy_(3, self.step, new.reshape(B, G, kv_heads, 1, dim).transpose(1, 2))
 
-        # [B, kv_heads, G, heads of a kv head, dim]
-        q = query.reshape(B, G, kv_heads, -1, dim).transpose(1, 2)
-        # The G rows of a question read its prompt's keys in one product.
-        shared = q.reshape(B * kv_heads, -1, dim)
-        single = shared.reshape(B * kv_heads * G, -1, dim)
-        on_prefix = _scaled(shared, prefix_keys.flatten(0, 1).mT, scaling)
-        on_own = _scaled(single, own_keys.flatten(0, 2)[:, :columns].mT, scaling)
-        scores = torch.cat([on_prefix.view(*q.shape[:4], P), on_own.view(*q.shape[:4], -1)], -1)
-        scores = scores.masked_fill_(self._masked[:, None, None, None], float("-inf"))
-        weights = scores.softmax(-1).to(value.dtype)
-        on_prefix = weights.view(B * kv_heads, -1, P + columns)[:, :, :P]
-        on_own = weights.view(B * kv_heads * G, -1, P + columns)[:, :, P:]
-        out = torch.baddbmm(
-            torch.bmm(on_prefix, prefix_values.flatten(0, 1)).view(single.shape),
-            on_own,
-            own_values.flatten(0, 2)[:, :columns],
-        )
+        # [B, kv_heads, G * heads of a kv head, dim]: the keys of a prompt are read once
+        q = query.reshape(B, G, kv_heads, -1, dim).transpose(1, 2).reshape(B, kv_heads, -1, dim)
+        prompts = zip(q.split(1), self._prompts[layer], strict=True)
+        parts = [attend_with_lse(x, k, v, scaling) for x, (k, v) in prompts]
+        on_prompt, lse = (torch.cat(x) if B > 1 else x[0] for x in zip(*parts, strict=True))
+
+        single = q.reshape(B * kv_heads * G, -1, dim)
+        keys, values = (x.flatten(0, 2)[:, :columns] for x in (own_keys, own_values))
+        # scaled in the product's own kernel, before it is rounded
+        scores = torch.baddbmm(q.new_empty(1, 1, 1), single, keys.mT, beta=0, alpha=scaling)
+        scores = torch.cat([scores, lse.reshape(*single.shape[:2], 1)], dim=-1)
+        weights = scores.masked_fill_(self._masked, float("-inf")).softmax(-1).to(value.dtype)
+        of_prompt = weights[:, :, columns:] * on_prompt.reshape(single.shape)
+        out = torch.baddbmm(of_prompt, weights[:, :, :columns], values)
         out = out.view(B, kv_heads, G, -1, dim).transpose(1, 2)
-        return out.reshape(B * G, 1, heads, dim)
-
-
-def _scaled(a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Batched ``scaling * a @ b``, scaled before it is rounded and in one kernel."""
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scaling)
-
-
-def _pad(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:
-    """Stack ``[heads, P_b, dim]`` tensors, zero-padded to `length` tokens."""
-    return torch.stack([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in tensors])
+        return out.reshape(B * G, 1, -1, dim)

@@ -15,7 +15,7 @@ from vrts.models.stopping import HostChecks
 GRAPH_SEGMENT = 256
 """Steps that one CUDA graph serves, a multiple of `CHECK_EVERY`. Each reads the completion keys of
 the whole segment, on average half of it in vain: for 8 rows of a 7B model 60 MB of the 15 GB that a
-step reads. A graph costs about three steps' time."""
+step reads. Recording a graph launches every kernel once."""
 
 Forward = Callable[[torch.Tensor, torch.Tensor, DecodeLayout], torch.Tensor]
 """From token ids ``[R]``, their positions ``[R]`` and the keys before them to float32 logits

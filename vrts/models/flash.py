@@ -37,6 +37,26 @@ def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bo
     return bool(torch.backends.cuda.can_use_flash_attention(params))
 
 
+def attend_with_lse(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to all keys, without gradient.
+
+    Args:
+        query: ``[rows, heads, tokens, dim]``.
+        key: ``[rows, heads, keys, dim]``.
+        value: like `key`.
+        scaling: factor of the scores.
+
+    Returns:
+        Output like `query`, and the log-sum-exp of the scores ``[rows, heads, tokens]``.
+    """
+    if has_flash(query, key, value):
+        return _forward(query, key, value, False, scaling)[:2]
+    scores = (scaling * query @ key.mT).float()
+    return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
+
+
 class CompletionRows:
     """Where packed completion tokens lie among ``[rows, longest]`` of one row a completion.
 
