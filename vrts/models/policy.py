@@ -60,7 +60,7 @@ class Policy(nn.Module, ABC):
         """Like `load`, but where the policy can, weights take no memory until `fill` reads them."""
         self.load()
 
-    def fill(self, device: torch.device) -> None:  # noqa: B027 most have loaded their weights
+    def fill(self, device: torch.device) -> None:
         """Read the weights of a policy that was loaded empty and has been sharded.
 
         Args:

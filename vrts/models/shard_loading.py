@@ -47,7 +47,10 @@ def build_empty(folder: Path, dtype: str, attn_implementation: str) -> Any:
         model: Any = AutoModelForImageTextToText.from_config(
             config,
             dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation={"text_config": SHARED_PREFIX, "vision_config": attn_implementation},
+            attn_implementation={
+                "text_config": SHARED_PREFIX,
+                "vision_config": attn_implementation,
+            },
             trust_remote_code=False,
         )
     model.tie_weights()
