@@ -8,6 +8,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from vrts.callbacks.densify import SparseToDense
 from vrts.cli import run
+from vrts.models.sharding import Sharding
+from vrts.models.strategy import FullySharded
 from vrts.types import Sampling
 from vrts.votes import LogProbVote
 
@@ -24,8 +26,11 @@ RECIPES = {
     "demo/dense.yaml": ("predict", ["demo/predict.yaml"]),
     "video_rts.yaml": ("predict", ["s2d.yaml"]),
 }
-OVERLAYS = ("cpu.yaml", "gpu.yaml", "ddp.yaml", "lora.yaml", "tiny.yaml", "dapo.yaml", "tgrpo.yaml")
-NEEDS_CUDA = ("gpu.yaml", "ddp.yaml")
+OVERLAYS = (
+    "cpu.yaml", "gpu.yaml", "ddp.yaml", "fsdp.yaml", "full.yaml", "lora.yaml", "tiny.yaml",
+    "dapo.yaml", "tgrpo.yaml",
+)  # fmt: skip
+NEEDS_CUDA = ("gpu.yaml", "ddp.yaml", "fsdp.yaml")
 """Their device is swapped for the CPU where the Trainer is made; parsing sees them as they are."""
 
 
@@ -73,6 +78,16 @@ def test_overlays_combine(monkeypatch):
     assert cli.model.policy.lora.rank == 64
     assert cli.model.policy.path == "assets/tiny"
     assert cli.trainer.precision == "bf16-mixed"
+
+
+def test_fsdp_shards_whatever_is_trained(monkeypatch):
+    for names in (["lora.yaml", "fsdp.yaml"], ["fsdp.yaml", "lora.yaml", "full.yaml"]):
+        cli = instantiate(monkeypatch, args_of("fit", [FIT, *names]))
+        assert isinstance(cli.trainer.strategy, FullySharded)
+        assert cli.model.sharding == Sharding()
+        full = "full.yaml" in names
+        assert (cli.model.policy.lora is None) == full
+        assert type(cli.model._reference).__name__ == ("FrozenCopy" if full else "AdapterOff")
 
 
 def test_other_algorithms_replace_grpo(monkeypatch):

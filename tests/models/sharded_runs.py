@@ -77,7 +77,7 @@ class Trace(Callback):
 
 
 def build(model: Path, case: dict[str, Any]) -> VideoQAModule:
-    """Module of a case; see `CASES` of the test."""
+    """Module of a case."""
     lora = Lora(rank=4, alpha=8) if case.get("lora") else None
     policy = make_policy(
         model,
@@ -110,7 +110,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
     devices = case["devices"]
     torch.manual_seed(0)  # of the adapter
     module = build(model, case)
-    asked = questions(videos["long"], case.get("count", 6))
+    asked = questions(videos["long"], case.get("count", 4))
     for index in case.get("damaged", ()):
         asked[index] = ask(f"q{index}", videos["damaged"])
     data = make_data(
@@ -126,6 +126,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         max_epochs=1,
         accumulate_grad_batches=case.get("accumulate", 1),
         gradient_clip_val=case.get("clip"),
+        precision=case.get("precision", "32-true"),
         **strategy(case),
     )
     trainer.fit(module, datamodule=data)
@@ -135,6 +136,8 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         sharded += [m for m in reference.modules() if isinstance(m, FSDPModule)]
     found = {key: getattr(trace, key) for key in ("losses", "norms", "gathers", "lengths")}
     found["sharded"] = len(sharded)
+    groups = [group for m in sharded for group in m._get_fsdp_state()._fsdp_param_groups]
+    found["noted"] = max((len(group.comm_ctx.post_forward_order) for group in groups), default=0)
     target = f"{name}-{trainer.global_rank}"
     (folder / f"{target}.json").write_text(json.dumps(found))
     torch.save(trained, folder / f"{target}.pt")

@@ -24,8 +24,8 @@ def keep_trained(module: nn.Module, checkpoint: dict[str, Any]) -> None:
 def keep_trained_only(module: nn.Module) -> None:
     """Leave frozen weights out of a module's state, where the strategy saves it before it asks."""
 
-    def drop(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        for name in state.keys() - {prefix + key for key in _trained_keys(module)}:
+    def drop(owner: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for name in state.keys() - {prefix + key for key in _trained_keys(owner)}:
             del state[name]
 
     module.register_state_dict_post_hook(drop)

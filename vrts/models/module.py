@@ -184,6 +184,11 @@ class VideoQAModule(LightningModule):
         """Load the weights, once, and prepare them for what is to be done."""
         if self.device_mesh is None:
             self.policy.load()
+        elif self.device_mesh["tensor_parallel"].size() > 1:
+            raise InputError(
+                "trainer.strategy: tensor_parallel_size must be 1, the model is sharded by data "
+                "parallel processes; use FullySharded, or set data_parallel_size to all of them"
+            )
         else:
             self.policy.load_empty()
         if self._fitting and self.reference is not None and not self._attached:
@@ -394,7 +399,9 @@ class VideoQAModule(LightningModule):
 
     def _mean_over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """Average a number over the processes that train together."""
-        mean = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")
+        # offloaded gradients are not where processes exchange numbers
+        value = value.detach().to(self.device)
+        mean = self.trainer.strategy.reduce(value, reduce_op="mean")
         assert isinstance(mean, torch.Tensor)
         return mean
 
@@ -440,7 +447,9 @@ class VideoQAModule(LightningModule):
             for sample in checked
         ]
 
-    def on_validation_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
+    def on_validation_batch_end(
+        self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Keep company after the last batch: Lightning exchanges metrics before its epoch ends."""
         trainer = self.trainer
         checking = trainer.sanity_checking
@@ -448,7 +457,9 @@ class VideoQAModule(LightningModule):
         if batch_idx + 1 == count[0]:
             self._keep_company()
 
-    def on_test_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
+    def on_test_batch_end(
+        self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Keep company after the last batch, as in validation."""
         if batch_idx + 1 == self.trainer.num_test_batches[0]:
             self._keep_company()

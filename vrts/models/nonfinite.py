@@ -47,6 +47,8 @@ class NonFiniteGuard:
         shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
         flags = [*self._bad, *(~shard.isfinite().all() for shard in shards)]
         self._bad = []
+        # shards may be in the host's memory and losses on the device
+        flags = [flag.to(flags[0].device) for flag in flags]
         bad = bool(reduce(torch.stack(flags).any().float()) > 0) if flags else False
         self.total += bad
         self._in_a_row = self._in_a_row + 1 if bad else 0

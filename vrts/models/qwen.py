@@ -203,7 +203,8 @@ class QwenPolicy(Policy):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for path, frequencies in kept.items():
             owner, _, name = path.rpartition(".")
-            setattr(self.get_submodule(owner), name, frequencies.to(self.device))
+            converted = getattr(self.get_submodule(owner), name)
+            setattr(self.get_submodule(owner), name, frequencies.to(converted.device))
         return self
 
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:

@@ -45,7 +45,8 @@ class Sharding:
     reshard_after_forward: bool = True
     """Gather a layer again in backward; false keeps it from the update's forward on."""
     cpu_offload: bool = False
-    """Keep shards, gradients and optimizer states in the host's memory."""
+    """Keep shards, gradients and optimizer states in the host's memory. On CUDA processes need a
+    backend for it too: ``process_group_backend: cpu:gloo,cuda:nccl`` of the strategy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Sharder:
     """One-dimensional."""
     options: Sharding
     compute_dtype: torch.dtype | None
-    """What weights are gathered in; None takes them as they are. Gradients are summed in float32."""
+    """What weights are gathered in; None takes their own. Gradients are summed in float32."""
 
     def __call__(self, policy: Policy) -> None:
         """Shard a loaded policy, in place: its methods are called as before.
@@ -72,7 +73,9 @@ class Sharder:
             # would take layouts apart and put copies together
             cast_forward_inputs=False,
         )
-        offload = CPUOffloadPolicy() if self.options.cpu_offload else OffloadPolicy()
+        offload = OffloadPolicy()
+        if self.options.cpu_offload:
+            offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
         common: dict[str, Any] = {
             "mesh": self.mesh,
             "mp_policy": precision,
@@ -117,11 +120,21 @@ class _Residency:
             for layer in self._layers:
                 layer.set_reshard_after_forward(not stay, recurse=False)
             result = method(*args, **kwargs)
-            if not trains and self._gives_back:
-                cast(FSDPModule, self._policy).reshard()
+            if not trains:
+                self._forget_order()
+                if self._gives_back:
+                    cast(FSDPModule, self._policy).reshard()
             return result
 
         return call
+
+    def _forget_order(self) -> None:
+        """Drop what FSDP notes for a backward that does not come: an entry a layer and token."""
+        for module in (cast(FSDPModule, self._policy), *self._layers):
+            state = module._get_fsdp_state()
+            state._comm_ctx.post_forward_order.clear()
+            for group in getattr(state, "_fsdp_param_groups", [state._fsdp_param_group]):
+                group._post_forward_indices.clear()
 
     @property
     def _gives_back(self) -> bool:
@@ -160,7 +173,7 @@ class _InStep:
         """Context in which every pass begins with telling the others."""
         first = cast(nn.Module, self._layers[0])
 
-        def tell(module: nn.Module, args: Any) -> None:
+        def tell(*_: Any) -> None:
             self._count(going_on=True)
 
         hook = first.register_forward_pre_hook(tell, prepend=True)

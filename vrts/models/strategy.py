@@ -10,8 +10,9 @@ import torch
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.fsdp import FSDPModule
 
 from vrts.models.checkpoints import check_same_model
 
@@ -22,16 +23,21 @@ class FullySharded(ModelParallelStrategy):
     Args:
         save_distributed_checkpoint: each process writes its own part of a checkpoint, which is a
             folder then; false gathers everything into one file.
+        process_group_backend: of torch; null takes NCCL on CUDA and gloo on CPUs.
         timeout_s: processes that wait so long for one another end with an error.
     """
 
     def __init__(
-        self, save_distributed_checkpoint: bool = True, timeout_s: PositiveInt = 1800
+        self,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout_s: PositiveInt = 1800,
     ) -> None:
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
             timeout=timedelta(seconds=int(timeout_s)),
         )
 
@@ -55,6 +61,15 @@ class FullySharded(ModelParallelStrategy):
             assert self.lightning_module is not None
             check_same_model(self.lightning_module, {"state_dict": tensors})
         return super().load_checkpoint(path, weights_only)
+
+    def model_to_device(self) -> None:
+        """Move what is not sharded: FSDP has put shards where they belong, offloaded ones too."""
+        assert self.model is not None
+        sharded = {n: m for n, m in self.model.named_children() if isinstance(m, FSDPModule)}
+        for name in sharded:
+            del self.model._modules[name]
+        super().model_to_device()
+        self.model._modules.update(sharded)
 
     def setup_environment(self) -> None:
         """Take all processes; Lightning's ``auto`` would take one a node."""
