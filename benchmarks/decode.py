@@ -1,10 +1,11 @@
 """Decoding: 32 frames of a 60 s clip of 720p, against qwen_vl_utils with decord.
 
 ``python -m benchmarks.decode`` makes the clip and decodes it in child processes, one after the
-other in turn, by `vrts` (the default decoders, in the same code that a decode worker runs) and by
-``qwen_vl_utils.fetch_video``. It prints the median seconds of a decode, after the imports, and the
-median peak memory: of the whole process, and beyond what its imports took. Another clip and
-number of rounds can be given: ``python -m benchmarks.decode clip.mp4 3``.
+other in turn, by `vrts` (the default decoders, in the same code that a decode worker runs, one
+thread) and by ``qwen_vl_utils.fetch_video`` (decord's own threads). It prints medians: seconds of
+a decode after the imports, by the clock and of all cores together, and peak memory, of the whole
+process and beyond what its imports took. Another clip and number of rounds can be given:
+``python -m benchmarks.decode clip.mp4 3``.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ MIN_PIXELS, MAX_PIXELS = 128 * 784, 256 * 784
 REPEATS = 5
 
 MEASURE = """
-import json, resource, time
+import json, time
+from pathlib import Path
 def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # of this program: getrusage would count the parent that it was forked from
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 {imports}
-imported_mib, start_s = peak_mib(), time.perf_counter()
+imported_mib, start_s, start_cpu_s = peak_mib(), time.perf_counter(), time.process_time()
 frames = {call}
-seconds = time.perf_counter() - start_s
+seconds, cpu_seconds = time.perf_counter() - start_s, time.process_time() - start_cpu_s
 assert len(frames) == {num_frames}, frames.shape
-print(json.dumps([seconds, peak_mib(), imported_mib, list(frames.shape[-2:])]))
+print(json.dumps([seconds, cpu_seconds, peak_mib(), imported_mib, list(frames.shape[-2:])]))
 """
 OURS = (
     """
@@ -94,7 +98,7 @@ def measure(script: tuple[str, str], values: dict[str, Any]) -> list[Any]:
         values: to fill in.
 
     Returns:
-        Seconds, peak memory in MiB, that after the imports, and the frames' size.
+        Seconds, seconds of all cores, peak memory in MiB, that after the imports, and the size.
     """
     imports, call = (text.format(**values) for text in script)
     child = subprocess.run(
@@ -133,21 +137,22 @@ def main() -> None:
                 found[name].append(measure(script, filled))
     rows = []
     for name, runs in found.items():
-        seconds, peak, imported, _ = zip(*runs, strict=True)
+        seconds, cpu_seconds, peak, imported, _ = zip(*runs, strict=True)
         rows.append(
             {
                 "decoder": name,
                 "s": statistics.median(seconds),
+                "CPU s": statistics.median(cpu_seconds),
                 "peak MiB": statistics.median(peak),
                 "peak beyond imports MiB": statistics.median(
                     a - b for a, b in zip(peak, imported, strict=True)
                 ),
-                "size": runs[0][3],
+                "size": runs[0][4],
             }
         )
     theirs = rows[-1]
     for row in rows:
-        for key in ("s", "peak MiB", "peak beyond imports MiB"):
+        for key in ("s", "CPU s", "peak MiB", "peak beyond imports MiB"):
             row[f"ratio {key}"] = row[key] / theirs[key]
     report(
         "decode",

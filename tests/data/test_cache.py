@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 import vrts.data.cache as cache_module
 from tests.data.plugins import FakeDecoder, ListReader
@@ -220,3 +221,17 @@ def test_where_nothing_can_be_written_the_clip_comes_with_a_warning(tmp_path, ca
     with pytest.warns(UserWarning, match=r"data\.cache: .* is not kept \(No such file"):
         found = decode(CachingDecoder(Counting(), cache), path)
     assert same(found, decode(PyAVDecoder(), path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.cache.folder=frames", "--data.cache.max_gib=2"],
+        ['--data.cache={"folder": "frames", "max_gib": 2}'],
+    ],
+)
+def test_it_is_injected_by_its_options(words):
+    parser = ArgumentParser()
+    parser.add_class_arguments(VideoQADataModule, "data")
+    data = parser.instantiate_classes(parser.parse_args(words)).data
+    assert (data.cache.folder, data.cache.max_bytes) == (Path("frames"), 2 * 2**30)
