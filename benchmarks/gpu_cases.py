@@ -427,10 +427,11 @@ def one_process(bench: Bench) -> Row:
 def profiled(bench: Bench, what: str) -> Row:
     """Where the device's time goes: the ten most expensive kernels and the share of products."""
     prompts, scale = bench.prompts(bench.scale.sides[0]), bench.scale
-    run = {
+    runs: dict[str, Callable[[], object]] = {
         "decode": partial(roll_out, bench.policy, prompts, scale.G, scale.L // 4),
         "update": partial(shared_update, bench.policy, prompts, scale.G, scale.L),
-    }[what]
+    }
+    run = runs[what]
     run()
     on_cuda = bench.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as found:

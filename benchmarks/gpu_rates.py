@@ -61,7 +61,7 @@ def update_flops(policy: Any, P: int, G: int, L: int) -> float:
     matrices = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
     head = 2 * policy.base.lm_head.weight.numel() * G * L
     attention = attention_flops(text, P, G, L)
-    return 3.0 * (2 * matrices * (P + G * (L - 1)) + attention + head)
+    return float(3 * (2 * matrices * (P + G * (L - 1)) + attention + head))
 
 
 def attention_flops(text: Any, P: int, G: int, L: int) -> float:
