@@ -28,6 +28,17 @@ class CharactersReward(Reward):
         return [len(completion.text) / 100 for completion in completions]
 
 
+class DyingReward(CharactersReward):
+    """Ends the second process of a run, as running out of memory does."""
+
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
+        if os.environ.get("LOCAL_RANK") == "1":
+            os._exit(9)
+        return super().score(completions, questions)
+
+
 class OwnTemporalReward(CharactersReward):
     """A reward whose name vrts has taken."""
 

@@ -120,6 +120,7 @@ def test_choosing_groups_and_shuffled_frames_are_done_in_step(folders):
 def test_weights_that_stay_are_gathered_independently_of_the_length(folders):
     two = folders[1]
     short, long = read(two, "kept"), read(two, "long")
+    assert {read(two, name)["noted"] for name in (*TRAINED, "long")} == {0}
     assert max(long["lengths"]) > max(short["lengths"]) + 4
     assert set(long["gathers"]) == set(read(two, "full")["gathers"])
     for name in ("full", "moving", "lora", "lora_alone", "kept", "long"):
@@ -174,6 +175,8 @@ def test_sharded_answers_are_answers(folders, name):
     """Validation and sparse-to-dense prediction, with shares that are not equal."""
     one, two = folders
     assert read(two, name, 0) == read(two, name, 1) == read(one, name)
+    settings = [(folder / f"{name}-predicted/settings.json").read_text() for folder in folders]
+    assert settings[0] == settings[1]
     want, got = (read_predictions(folder / f"{name}-predicted") for folder in folders)
     assert len(want) == ANSWERED[name]["count"]
 

@@ -433,7 +433,7 @@ class QwenPolicy(Policy):
     def fingerprint(self) -> dict[str, Any]:
         """See `Policy.fingerprint`."""
         return {
-            "policy": type(self).__name__,
+            "policy": type(self).__name__.removeprefix("FSDP"),  # its name where it is sharded
             "path": self.path,
             "lora": self.lora is not None,
             "prompt": asdict(self._template),
