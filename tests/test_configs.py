@@ -6,7 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from vrts.callbacks.densify import SparseToDense
 from vrts.cli import run
+from vrts.types import Sampling
+from vrts.votes import LogProbVote
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIT, PREDICT = "grpo.yaml", "s2d.yaml"
@@ -19,6 +22,7 @@ RECIPES = {
     "demo/predict.yaml": ("predict", []),
     "demo/sparse.yaml": ("predict", ["demo/predict.yaml"]),
     "demo/dense.yaml": ("predict", ["demo/predict.yaml"]),
+    "video_rts.yaml": ("predict", ["s2d.yaml"]),
 }
 OVERLAYS = ("cpu.yaml", "gpu.yaml", "ddp.yaml", "lora.yaml", "tiny.yaml", "dapo.yaml", "tgrpo.yaml")
 NEEDS_CUDA = ("gpu.yaml", "ddp.yaml")
@@ -89,6 +93,31 @@ def test_the_paper_recipe_has_the_paper_values(monkeypatch):
     assert cli.model.num_generations == 8
     optimizer = cli.model._optimizer([torch.nn.Parameter(torch.ones(1))])
     assert optimizer.defaults["lr"] == 1e-6
+
+
+def test_video_rts_draws_each_answer_less_cautiously(monkeypatch):
+    cli = instantiate(monkeypatch, args_of("predict", ["s2d.yaml", "video_rts.yaml"]))
+    densifier = next(c for c in cli.trainer.callbacks if isinstance(c, SparseToDense))
+    assert densifier.num_samples == 5
+    for i, sampling in enumerate(densifier.sampling):
+        temperature, top_p = round(0.8 + 0.15 * i, 9), round(min(0.95, 0.7 + 0.05 * i), 9)
+        assert sampling == Sampling(temperature, top_p, 50, 0.4, 0.2, ("</answer>",))
+    assert cli.model.max_new_tokens == 1024
+
+
+def test_a_vote_is_a_plug_in(monkeypatch):
+    callbacks = (
+        "[{class_path: SparseToDense, init_args: {vote: LogProbVote, consensus: 4}}, "
+        "{class_path: PredictionWriter}]"
+    )
+    args = [*args_of("predict", ["s2d.yaml"]), f"--trainer.callbacks={callbacks}"]
+    cli = instantiate(monkeypatch, args)
+    densifier = next(c for c in cli.trainer.callbacks if isinstance(c, SparseToDense))
+    assert isinstance(densifier.rule.vote, LogProbVote)
+    assert densifier.fingerprint() == {
+        "levels": [32, 64, 128], "num_samples": 5, "sampling": None, "consensus": 4,
+        "vote": "LogProbVote", "early_stop": True,
+    }  # fmt: skip
 
 
 def test_checkpoints_stay_in_the_folder_of_the_run(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from vrts import votes
 from vrts.callbacks import (
     asking,
     densify,
@@ -48,7 +49,7 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    asking, densify, export, interruption, progress, replay, samples, writer,
+    votes, asking, densify, export, interruption, progress, replay, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, objectives, qwen, reference, replay_policy, rewards,

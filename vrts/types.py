@@ -130,7 +130,8 @@ class Sampling:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit once for each time that the completion holds it."""
     stop: tuple[str, ...] = ()
-    """A completion ends with the token that completes one of these texts."""
+    """A completion ends with the token that completes one of these texts, which stay in it with
+    whatever else their last token says."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -172,7 +173,7 @@ class Rollout:
     """bool ``[N, L]``, True for sampled tokens, the end token included."""
     logprobs: torch.Tensor
     """float32 ``[N, L]``, of each token when it was sampled, at the sampling temperature and
-    before any truncation of the distribution; 0 where the mask is False."""
+    before penalties and any truncation of the distribution; 0 where the mask is False."""
     finished: torch.Tensor
     """bool ``[N]``, False where ``max_new_tokens`` cut the completion off."""
     texts: tuple[str, ...]

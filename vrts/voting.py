@@ -1,12 +1,12 @@
-"""Votes: from the completions of one question to one answer. Pure functions."""
+"""From the completions of one question to one answer. Pure functions."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from vrts.prompts import is_correct, parse_answer
-from vrts.types import Prediction, Question, Round
+from vrts.types import Clip, Prediction, Question, Round
+from vrts.votes import VotingRule, elect
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
@@ -18,9 +18,7 @@ def majority(answers: Sequence[str | None]) -> str | None:
     Returns:
         An answer, or None where there is no vote.
     """
-    # Counter keeps the order of first appearance, and max takes the first of equals.
-    votes = Counter(answer for answer in answers if answer is not None)
-    return max(votes, key=votes.__getitem__, default=None)
+    return elect(answers, [1.0] * len(answers))
 
 
 def is_unanimous(answers: Sequence[str | None]) -> bool:
@@ -34,27 +32,60 @@ def agreement(answers: Sequence[str | None]) -> float:
     return 0.0 if leader is None else list(answers).count(leader) / len(answers)
 
 
-def make_round(completions: Sequence[str], question: Question, num_frames: int) -> Round:
+def make_round(
+    completions: Sequence[str],
+    question: Question,
+    num_frames: int,
+    *,
+    times_s: Sequence[float] = (),
+    num_tokens: Sequence[int] = (),
+    mean_logprobs: Sequence[float] = (),
+    abandoned: Sequence[bool] = (),
+) -> Round:
     """Parse completions of one question into a round.
 
     Args:
         completions: texts.
         question: what was asked.
         num_frames: frames that the model saw.
+        times_s: when in the video they are.
+        num_tokens: of each completion.
+        mean_logprobs: of each completion.
+        abandoned: which completions were given up; they have no answer, whatever they say.
     """
-    answers = tuple(parse_answer(text, question) for text in completions)
-    return Round(num_frames, tuple(completions), answers, agreement(answers))
+    answers = tuple(
+        None if given_up else parse_answer(text, question)
+        for text, given_up in zip(completions, abandoned or [False] * len(completions), strict=True)
+    )
+    return Round(
+        num_frames,
+        tuple(completions),
+        answers,
+        agreement(answers),
+        tuple(times_s),
+        tuple(num_tokens),
+        tuple(mean_logprobs),
+        tuple(abandoned),
+    )
 
 
-def decide(question: Question, rounds: Sequence[Round]) -> Prediction:
+def decide(
+    question: Question,
+    rounds: Sequence[Round],
+    rule: VotingRule | None = None,
+    clip: Clip | None = None,
+) -> Prediction:
     """Answer a question by the vote of its last round.
 
     Args:
         question: what was asked.
         rounds: at least one.
+        rule: how votes are counted; by majority where none is given.
+        clip: frames of the last round.
     """
-    answer = majority(rounds[-1].answers)
-    return Prediction(question, tuple(rounds), answer, correct=is_correct(answer, question))
+    answer = (rule or VotingRule()).answer(rounds[-1])
+    correct = is_correct(answer, question)
+    return Prediction(question, tuple(rounds), answer, correct=correct, clip=clip)
 
 
 def fail(question: Question, error: str | None, rounds: Sequence[Round] = ()) -> Prediction:

@@ -14,7 +14,8 @@ from vrts.data.decoding import FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
-from vrts.models.policy import Policy, Prompts, Scores
+from vrts.data.sampling import UniformSampler
+from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.rewards import Reward
 from vrts.types import Completion, Question, Rollout, Sample, Sampling, VideoError
 
@@ -44,6 +45,8 @@ class ScriptedPolicy(Policy):
         script: what to answer; questions and numbers of frames that are not in it get "A".
         most_frames: clips with more are refused, as prompts that are too long are.
         stop_after: so many rollouts are answered; before a further one the process gets `signal`.
+        one_by_one: completions end one after the other, in an order that depends on their seeds,
+            so that an early stop has something to give up; otherwise all end at the same time.
         signal: SIGINT raises KeyboardInterrupt here, SIGKILL ends the process.
     """
 
@@ -52,15 +55,19 @@ class ScriptedPolicy(Policy):
         script: Script | None = None,
         most_frames: int = 1000,
         stop_after: int | None = None,
+        one_by_one: bool = False,
         signal: int = signal.SIGINT,
     ) -> None:
         super().__init__()
         self.script = script or {}
         self.most_frames = most_frames
         self.stop_after = stop_after
+        self.one_by_one = one_by_one
         self.signal = signal
         self.asked: list[list[tuple[str, int]]] = []
         """Questions and numbers of frames of each rollout."""
+        self.sampling: list[tuple[Sampling, ...]] = []
+        """How each was sampled."""
         self.autocast: list[bool] = []
         """Whether each rollout was under autocast."""
 
@@ -77,7 +84,9 @@ class ScriptedPolicy(Policy):
             return None
         return f"question {sample.question.id}: {sample.clip.num_frames} frames are too many"
 
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> ScriptedPrompts:
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> ScriptedPrompts:
         assert samples
         assert all(self.refuses(sample, max_new_tokens) is None for sample in samples)
         num_frames = tuple(s.clip.num_frames for s in samples if s.clip is not None)
@@ -89,12 +98,14 @@ class ScriptedPolicy(Policy):
         sampling: Sequence[Sampling],
         seeds: Sequence[int],
         max_new_tokens: int,
+        stop_early: StopEarly | None = None,
     ) -> Rollout:
         assert isinstance(prompts, ScriptedPrompts)
         if len(self.asked) == self.stop_after:
             os.kill(os.getpid(), self.signal)
         asked = [(q.id, T) for q, T in zip(prompts.questions, prompts.num_frames, strict=True)]
         self.asked.append(asked)
+        self.sampling.append(tuple(sampling))
         self.autocast.append(torch.is_autocast_enabled("cpu"))
         M = len(sampling)
         answers = [self.script.get(id, {}).get(T, "A" * M) for id, T in asked]
@@ -102,13 +113,32 @@ class ScriptedPolicy(Policy):
         texts = tuple(completion(letter) for answer in answers for letter in answer)
         N = len(texts)
         assert len(set(seeds)) == len(seeds) == N
+        # no two completions are equally likely
+        logprobs = -torch.tensor([seed % 997 for seed in seeds])[:, None] / 997
+        finished = torch.ones(N, dtype=torch.bool)
+        if stop_early is not None and self.one_by_one:
+            for b in range(len(asked)):
+                self._end_one_by_one(b, M, seeds, texts, logprobs, finished, stop_early)
         return Rollout(
             completion_ids=torch.zeros(N, 1, dtype=torch.int64),
             completion_mask=torch.ones(N, 1, dtype=torch.bool),
-            logprobs=torch.zeros(N, 1),
-            finished=torch.ones(N, dtype=torch.bool),
+            logprobs=logprobs,
+            finished=finished,
             texts=texts,
+            abandoned=None if stop_early is None else ~finished,
         )
+
+    @staticmethod
+    def _end_one_by_one(b, M, seeds, texts, logprobs, finished, stop_early) -> None:
+        """Tell of one question's completions until the rest is given up."""
+        finished[b * M : (b + 1) * M] = False
+        said: list[str | None] = [None] * M
+        means = [0.0] * M
+        for m in sorted(range(M), key=lambda m: seeds[b * M + m]):
+            row = b * M + m
+            said[m], means[m], finished[row] = texts[row], round(float(logprobs[row]), 4), True
+            if None in said and stop_early(b, said, means):
+                break
 
     def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
         raise NotImplementedError("a script is not trained")
@@ -149,6 +179,29 @@ class FragileDecoder(FallbackDecoder):
         if Path(path).stem == "fragile" and num_frames > 4:
             raise VideoError(f"{path}: frame 5 is damaged")
         return super().decode(path, num_frames, sampler, resolution)
+
+
+class MarkingDecoder(FragileDecoder):
+    """Leaves a file ``<number of frames>-<stem of the video>`` behind for each clip it begins.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def decode(self, path, num_frames, sampler, resolution):
+        (Path(self.folder) / f"{num_frames}-{Path(path).stem}").touch()
+        return super().decode(path, num_frames, sampler, resolution)
+
+
+class AtMostFour(UniformSampler):
+    """Finds no more than four frames, as where a question's time window ends early."""
+
+    def indices(self, num_source_frames, num_frames, fps):
+        return super().indices(num_source_frames, min(num_frames, 4), fps)
 
 
 class TextReward(Reward):

@@ -117,16 +117,17 @@ def run_prediction(
     policy: Policy,
     asked: list[Question],
     levels: Sequence[int] | None = (4, 8, 16),
-    num_samples: int = 3,
+    num_samples: int | None = 3,
     trainer: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    s2d: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
     """Predict into a folder."""
     module = make_module(policy, **options)
     callbacks: list[Callback] = [PredictionWriter(str(folder))]
     if levels is not None:
-        callbacks.insert(0, SparseToDense(list(levels), num_samples))
+        callbacks.insert(0, SparseToDense(list(levels), num_samples, **(s2d or {})))
     runner = make_trainer(folder, callbacks, **(trainer or {}))
     runner.predict(
         module, datamodule=make_data(predict=asked, **(data or {})), return_predictions=False

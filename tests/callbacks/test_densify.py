@@ -1,10 +1,16 @@
 """Sparse-to-dense prediction: which questions are asked on more frames, and what is decided."""
 
 import logging
+import math
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
 
 import pytest
 
-from tests.callbacks.plugins import ask
+from tests.callbacks.plugins import AtMostFour, MarkingDecoder, ScriptedPolicy, ask
 from tests.callbacks.runs import (
     by_id,
     make_data,
@@ -13,10 +19,21 @@ from tests.callbacks.runs import (
     make_trainer,
     predict,
     questions,
+    run_prediction,
     scripted,
 )
 from vrts.callbacks.densify import SparseToDense
+from vrts.data.sampling import NestedPairSampler, UniformSampler
+from vrts.models.qwen import QwenPolicy
 from vrts.types import InputError, Prediction, Sampling
+from vrts.votes import LogProbVote, MajorityVote, Vote
+
+
+class LastVote(Vote):
+    """All but ignores every completion that is not among the likeliest."""
+
+    def weight(self, mean_logprob):
+        return math.exp(mean_logprob) ** 100
 
 
 def rounds(line):
@@ -237,6 +254,8 @@ def test_without_a_writer_predictions_are_replaced_in_place(tmp_path, videos):
     batches = trainer.predict(make_module(policy), datamodule=data)
     predictions = [p for batch in batches for p in batch]
     assert all(isinstance(p, Prediction) for p in predictions)
+    # the frames that decided go along, for callbacks that show them
+    assert [p.clip.num_frames for p in predictions] == [8, 4]
     assert [(p.question.id, p.answer, len(p.rounds)) for p in predictions] == [
         ("q", "C", 2),
         ("r", "A", 1),
@@ -259,6 +278,19 @@ def test_bad_levels(levels, message):
         SparseToDense(levels)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"consensus": 6}, r"consensus is 6, of 5 samples"),
+        ({"num_samples": 3, "sampling": [Sampling()] * 2}, r"sampling has 2 entries for 3 samples"),
+        ({"sampling": []}, r"sampling has 0 entries for 5 samples"),
+    ],
+)
+def test_options_that_contradict(options, message):
+    with pytest.raises(InputError, match=rf"SparseToDense\.{message}"):
+        SparseToDense(**options)
+
+
 def test_defaults_are_those_of_the_paper():
     assert SparseToDense().levels == [32, 64, 128]
     assert SparseToDense().num_samples == 5
@@ -272,3 +304,177 @@ def test_it_leaves_other_stages_alone(tmp_path, videos, caplog):
     (result,) = trainer.test(make_module(policy), datamodule=data, verbose=False)
     assert result == {"test/accuracy": 1.0}
     assert policy.asked == [[("q", 4)]]
+
+
+def random_script(num_questions: int, M: int, levels, seed: int):
+    """Answers that often agree, so that all kinds of ends come up."""
+    random = Random(seed)
+    return {
+        f"q{i}": {level: "".join(random.choices("ABC-", [6, 2, 1, 1], k=M)) for level in levels}
+        for i in range(num_questions)
+    }
+
+
+@pytest.mark.parametrize("vote", [MajorityVote(), LogProbVote()])
+@pytest.mark.parametrize("consensus", [None, 3])
+def test_an_early_stop_changes_no_result(tmp_path, videos, vote, consensus):
+    """Random answers that end in random order: what is decided, where, and all metrics."""
+    levels = [4, 8, 16]
+    script = random_script(60, 5, levels, seed=consensus or 0)
+    asked = questions(videos["long"], 60)
+    written = {}
+    for early_stop in (False, True):
+        s2d = {"consensus": consensus, "vote": vote, "early_stop": early_stop}
+        written[early_stop] = predict(
+            tmp_path / str(early_stop), scripted(script, one_by_one=True), asked,
+            num_samples=5, s2d=s2d, data={"eval_batch_size": 7},
+        )  # fmt: skip
+    (full, full_metrics), (early, early_metrics) = written.values()
+    assert early_metrics == full_metrics
+    abandoned = 0
+    for a, b in zip(full, early, strict=True):
+        assert {**a, "rounds": 0} == {**b, "rounds": 0}
+        for of_all, left in zip(a["rounds"], b["rounds"], strict=True):
+            assert of_all["abandoned"] == [False] * 5
+            abandoned += sum(left["abandoned"])
+            kept = [None if gone else letter for gone, letter in
+                    zip(left["abandoned"], of_all["answers"], strict=True)]  # fmt: skip
+            assert left["answers"] == kept
+            assert left["agreement"] <= of_all["agreement"]
+    assert abandoned > 20, "hardly anything was given up: the test shows nothing"
+    assert len({line["num_frames"] for line in full}) == 3
+
+
+def test_a_consensus_of_fewer_decides_a_level(tmp_path, videos):
+    script = {"a": {4: "ABAAC"}, "b": {4: "ABABC", 8: "BBB-B"}, "c": {4: "-----", 8: "AAAAA"}}
+    asked = [ask(id, videos["long"]) for id in script]
+    s2d = {"consensus": 3, "early_stop": False}
+    lines, _ = predict(tmp_path, scripted(script), asked, num_samples=5, s2d=s2d)
+    assert [(line["prediction"], line["num_frames"]) for line in lines] == [
+        ("A", 4), ("B", 8), ("A", 8),
+    ]  # fmt: skip
+
+
+def test_a_vote_of_ones_own(tmp_path, videos):
+    """What is most likely on average wins, against the majority."""
+    policy = scripted({"q": {4: "AAB", 8: "ABA"}})
+    lines, _ = predict(tmp_path, policy, [ask("q", videos["long"])], levels=[4, 8],
+                       s2d={"vote": LastVote()})  # fmt: skip
+    means = lines[0]["rounds"][-1]["mean_logprobs"]
+    assert lines[0]["prediction"] == "ABA"[means.index(max(means))]
+    assert lines[0]["rounds"][0]["times_s"] == [0.0, 0.625, 1.25, 1.875]
+    assert lines[0]["rounds"][0]["num_tokens"] == [1, 1, 1]
+
+
+def test_each_sample_has_its_own_sampling(tmp_path, videos):
+    sampling = [Sampling(0.8, stop=("</answer>",)), Sampling(0.95, 0.9, 50, 0.4, 0.2)]
+    policy = scripted({"q": {4: "AB", 8: "BB"}})
+    predict(tmp_path, policy, [ask("q", videos["long"])], num_samples=None,
+            s2d={"sampling": sampling})  # fmt: skip
+    assert policy.sampling == [tuple(sampling)] * 2
+
+
+def test_what_was_given_up_is_asked_again_where_no_frames_are_left(tmp_path, videos):
+    """That the video has no more to show is found out on its next level only."""
+    policy = scripted({"q": {4: "AABBB"}}, one_by_one=True)
+    asked, data = [ask("q", videos["long"], "B")], {"sampler": AtMostFour()}
+    lines, _ = predict(tmp_path, policy, asked, num_samples=5, data=data)
+    assert rounds(lines[0]) == [(4, "AABBB")]
+    assert lines[0]["prediction"] == "B"
+    assert policy.asked == [[("q", 4)]] * 2
+
+
+class Watching(ScriptedPolicy):
+    """Waits in each rollout for clips of the next level, whose decoders leave a file behind."""
+
+    def __init__(self, script, folder, patience_s: float) -> None:
+        super().__init__(script)
+        self.folder, self.patience_s = folder, patience_s
+        self.overlapped: list[bool] = []
+
+    def rollout(self, prompts, *args):
+        # a video of 6 frames has no next level, and 16 is the last one
+        asked = zip(prompts.questions, prompts.num_frames, strict=True)
+        marks = [self.folder / f"{2 * T}-{Path(q.video).stem}" for q, T in asked if T in (4, 8)]
+        end_s = time.monotonic() + self.patience_s
+        while time.monotonic() < end_s and not all(mark.exists() for mark in marks):
+            time.sleep(0.01)
+        if marks:
+            self.overlapped.append(all(mark.exists() for mark in marks))
+        return super().rollout(prompts, *args)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_denser_frames_are_decoded_while_a_question_is_answered(tmp_path, videos, ahead, caplog):
+    caplog.set_level(logging.INFO, "vrts.callbacks.densify")
+    script = {
+        "a": {4: "ABC", 8: "ABC", 16: "CCA"},
+        "f": {4: "ABB"},
+        "u": {4: "AAA"},
+        "s": {4: "-AA", 6: "BBA"},
+    }
+    asked = [ask("a", videos["long"]), ask("f", videos["fragile"]), ask("u", videos["long"]),
+             ask("s", videos["short"]), ask("x", videos["damaged"])]  # fmt: skip
+    plain, _ = predict(tmp_path / "plain", scripted(script), asked, data={"eval_batch_size": 5})
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    policy = Watching(script, folder, patience_s=60 if ahead else 0.5)
+    data = {"eval_batch_size": 5, "num_workers": 1, "decoder": MarkingDecoder(str(folder))}
+    lines, _ = predict(tmp_path / "run", policy, asked, data=data, s2d={"decode_ahead": ahead})
+    assert lines == plain
+    assert by_id(lines)["f"]["status"] == "failed"
+    assert policy.overlapped == [ahead, ahead]
+    begun, used, cancelled = map(int, re.findall(r"\d+", caplog.messages[-1]))
+    # 8 frames for a, f, u and s, then 16 for a; u's is not needed
+    assert (begun, used) == ((5, 4) if ahead else (0, 0))
+    assert cancelled in ((0, 1) if ahead else (0,))
+
+
+def test_nothing_is_decoded_ahead_without_workers(tmp_path, videos):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    policy = scripted({"q": {4: "AAA"}})
+    data = {"decoder": MarkingDecoder(str(marks))}
+    predict(tmp_path / "run", policy, [ask("q", videos["long"])], data=data)
+    assert [mark.name for mark in marks.iterdir()] == ["4-long"]
+
+
+def test_a_run_that_is_interrupted_while_it_decodes_ahead_ends(tmp_path, videos):
+    policy = scripted({"q0": {4: "ABC"}}, stop_after=1)
+    with pytest.raises(SystemExit):
+        run_prediction(tmp_path, policy, questions(videos["long"], 3), data={"num_workers": 1})
+    lines, _ = predict(tmp_path, scripted({"q0": {4: "ABC"}}), questions(videos["long"], 3))
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, monkeypatch):
+    """Answers do not depend on it, and only denser levels' new pairs go through the tower."""
+    asked = [ask("a", videos["long"]), ask("bb", videos["short"]), ask("ccc", videos["long"])]
+    data = {"eval_batch_size": 3, "sampler": NestedPairSampler(16) if nested else UniformSampler()}
+    counts: list[int] = []
+    features = QwenPolicy._video_features
+
+    def counting(policy, patches, grids):
+        counts.append(len(patches) // 16)  # frames of 56x56 pixels, a pair is 16 patches
+        return features(policy, patches, grids)
+
+    monkeypatch.setattr(QwenPolicy, "_video_features", counting)
+    lines, _ = predict(tmp_path / "run", make_policy(model_folder), asked, data=data)
+    # 4, 8, 16 frames of the long videos, 4 and 6 of the short one
+    assert counts == ([6, 2 + 2 + 1, 4 + 4] if nested else [6, 4 + 4 + 3, 8 + 8])
+    monkeypatch.setattr(SparseToDense, "setup", without_reuse(SparseToDense.setup))
+    plain, _ = predict(tmp_path / "plain", make_policy(model_folder), asked, data=data)
+    assert lines == plain
+    assert sum(counts[3:]) == 6 + 11 + 16
+
+
+def without_reuse(setup):
+    """Set up as usual, but encode all frames of each level."""
+
+    def plain_setup(densifier, trainer, pl_module, stage):
+        setup(densifier, trainer, pl_module, stage)
+        densifier._plans = [replace(plan, reuse_features=False) for plan in densifier._plans]
+        pl_module.plan = densifier._plans[0]
+
+    return plain_setup

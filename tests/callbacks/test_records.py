@@ -6,13 +6,16 @@ import json
 import pytest
 
 from tests.callbacks.plugins import ask
-from vrts.callbacks.records import prediction_line, read_lines, read_other_run
+from vrts.callbacks.records import prediction_line, read_lines, read_other_run, rounds_of
 from vrts.types import InputError, Prediction, Round
 
 ROUNDS = (
-    Round(4, ("<answer>A</answer>", "Hm?"), ("A", None), 0.5),
+    Round(
+        4, ("<answer>A</answer>", "Hm?"), ("A", None), 1 / 3,
+        (0.0, 1 / 3, 2.0, 3.0), (9, 3), (-0.1234, -2.0), (False, True),
+    ),
     Round(8, ("<answer>B</answer>", "**B**"), ("B", "B"), 1.0),
-)
+)  # fmt: skip
 
 
 def test_the_line_of_an_answer():
@@ -26,15 +29,23 @@ def test_the_line_of_an_answer():
         "rounds": [
             {
                 "num_frames": 4,
+                "times_s": [0.0, 0.3333, 2.0, 3.0],
                 "completions": ["<answer>A</answer>", "Hm?"],
                 "answers": ["A", None],
-                "agreement": 0.5,
+                "agreement": 0.3333,
+                "num_tokens": [9, 3],
+                "mean_logprobs": [-0.1234, -2.0],
+                "abandoned": [False, True],
             },
             {
                 "num_frames": 8,
+                "times_s": [],
                 "completions": ["<answer>B</answer>", "**B**"],
                 "answers": ["B", "B"],
                 "agreement": 1.0,
+                "num_tokens": [],
+                "mean_logprobs": [],
+                "abandoned": [],
             },
         ],
         "status": "ok",
@@ -50,6 +61,13 @@ def test_the_line_of_an_answer():
         "question", "options", "problem_type", "video", "breakdown",
     ]  # fmt: skip
     assert json.loads(json.dumps(line)) == line
+    rounded = dataclasses.replace(ROUNDS[0], times_s=(0.0, 0.3333, 2.0, 3.0), agreement=0.3333)
+    assert rounds_of(json.loads(json.dumps(line))) == (rounded, ROUNDS[1])
+
+
+def test_rounds_of_a_line_without_the_newer_fields():
+    older = {"num_frames": 4, "completions": ["B"], "answers": ["B"], "agreement": 1.0}
+    assert rounds_of({"rounds": [older]}) == (Round(4, ("B",), ("B",), 1.0),)
 
 
 def test_the_line_of_a_failure():

@@ -2,11 +2,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen_vl_utils.vision_process import smart_nframes
 
-from vrts.data.sampling import UniformSampler
+from vrts.data.sampling import NestedPairSampler, UniformSampler
 from vrts.types import VideoError
 
 
@@ -42,3 +42,39 @@ def test_short_clips_are_clamped_to_their_even_length(total, asked, expected):
 def test_no_frame():
     with pytest.raises(VideoError, match="no frame"):
         UniformSampler().indices(0, 32, 25.0)
+
+
+def pairs_of(indices: list[int]) -> list[tuple[int, int]]:
+    return list(zip(indices[::2], indices[1::2], strict=True))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 100_000), st.integers(1, 40), st.integers(1, 4))
+def test_pairs_of_a_level_are_among_those_of_denser_ones(total, first, doublings):
+    levels = [2 * first * 2**i for i in range(doublings + 1)]
+    sampler = NestedPairSampler(densest=levels[-1])
+    shown = [sampler.indices(total, level, 25.0) for level in levels]
+    for level, sparse, dense in zip(levels, shown, [*shown[1:], shown[-1]], strict=True):
+        uniform = UniformSampler().indices(total, level, 25.0)
+        assert len(sparse) == len(uniform)
+        assert set(pairs_of(sparse)) <= set(pairs_of(dense))
+        assert sparse == sorted(sparse)
+        # evenly spaced over the video: a pair begins less than one stride from its even place
+        stride = total / len(pairs_of(sparse))
+        assert all(abs(a - j * stride) <= stride + 2 for j, (a, _) in enumerate(pairs_of(sparse)))
+    assert shown[-1] == UniformSampler().indices(total, levels[-1], 25.0)
+
+
+def test_pairs_of_the_usual_levels():
+    sampler = NestedPairSampler(16)
+    assert sampler.indices(16, 4, 25.0) == [0, 1, 8, 9]
+    assert sampler.indices(16, 8, 25.0) == [0, 1, 4, 5, 8, 9, 12, 13]
+    assert sampler.indices(16, 16, 25.0) == list(range(16))
+    assert sampler.indices(6, 4, 25.0) == [0, 1, 2, 3]
+    assert sampler.indices(16, 1, 25.0) == [0, 1]
+    assert sampler.indices(64, 32, 25.0) == UniformSampler().indices(64, 32, 25.0)
+
+
+def test_pairs_of_no_frame():
+    with pytest.raises(VideoError, match="no frame"):
+        NestedPairSampler().indices(0, 32, 25.0)

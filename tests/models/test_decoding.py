@@ -52,6 +52,24 @@ def test_shrink_waits_until_it_is_worth_it():
     assert buffer.shrink() is None
 
 
+def test_cutting_and_giving_up():
+    buffer = CompletionBuffer(1, 4, 4, torch.tensor([END, 8]))
+    for step in range(3):
+        buffer.add(step, torch.tensor([1, 2, 3, 4]) + 10 * step, torch.full((4,), -1.0 - step))
+    buffer.cut([2, 0], [1, 3])
+    buffer.abandon([3])
+    buffer.add(3, torch.tensor([8, 8, 8, 8]), torch.full((4,), -9.0))
+    ids, mask, logprobs = buffer.trimmed()
+    assert ids.tolist() == [
+        [1, 11, 21, END], [2, 12, 22, 8], [3, END, END, END], [4, 14, 24, END],
+    ]  # fmt: skip
+    assert mask.sum(1).tolist() == [3, 4, 1, 3]
+    assert logprobs.tolist() == [[-1, -2, -3, 0], [-1, -2, -3, -9], [-1, 0, 0, 0], [-1, -2, -3, 0]]
+    assert buffer.finished.tolist() == [True, True, True, False]
+    assert buffer.abandoned.tolist() == [False, False, False, True]
+    assert buffer.ended.all()
+
+
 def test_a_question_without_unfinished_completions_leaves():
     buffer = CompletionBuffer(3, 2, 3, torch.tensor([END]))
     buffer.add(0, torch.tensor([END, 1, END, END, 1, 1]), torch.zeros(6))

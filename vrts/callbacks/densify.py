@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, cast
 
 from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
+from vrts.callbacks.lookahead import FrameLookahead
 from vrts.data.datamodule import VideoQADataModule
+from vrts.data.sampling import NestedPairSampler
+from vrts.models.answering import RoundPlan
 from vrts.models.module import VideoQAModule
-from vrts.types import InputError, Prediction, Round, Sample
-from vrts.voting import decide, fail, is_unanimous
+from vrts.types import InputError, Prediction, Round, Sample, Sampling
+from vrts.votes import MajorityVote, Vote, VotingRule
+from vrts.voting import decide, fail
+
+_log = logging.getLogger(__name__)
 
 
 class SparseToDense(Callback):
     """Adaptive frame densification at prediction (Video-RTS, arXiv 2507.06485, section 3.3).
 
-    Each question is asked `num_samples` times on the first level's frames. One answer from all
-    of them decides it; otherwise it is asked again on the next level's frames. At the last level,
-    and where a video has no more frames to show, the majority decides: of several leaders the one
-    that came first. A completion without an answer is no vote and breaks unanimity.
+    Each question is asked M times on the first level's frames. Where `consensus` of them give one
+    answer, that decides it; otherwise it is asked again on the next level's frames. At the last
+    level, and where a video has no more frames to show, the vote decides: of several leaders the
+    one that came first. A completion without an answer is no vote and breaks unanimity.
+
+    With `early_stop`, completions that can no longer change the result are given up and recorded
+    as such: which questions go on, what is answered and which answers are unanimous is the same
+    without. The agreement of such a round counts the votes that were cast.
+
+    With ``data.sampler: NestedPairSampler`` a level encodes only the pairs of frames that the one
+    before has not.
 
     `trainer.callbacks` must name it before the writer, which takes what it has decided.
 
     Args:
         levels: numbers of frames, ascending and even.
-        num_samples: M, completions for each question at each level.
+        num_samples: M, completions for each question at each level; 5, or as many as `sampling`
+            has, where it is null.
+        sampling: how each of the M is drawn; all as ``model.evaluation`` says where it is null.
+        consensus: completions that have to agree on the answer of a level that is not the last;
+            all of them where it is null.
+        vote: what each completion's vote weighs; all the same where it is null.
+        early_stop: give up completions that cannot change the result.
+        decode_ahead: decode the next level's frames while a question is answered, which costs
+            decoding that may not be needed; without decode workers they are never decoded ahead.
 
     Raises:
-        InputError: levels that are odd, too few or not ascending.
+        InputError: levels that are odd, too few or not ascending; options that contradict.
     """
 
     def __init__(
-        self, levels: list[PositiveInt] | None = None, num_samples: PositiveInt = 5
+        self,
+        levels: list[PositiveInt] | None = None,
+        num_samples: PositiveInt | None = None,
+        sampling: list[Sampling] | None = None,
+        consensus: PositiveInt | None = None,
+        vote: Vote | None = None,
+        early_stop: bool = True,
+        decode_ahead: bool = True,
     ) -> None:
         self.levels = [32, 64, 128] if levels is None else [int(level) for level in levels]
-        self.num_samples = int(num_samples)
+        self.num_samples = int(num_samples or (len(sampling) if sampling else 5))
+        self.sampling = sampling
+        self.decode_ahead = decode_ahead
         if not self.levels or any(level % 2 or level <= 0 for level in self.levels):
             raise InputError(
                 f"SparseToDense.levels is {self.levels}; give even numbers of frames (two frames "
@@ -45,12 +77,52 @@ class SparseToDense(Callback):
             )
         if any(a >= b for a, b in pairwise(self.levels)):
             raise InputError(f"SparseToDense.levels is {self.levels}; let them ascend")
+        if sampling is not None and len(sampling) != self.num_samples:
+            raise InputError(
+                f"SparseToDense.sampling has {len(sampling)} entries for {self.num_samples} "
+                "samples; give one for each, or leave num_samples out"
+            )
+        if consensus is not None and consensus > self.num_samples:
+            raise InputError(
+                f"SparseToDense.consensus is {consensus}, of {self.num_samples} samples; give at "
+                "most as many, or null for all of them"
+            )
+        self.rule = VotingRule(vote or MajorityVote(), consensus and int(consensus), early_stop)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a prediction run's results depend on, as plain JSON values."""
+        return {
+            "levels": self.levels,
+            "num_samples": self.num_samples,
+            "sampling": None if self.sampling is None else [asdict(s) for s in self.sampling],
+            "consensus": self.rule.consensus,
+            "vote": type(self.rule.vote).__name__,
+            "early_stop": self.rule.early_stop,
+        }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the first level streamed and asked by the prediction loop."""
-        if stage == "predict":
-            _data(trainer).predict_num_frames = self.levels[0]
-            cast(VideoQAModule, pl_module).num_samples = self.num_samples
+        if stage != "predict":
+            return
+        module = cast(VideoQAModule, pl_module)
+        sampling = self.sampling or [module.evaluation] * self.num_samples
+        more = [*self.levels[:-1], None]
+        reuse = isinstance(_data(trainer).sampler, NestedPairSampler)
+        self._plans = [RoundPlan(tuple(sampling), self.rule, level, reuse) for level in more]
+        self._ahead = FrameLookahead(_data(trainer))
+        _data(trainer).predict_num_frames = self.levels[0]
+        module.plan = self._plans[0]
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Begin to decode what the batch's questions may need next."""
+        self._look_ahead(batch, 0)
 
     def on_predict_batch_end(
         self,
@@ -61,49 +133,73 @@ class SparseToDense(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Replace predictions that are not unanimous by those of denser levels, in place."""
+        """Replace predictions that are not settled by those of denser levels, in place."""
         predictions: list[Prediction] = outputs
-        for level, frames in enumerate(self.levels[1:], start=1):
+        for level in range(1, len(self.levels)):
             undecided = [i for i, p in enumerate(predictions) if self._needs(p, level)]
-            if not undecided:
-                return
-            denser = self._densify(trainer, pl_module, [predictions[i] for i in undecided], frames)
+            denser = self._densify(
+                cast(VideoQAModule, pl_module), [predictions[i] for i in undecided], level
+            )
             for index, prediction in zip(undecided, denser, strict=True):
                 predictions[index] = prediction
+        self._ahead.drop()
+        cast(VideoQAModule, pl_module).known_prompts = None
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what decoding ahead came to."""
+        count = self._ahead.count
+        _log.info(
+            "decoded ahead: %d clips begun, %d used, %d cancelled in time",
+            count.begun, count.used, count.cancelled,
+        )  # fmt: skip
+
+    def _look_ahead(self, samples: Sequence[Sample], level: int) -> None:
+        """Begin to decode the next level of samples that are about to be asked at this one."""
+        if not self.decode_ahead or level + 1 == len(self.levels):
+            return
+        plan = self._plans[level]
+        asked = [s.question for s in samples if s.clip is not None and not plan.is_last(s.clip)]
+        self._ahead.begin(asked, self.levels[level + 1])
 
     def _needs(self, prediction: Prediction, level: int) -> bool:
         """Whether a question goes on to a level."""
-        if prediction.error is not None or len(prediction.rounds) != level:
+        if prediction.clip is None or len(prediction.rounds) != level:
             return False
-        last = prediction.rounds[-1]
-        # fewer frames than asked for: the video has no more
-        exhausted = last.num_frames < self.levels[level - 1]
-        return not is_unanimous(last.answers) and not exhausted
+        if self._plans[level - 1].is_last(prediction.clip):
+            return False
+        return not self.rule.is_settled(prediction.rounds[-1])
 
     def _densify(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        predictions: Sequence[Prediction],
-        num_frames: int,
+        self, module: VideoQAModule, predictions: Sequence[Prediction], level: int
     ) -> list[Prediction]:
         """Ask questions once more, on more frames."""
-        module = cast(VideoQAModule, pl_module)
-        questions = [p.question for p in predictions]
-        samples = [module.check(s) for s in _data(trainer).load(questions, num_frames)]
+        loaded = self._ahead.take([p.question for p in predictions], self.levels[level])
+        samples = [module.check(sample) for sample in loaded]
         pairs = list(zip(predictions, samples, strict=True))
         asked = [s for p, s in pairs if s.clip is not None and s.clip.num_frames > p.num_frames]
-        rounds = iter(module.answer(asked, self.num_samples))
-        return [self._next(prediction, sample, rounds) for prediction, sample in pairs]
+        self._look_ahead(asked, level)
+        rounds = iter(module.answer(asked, self._plans[level]))
+        return [self._next(module, prediction, sample, rounds) for prediction, sample in pairs]
 
-    @staticmethod
-    def _next(prediction: Prediction, sample: Sample, rounds: Iterator[Round]) -> Prediction:
+    def _next(
+        self,
+        module: VideoQAModule,
+        prediction: Prediction,
+        sample: Sample,
+        rounds: Iterator[Round],
+    ) -> Prediction:
         """A prediction with one more round, or failed where the denser clip did not come."""
+        question, before = prediction.question, prediction.rounds
         if sample.clip is None:
-            return fail(prediction.question, sample.error, prediction.rounds)
-        if sample.clip.num_frames <= prediction.num_frames:
-            return prediction  # the model has seen all frames that the video has
-        return decide(prediction.question, [*prediction.rounds, next(rounds)])
+            return fail(question, sample.error, before)
+        if sample.clip.num_frames > prediction.num_frames:
+            return decide(question, [*before, next(rounds)], self.rule, sample.clip)
+        # The model has seen all frames that the sampler finds: what was given up, since the
+        # question seemed to go on, is needed after all. Same seeds, same completions.
+        if any(before[-1].abandoned):
+            again = module.answer([Sample(question, prediction.clip)], self._plans[-1])
+            return decide(question, [*before[:-1], *again], self.rule, prediction.clip)
+        return prediction
 
 
 def _data(trainer: Trainer) -> VideoQADataModule:

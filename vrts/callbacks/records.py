@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vrts.types import InputError, Prediction, Question
+from vrts.types import InputError, Prediction, Question, Round
 
 Line = dict[str, Any]
 """One line of ``predictions.jsonl``."""
+
+
+DIGITS = 4
+"""Of recorded numbers: a long run's file stays small, and `Round.mean_logprobs` have no more."""
 
 
 def prediction_line(prediction: Prediction) -> Line:
@@ -24,9 +28,13 @@ def prediction_line(prediction: Prediction) -> Line:
         "rounds": [
             {
                 "num_frames": r.num_frames,
+                "times_s": [round(time, DIGITS) for time in r.times_s],
                 "completions": list(r.completions),
                 "answers": list(r.answers),
-                "agreement": r.agreement,
+                "agreement": round(r.agreement, DIGITS),
+                "num_tokens": list(r.num_tokens),
+                "mean_logprobs": [round(mean, DIGITS) for mean in r.mean_logprobs],
+                "abandoned": list(r.abandoned),
             }
             for r in prediction.rounds
         ],
@@ -44,6 +52,23 @@ def _breakdown(question: Question) -> dict[str, str]:
     """Category by name, as the reader gives it."""
     found = question.metadata.get("breakdown")
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def rounds_of(line: Line) -> tuple[Round, ...]:
+    """Give back the rounds of a line; what an older version did not record is empty."""
+    return tuple(
+        Round(
+            num_frames=r["num_frames"],
+            completions=tuple(r["completions"]),
+            answers=tuple(r["answers"]),
+            agreement=r["agreement"],
+            times_s=tuple(r.get("times_s", ())),
+            num_tokens=tuple(r.get("num_tokens", ())),
+            mean_logprobs=tuple(r.get("mean_logprobs", ())),
+            abandoned=tuple(r.get("abandoned", ())),
+        )
+        for r in line["rounds"]
+    )
 
 
 def _is_ours(line: Line) -> bool:

@@ -75,12 +75,14 @@ class PredictionWriter(Callback):
         self._levels = densifiers[0].levels if densifiers else [data.num_frames]
         self._places = {question.id: i for i, question in enumerate(data.questions("predict"))}
         self._right_before = None if self.before is None else self._read_before(self.before)
-        num_samples = densifiers[0].num_samples if densifiers else 1
         settings = {
             **cast(VideoQAModule, pl_module).fingerprint(),
             **data.fingerprint(),
-            "levels": self._levels,
-            "num_samples": num_samples,
+            **(
+                densifiers[0].fingerprint()
+                if densifiers
+                else {"levels": self._levels, "num_samples": 1}
+            ),
         }
         # all processes raise what the first one found, so that none waits for it in vain
         problem = self._prepare(settings) if trainer.is_global_zero else None

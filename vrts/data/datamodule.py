@@ -1,6 +1,7 @@
 """The LightningDataModule: from annotation files to streams of samples for every stage."""
 
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
@@ -174,14 +175,23 @@ class VideoQADataModule(LightningDataModule):
         """Return what the clips of a prediction run depend on, as plain JSON values."""
         return {
             "reader": type(self.readers["predict"]).__name__,
-            "sampler": type(self.sampler).__name__,
+            "sampler": " ".join(
+                [type(self.sampler).__name__, *(f"{k}={v}" for k, v in vars(self.sampler).items())]
+            ),
             "resolution": asdict(self.resolution),
         }
 
+    def submit(self, questions: Sequence[Question], num_frames: int) -> list[Future[Sample]]:
+        """Begin to decode the videos of some questions in parallel, and do not wait for them.
+
+        With ``num_workers: 0`` they are decoded before this returns.
+        """
+        pool = self._decode_pool()
+        return [pool.submit(question, num_frames) for question in questions]
+
     def load(self, questions: Sequence[Question], num_frames: int) -> list[Sample]:
         """Decode the videos of some questions in parallel, and return them in the same order."""
-        pool = self._decode_pool()
-        return [future.result() for future in [pool.submit(q, num_frames) for q in questions]]
+        return [future.result() for future in self.submit(questions, num_frames)]
 
     def train_dataloader(self) -> SampleStream:
         """Return the rank's training stream; its epoch and position follow the Trainer's.

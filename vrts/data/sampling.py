@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 
 import torch
+from jsonargparse.typing import PositiveInt
 
 from vrts.types import VideoError
 
@@ -48,3 +49,32 @@ class UniformSampler(FrameSampler):
         # torch's float32 steps, not numpy's float64: they round differently for long videos
         places = torch.linspace(0, num_source_frames - 1, count, dtype=torch.float32)
         return [int(i) for i in places.round().tolist()]
+
+
+class NestedPairSampler(FrameSampler):
+    """Pairs of neighbouring frames, so that the pairs of a level are among those of denser ones.
+
+    The model encodes frames in pairs, each on its own. Here a pair is the same two frames at every
+    level: the frames that `UniformSampler` takes at the densest level, two by two, and of these
+    pairs evenly spaced ones where fewer are asked for. Where a level has a multiple of the frames
+    of the one before, its pairs hold those, and sparse-to-dense prediction encodes only the others.
+    The frames of a pair are closer together than its next neighbours, and what lies behind the
+    last pair of a sparse level is not seen there.
+
+    Args:
+        densest: frames of the densest level. Where more are asked for, that many are taken, and
+            pairs of other levels are not among them.
+    """
+
+    def __init__(self, densest: PositiveInt = 128) -> None:
+        self.densest = int(densest)
+
+    def indices(self, num_source_frames: int, num_frames: int, fps: float) -> list[int]:
+        """Return evenly spaced pairs; raises as the base class says."""
+        uniform = UniformSampler()
+        all_frames = uniform.indices(num_source_frames, max(self.densest, num_frames), fps)
+        num_pairs = len(all_frames) // FRAME_FACTOR
+        asked = min(max(round(num_frames / FRAME_FACTOR), 1), num_pairs)
+        # the j-th of K pairs is the 2j-th of 2K, whatever the number of all pairs
+        pairs = [j * num_pairs // asked for j in range(asked)]
+        return [all_frames[FRAME_FACTOR * pair + i] for pair in pairs for i in range(FRAME_FACTOR)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torchmetrics.classification import BinaryAccuracy
 
+from vrts.models.answering import RoundPlan, ask
 from vrts.models.checkpoints import check_same_model, keep_trained
 from vrts.models.collecting import Collector
 from vrts.models.experience import Experience
@@ -22,14 +24,13 @@ from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
 from vrts.models.nonfinite import NonFiniteGuard
 from vrts.models.objectives import GRPO, Objective
-from vrts.models.policy import Policy
+from vrts.models.policy import Policy, Prompts
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
-from vrts.models.sampling import row_seed
 from vrts.models.temporal import TemporalReward
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
-from vrts.voting import decide, fail, make_round
+from vrts.voting import decide, fail
 
 _log = logging.getLogger(__name__)
 
@@ -100,8 +101,10 @@ class VideoQAModule(LightningModule):
         self.mask_truncated = mask_truncated
         self.evaluation = evaluation or Sampling()
         self.seed = seed
-        self.num_samples = 1
-        """Completions for each question in prediction; a prediction callback may set it."""
+        self.plan = RoundPlan((self.evaluation,))
+        """How questions are asked in prediction; a prediction callback may set it."""
+        self.known_prompts: Prompts | None = None
+        """Of the last round, where the next one may take features from it."""
         self.last_rollout: RolloutRecord | None = None
         """Of the newest batch, for callbacks that show or keep completions; None before the first
         batch and after one without a usable video."""
@@ -373,46 +376,34 @@ class VideoQAModule(LightningModule):
         reason = self.policy.refuses(sample, self.max_new_tokens)
         return sample if reason is None else Sample(sample.question, error=reason)
 
-    def answer(self, samples: Sequence[Sample], num_samples: int) -> list[Round]:
+    def answer(self, samples: Sequence[Sample], plan: RoundPlan) -> list[Round]:
         """Ask questions whose clips are at hand.
 
         Args:
-            samples: all with clips, and checked. The random numbers of a completion depend on the
-                seed, its question, the clip's number of frames and its place among the M.
-            num_samples: M, completions for each.
+            samples: all with clips, and checked.
+            plan: how they are asked.
 
         Returns:
-            One round for each sample.
+            One round for each sample; see `ask`.
         """
         if not samples:
             return []
-        M = num_samples
-        num_frames = [s.clip.num_frames for s in samples if s.clip is not None]
-        seeds = [
-            row_seed(self.seed, s.question.id, T, m)
-            for s, T in zip(samples, num_frames, strict=True)
-            for m in range(M)
-        ]
         # a callback may ask from outside of a step, where Lightning's autocast is not on
         with self.trainer.precision_plugin.forward_context():
-            prompts = self.policy.encode(samples, self.max_new_tokens)
-            texts = self.policy.rollout(
-                prompts, [self.evaluation] * M, seeds, self.max_new_tokens
-            ).texts
-        return [
-            make_round(texts[b * M : (b + 1) * M], s.question, T)
-            for b, (s, T) in enumerate(zip(samples, num_frames, strict=True))
-        ]
+            prompts = self.policy.encode(samples, self.max_new_tokens, self.known_prompts)
+            self.known_prompts = prompts if plan.reuse_features else None
+            return ask(self.policy, samples, prompts, plan, self.seed, self.max_new_tokens)
 
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Prediction]:
         """Ask each question in one round, with the frames that its sample has."""
+        self.known_prompts = None
         checked = [self.check(sample) for sample in batch]
         asked = [sample for sample in checked if sample.clip is not None]
-        rounds = iter(self.answer(asked, self.num_samples))
+        rounds = iter(self.answer(asked, self.plan))
         return [
             fail(sample.question, sample.error)
             if sample.clip is None
-            else decide(sample.question, [next(rounds)])
+            else decide(sample.question, [next(rounds)], self.plan.rule, sample.clip)
             for sample in checked
         ]
 
@@ -459,8 +450,6 @@ class VideoQAModule(LightningModule):
         return {
             **self.policy.fingerprint(),
             "max_new_tokens": self.max_new_tokens,
-            "temperature": self.evaluation.temperature,
-            "top_p": self.evaluation.top_p,
-            "top_k": self.evaluation.top_k,
+            **asdict(self.evaluation),
             "seed": self.seed,
         }

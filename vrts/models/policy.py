@@ -14,9 +14,10 @@ from torch import nn
 
 from vrts.types import Question, Rollout, Sample, Sampling
 
-StopEarly = Callable[[int, Sequence[str | None]], bool]
-"""From a question's index in the batch and the texts of its G completions, None for those that are
-not finished, to whether the unfinished ones are no longer needed."""
+StopEarly = Callable[[int, Sequence[str | None], Sequence[float]], bool]
+"""From a question's index in the batch, the texts of its G completions (None for those that are
+not finished) and the mean log-probs of their tokens (of no meaning where there is no text), to
+whether the unfinished ones are no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,17 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> Prompts:
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> Prompts:
         """Turn B questions and their clips into model inputs; one pass of the vision tower each.
 
         Args:
             samples: all with clips, none of them refused.
             max_new_tokens: room that completions will need.
+            known: prompts about the same videos that were encoded before, with the vision tower as
+                it is now. A policy may take from them what need not be computed again; what it
+                returns is the same without.
 
         Raises:
             InputError: a sample that `refuses` has a reason against.

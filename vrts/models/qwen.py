@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from vrts.models.attention import DecodeLayout, PackedLayout
 from vrts.models.decoding import CHECK_EVERY, CompletionBuffer
 from vrts.models.head import ban, token_logprobs
-from vrts.models.policy import Policy, Prompts, Scores
+from vrts.models.pairs import PairKey, pair_features, pair_keys
+from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
 from vrts.models.qwen_loading import (
     Dtype,
@@ -29,6 +30,7 @@ from vrts.models.qwen_loading import (
     weights_stamp,
 )
 from vrts.models.sampling import RowSampler, row_uniforms
+from vrts.models.stopping import HostChecks
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Rollout, Sample, Sampling
 
@@ -44,6 +46,43 @@ class QwenPrompts(Prompts):
     """int64 ``[B, 3]``."""
     features: torch.Tensor
     """``[video tokens, D]``, without gradient; valid while the vision tower stays as it is."""
+    pairs: tuple[tuple[PairKey, ...], ...]
+    """Of each video, which pairs of frames the features are of, in order."""
+
+    def by_pair(self) -> dict[PairKey, torch.Tensor]:
+        """Features ``[tokens of a pair, D]`` by pair."""
+        patches_per_token = len(self.patches) // len(self.features)
+        named = [
+            (name, prompt.grid[1] * prompt.grid[2] // patches_per_token)
+            for prompt, names in zip(self.encoded, self.pairs, strict=True)
+            for name in names
+        ]
+        parts = self.features.split([num_tokens for _, num_tokens in named])
+        return {name: part for (name, _), part in zip(named, parts, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """State of a rollout's decoding; N completions, R of them in the grid."""
+
+    buffer: CompletionBuffer
+    sampler: RowSampler
+    cache: DecodeLayout
+    uniforms: torch.Tensor
+    """float64 ``[N, max_new_tokens]``."""
+    positions: torch.Tensor
+    """int64 ``[N]``, of each completion's first token."""
+    banned: torch.Tensor
+    """int64 ids that are never sampled."""
+
+    def shrink(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Drop rows that have ended, if they are many; the ``[R]`` tokens of those that stay."""
+        grid = self.buffer.rows.shape
+        if (kept := self.buffer.shrink()) is None:
+            return tokens
+        questions, samples = kept
+        self.cache.keep(questions, samples)
+        return tokens.view(grid)[questions[:, None], samples].flatten()
 
 
 class QwenPolicy(Policy):
@@ -163,7 +202,9 @@ class QwenPolicy(Policy):
             "data.num_frames, data.resolution.max_pixels or model.max_new_tokens"
         )
 
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> QwenPrompts:
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> QwenPrompts:
         """See `Policy.encode`."""
         for sample in samples:
             if (reason := self.refuses(sample, max_new_tokens)) is not None:
@@ -171,9 +212,17 @@ class QwenPolicy(Policy):
         encoded = tuple(self._encoder(sample) for sample in samples)
         patches = torch.cat([p.patches for p in encoded]).to(self.device)
         grids = torch.tensor([p.grid for p in encoded], device=self.device)
+        pairs = tuple(pair_keys(sample) for sample in samples)
         with torch.no_grad():
-            features = self._video_features(patches, grids)
-        return QwenPrompts(tuple(s.question for s in samples), encoded, patches, grids, features)
+            if known is None:
+                features = self._video_features(patches, grids)
+            else:
+                assert isinstance(known, QwenPrompts)
+                features = pair_features(
+                    encoded, pairs, known.by_pair(), self._video_features, self.device
+                )
+        questions = tuple(s.question for s in samples)
+        return QwenPrompts(questions, encoded, patches, grids, features, pairs)
 
     def _video_features(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Features ``[video tokens, D]`` of B videos."""
@@ -213,35 +262,36 @@ class QwenPolicy(Policy):
         sampling: Sequence[Sampling],
         seeds: Sequence[int],
         max_new_tokens: int,
+        stop_early: StopEarly | None = None,
     ) -> Rollout:
         """See `Policy.rollout`."""
         assert isinstance(prompts, QwenPrompts)
         B, G, device = len(prompts.encoded), len(sampling), self.device
-        uniforms = row_uniforms(seeds, max_new_tokens).to(device)
-        sampler = RowSampler([s for _ in range(B) for s in sampling], device)
-        banned = self._banned_ids.to(device)
         buffer = CompletionBuffer(B, G, max_new_tokens, self._end_ids.to(device))
-
+        checks = HostChecks(buffer, sampling, self.processor.tokenizer, stop_early)
         layout, last_hidden = self._prefill(prompts)
-        cache = DecodeLayout(layout, G, max_new_tokens)
         positions = torch.tensor([p.next_position for p in prompts.encoded], device=device)
-        positions = positions.repeat_interleave(G)
-        hidden = last_hidden.repeat_interleave(G, dim=0)
-        for step in range(max_new_tokens):
-            logits = ban(self.base.lm_head(hidden).float(), banned)
-            grid, rows = buffer.rows.shape, buffer.rows.flatten()
-            tokens, logprobs = sampler(logits, uniforms[rows, step], rows)
-            buffer.add(step, tokens, logprobs)
-            if bool(buffer.finished.all()) or step + 1 == max_new_tokens:
+        decode = Decode(
+            buffer,
+            RowSampler([*sampling] * B, self.base.lm_head.out_features, device),
+            DecodeLayout(layout, G, max_new_tokens),
+            row_uniforms(seeds, max_new_tokens).to(device),
+            positions.repeat_interleave(G),
+            self._banned_ids.to(device),
+        )
+        tokens = self._draw(decode, last_hidden.repeat_interleave(G, dim=0), 0)
+        step = 1
+        while step < max_new_tokens:
+            if step % CHECK_EVERY == 0:
+                checks.look(step)
+            # elsewhere than on a CPU every question to the device waits for it
+            if (step % CHECK_EVERY == 0 or device.type == "cpu") and bool(buffer.ended.all()):
                 break
-            if step % CHECK_EVERY == CHECK_EVERY - 1 and (kept := buffer.shrink()) is not None:
-                questions, samples = kept
-                tokens = tokens.view(grid)[questions[:, None], samples]
-                cache.keep(questions, samples)
-            cache.step = step
-            embeds = self.base.model.language_model.embed_tokens(tokens.view(-1, 1))
-            at = (positions[buffer.rows.flatten()] + step).expand(3, -1)
-            hidden = self._hidden(embeds, at[..., None], cache)[:, 0]
+            if step % CHECK_EVERY == 0:
+                tokens = decode.shrink(tokens)
+            tokens = self._step(decode, tokens, step)
+            step += 1
+        checks.close(step)
         completion_ids, mask, logprobs = buffer.trimmed()
         return Rollout(
             completion_ids=completion_ids,
@@ -249,7 +299,33 @@ class QwenPolicy(Policy):
             logprobs=logprobs,
             finished=buffer.finished,
             texts=self._texts(completion_ids, mask),
+            abandoned=buffer.abandoned if stop_early is not None else None,
         )
+
+    def _step(self, decode: Decode, tokens: torch.Tensor, step: int) -> torch.Tensor:
+        """Forward one token of each row and draw the next; nothing here waits for the device.
+
+        Args:
+            decode: is moved on by one token.
+            tokens: int64 ``[R]`` of the rows of the grid.
+            step: tokens that each row has.
+
+        Returns:
+            int64 ``[R]``, the next tokens.
+        """
+        decode.cache.step = step - 1
+        embeds = self.base.model.language_model.embed_tokens(tokens[:, None])
+        at = (decode.positions[decode.buffer.rows.flatten()] + step - 1).expand(3, -1)
+        hidden = self._hidden(embeds, at[..., None], decode.cache)[:, 0]
+        return self._draw(decode, hidden, step)
+
+    def _draw(self, decode: Decode, hidden: torch.Tensor, step: int) -> torch.Tensor:
+        """Draw a token for each row of the grid from its last hidden state, and keep it."""
+        logits = ban(self.base.lm_head(hidden).float(), decode.banned)
+        rows = decode.buffer.rows.flatten()
+        tokens, logprobs = decode.sampler(logits, decode.uniforms[rows, step], rows)
+        decode.buffer.add(step, tokens, logprobs)
+        return tokens
 
     def _prefill(self, prompts: QwenPrompts) -> tuple[PackedLayout, torch.Tensor]:
         """Forward B prompts once; their keys and values, and ``[B, D]`` last hidden states."""

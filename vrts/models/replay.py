@@ -84,8 +84,10 @@ class ReplayPolicy(Policy):
         found = self._recording.find(sample.question.id, sample.clip.num_frames)
         return found if isinstance(found, str) else None
 
-    def encode(self, samples: Sequence[Sample], max_new_tokens: int) -> ReplayPrompts:
-        """Look up the recorded rounds.
+    def encode(
+        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
+    ) -> ReplayPrompts:
+        """Look up the recorded rounds; what is known of earlier ones saves nothing here.
 
         Raises:
             InputError: one is not recorded.
@@ -163,7 +165,8 @@ class ReplayPolicy(Policy):
             )
         gone = found.abandoned[:num_samples]
         known = [None if g else text for text, g in zip(found.texts, gone, strict=False)]
-        if any(gone) and (stop_early is None or not stop_early(index, known)):
+        means = found.mean_logprobs[:num_samples]
+        if any(gone) and (stop_early is None or not stop_early(index, known, means)):
             raise InputError(
                 f"{where} has {sum(gone)} completions that an early stop gave up and that are "
                 "needed here; record the run with SparseToDense.early_stop: false"

@@ -1,0 +1,148 @@
+"""Weighted votes, consensus, and the early stop, which must never change what is decided."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vrts.types import InputError, Round
+from vrts.votes import LogProbVote, MajorityVote, Vote, VotingRule, elect
+from vrts.voting import agreement, is_unanimous, majority
+
+ANSWER = st.sampled_from(["A", "B", "C", None])
+# few values, so that ties come up, and logs of halves, whose weights add up exactly
+LOGPROB = st.sampled_from([0.0, math.log(0.5), math.log(0.25), -0.3, -2.0])
+
+
+def round_of(answers, logprobs=()) -> Round:
+    texts = tuple("" for _ in answers)
+    return Round(4, texts, tuple(answers), agreement(answers), mean_logprobs=tuple(logprobs))
+
+
+def outcome(rule: VotingRule, answers, logprobs, is_last: bool):
+    """What a round comes to: None where the question goes on, else the answer and unanimity."""
+    made = round_of(answers, logprobs)
+    if not is_last and not rule.is_settled(made):
+        return None
+    return rule.answer(made), is_unanimous(made.answers)
+
+
+@st.composite
+def rounds(draw, max_size: int = 7):
+    M = draw(st.integers(1, max_size))
+    answers = draw(st.lists(ANSWER, min_size=M, max_size=M))
+    logprobs = draw(st.lists(LOGPROB, min_size=M, max_size=M))
+    order = draw(st.permutations(range(M)))
+    consensus = draw(st.one_of(st.none(), st.integers(1, M)))
+    vote = draw(st.sampled_from([MajorityVote(), LogProbVote()]))
+    return answers, logprobs, order, VotingRule(vote, consensus), draw(st.booleans())
+
+
+@settings(deadline=None)
+@given(rounds())
+def test_an_early_stop_decides_what_all_completions_decide(drawn):
+    """In every order of finishing, and wherever the rule allows a stop."""
+    answers, logprobs, order, rule, is_last = drawn
+    want = outcome(rule, answers, logprobs, is_last)
+    for count in range(len(order)):
+        finished = [m in order[:count] for m in range(len(order))]
+        if rule.may_stop(answers, logprobs, finished, is_last=is_last):
+            left = [a if f else None for a, f in zip(answers, finished, strict=True)]
+            assert outcome(rule, left, logprobs, is_last) == want
+
+
+@settings(deadline=None)
+@given(rounds(max_size=4))
+def test_a_majority_stops_as_soon_as_nothing_else_can_come(drawn):
+    """The rule is not only safe: where it says no, some answers would change the outcome."""
+    answers, _, order, rule, is_last = drawn
+    rule = VotingRule(MajorityVote(), rule.consensus)
+    for count in range(len(order)):
+        finished = [m in order[:count] for m in range(len(order))]
+        open_places = [m for m, f in enumerate(finished) if not f]
+        outcomes = set()
+        for more in itertools.product(["A", "B", "C", "new", None], repeat=len(open_places)):
+            filled = list(answers)
+            for place, answer in zip(open_places, more, strict=True):
+                filled[place] = answer
+            outcomes.add(outcome(rule, filled, (), is_last))
+        assert rule.may_stop(answers, (), finished, is_last=is_last) == (len(outcomes) == 1)
+
+
+def may_stop(answers: str, *, is_last: bool, rule: VotingRule | None = None) -> bool:
+    """``?`` for a completion that is not finished, ``-`` for one without an answer."""
+    known = [None if a in "-?" else a for a in answers]
+    finished = [a != "?" for a in answers]
+    return (rule or VotingRule()).may_stop(known, [-0.5] * len(known), finished, is_last=is_last)
+
+
+@pytest.mark.parametrize(
+    ("answers", "before_the_last", "at_the_last"),
+    [
+        ("?????", False, False),
+        ("AAAA?", False, False),  # unanimity is open
+        ("AAA??", False, False),  # as it is here, though the majority is not
+        ("AB???", True, False),  # no unanimity: goes on
+        ("-????", True, False),
+        ("--???", True, False),
+        ("AAB??", True, False),  # two more B would win
+        ("AAAB?", True, True),
+        ("AA-?B", True, True),  # a tie at most, and A came first
+        ("BA?AB", True, False),  # either may still win
+        ("?BBA-", True, False),  # an A at the first place ties and comes first
+        ("B?BA-", True, True),  # here it would come too late
+    ],
+)
+def test_when_a_round_stops(answers, before_the_last, at_the_last):
+    assert may_stop(answers, is_last=False) is before_the_last
+    assert may_stop(answers, is_last=True) is at_the_last
+
+
+def test_a_consensus_of_fewer_stops_when_it_is_there_or_out_of_reach():
+    rule = VotingRule(consensus=3)
+    assert not may_stop("AAA??", is_last=False, rule=rule), "it may still be unanimous"
+    assert may_stop("AAAB?", is_last=False, rule=rule)
+    assert may_stop("ABC--", is_last=False, rule=rule)
+    assert not may_stop("AAB??", is_last=False, rule=rule)
+    assert may_stop("AABB-", is_last=False, rule=rule)
+
+
+def test_votes_by_log_prob():
+    answers, logprobs = ["A", "A", "B"], [-2.0, -2.0, -0.1]
+    rule = VotingRule(LogProbVote())
+    assert rule.answer(round_of(answers, logprobs)) == "B"
+    assert majority(answers) == "A"
+    # what is not finished weighs at most 1: it may make up for 0.5, but not for more than 1
+    logs = [math.log(0.9), math.log(0.8), math.log(0.2), 0.0]
+    finished = [True, True, True, False]
+    assert rule.may_stop(["A", "A", "B", None], logs, finished, is_last=True)
+    logs[1] = math.log(0.1)
+    assert not rule.may_stop(["A", "A", "B", None], logs, finished, is_last=True)
+
+
+def test_weights_add_up_exactly():
+    assert elect(["A", "B", "B", "B"], [0.3, 0.1, 0.1, 0.1]) == "B"  # three times 0.1 is more
+    assert elect(["A", "B", "B"], [0.5, 0.25, 0.25]) == "A"
+    assert elect([None, None], [0.0, 0.0]) is None
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_flag_turns_it_off(is_last):
+    assert not may_stop("AAAB?", is_last=is_last, rule=VotingRule(early_stop=False))
+
+
+class Loud(Vote):
+    def weight(self, mean_logprob: float) -> float:
+        return 2.0
+
+
+def test_bad_rules():
+    with pytest.raises(InputError, match="consensus is 0"):
+        VotingRule(consensus=0)
+    with pytest.raises(InputError, match=r"Loud gives a vote the weight 2\.0"):
+        VotingRule(Loud()).answer(round_of("AB"))
+    with pytest.raises(InputError, match=r"LogProbVote .* nan.* lack the mean log-probs"):
+        VotingRule(LogProbVote()).answer(round_of("AB"))
+    assert VotingRule().answer(round_of("BAB")) == "B"
