@@ -42,7 +42,7 @@ from vrts.voting import is_unanimous, majority
 
 MODEL = Path(__file__).parents[1] / "assets/tiny"
 CLIPS = ("nasa_13013.mp4", "flipping_a_pancake.mkv", "odd_size_vp9.mp4", "nasa_13013_hdr.mp4")
-NUM_VIDEOS, MAX_NEW_TOKENS, SEED = 4, 48, 0
+NUM_VIDEOS, MAX_NEW_TOKENS, SEED = 2, 48, 0
 LEVELS = [4, 8, 16]
 SAMPLING = [
     Sampling(0.8 + 0.15 * i, min(0.95, 0.7 + 0.05 * i), 50, 0.4, 0.2, ("</answer>",))

@@ -63,6 +63,9 @@ def whole(tmp_path_factory, videos):
 def test_each_question_has_one_line_of_the_schema(whole, videos):
     lines, metrics = whole
     assert [line["id"] for line in lines] == [f"q{i}" for i in range(7)]
+    means = [r["mean_logprobs"] for r in lines[0]["rounds"]]
+    assert all(-1 < mean <= 0 and round(mean, 4) == mean for r in means for mean in r)
+    assert list(map(len, means)) == [3, 3]
     assert lines[0] == {
         "id": "q0",
         "answer": "A",
@@ -72,15 +75,23 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
         "rounds": [
             {
                 "num_frames": 4,
+                "times_s": [0.0, 0.625, 1.25, 1.875],
                 "completions": [completion(c) for c in "ABC"],
                 "answers": ["A", "B", "C"],
-                "agreement": pytest.approx(1 / 3),
+                "agreement": 0.3333,
+                "num_tokens": [1, 1, 1],
+                "mean_logprobs": means[0],
+                "abandoned": [False] * 3,
             },
             {
                 "num_frames": 8,
+                "times_s": [0.0, 0.25, 0.5, 0.75, 1.125, 1.375, 1.625, 1.875],
                 "completions": [completion("B")] * 3,
                 "answers": ["B"] * 3,
                 "agreement": 1,
+                "num_tokens": [1, 1, 1],
+                "mean_logprobs": means[1],
+                "abandoned": [False] * 3,
             },
         ],
         "status": "ok",
