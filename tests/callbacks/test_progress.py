@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -112,3 +113,20 @@ def test_an_interrupted_run_gives_the_terminal_back(tmp_path, videos, monkeypatc
         trainer.predict(make_module(scripted(stop_after=2)), datamodule=data)
     assert bar._bar is None
     assert "\x1b[?25h" in file.getvalue()
+
+
+class OfTwo(PredictionProgress):
+    """Starts as in the first of two processes."""
+
+    def on_predict_start(self, trainer, pl_module):
+        share = SimpleNamespace(
+            is_global_zero=True, world_size=2, callbacks=[], datamodule=trainer.datamodule
+        )
+        super().on_predict_start(share, pl_module)
+
+
+def test_of_two_processes_the_first_shows_its_own_share(tmp_path, videos):
+    bar = OfTwo()
+    run(tmp_path, videos, bar)
+    assert bar._title == "process 1 of 2, its share"
+    assert bar._total == 5, "of nine questions"

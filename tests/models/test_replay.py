@@ -112,6 +112,7 @@ def test_it_cannot_be_trained_or_saved(tmp_path):
     for call in (
         lambda: policy.score(None, None, 1.0),
         policy.adapter_disabled,
+        policy.train,
         lambda: policy.save_pretrained(tmp_path),
     ):
         with pytest.raises(InputError, match="holds recorded completions and no weights"):

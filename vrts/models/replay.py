@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -56,6 +56,16 @@ class ReplayPolicy(Policy):
         """
         if not self._recording.is_read:
             self._recording.read()
+
+    def train(self, mode: bool = True) -> Self:
+        """Be in evaluation mode, the only one there is.
+
+        Raises:
+            InputError: training is asked for.
+        """
+        if mode:
+            self._refuse()
+        return super().train(mode)
 
     def sample(self, question: Question, num_frames: int) -> Sample:
         """Make a sample whose clip has as many frames as the recorded run saw, and no pixels.

@@ -30,6 +30,7 @@ def test_rows(write, touch, name, video):
     assert first.metadata["breakdown"] == {
         "duration": "short", "domain": "Knowledge", "sub_category": "Humanity & History",
         "task": "Counting Problem",
+        "duration x domain x task": "short x Knowledge x Counting Problem",
     }  # fmt: skip
     assert first.metadata["max_frames"] == 128
     assert first.metadata["video_id"] == "001"

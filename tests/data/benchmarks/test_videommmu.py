@@ -39,6 +39,7 @@ def test_adaptation(write, touch):
     assert first.metadata["breakdown"] == {
         "track": "adaptation", "discipline": "Art", "subject": "Art_Theory",
         "type": "multiple choice",
+        "track x discipline": "adaptation x Art",
     }  # fmt: skip
     assert second.video == f"{videos}/dev_Math_15.mp4"
     assert third.video == f"{videos}/Science/dev_Math_16.mp4"

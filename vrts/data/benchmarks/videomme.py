@@ -25,7 +25,7 @@ class VideoMMEReader(BenchmarkReader):
     A row is ``{"video_id": "001", "duration": "short", "domain", "sub_category", "url", "videoID",
     "question_id": "001-1", "task_type", "question", "options": ["A. x", …], "answer": "A"}``; the
     video is ``<videoID>.mp4``. JSON with these fields is read as well. The breakdown is by
-    ``duration``, ``domain``, ``sub_category`` and ``task``.
+    ``duration``, ``domain``, ``sub_category``, ``task`` and ``duration x domain x task``.
 
     Subtitles stand before the question under the head of the official prompt. The benchmark asks
     for those that are on at the frames which the model sees. A question has the same text at
@@ -81,6 +81,7 @@ class VideoMMEReader(BenchmarkReader):
         duration = record.text("duration")
         if duration not in DURATIONS:
             raise InputError(f"unknown duration {duration!r}; one of {', '.join(DURATIONS)}")
+        domain, task = record.text("domain"), record.text("task_type")
         place = self._find_video(*(video + suffix for suffix in SUFFIXES))
         return self._question(
             record,
@@ -92,9 +93,10 @@ class VideoMMEReader(BenchmarkReader):
             answer_key="answer",
             breakdown={
                 "duration": duration,
-                "domain": record.text("domain"),
+                "domain": domain,
                 "sub_category": record.text("sub_category"),
-                "task": record.text("task_type"),
+                "task": task,
+                "duration x domain x task": f"{duration} x {domain} x {task}",
             },
             used=("question_id", "question", "options", "answer"),
         )

@@ -47,7 +47,7 @@ class VideoMMMUReader(BenchmarkReader):
     rows do not name their track: the file or a folder above it does, as in
     ``Adaptation/test-00000-of-00001.parquet``. The id of a question is ``<track>-<id>``, since a
     video has the same id in all tracks.
-    The breakdown is by ``track``, ``discipline``, ``subject`` and ``type``.
+    The breakdown is by ``track``, ``discipline``, ``track x discipline``, ``subject`` and ``type``.
 
     Questions of the adaptation track come with the official words about the image at the end of
     the video, whose place ``<image 1>`` marks. For the knowledge gain, ``question_only`` reads
@@ -130,18 +130,21 @@ class VideoMMMUReader(BenchmarkReader):
         problem_type = ProblemType.MULTIPLE_CHOICE
         if not multiple_choice:
             problem_type, answer = open_answer(answer)
+        discipline = DISCIPLINE_OF[subject]
+        asked = "question_only" if self.question_only else track
         return self._question(
             record,
             id=f"{track}-{name}",
             text=self._prompt(track, multiple_choice) + record.text("question"),
-            video=self._place(name, DISCIPLINE_OF[subject]),
+            video=self._place(name, discipline),
             problem_type=problem_type,
             options=bare_options(options) if multiple_choice else (),
             answer=answer,
             answer_key="answer",
             breakdown={
-                "track": "question_only" if self.question_only else track,
-                "discipline": DISCIPLINE_OF[subject],
+                "track": asked,
+                "discipline": discipline,
+                "track x discipline": f"{asked} x {discipline}",
                 "subject": subject,
                 "type": "multiple choice" if multiple_choice else "open",
             },
