@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 
 import pytest
 
@@ -18,11 +19,13 @@ from tests.callbacks.runs import (
 )
 from tests.callbacks.test_writer import SCRIPT, nine
 from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.records import rounds_of
 from vrts.callbacks.replay import Replay
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.recorded import RecordedReader
 from vrts.models.replay import ReplayPolicy
 from vrts.types import InputError
+from vrts.votes import LogProbVote, VotingRule
 from vrts.voting import decide, make_round
 
 MORE = {
@@ -48,12 +51,12 @@ def recorded(tmp_path_factory, asked):
     return folder
 
 
-def replay(folder, recorded, levels=(4, 8, 16), num_samples=3, reader=None, **options):
+def replay(folder, recorded, levels=(4, 8, 16), num_samples=3, reader=None, vote=None, **options):
     """Predict from a recorded folder; the lines and metrics that come of it."""
     path = recorded / "predictions.jsonl"
     callbacks = [
         Replay(),
-        SparseToDense(list(levels), num_samples),
+        SparseToDense(list(levels), num_samples, vote=vote, early_stop=vote is None),
         PredictionWriter(str(folder)),
     ]
     data = make_data(predict=reader or RecordedReader(str(path)), **options)
@@ -104,6 +107,28 @@ def test_another_vote_gives_what_the_pure_functions_say(tmp_path, recorded, aske
         assert line["error"] is None, "it failed at a level that is not asked for here"
         changed += line["prediction"] != old["prediction"]
     assert changed >= 3
+
+
+def test_a_vote_weighted_by_log_probs_gives_what_the_pure_functions_say(tmp_path, recorded, asked):
+    """The same completions with other mean log-probs: one sure B against two unsure A."""
+    for name in ("settings.json", "predictions.jsonl"):
+        (tmp_path / name).write_bytes((recorded / name).read_bytes())
+    rng = random.Random(0)
+    lines = read_predictions(recorded)
+    for line in lines:
+        for found in line["rounds"]:
+            found["mean_logprobs"] = [round(-3 * rng.random(), 4) for _ in found["completions"]]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rule = VotingRule(LogProbVote(), early_stop=False)
+    replayed, _ = replay(tmp_path / "again", tmp_path, vote=rule.vote)
+    changed = 0
+    for line, before in zip(replayed, lines, strict=True):
+        if line["status"] == "ok":
+            assert line["rounds"] == before["rounds"]
+            assert line["prediction"] == rule.answer(rounds_of(line)[-1])
+            changed += line["prediction"] != before["prediction"]
+    assert changed
 
 
 def test_fewer_levels_need_no_new_rounds(tmp_path, recorded):

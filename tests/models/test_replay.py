@@ -92,7 +92,7 @@ def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_p
     sample = policy.sample(question("a"), 4)
     asked = []
 
-    def stop(index, texts):
+    def stop(index, texts, mean_logprobs):
         asked.append((index, list(texts)))
         return True
 
