@@ -77,7 +77,7 @@ class Side:
         try:
             self._line.send(None)
             answer = self._line.recv()
-        except (EOFError, BrokenPipeError) as error:
+        except (EOFError, ConnectionError) as error:
             raise RuntimeError(f"{self.name} ended without a step") from error
         if isinstance(answer, str):
             raise RuntimeError(f"{self.name} failed:\n{answer}")

@@ -332,7 +332,10 @@ def random_script(num_questions: int, M: int, levels, seed: int):
 @pytest.mark.parametrize("vote", [MajorityVote(), LogProbVote()])
 @pytest.mark.parametrize("consensus", [None, 3])
 def test_an_early_stop_changes_no_result(tmp_path, videos, vote, consensus):
-    """Random answers that end in random order: what is decided, where, and all metrics."""
+    """Random answers that end in random order: what is decided, where, and all metrics.
+
+    What was given up cannot agree any more, so agreement alone is no more than a lower bound.
+    """
     levels = [4, 8, 16]
     script = random_script(60, 5, levels, seed=consensus or 0)
     asked = questions(videos["long"], 60)
@@ -344,6 +347,8 @@ def test_an_early_stop_changes_no_result(tmp_path, videos, vote, consensus):
             num_samples=5, s2d=s2d, data={"eval_batch_size": 7},
         )  # fmt: skip
     (full, full_metrics), (early, early_metrics) = written.values()
+    assert early_metrics.pop("num_abandoned") > full_metrics.pop("num_abandoned") == 0
+    assert early_metrics.pop("agreement") < full_metrics.pop("agreement")
     assert early_metrics == full_metrics
     abandoned = 0
     for a, b in zip(full, early, strict=True):

@@ -48,6 +48,7 @@ def test_every_number_by_hand():
         "accuracy_stderr": pytest.approx(stderr),
         "unanimous_and_wrong": 1 / 6,  # confident
         "agreement": (1 + 1 + 0.75 + 1 + 0) / 5,
+        "num_abandoned": 0,
         "mean_frames": (4 + 8 + 16 + 16 + 6) / 5,
         "mean_frames_total": (4 + 12 + 28 + 28 + 10) / 5,
         "decided_at": {"4": 1 / 8, "8": 2 / 8, "16": 2 / 8},  # three failed

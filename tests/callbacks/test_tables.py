@@ -51,6 +51,12 @@ def test_they_leave_out_what_is_not_known():
     assert ["decided at 4 frames", "0.0 %"] in rows(summarise([LINES[-1]], [4]))
 
 
+def test_agreement_is_a_lower_bound_where_completions_were_given_up():
+    early = line("early", True, (4, 0.6))
+    early["rounds"][0]["abandoned"] = [False, False, False, False, True]
+    assert ["agreement, at least", "60.0 %"] in rows(summarise([early], [4]))
+
+
 def test_the_gain_is_shown():
     found = rows(summarise(LINES, [4], {"right": False, "majority": True}))
     assert ["knowledge gain", "100.0 %"] in found

@@ -117,7 +117,8 @@ def read_other_run(path: Path, option: str) -> Iterator[Line]:
 def without_texts(line: Line) -> Line:
     """Keep of a line what metrics are made of: completions fill most of a long run's file."""
     kept = ("id", "status", "correct", "prediction", "video", "breakdown", "num_frames")
-    rounds = [{key: found[key] for key in ("num_frames", "agreement")} for found in line["rounds"]]
+    of_round = ("num_frames", "agreement", "abandoned")
+    rounds = [{key: r[key] for key in of_round if key in r} for r in line["rounds"]]
     return {key: line[key] for key in kept} | {"rounds": rounds}
 
 

@@ -27,11 +27,12 @@ def summarise(
         ``num_questions``, ``num_failed`` and ``failed`` (ids), ``num_without_answer``; what
         `vrts.callbacks.accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored
         questions whose deciding round agreed on a wrong answer; ``agreement``, the mean share of
-        the deciding round's completions that gave its most frequent answer, ``mean_frames`` of the
-        deciding rounds and ``mean_frames_total`` of all rounds together, over questions that did
-        not fail, None without any; ``decided_at``, for each level the share of questions that it
-        decided; ``breakdown``, accuracy by category; ``gain`` over the run before, None where
-        there is none.
+        the deciding round's completions that gave its most frequent answer, and ``num_abandoned``,
+        completions of deciding rounds that an early stop gave up, any of which might have agreed
+        too; ``mean_frames`` of the deciding rounds and ``mean_frames_total`` of all rounds
+        together, over questions that did not fail, None without any; ``decided_at``, for each
+        level the share of questions that it decided; ``breakdown``, accuracy by category;
+        ``gain`` over the run before, None where there is none.
     """
     n = len(lines)
     failed = [line["id"] for line in lines if line["status"] == "failed"]
@@ -42,6 +43,7 @@ def summarise(
         **accuracy(lines),
         "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(line)) for line in scored]),
         "agreement": mean([line["rounds"][-1]["agreement"] for line in done]),
+        "num_abandoned": sum(sum(line["rounds"][-1].get("abandoned", ())) for line in done),
         "mean_frames": mean([line["num_frames"] for line in done]),
         "mean_frames_total": mean([sum(r["num_frames"] for r in line["rounds"]) for line in done]),
         "decided_at": {

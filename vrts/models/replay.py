@@ -14,9 +14,6 @@ from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.recording import RecordedRound, Recording
 from vrts.types import Clip, InputError, Question, Rollout, Sample, Sampling
 
-TICKS_PER_S = 10_000
-"""Frames a second of a clip that stands for a recorded one: its times have four decimals."""
-
 
 @dataclass(frozen=True, slots=True)
 class ReplayPrompts(Prompts):
@@ -83,10 +80,10 @@ class ReplayPolicy(Policy):
             return Sample(question, error=found)
         T = found.num_frames
         frames = torch.zeros(T, 3, 0, 0, dtype=torch.uint8)
-        indices = tuple(round(time_s * TICKS_PER_S) for time_s in found.times_s) or tuple(range(T))
+        indices = tuple(range(T))
         # more source frames than were seen say that a denser level would have some to show
         num_source_frames = T if found.is_last else 2 * T
-        return Sample(question, Clip(frames, indices, float(TICKS_PER_S), num_source_frames))
+        return Sample(question, Clip(frames, indices, 1.0, num_source_frames, found.times_s))
 
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """Why a sample cannot be answered: its round is not recorded."""
