@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.lookahead import FrameLookahead
+from vrts.data.content import describe
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.sampling import NestedPairSampler
 from vrts.models.answering import RoundPlan
@@ -96,7 +97,7 @@ class SparseToDense(Callback):
             "num_samples": self.num_samples,
             "sampling": None if self.sampling is None else [asdict(s) for s in self.sampling],
             "consensus": self.rule.consensus,
-            "vote": type(self.rule.vote).__name__,
+            "vote": describe(self.rule.vote),
             "early_stop": self.rule.early_stop,
         }
 

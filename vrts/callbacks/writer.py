@@ -78,6 +78,7 @@ class PredictionWriter(Callback):
         settings = {
             **cast(VideoQAModule, pl_module).fingerprint(),
             **data.fingerprint(),
+            "precision": str(trainer.precision),
             **(
                 densifiers[0].fingerprint()
                 if densifiers

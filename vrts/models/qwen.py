@@ -432,12 +432,15 @@ class QwenPolicy(Policy):
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Policy.fingerprint`."""
+        base = adapter_base(self.path)
         return {
             "policy": type(self).__name__.removeprefix("FSDP"),  # its name where it is sharded
             "path": self.path,
+            "base": base,
             "lora": self.lora is not None,
+            "dtype": self._dtype,
             "prompt": asdict(self._template),
-            "weights": weights_stamp(self.path),
+            "weights": [*weights_stamp(self.path), *(weights_stamp(base) if base else [])],
         }
 
 
