@@ -235,9 +235,11 @@ class QwenPolicy(Policy):
                 features = self._video_features(patches, grids)
             else:
                 assert isinstance(known, QwenPrompts)
-                features = pair_features(
-                    encoded, pairs, known.by_pair(), self._video_features, self.device
-                )
+                found = known.by_pair()
+                if is_sharded(self.base):
+                    # the others need this process in the vision tower, to gather its weights
+                    found.pop(pairs[0][0], None)
+                features = pair_features(encoded, pairs, found, self._video_features, self.device)
         questions = tuple(s.question for s in samples)
         return QwenPrompts(questions, encoded, patches, grids, features, pairs)
 
