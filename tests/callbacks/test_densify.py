@@ -333,6 +333,19 @@ def test_it_leaves_other_stages_alone(tmp_path, videos, caplog):
     assert policy.asked == [[("q", 4)]]
 
 
+def test_a_later_run_without_it_asks_once(tmp_path, videos):
+    policy = scripted({"q": {8: "ABC", 16: "ABC"}})
+    module = make_module(policy)
+    data = make_data(predict=[ask("q", videos["long"])], test=[ask("q", videos["long"], "A")])
+    make_trainer(tmp_path, [SparseToDense([8, 16], 3)]).predict(module, datamodule=data)
+    trainer = make_trainer(tmp_path)
+    ((later,),) = trainer.predict(module, datamodule=data)
+    assert [(r.num_frames, r.answers) for r in later.rounds] == [(4, ("A",))]
+    (result,) = trainer.test(module, datamodule=data, verbose=False)
+    assert result == {"test/accuracy": 1.0}
+    assert [len(sampling) for sampling in policy.sampling] == [3, 3, 1, 1]
+
+
 def random_script(num_questions: int, M: int, levels, seed: int):
     """Answers that often agree, so that all kinds of ends come up."""
     random = Random(seed)

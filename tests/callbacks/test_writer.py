@@ -21,7 +21,9 @@ from tests.callbacks.runs import (
     scripted,
     started,
 )
+from vrts.callbacks.asking import AnswerPrinter
 from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.progress import PredictionProgress
 from vrts.callbacks.records import prediction_line
 from vrts.callbacks.writer import PredictionWriter
 from vrts.prompts import PromptTemplate
@@ -305,11 +307,12 @@ def test_damaged_settings_are_named(tmp_path, videos, text):
         predict(tmp_path, scripted(), questions(videos["long"], 1))
 
 
-def test_a_writer_before_the_densifier_is_refused(tmp_path, videos):
-    trainer = make_trainer(tmp_path, [PredictionWriter(str(tmp_path)), SparseToDense([4], 3)])
+@pytest.mark.parametrize("kind", [PredictionWriter, PredictionProgress, AnswerPrinter])
+def test_what_takes_predictions_before_the_densifier_is_refused(tmp_path, videos, kind):
+    trainer = make_trainer(tmp_path, [kind(), SparseToDense([4], 3)])
     data = make_data(predict=questions(videos["long"], 1))
     policy = scripted()
-    with pytest.raises(InputError, match=r"trainer\.callbacks: .*put SparseToDense first"):
+    with pytest.raises(InputError, match=f"callbacks: {kind.__name__} .*put SparseToDense first"):
         trainer.predict(make_module(policy), datamodule=data)
     assert policy.asked == []
     assert not (tmp_path / "settings.json").exists()
