@@ -31,7 +31,6 @@ from benchmarks.gpu_passes import (
     distance,
     encode_and_roll_out,
     gradients,
-    logprobs_of,
     naive_update,
     never_end,
     roll_out,
@@ -41,6 +40,7 @@ from benchmarks.gpu_passes import (
 )
 from benchmarks.gpu_rates import bandwidth, decode_bytes, matmul_rate, update_flops
 from benchmarks.gpu_sharding import sharded
+from benchmarks.naive import naive_logprobs
 from benchmarks.rollout import generate
 from vrts.models.qwen import QwenPolicy, QwenPrompts
 from vrts.types import Sample
@@ -220,7 +220,7 @@ def exact_float32(bench: Bench) -> Row:
         eager = roll_out(policy, prompts, bench.scale.G, bench.scale.L)
     rollout = roll_out(policy, prompts, bench.scale.G, bench.scale.L)
     shared = policy.score(prompts, rollout, 1.0).logprobs
-    naive = logprobs_of(policy, prompts, rollout.completion_ids)
+    naive = naive_logprobs(policy, prompts, rollout.completion_ids)
     logprob_error = _largest(shared - naive)
     sampled_error = _largest(shared - rollout.logprobs)
     gradient_error = distance(gradients(policy, shared), gradients(policy, naive))
@@ -246,8 +246,8 @@ def exact_half(bench: Bench) -> Row:
     exact.load_state_dict(rounded.state_dict())
     rollout = random_rollout([scale.L] * scale.G, 256, bench.device)
     of_exact, of_rounded = (p.encode([bench.sample(side)], scale.L) for p in (exact, rounded))
-    want = logprobs_of(exact, of_exact, rollout.completion_ids)
-    naive = logprobs_of(rounded, of_rounded, rollout.completion_ids)
+    want = naive_logprobs(exact, of_exact, rollout.completion_ids)
+    naive = naive_logprobs(rounded, of_rounded, rollout.completion_ids)
     shared = rounded.score(of_rounded, rollout, 1.0).logprobs
     errors = [float((x - want).detach().norm() / want.detach().norm()) for x in (shared, naive)]
     wanted = gradients(exact, want)
@@ -267,7 +267,7 @@ def exact_sampled(bench: Bench) -> Row:
     rollout = roll_out(bench.policy, prompts, bench.scale.G, bench.scale.L)
     with torch.no_grad():
         scored = bench.policy.score(prompts, rollout, 1.0).logprobs
-        naive = logprobs_of(bench.policy, prompts, rollout.completion_ids[:1])
+        naive = naive_logprobs(bench.policy, prompts, rollout.completion_ids[:1])
     error = (scored - rollout.logprobs).abs()
     between_passes = float((scored[:1] - naive).abs().mean())
     return {

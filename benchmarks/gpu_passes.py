@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.common import random_rollout
-from vrts.models.head import token_logprobs
+from benchmarks.naive import naive_rows
 from vrts.models.qwen import QwenPolicy, QwenPrompts, vision_token_ids
 from vrts.types import Rollout, Sample, Sampling
 
@@ -44,35 +44,9 @@ def encode_and_roll_out(policy: QwenPolicy, samples: list[Sample], G: int, L: in
     return roll_out(policy, policy.encode(samples, L), G, L)
 
 
-def logprobs_of(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probs ``[rows, L]`` of completions of one prompt, everything computed in every row."""
-    prompt, device = prompts.encoded[0], policy.device
-    rows, L = ids.shape
-    P = len(prompt.input_ids)
-    steps = prompt.next_position + torch.arange(L)
-    positions = torch.cat([prompt.positions, steps.expand(3, -1)], 1).to(device)
-    hidden = policy.base.model(
-        input_ids=torch.cat([prompt.input_ids.to(device).expand(rows, -1), ids], 1),
-        position_ids=positions[:, None].expand(-1, rows, -1),
-        pixel_values_videos=prompts.patches.repeat(rows, 1),
-        video_grid_thw=prompts.grids.repeat(rows, 1),
-        use_cache=False,
-    ).last_hidden_state
-    logprobs, _ = token_logprobs(
-        hidden[:, P - 1 : -1].flatten(0, 1),
-        ids.flatten(),
-        policy.base.lm_head,
-        policy._banned_ids.to(device),
-        1.0,
-        256,
-    )
-    return logprobs.view(rows, L)
-
-
 def naive_update(policy: QwenPolicy, prompts: QwenPrompts, G: int, L: int) -> None:
     """Gradient of G completions, each with its own vision pass and prompt, row after row."""
-    for row in random_rollout([L] * G, 256, policy.device).completion_ids:
-        (-logprobs_of(policy, prompts, row[None]).sum()).backward()
+    naive_rows(policy, prompts, random_rollout([L] * G, 256, policy.device).completion_ids)
     policy.zero_grad(set_to_none=True)
 
 

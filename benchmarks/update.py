@@ -36,8 +36,8 @@ from benchmarks.common import (
     write_results,
 )
 from benchmarks.memory import fit_line
-from vrts.models.head import token_logprobs
-from vrts.models.qwen import QwenPolicy, QwenPrompts, vision_token_ids
+from benchmarks.naive import naive_backward, naive_rows
+from vrts.models.qwen import QwenPolicy
 from vrts.types import Rollout, Sample
 
 CASES = [(24, 1, 48), (24, 4, 48), (24, 8, 48), (24, 16, 48), (48, 8, 48), (24, 8, 96)]
@@ -51,37 +51,6 @@ MEMORY_FRAMES, MEMORY_LENGTHS, MEMORY_GROUPS = 24, (24, 48), (1, 2, 4, 8, 16)
 def formula(P: int, L: int, G: int) -> float:
     """How many times as many tokens naive passes forward as a shared one."""
     return G * (P + L) / (P + G * L)
-
-
-def naive_backward(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> None:
-    """Log-probs with gradient of completions ``[rows, L]``, everything computed in every row."""
-    prompt = prompts.encoded[0]
-    rows, L = ids.shape
-    P, device = len(prompt.input_ids), policy.device
-    steps = prompt.next_position + torch.arange(L)
-    positions = torch.cat([prompt.positions, steps.expand(3, -1)], 1).to(device)
-    hidden = policy.base.model(
-        input_ids=torch.cat([prompt.input_ids.to(device).expand(rows, -1), ids], 1),
-        position_ids=positions[:, None].expand(-1, rows, -1),
-        pixel_values_videos=prompts.patches.repeat(rows, 1),
-        video_grid_thw=prompts.grids.repeat(rows, 1),
-        use_cache=False,
-    ).last_hidden_state
-    logprobs, _ = token_logprobs(
-        hidden[:, P - 1 : -1].flatten(0, 1),
-        ids.flatten(),
-        policy.base.lm_head,
-        vision_token_ids(policy.base.config).to(device),
-        1.0,
-        256,
-    )
-    (-logprobs.sum()).backward()
-
-
-def naive_rows(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> None:
-    """`naive_backward`, one row after the other."""
-    for row in ids:
-        naive_backward(policy, prompts, row[None])
 
 
 def shared_backward(policy: QwenPolicy, samples: list[Sample], rollout: Rollout) -> None:

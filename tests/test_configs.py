@@ -131,7 +131,7 @@ def test_a_vote_is_a_plug_in(monkeypatch):
     assert isinstance(densifier.rule.vote, LogProbVote)
     assert densifier.fingerprint() == {
         "levels": [32, 64, 128], "num_samples": 5, "sampling": None, "consensus": 4,
-        "vote": "LogProbVote", "early_stop": True,
+        "vote": {"class": "LogProbVote"}, "early_stop": True,
     }  # fmt: skip
 
 

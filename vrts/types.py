@@ -234,7 +234,8 @@ class Prediction:
     correct: bool | None = None
     """Whether the answer is right; None where the right one is not known. A failure is wrong."""
     clip: Clip | None = field(default=None, compare=False, repr=False)
-    """Frames of the deciding round, for callbacks that show them; never recorded."""
+    """Frames of the deciding round, for callbacks that show them; None behind these, and never
+    recorded."""
 
     @property
     def num_frames(self) -> int:

@@ -5,11 +5,10 @@ import torch
 
 from benchmarks import common, update
 from benchmarks.common import random_rollout, random_sample
+from benchmarks.naive import naive_backward, naive_rows
 from benchmarks.update import (
     formula,
     memory_growth,
-    naive_backward,
-    naive_rows,
     passes,
     shared_backward,
 )

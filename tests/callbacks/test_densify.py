@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from lightning import Callback
 
 from tests.callbacks.plugins import AtMostFour, MarkingDecoder, ScriptedPolicy, ask
 from tests.callbacks.runs import (
@@ -261,15 +262,27 @@ def test_greedy_answers_are_unanimous_or_none(tmp_path, videos, model_folder):
     assert all(len(set(r["completions"])) == 1 for r in lines[0]["rounds"])
 
 
+class SeenFrames(Callback):
+    """Notes how many frames each prediction comes with."""
+
+    def __init__(self) -> None:
+        self.num_frames: list[int] = []
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, *args):
+        self.num_frames += [prediction.clip.num_frames for prediction in outputs]
+
+
 def test_without_a_writer_predictions_are_replaced_in_place(tmp_path, videos):
     policy = scripted({"q": {4: "ABC", 8: "CCC"}})
-    trainer = make_trainer(tmp_path, [SparseToDense([4, 8], 3)])
+    seen = SeenFrames()
+    trainer = make_trainer(tmp_path, [SparseToDense([4, 8], 3), seen])
     data = make_data(predict=[ask("q", videos["long"], "C"), ask("r", videos["long"])])
     batches = trainer.predict(make_module(policy), datamodule=data)
     predictions = [p for batch in batches for p in batch]
     assert all(isinstance(p, Prediction) for p in predictions)
-    # the frames that decided go along, for callbacks that show them
-    assert [p.clip.num_frames for p in predictions] == [8, 4]
+    # the frames that decided go along, for callbacks that show them, and no further
+    assert seen.num_frames == [8, 4]
+    assert [p.clip for p in predictions] == [None, None]
     assert [(p.question.id, p.answer, len(p.rounds)) for p in predictions] == [
         ("q", "C", 2),
         ("r", "A", 1),
@@ -318,6 +331,19 @@ def test_it_leaves_other_stages_alone(tmp_path, videos, caplog):
     (result,) = trainer.test(make_module(policy), datamodule=data, verbose=False)
     assert result == {"test/accuracy": 1.0}
     assert policy.asked == [[("q", 4)]]
+
+
+def test_a_later_run_without_it_asks_once(tmp_path, videos):
+    policy = scripted({"q": {8: "ABC", 16: "ABC"}})
+    module = make_module(policy)
+    data = make_data(predict=[ask("q", videos["long"])], test=[ask("q", videos["long"], "A")])
+    make_trainer(tmp_path, [SparseToDense([8, 16], 3)]).predict(module, datamodule=data)
+    trainer = make_trainer(tmp_path)
+    ((later,),) = trainer.predict(module, datamodule=data)
+    assert [(r.num_frames, r.answers) for r in later.rounds] == [(4, ("A",))]
+    (result,) = trainer.test(module, datamodule=data, verbose=False)
+    assert result == {"test/accuracy": 1.0}
+    assert [len(sampling) for sampling in policy.sampling] == [3, 3, 1, 1]
 
 
 def random_script(num_questions: int, M: int, levels, seed: int):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.callbacks.plugins import ask
-from vrts.callbacks.records import prediction_line, read_lines, read_other_run, rounds_of
+from vrts.callbacks.records import prediction_line, read_lines, read_other_run
 from vrts.types import InputError, Prediction, Round
 
 ROUNDS = (
@@ -61,13 +61,6 @@ def test_the_line_of_an_answer():
         "question", "options", "problem_type", "video", "breakdown",
     ]  # fmt: skip
     assert json.loads(json.dumps(line)) == line
-    rounded = dataclasses.replace(ROUNDS[0], times_s=(0.0, 0.3333, 2.0, 3.0), agreement=0.3333)
-    assert rounds_of(json.loads(json.dumps(line))) == (rounded, ROUNDS[1])
-
-
-def test_rounds_of_a_line_without_the_newer_fields():
-    older = {"num_frames": 4, "completions": ["B"], "answers": ["B"], "agreement": 1.0}
-    assert rounds_of({"rounds": [older]}) == (Round(4, ("B",), ("B",), 1.0),)
 
 
 def test_the_line_of_a_failure():

@@ -19,7 +19,6 @@ from tests.callbacks.runs import (
 )
 from tests.callbacks.test_writer import SCRIPT, nine
 from vrts.callbacks.densify import SparseToDense
-from vrts.callbacks.records import rounds_of
 from vrts.callbacks.replay import Replay
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.recorded import RecordedReader
@@ -123,10 +122,14 @@ def test_a_vote_weighted_by_log_probs_gives_what_the_pure_functions_say(tmp_path
     rule = VotingRule(LogProbVote(), early_stop=False)
     replayed, _ = replay(tmp_path / "again", tmp_path, vote=rule.vote)
     changed = 0
-    for line, before in zip(replayed, lines, strict=True):
+    for line, before, question in zip(replayed, lines, asked, strict=True):
         if line["status"] == "ok":
             assert line["rounds"] == before["rounds"]
-            assert line["prediction"] == rule.answer(rounds_of(line)[-1])
+            last = line["rounds"][-1]
+            decided = make_round(
+                last["completions"], question, 0, mean_logprobs=last["mean_logprobs"]
+            )
+            assert line["prediction"] == rule.answer(decided)
             changed += line["prediction"] != before["prediction"]
     assert changed
 

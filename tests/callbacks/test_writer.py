@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 
 import pytest
@@ -20,11 +21,14 @@ from tests.callbacks.runs import (
     scripted,
     started,
 )
+from vrts.callbacks.asking import AnswerPrinter
 from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.progress import PredictionProgress
 from vrts.callbacks.records import prediction_line
 from vrts.callbacks.writer import PredictionWriter
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Prediction, Sampling
+from vrts.votes import Vote
 
 SCRIPT = {
     "q0": {4: "ABC", 8: "BBB"},
@@ -33,6 +37,16 @@ SCRIPT = {
     "q4": {4: "---", 8: "---", 16: "---"},
 }
 """q3 is about a damaged video, the others get "A" three times."""
+
+
+class SteepVote(Vote):
+    """A vote with an option, as a user may write one."""
+
+    def __init__(self, steepness):
+        self.steepness = steepness
+
+    def weight(self, mean_logprob):
+        return math.exp(self.steepness * mean_logprob)
 
 
 def seven(videos):
@@ -230,11 +244,14 @@ def test_further_questions_are_added(tmp_path, videos, whole):
         ({"evaluation": Sampling(temperature=0.5)}, "temperature 1.0 -> 0.5"),
         ({"evaluation": Sampling(top_p=0.5)}, "top_p 1.0 -> 0.5"),
         ({"evaluation": Sampling(top_k=50)}, "top_k 0 -> 50"),
+        ({"trainer": {"precision": "bf16-true"}}, "precision '32-true' -> 'bf16-true'"),
+        ({"s2d": {"vote": SteepVote(2.0)}}, "vote .*'steepness': 1.0.* -> .*'steepness': 2.0"),
         ({"data": {"resolution": None}}, "resolution .*3136.* -> .*100352"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, videos, change, message):
-    predict(tmp_path, scripted(SCRIPT), seven(videos))
+    vote = SteepVote(1.0) if "s2d" in change else None
+    predict(tmp_path, scripted(SCRIPT), seven(videos), s2d={"vote": vote})
     before = (tmp_path / "predictions.jsonl").read_bytes()
     policy = scripted()
     with pytest.raises(InputError, match=f"other settings .*{message}.*output_dir"):
@@ -249,6 +266,13 @@ def test_another_model_is_refused(tmp_path, videos, model_folder):
     with pytest.raises(InputError, match="policy 'ScriptedPolicy' -> 'QwenPolicy'"):
         predict(tmp_path, policy, questions(videos["long"], 1))
     assert not policy.loaded, "refused before anything is loaded"
+
+
+def test_another_dtype_is_refused(tmp_path, videos, model_folder):
+    asked = questions(videos["long"], 1)
+    predict(tmp_path, make_policy(model_folder), asked)
+    with pytest.raises(InputError, match="dtype 'float32' -> 'bfloat16'"):
+        predict(tmp_path, make_policy(model_folder, dtype="bfloat16"), asked)
 
 
 def test_another_prompt_is_refused(tmp_path, videos, model_folder):
@@ -283,11 +307,12 @@ def test_damaged_settings_are_named(tmp_path, videos, text):
         predict(tmp_path, scripted(), questions(videos["long"], 1))
 
 
-def test_a_writer_before_the_densifier_is_refused(tmp_path, videos):
-    trainer = make_trainer(tmp_path, [PredictionWriter(str(tmp_path)), SparseToDense([4], 3)])
+@pytest.mark.parametrize("kind", [PredictionWriter, PredictionProgress, AnswerPrinter])
+def test_what_takes_predictions_before_the_densifier_is_refused(tmp_path, videos, kind):
+    trainer = make_trainer(tmp_path, [kind(), SparseToDense([4], 3)])
     data = make_data(predict=questions(videos["long"], 1))
     policy = scripted()
-    with pytest.raises(InputError, match=r"trainer\.callbacks: .*put SparseToDense first"):
+    with pytest.raises(InputError, match=f"callbacks: {kind.__name__} .*put SparseToDense first"):
         trainer.predict(make_module(policy), datamodule=data)
     assert policy.asked == []
     assert not (tmp_path / "settings.json").exists()

@@ -135,3 +135,12 @@ def test_a_base_in_another_place_is_found(load_policy, samples, adapter, model_f
         load_policy(folder).score(prompts, rollout, 1.0).logprobs,
         policy.score(prompts, rollout, 1.0).logprobs,
     )
+
+
+def test_the_fingerprint_names_the_base_and_its_weights(load_policy, adapter, model_folder):
+    _, folder = adapter
+    found = load_policy(folder).fingerprint()
+    assert found["base"] == str(model_folder)
+    names = [name for name, *_ in found["weights"]]
+    assert names == ["adapter_model.safetensors", "model.safetensors"]
+    assert load_policy().fingerprint()["base"] is None

@@ -67,6 +67,18 @@ def test_known_pairs_are_not_encoded_again(load_policy, dense):
     assert torch.equal(again.features, policy.encode(dense[:3][::-1], 4).features)
 
 
+def test_where_weights_are_sharded_the_vision_tower_is_never_left_out(
+    load_policy, dense, monkeypatch
+):
+    policy = load_policy()
+    known = policy.encode(dense, 4)
+    counts = count_patches(policy)
+    monkeypatch.setattr("vrts.models.qwen.is_sharded", lambda model: True)
+    again = policy.encode(dense, 4, known)
+    assert counts == [4 * 6], "one pair of the first video"
+    torch.testing.assert_close(again.features, known.features)
+
+
 def test_another_video_with_the_same_frames_is_not_taken_for_it(load_policy, dense):
     policy = load_policy()
     question = dataclasses.replace(dense[0].question, video="other.mp4")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
+from vrts.callbacks.densify import densifiers_before
 from vrts.prompts import split_completion
 from vrts.types import InputError, Prediction, Question, Round, letters
 
@@ -18,12 +19,21 @@ from vrts.types import InputError, Prediction, Question, Round, letters
 class AnswerPrinter(Callback):
     """Prints each answer with its reasoning, its votes and the frames that it is from.
 
-    `trainer.callbacks` names it behind SparseToDense, whose answers it prints.
+    `trainer.callbacks` must name it behind SparseToDense, whose answers it prints.
     """
 
     def __init__(self) -> None:
         self._num_answered = 0
         self._error: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the order of the callbacks.
+
+        Raises:
+            InputError: the densifier comes after this one.
+        """
+        if stage == "predict":
+            densifiers_before(trainer, self)
 
     def on_predict_batch_end(
         self,

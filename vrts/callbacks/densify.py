@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.lookahead import FrameLookahead
+from vrts.data.content import describe
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.sampling import NestedPairSampler
 from vrts.models.answering import RoundPlan
@@ -38,7 +39,8 @@ class SparseToDense(Callback):
     With ``data.sampler: NestedPairSampler`` a level encodes only the pairs of frames that the one
     before has not.
 
-    `trainer.callbacks` must name it before the writer, which takes what it has decided.
+    `trainer.callbacks` must name it before those that take what it has decided, such as the writer;
+    they check it with `densifiers_before`.
 
     Args:
         levels: numbers of frames, ascending and even.
@@ -96,7 +98,7 @@ class SparseToDense(Callback):
             "num_samples": self.num_samples,
             "sampling": None if self.sampling is None else [asdict(s) for s in self.sampling],
             "consensus": self.rule.consensus,
-            "vote": type(self.rule.vote).__name__,
+            "vote": describe(self.rule.vote),
             "early_stop": self.rule.early_stop,
         }
 
@@ -153,6 +155,14 @@ class SparseToDense(Callback):
             count.begun, count.used, count.cancelled,
         )  # fmt: skip
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave module and data as they were, for runs of other stages or without this callback."""
+        if stage != "predict":
+            return
+        module = cast(VideoQAModule, pl_module)
+        module.plan = RoundPlan((module.evaluation,))
+        _data(trainer).predict_num_frames = None
+
     def _look_ahead(self, samples: Sequence[Sample], level: int) -> None:
         """Begin to decode the next level of samples that are about to be asked at this one."""
         if not self.decode_ahead or level + 1 == len(self.levels):
@@ -200,6 +210,26 @@ class SparseToDense(Callback):
             again = module.answer([Sample(question, prediction.clip)], self._plans[-1])
             return decide(question, [*before[:-1], *again], self.rule, prediction.clip)
         return prediction
+
+
+def densifiers_before(trainer: Trainer, callback: Callback) -> list[SparseToDense]:
+    """Densifiers among the callbacks, for one that takes what they have decided.
+
+    Args:
+        trainer: whose callbacks are looked at.
+        callback: one of them.
+
+    Raises:
+        InputError: a densifier comes after it.
+    """
+    order = cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
+    place = order.index(callback)
+    if any(isinstance(later, SparseToDense) for later in order[place:]):
+        raise InputError(
+            f"trainer.callbacks: {type(callback).__name__} comes before SparseToDense and would "
+            "take undecided predictions; put SparseToDense first"
+        )
+    return [earlier for earlier in order[:place] if isinstance(earlier, SparseToDense)]
 
 
 def _data(trainer: Trainer) -> VideoQADataModule:

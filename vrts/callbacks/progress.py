@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from vrts.callbacks.densify import densifiers_before
 from vrts.callbacks.records import Line, prediction_line, read_lines
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
@@ -49,9 +50,9 @@ class PredictionProgress(Callback):
     """Shows questions done, failures, mean frames, accuracy so far and the time left.
 
     On a terminal it is a bar; elsewhere it is a line now and then. A run that goes on counts what
-    was decided before. Of several processes the first one shows its own share. `trainer.callbacks`
-    names it behind SparseToDense, whose answers it counts; it takes the place of Lightning's bar
-    (``trainer.enable_progress_bar: false``).
+    was decided before. Of several processes the first one shows its own share. It takes the place
+    of Lightning's bar (``trainer.enable_progress_bar: false``). `trainer.callbacks` must name it
+    behind SparseToDense, whose answers it counts.
 
     Args:
         line_every_s: seconds from one line to the next where there is no terminal; 0 prints none.
@@ -67,6 +68,15 @@ class PredictionProgress(Callback):
         self._console = Console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the order of the callbacks.
+
+        Raises:
+            InputError: the densifier comes after this one.
+        """
+        if stage == "predict":
+            densifiers_before(trainer, self)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what is decided already, and what is left for this process."""

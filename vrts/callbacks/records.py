@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vrts.types import InputError, Prediction, Question, Round
+from vrts.types import InputError, Prediction, Question
 
 Line = dict[str, Any]
 """One line of ``predictions.jsonl``."""
@@ -46,23 +46,6 @@ def prediction_line(prediction: Prediction) -> Line:
         "video": prediction.question.video,
         "breakdown": _breakdown(prediction.question),
     }
-
-
-def rounds_of(line: Line) -> tuple[Round, ...]:
-    """Give back the rounds of a line; what an older version did not record is empty."""
-    return tuple(
-        Round(
-            num_frames=r["num_frames"],
-            completions=tuple(r["completions"]),
-            answers=tuple(r["answers"]),
-            agreement=r["agreement"],
-            times_s=tuple(r.get("times_s", ())),
-            num_tokens=tuple(r.get("num_tokens", ())),
-            mean_logprobs=tuple(r.get("mean_logprobs", ())),
-            abandoned=tuple(r.get("abandoned", ())),
-        )
-        for r in line["rounds"]
-    )
 
 
 def _breakdown(question: Question) -> dict[str, str]:

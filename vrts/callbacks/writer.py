@@ -13,7 +13,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
-from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.densify import densifiers_before
 from vrts.callbacks.records import (
     Line,
     prediction_line,
@@ -70,14 +70,14 @@ class PredictionWriter(Callback):
         if self._follows_trainer:
             self.output_dir = Path(trainer.default_root_dir)
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        densifiers = [c for c in trainer.callbacks if isinstance(c, SparseToDense)]  # type: ignore[attr-defined]
-        self._check_order(trainer, densifiers)
+        densifiers = densifiers_before(trainer, self)
         self._levels = densifiers[0].levels if densifiers else [data.num_frames]
         self._places = {question.id: i for i, question in enumerate(data.questions("predict"))}
         self._right_before = None if self.before is None else self._read_before(self.before)
         settings = {
             **cast(VideoQAModule, pl_module).fingerprint(),
             **data.fingerprint(),
+            "precision": str(trainer.precision),
             **(
                 densifiers[0].fingerprint()
                 if densifiers
@@ -144,14 +144,6 @@ class PredictionWriter(Callback):
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
-
-    def _check_order(self, trainer: Trainer, densifiers: list[SparseToDense]) -> None:
-        order = cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
-        if any(order.index(d) > order.index(self) for d in densifiers):
-            raise InputError(
-                "trainer.callbacks: PredictionWriter comes before SparseToDense and would write "
-                "undecided predictions; put SparseToDense first"
-            )
 
     def _prepare(self, settings: dict[str, Any]) -> str | None:
         """Make the folder, see that it belongs to these settings, and merge what is there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -446,6 +446,15 @@ class VideoQAModule(LightningModule):
             else decide(sample.question, [next(rounds)], self.plan.rule, sample.clip)
             for sample in checked
         ]
+
+    def on_predict_batch_end(
+        self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Let go of the frames, which callbacks have seen by now.
+
+        Where the Trainer returns predictions, it keeps those of all batches.
+        """
+        outputs[:] = [replace(prediction, clip=None) for prediction in outputs]
 
     def on_validation_batch_end(
         self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0

@@ -235,9 +235,11 @@ class QwenPolicy(Policy):
                 features = self._video_features(patches, grids)
             else:
                 assert isinstance(known, QwenPrompts)
-                features = pair_features(
-                    encoded, pairs, known.by_pair(), self._video_features, self.device
-                )
+                found = known.by_pair()
+                if is_sharded(self.base):
+                    # the others need this process in the vision tower, to gather its weights
+                    found.pop(pairs[0][0], None)
+                features = pair_features(encoded, pairs, found, self._video_features, self.device)
         questions = tuple(s.question for s in samples)
         return QwenPrompts(questions, encoded, patches, grids, features, pairs)
 
@@ -432,12 +434,15 @@ class QwenPolicy(Policy):
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Policy.fingerprint`."""
+        base = adapter_base(self.path)
         return {
             "policy": type(self).__name__.removeprefix("FSDP"),  # its name where it is sharded
             "path": self.path,
+            "base": base,
             "lora": self.lora is not None,
+            "dtype": self._dtype,
             "prompt": asdict(self._template),
-            "weights": weights_stamp(self.path),
+            "weights": [*weights_stamp(self.path), *(weights_stamp(base) if base else [])],
         }
 
 
