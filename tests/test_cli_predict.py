@@ -56,7 +56,9 @@ class TestAsk:
         more = ["--data.video", video, "--data.question", "What is shown?"]
         more += ["--data.options", '["a rocket", "a cat"]']
         assert main(ask_args(model, tmp_path, *more)) == 0
-        out = capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert "seamless cloud" not in printed.err
+        out = printed.out
         assert "What is shown?" in out
         assert "round 1: 32 frames; " in out
         assert not list(tmp_path.rglob("*.jsonl"))
