@@ -1,6 +1,7 @@
 """Asking and replaying as users call them."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def ask_args(model: Path, root: Path, *more: str) -> list[str]:
 
 
 class TestAsk:
+    def test_lightnings_adverts_are_left_out(self, annotations, model, tmp_path):
+        logged, handler = [], logging.Handler()
+        handler.emit = lambda record: logged.append(record.getMessage())
+        logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        logger.addHandler(handler)
+        video = str(next(annotations.parent.rglob("*.mp4")))
+        more = ["--data.video", video, "--data.question", "What is shown?"]
+        assert main(ask_args(model, tmp_path, *more)) == 0
+        logger.removeHandler(handler)
+        assert any("GPU available" in message for message in logged)
+        assert not any("seamless cloud" in message for message in logged)
+
     def test_one_question_about_a_real_video(self, shared, model, tmp_path, capsys):
         video = str(shared / "videos/nasa_13013.mp4")
         more = ["--data.video", video, "--data.question", "What is shown?"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -162,6 +163,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
         sys.path.append(os.getcwd())  # noqa: PTH109 class paths of the user's own modules
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     return VrtsCLI(
         VideoQAModule,
         VideoQADataModule,
@@ -171,6 +173,11 @@ def run(args: ArgsType = None) -> VrtsCLI:
         parser_kwargs={"parser_mode": "yaml"},
         save_config_kwargs={"overwrite": True},
     )
+
+
+def _is_no_advert(record: logging.LogRecord) -> bool:
+    """False for Lightning's tips to install its vendor's cloud packages, given at every start."""
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tests.callbacks.plugins import ask, completion
 from tests.callbacks.runs import make_data, make_module, make_trainer, scripted
-from vrts.callbacks.asking import AnswerPrinter, answer_panel
+from vrts.callbacks.asking import SHOWN_TIMES, AnswerPrinter, answer_panel, times_text
 from vrts.callbacks.densify import SparseToDense
 from vrts.types import InputError, ProblemType
 from vrts.voting import decide, make_round
@@ -37,7 +37,18 @@ def test_the_answer_its_reasoning_and_all_votes_are_shown():
     assert "I see blue." in out
     assert "round 1: 4 frames; C: 2, B: 2, no answer: 1" in out
     assert "round 2: 8 frames; B: 2, C: 1, no answer: 1" in out
-    assert "frames at 0.0, 1.2 s" in out
+    assert "frames at 0.00, 1.25 s" in out
+
+
+def test_of_very_many_frames_the_first_and_the_last_times_are_shown():
+    times_s = [i / 10 for i in range(SHOWN_TIMES + 1)]
+    assert times_text(times_s[:-1]).count(", ") == SHOWN_TIMES - 1
+    assert "…" not in times_text(times_s[:-1])
+    shown_times = times_text(times_s).split(", ")
+    middle = SHOWN_TIMES // 2
+    assert shown_times[middle] == "…"
+    assert [float(t) for t in shown_times[:middle]] == times_s[:middle]
+    assert [float(t) for t in shown_times[middle + 1 :]] == times_s[-middle:]
 
 
 def test_completions_that_were_given_up_are_no_missing_answers():

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from tests.callbacks.test_summary import LINES, line
 from vrts.callbacks.summary import summarise
-from vrts.callbacks.tables import SHOWN_CATEGORIES, metrics_tables
+from vrts.callbacks.tables import SHOWN_CATEGORIES, SHOWN_FAILURES, metrics_tables
 
 
 def text(metrics) -> str:
@@ -21,6 +21,8 @@ def rows(metrics) -> list[list[str]]:
 
 
 def test_the_tables_show_percent():
+    first, *others = summarise(LINES, [4])["failed"]
+    assert len(others) == 2
     assert rows(summarise(LINES, [4, 8, 16])) == [
         ["questions", "8"],
         ["accuracy of 6", "33.3 ± 12.8 %"],
@@ -33,13 +35,23 @@ def test_the_tables_show_percent():
         ["decided at 16 frames", "25.0 %"],
         ["without an answer", "1"],
         ["failed", "3"],
-        *(["", name] for name in summarise(LINES, [4])["failed"]),
+        ["failed questions", f"{first},"],
+        ["", f"{others[0]},"],
+        ["", others[1]],
         ["kind", "", "", ""],
         ["easy", "50.0", "2", ""],
         ["hard", "33.3 ± 22.2", "4", "1"],
         ["length", "", "", ""],
         ["short", "100.0", "1", ""],
     ]
+
+
+def test_failed_questions_are_one_row_and_not_too_many():
+    lines = [line(f"q{i}", False, failed=True, prediction=None) for i in range(SHOWN_FAILURES + 1)]
+    overall = metrics_tables(summarise(lines, [4])).renderables[0]
+    names, values = (list(column.cells) for column in overall.columns)
+    assert names[-2:] == ["failed", "failed questions"]
+    assert values[-2:] == ["6", "q0,\nq1,\nq2,\nq3,\nq4,\n…"]
 
 
 def test_they_leave_out_what_is_not_known():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -14,6 +15,9 @@ from rich.text import Text
 from vrts.callbacks.densify import densifiers_before
 from vrts.prompts import split_completion
 from vrts.types import InputError, Prediction, Question, Round, letters
+
+SHOWN_TIMES = 16
+"""Frames whose times are printed; the other ones of a longer row are between them."""
 
 
 class AnswerPrinter(Callback):
@@ -78,8 +82,7 @@ def answer_panel(prediction: Prediction) -> Panel:
     for number, found in enumerate(prediction.rounds, start=1):
         parts.append(Text(f"round {number}: {found.num_frames} frames; {votes_text(found)}"))
     if last.times_s:
-        times = ", ".join(f"{time_s:.1f}" for time_s in last.times_s)
-        parts.append(Text(f"frames at {times} s", style="dim"))
+        parts.append(Text(f"frames at {times_text(last.times_s)} s", style="dim"))
     return Panel(Group(*parts), title=escape(prediction.question.text), title_align="left")
 
 
@@ -97,6 +100,14 @@ def reasoning_for(answer: str | None, found: Round) -> str | None:
         if given == answer:
             return split_completion(text)[0]
     return None
+
+
+def times_text(times_s: Sequence[float]) -> str:
+    """Times for people: of very many the first and the last ones."""
+    times = [f"{time_s:.2f}" for time_s in times_s]
+    if len(times) > SHOWN_TIMES:
+        times = [*times[: SHOWN_TIMES // 2], "…", *times[-SHOWN_TIMES // 2 :]]
+    return ", ".join(times)
 
 
 def votes_text(found: Round) -> str:

@@ -47,10 +47,10 @@ def _overall(metrics: Mapping[str, Any]) -> Table:
             table.add_row(f"decided at {level} frames", f"{100 * share:.1f} %")
     table.add_row("without an answer", str(metrics["num_without_answer"]))
     table.add_row("failed", str(metrics["num_failed"]))
-    for name in metrics["failed"][:SHOWN_FAILURES]:
-        table.add_row("", escape(name))
-    if len(metrics["failed"]) > SHOWN_FAILURES:
-        table.add_row("", "…")
+    if metrics["failed"]:
+        names = [escape(name) for name in metrics["failed"][:SHOWN_FAILURES]]
+        more = ["…"] if len(metrics["failed"]) > SHOWN_FAILURES else []
+        table.add_row("failed questions", ",\n".join(names + more))
     return table
 
 

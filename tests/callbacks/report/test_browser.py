@@ -99,7 +99,7 @@ def path(tmp_path_factory, lines_and_items):
     category |= {"accuracy": 0.5, "accuracy_stderr": 0.1}
     breakdown = {"place": dict.fromkeys(PLACES, category)}
     metrics = summarise(lines, [8, 16, 32]) | {"breakdown": breakdown}
-    settings = {"seed": 0, "hostile": HOSTILE}
+    settings = {"seed": 0, "presence_penalty": [0.4] * 30, "hostile": HOSTILE}
     path = tmp_path_factory.mktemp("report") / "report.html"
     page = render_report(items, metrics, strips, settings, f"run {HOSTILE}")
     path.write_text(page, encoding="utf-8")
@@ -229,6 +229,12 @@ def test_nothing_sticks_out_and_every_input_has_a_label(browser, path, width, sc
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     unnamed = "[...document.querySelectorAll('input, select')].filter(n => !n.labels.length).length"
     assert visit.page.evaluate(unnamed) == 0
+    visit.page.get_by_text("Settings of the run").click()
+    keys = ("seed", "presence_penalty")
+    names = [visit.page.get_by_role("rowheader", name=key) for key in keys]
+    lines = "cell => { const range = document.createRange(); range.selectNodeContents(cell); "
+    lines += "return range.getClientRects().length; }"
+    assert [name.evaluate(lines) for name in names] == [1, 1]
     missing = "[...document.images].filter(image => !image.alt).length"
     assert visit.page.evaluate(missing) == 0
     assert visit.problems == []
