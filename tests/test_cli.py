@@ -515,8 +515,9 @@ class TestFoundByAttack:
         path.write_text(annotations.read_text().splitlines()[0] + "\n" + line + "\n")
         self.fails(fit_args(model, tmp_path, *own_train(path)), capsys, "odd.jsonl:2", message)
 
-    def test_half_a_character_is_a_bad_row(self, model, annotations, tmp_path, capsys):
-        row = json.loads(annotations.read_text().splitlines()[0]) | {"problem": "What \ud800?"}
+    @pytest.mark.parametrize("field", ["problem", "data_source", "note"])
+    def test_half_a_character_is_a_bad_row(self, field, model, annotations, tmp_path, capsys):
+        row = json.loads(annotations.read_text().splitlines()[0]) | {field: "What \ud800?"}
         path = annotations.parent / "half.jsonl"
         path.write_text(json.dumps(row) + "\n")
         args = predict_args(model, tmp_path, path)

@@ -146,3 +146,13 @@ def test_bad_rules():
     with pytest.raises(InputError, match=r"LogProbVote .* nan.* lack the mean log-probs"):
         VotingRule(LogProbVote()).answer(round_of("AB"))
     assert VotingRule().answer(round_of("BAB")) == "B"
+
+
+@pytest.mark.parametrize("weight", [None, "1", math.nan, -0.1, 1.1])
+def test_weights_that_are_none_are_named(weight):
+    class Odd(Vote):
+        def weight(self, mean_logprob):
+            return weight
+
+    with pytest.raises(InputError, match=r"Odd gives a vote the weight .* from 0 to 1"):
+        VotingRule(Odd()).answer(round_of(["A", "B"]))

@@ -1,5 +1,7 @@
 """Votes against the rules of the issue: earliest of the leaders, no answer is no vote."""
 
+import dataclasses
+import math
 from collections import Counter
 
 import pytest
@@ -111,6 +113,14 @@ def test_the_last_round_decides_and_all_are_kept():
     assert (decided.answer, decided.correct, decided.num_frames) == ("B", True, 8)
     assert decided.rounds == tuple(made)
     assert decided.error is None
+
+
+@pytest.mark.parametrize("mean", [math.nan, math.inf, -math.inf])
+def test_a_model_without_numbers_fails_by_name(mean):
+    damaged = dataclasses.replace(rounds("B", "B", num_frames=8), mean_logprobs=(-0.5, mean))
+    decided = decide(QUESTION, [rounds("A", "B"), damaged])
+    assert (decided.answer, decided.correct, decided.num_frames) == (None, False, 4)
+    assert "question q at 8 frames: the model's log-probs are no finite numbers" in decided.error
 
 
 def test_no_answer_at_all_is_wrong():

@@ -19,6 +19,7 @@ Masks are boolean and True where something counts. Units stand in names:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -141,8 +142,16 @@ class Sampling:
         Raises:
             InputError: a value outside its range.
         """
+        for name in ("temperature", "presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} must be a finite number, got {getattr(self, name)}")
         if self.temperature < 0:
             raise InputError(f"temperature must be 0 or more, got {self.temperature}")
+        if 0 < self.temperature < 1e-6:  # logits divided by less may not be numbers any more
+            raise InputError(
+                f"temperature must be 0 (the most likely token) or at least 1e-6, "
+                f"got {self.temperature}"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.top_k < 0:

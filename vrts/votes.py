@@ -131,7 +131,7 @@ class VotingRule:
             0.0 if answer is None else self.vote.weight(logprob)
             for answer, logprob in zip(answers, logprobs, strict=True)
         ]
-        if bad := [w for w in weights if not 0 <= w <= 1]:
+        if bad := [w for w in weights if not isinstance(w, int | float) or not 0 <= w <= 1]:
             raise InputError(
                 f"{type(self.vote).__name__} gives a vote the weight {bad[0]}, which has to be "
                 "from 0 to 1; it may lack the mean log-probs of completions"

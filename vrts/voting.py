@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vrts.prompts import is_correct, parse_answer
@@ -75,7 +76,7 @@ def decide(
     rule: VotingRule | None = None,
     clip: Clip | None = None,
 ) -> Prediction:
-    """Answer a question by the vote of its last round.
+    """Answer a question by the vote of its last round; it fails where the model has no numbers.
 
     Args:
         question: what was asked.
@@ -83,6 +84,13 @@ def decide(
         rule: how votes are counted; by majority where none is given.
         clip: frames of the last round.
     """
+    if not all(map(math.isfinite, rounds[-1].mean_logprobs)):
+        # what is sampled from such a model is no answer, not even a wrong one
+        reason = (
+            f"question {question.id} at {rounds[-1].num_frames} frames: the model's log-probs are "
+            "no finite numbers; its weights are damaged or overflow, see model.policy"
+        )
+        return fail(question, reason, rounds[:-1])
     answer = (rule or VotingRule()).answer(rounds[-1])
     correct = is_correct(answer, question)
     return Prediction(question, tuple(rounds), answer, correct=correct, clip=clip)

@@ -65,6 +65,16 @@ def test_no_answer_and_free_text():
     assert "red car" in out
 
 
+def test_control_characters_do_not_reach_the_terminal():
+    reasoning = "<think>\x1b[2Jcleared\x9b31m</think><answer>B</answer>"
+    out = shown(
+        decided((4, [reasoning]), text="Why \x1b]0;title\x07?", options=("x", "\x1b[31mred\r"))
+    )
+    assert "cleared" in out
+    assert "red" in out
+    assert not set(out) & {"\x1b", "\x9b", "\x07", "\r"}
+
+
 def test_hostile_texts_stay_texts():
     bad = "[red]x[/nonsense] [link=http://a.b]c[/link]"
     options = (bad, "other")

@@ -151,3 +151,38 @@ def test_the_file_of_another_run_stays_as_it_is(tmp_path):
     assert path.read_text() == text
     with pytest.raises(InputError, match=r"Some\.option: no file .*none\.jsonl"):
         list(read_other_run(tmp_path / "none.jsonl", "Some.option"))
+
+
+DAMAGE = {
+    "no rounds": {"rounds": []},
+    "frames": {"num_frames": "8"},
+    "prediction": {"prediction": ["B"]},
+    "category": {"breakdown": {"task": ["a"]}},
+    **{
+        f"round's {name}": {"rounds": [{"num_frames": 4, "agreement": 1.0} | {name: value}]}
+        for name, value in {
+            "num_frames": None,
+            "agreement": float("nan"),
+            "completions": "text",
+            "answers": [3],
+            "abandoned": None,
+            "times_s": None,
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_a_field_of_another_type_is_named_before_metrics_stumble_over_it(tmp_path, change):
+    line = prediction_line(Prediction(ask("q", "v.mp4", "B"), ROUNDS, "B", correct=True))
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | change) + "\n")
+    with pytest.raises(InputError, match=r"predictions\.jsonl:2: not a line that vrts"):
+        list(read_lines(path))
+
+
+def test_a_line_of_a_failure_has_no_rounds(tmp_path):
+    line = prediction_line(Prediction(ask("q", "v.mp4", "B"), error="gone", correct=False))
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    assert list(read_lines(path)) == [line]

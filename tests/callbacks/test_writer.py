@@ -300,10 +300,17 @@ def test_a_foreign_line_is_named(tmp_path, videos):
         predict(tmp_path, scripted(), questions(videos["long"], 1))
 
 
+def test_a_folder_where_metrics_go_is_found_before_the_first_question(tmp_path, videos):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(InputError, match=rf"cannot use {tmp_path} \(metrics.json is a folder"):
+        predict(tmp_path, scripted(), questions(videos["long"], 1))
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3"])
 def test_damaged_settings_are_named(tmp_path, videos, text):
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(InputError, match=f"output_dir: cannot use {tmp_path}"):
+    with pytest.raises(InputError, match=f"output_dir: cannot use {tmp_path} .*settings"):
         predict(tmp_path, scripted(), questions(videos["long"], 1))
 
 

@@ -31,6 +31,7 @@ def test_a_picture_is_one(tmp_path, name, is_image):
     ("options", "message"),
     [
         ({"video": "none.mp4"}, "data.video: none.mp4: no such file"),
+        ({"video": "x" * 300}, "xxx: no such file"),
         ({"question": " "}, "data.question is empty"),
         ({"options": ["one"]}, "data.options: a multiple choice needs 2 to 26 options"),
         ({"options": ["A. x", "C. y"]}, "data.options: options are lettered AC"),
@@ -40,6 +41,11 @@ def test_mistakes_are_named(options, message):
     asked = {"video": __file__, "question": "Why?"} | options
     with pytest.raises(InputError, match=re.escape(message)):
         SingleQuestionReader(**asked).read()
+
+
+def test_a_question_longer_than_any_file_name_has_a_fingerprint():
+    question = "Why? " * 20_000
+    assert SingleQuestionReader(__file__, question).fingerprint()["question"] == question
 
 
 @pytest.mark.parametrize(

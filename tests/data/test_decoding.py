@@ -18,6 +18,9 @@ SMALL = Resolution(min_pixels=28 * 28, max_pixels=64 * 28 * 28)
 BOTH = FallbackDecoder([DecordDecoder(), PyAVDecoder()])
 
 
+REAL_OPEN = av.open
+
+
 @pytest.fixture(autouse=True)
 def decord_speaks_like_qwen(monkeypatch):
     monkeypatch.setenv("FORCE_QWENVL_VIDEO_READER", "decord")
@@ -156,6 +159,48 @@ def test_damaged_files_fail_by_name(tmp_path, make_video, decoder):
                  "audio.m4a", "gone.mp4"):  # fmt: skip
         with pytest.raises(VideoError, match=name):
             decode(decoder, tmp_path / name)
+
+
+@pytest.mark.parametrize("decoder", [DecordDecoder(), PyAVDecoder(), BOTH])
+def test_a_name_that_no_file_can_have_fails_by_name(decoder):
+    for name in ("/" + "x" * 300 + ".mp4", "a\0b.mp4"):
+        with pytest.raises(VideoError, match="no such file"):
+            decode(decoder, name)
+
+
+@pytest.mark.parametrize("decoder", [DecordDecoder(), PyAVDecoder()])
+def test_a_codec_that_ffmpeg_does_not_know_fails_by_name(tmp_path, make_video, decoder):
+    make_video(tmp_path / "good.mp4", 8)
+    data = (tmp_path / "good.mp4").read_bytes()
+    (tmp_path / "odd.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoError, match=r"odd\.mp4: has a video stream of a codec that FFmpeg"):
+        decode(decoder, tmp_path / "odd.mp4")
+
+
+class LateStreams:
+    """A container that ends as PyAV's do where FFmpeg has found further streams on the way."""
+
+    def __init__(self, path):
+        self._container = REAL_OPEN(path)
+        self.streams, self.format = self._container.streams, self._container.format
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._container.close()
+
+    def demux(self, stream):
+        yield from (packet for packet in self._container.demux(stream) if packet.size)
+        raise IndexError("list index out of range")
+
+
+@pytest.mark.parametrize("decoder", [DecordDecoder(), PyAVDecoder()])
+def test_streams_found_on_the_way_fail_by_name(tmp_path, make_video, monkeypatch, decoder):
+    make_video(tmp_path / "good.mp4", 8)
+    monkeypatch.setattr(av, "open", LateStreams)
+    with pytest.raises(VideoError, match=r"good\.mp4: has streams that begin in its middle"):
+        decode(decoder, tmp_path / "good.mp4")
 
 
 def test_messages_are_short_and_name_each_decoder(tmp_path, make_video):

@@ -1,6 +1,7 @@
 """Drawing tokens: truncation against plain loops, and what is drawn against the distribution."""
 
 import dataclasses
+import math
 import os
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.models.conftest import make_sample
 from tests.models.naive import plain_distributions
-from vrts.models.sampling import row_seed, row_uniforms, truncate
-from vrts.types import Sampling
+from vrts.models.sampling import RowSampler, row_seed, row_uniforms, truncate
+from vrts.types import InputError, Sampling
 
 
 def plain_truncation(probs: list[float], top_p: float, top_k: int) -> list[float]:
@@ -36,6 +37,29 @@ def test_truncation_is_top_k_and_then_top_p(seed, V, top_p, top_k):
     )
     assert got[0].tolist() == plain_truncation(probs[0].tolist(), top_p, top_k)
     assert torch.equal(got[1], probs[1]), "a row without truncation beside one with it"
+
+
+@pytest.mark.parametrize("name", ["temperature", "presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_refused(name, value):
+    with pytest.raises(InputError, match=f"{name} must be a finite number"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-7, 1e-40, 1e-300])
+def test_temperatures_that_leave_no_distribution_are_refused(temperature):
+    with pytest.raises(InputError, match="temperature must be 0"):
+        Sampling(temperature=temperature)
+
+
+def test_a_top_k_beyond_the_vocabulary_is_all_of_it():
+    logits, uniforms = torch.randn(2, 9), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    rows = torch.arange(2)
+    drawn = [
+        RowSampler([Sampling(top_k=top_k)] * 2, 9, torch.device("cpu"))(logits, uniforms, rows)
+        for top_k in (10**19, 0)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
 
 
 def test_a_row_has_the_same_numbers_whatever_stands_beside_it():

@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from vrts.callbacks.densify import densifiers_before
+from vrts.callbacks.terminal import printable
 from vrts.prompts import split_completion
 from vrts.types import InputError, Prediction, Question, Round, letters
 
@@ -74,16 +75,18 @@ def answer_panel(prediction: Prediction) -> Panel:
         prediction: with one round or more.
     """
     last = prediction.rounds[-1]
-    parts = [Text(answer_text(prediction.answer, prediction.question), style="bold")]
+    parts = [Text(printable(answer_text(prediction.answer, prediction.question)), style="bold")]
     reasoning = reasoning_for(prediction.answer, last)
     if reasoning:
-        parts += [Text(), Text(reasoning, style="italic")]
+        parts += [Text(), Text(printable(reasoning), style="italic")]
     parts.append(Text())
     for number, found in enumerate(prediction.rounds, start=1):
-        parts.append(Text(f"round {number}: {found.num_frames} frames; {votes_text(found)}"))
+        votes = printable(votes_text(found))
+        parts.append(Text(f"round {number}: {found.num_frames} frames; {votes}"))
     if last.times_s:
         parts.append(Text(f"frames at {times_text(last.times_s)} s", style="dim"))
-    return Panel(Group(*parts), title=escape(prediction.question.text), title_align="left")
+    title = escape(printable(prediction.question.text))
+    return Panel(Group(*parts), title=title, title_align="left")
 
 
 def answer_text(answer: str | None, question: Question) -> str:

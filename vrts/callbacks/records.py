@@ -56,17 +56,45 @@ def _breakdown(question: Question) -> dict[str, str]:
 
 def _is_ours(line: Line) -> bool:
     """Whether a JSON object has the fields of a prediction, each of its type."""
-    rounds = line.get("rounds")
+    rounds, breakdown = line.get("rounds"), line.get("breakdown")
     return (
         isinstance(line.get("id"), str)
         and isinstance(rounds, list)
-        and all(isinstance(r, dict) and {"num_frames", "agreement"} <= r.keys() for r in rounds)
-        and line.get("status") in ("ok", "failed")
+        and all(map(_is_round, rounds))
+        and (line.get("status") == "failed" or (line.get("status") == "ok" and len(rounds) > 0))
         and line.get("correct", 0) in (True, False, None)
-        and {"prediction", "num_frames", "correct"} <= line.keys()
+        and {"prediction", "correct"} <= line.keys()
+        and isinstance(line["prediction"], str | None)
+        and _is_count(line.get("num_frames"))
         and isinstance(line.get("video"), str)
-        and isinstance(line.get("breakdown"), dict)
+        and isinstance(breakdown, dict)
+        and all(isinstance(category, str) for category in breakdown.values())
     )
+
+
+def _is_round(value: Any) -> bool:
+    """Whether a JSON value is a round; lists that an older version did not write may be absent."""
+    if not isinstance(value, dict):
+        return False
+    agreement = value.get("agreement")
+    return (
+        _is_count(value.get("num_frames"))
+        and isinstance(agreement, int | float)
+        and 0 <= agreement <= 1
+        and _holds(value.get("completions", []), str)
+        and _holds(value.get("answers", []), (str, type(None)))
+        and _holds(value.get("abandoned", []), bool)
+        and isinstance(value.get("times_s", []), list)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _holds(value: Any, types: type | tuple[type, ...]) -> bool:
+    """Whether a value is a list of these types."""
+    return isinstance(value, list) and all(isinstance(item, types) for item in value)
 
 
 def read_lines(path: Path) -> Iterator[Line]:

@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from vrts.callbacks.terminal import printable
+
 SHOWN_FAILURES = 5
 """Ids of failed questions in the table; ``metrics.json`` has all of them."""
 SHOWN_CATEGORIES = 40
@@ -48,7 +50,7 @@ def _overall(metrics: Mapping[str, Any]) -> Table:
     table.add_row("without an answer", str(metrics["num_without_answer"]))
     table.add_row("failed", str(metrics["num_failed"]))
     if metrics["failed"]:
-        names = [escape(name) for name in metrics["failed"][:SHOWN_FAILURES]]
+        names = [escape(printable(name)) for name in metrics["failed"][:SHOWN_FAILURES]]
         more = ["…"] if len(metrics["failed"]) > SHOWN_FAILURES else []
         table.add_row("failed questions", ",\n".join(names + more))
     return table
@@ -68,12 +70,12 @@ def _breakdown(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
 
 def _rows(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     if len(categories) > SHOWN_CATEGORIES:
-        yield f"[bold]{escape(name)}[/]: {len(categories)}, see metrics.json", "", "", ""
+        yield f"[bold]{escape(printable(name))}[/]: {len(categories)}, see metrics.json", "", "", ""
         return
-    yield f"[bold]{escape(name)}[/]", "", "", ""
+    yield f"[bold]{escape(printable(name))}[/]", "", "", ""
     for category, numbers in categories.items():
         questions, failed = str(numbers["num_questions"]), str(numbers["num_failed"] or "")
-        yield f"  {escape(category)}", _accuracy(numbers), questions, failed
+        yield f"  {escape(printable(category))}", _accuracy(numbers), questions, failed
 
 
 def _accuracy(numbers: Mapping[str, Any]) -> str:

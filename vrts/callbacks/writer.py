@@ -57,6 +57,11 @@ class PredictionWriter(Callback):
         """Where the lines go."""
         return self.output_dir / "predictions.jsonl"
 
+    @property
+    def metrics_path(self) -> Path:
+        """Where the metrics go."""
+        return self.output_dir / "metrics.json"
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find what an earlier run has decided, and leave it out of this one.
 
@@ -137,7 +142,7 @@ class PredictionWriter(Callback):
             self._merge()
         lines = self._in_order(map(without_texts, read_lines(self.predictions_path)))
         metrics = summarise(lines, self._levels, self._right_before)
-        _write_atomically(self.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        _write_atomically(self.metrics_path, json.dumps(metrics, indent=2) + "\n")
         Console().print(metrics_tables(metrics))
         self._release()
 
@@ -156,14 +161,14 @@ class PredictionWriter(Callback):
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.output_dir / ".lock")
             self._lock.acquire(timeout=0)
+            if self.metrics_path.is_dir():
+                raise ValueError(f"{self.metrics_path.name} is a folder there")
             has_lines = self.predictions_path.exists() and self.predictions_path.stat().st_size
             if has_lines and not path.exists():
                 raise ValueError(f"it holds predictions, but no {path.name} that tells of what")
             if not path.exists():
                 _write_atomically(path, json.dumps(settings, indent=2) + "\n")
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError(f"{path} is not what vrts predict wrote")
+            found = _read_settings(path)
             self.predictions_path.open("a").close()  # found out now rather than after a batch
             self._merge()
         except Timeout:
@@ -239,6 +244,16 @@ class PredictionWriter(Callback):
 
 def _to_text(line: Line) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not what vrts predict wrote")
+    return found
 
 
 def _write_atomically(path: Path, text: str) -> None:

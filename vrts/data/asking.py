@@ -1,6 +1,7 @@
 """Reader of one question that comes from the command line."""
 
 import mimetypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class SingleQuestionReader(Reader):
         Raises:
             InputError: no such file, an empty question, or options that are none.
         """
-        if not Path(self.video).exists():
+        # not Path.exists, which raises for a name that no file can have
+        if not os.path.exists(self.video):  # noqa: PTH110
             raise InputError(f"data.video: {self.video}: no such file; give the path of a video")
         if not self.question.strip():
             raise InputError("data.question is empty; give what to ask about the video")

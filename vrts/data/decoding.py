@@ -1,5 +1,6 @@
 """Decoders: a video file and a number of frames to a clip, sampled and resized."""
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -71,7 +72,8 @@ class FallbackDecoder(Decoder):
 def check_video_file(path: str) -> None:
     """Raise `VideoError` for what no decoder can open: no file, a folder, an empty file."""
     file = Path(path)
-    if not file.exists():
+    # not Path.exists, which raises for a name that no file can have
+    if not os.path.exists(path):  # noqa: PTH110
         raise VideoError(f"{path}: no such file")
     if not file.is_file():
         raise VideoError(f"{path}: is not a file")

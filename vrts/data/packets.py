@@ -1,5 +1,7 @@
 """What the packets of a video tell without decoding them, read by PyAV."""
 
+from __future__ import annotations
+
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -58,7 +61,7 @@ def read_timeline(path: str) -> Timeline | None:
         if container.format.name == "avi":
             return None
         codec = stream.codec_context.name
-        for packet in container.demux(stream):
+        for packet in _packets(path, container, stream):
             if packet.size == 0 or packet.is_discard:
                 continue
             if packet.pts is None:
@@ -82,6 +85,19 @@ def read_timeline(path: str) -> Timeline | None:
             begins_with_key=bool(first_is_key),
             closed=closed,
         )
+
+
+def _packets(
+    path: str, container: InputContainer, stream: VideoStream
+) -> Iterator[Packet[VideoStream]]:
+    """Demux; PyAV stumbles at the end over streams that FFmpeg has found on the way."""
+    try:
+        yield from container.demux(stream)
+    except IndexError as error:
+        raise VideoError(
+            f"{path}: has streams that begin in its middle, which PyAV cannot read; copy it into "
+            "another container (ffmpeg -i … -c copy ….mkv)"
+        ) from error
 
 
 def is_idr(packet: bytes, extradata: bytes | None) -> bool:
@@ -129,6 +145,8 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         raise VideoError(f"{path}: has no video stream")
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: has a video stream of a codec that FFmpeg does not know")
     stream.thread_type = "NONE"
     return stream
 

@@ -1,5 +1,6 @@
 """Readers: annotation files to questions, one class a format."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -54,7 +55,8 @@ class Reader(ABC):
 def _with_digest(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_digest(item) for item in value]
-    if isinstance(value, str | Path) and value and Path(value).is_file():
+    # not Path.is_file, which raises for a text that no file can be named, such as a long question
+    if isinstance(value, str | Path) and os.path.isfile(value):  # noqa: PTH113
         return f"{Path(value).name} sha256:{file_digest(Path(value))}"
     return describe(value)
 

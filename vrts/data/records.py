@@ -126,9 +126,14 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_text(question: Question) -> None:
-    """Raise `InputError` if a text has a lone surrogate, which JSON can spell."""
+    """Raise `InputError` if a text has a lone surrogate, which JSON can spell.
+
+    Tokenizers take none, nor does a file in UTF-8, to which categories are written too.
+    """
+    q = question
     try:
-        "".join([question.id, question.text, question.video, *question.options]).encode()
+        texts = [q.id, q.text, q.video, *q.options, q.answer, q.metadata]
+        json.dumps(texts, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"text that is no Unicode ({error.reason})") from error
 

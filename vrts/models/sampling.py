@@ -67,7 +67,8 @@ class RowSampler:
         self._greedy = temperature[:, 0] == 0
         self._temperature = torch.where(temperature == 0, 1.0, temperature)
         self._top_p = column([s.top_p for s in sampling])
-        self._top_k = torch.tensor([s.top_k for s in sampling], device=device)[:, None]
+        top_k = [min(s.top_k, vocab_size) for s in sampling]  # more is all, and may not fit
+        self._top_k = torch.tensor(top_k, device=device)[:, None]
         self._truncates = any(s.top_p < 1 or s.top_k > 0 for s in sampling)
         self._presence = column([s.presence_penalty for s in sampling])
         self._frequency = column([s.frequency_penalty for s in sampling])
