@@ -528,6 +528,32 @@ def test_the_schedule_follows_optimizer_steps(tmp_path, model_folder, videos):
     assert rates == [1, 0.5, 0.5, 0.25]
 
 
+def test_metrics_of_a_step_are_of_all_its_batches(tmp_path, model_folder, videos, monkeypatch):
+    lengths, logged = [], []
+    rollout = QwenPolicy.rollout
+
+    def record(self, *args):
+        made = rollout(self, *args)
+        lengths.append(float(made.lengths.float().mean()))
+        return made
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, *_args):
+            if trainer.global_step > len(logged):
+                logged.append(float(trainer.callback_metrics["train/completion_length"]))
+
+        on_train_epoch_end = on_train_batch_start
+
+    monkeypatch.setattr(QwenPolicy, "rollout", record)
+    fit(
+        tmp_path, make_policy(model_folder), questions(videos["long"], 5), [Look()],
+        objective=GRPO(beta=0), trainer={"accumulate_grad_batches": 2}, data={"batch_size": 1},
+    )  # fmt: skip
+    assert len(set(lengths)) > 1, "batches of different lengths are needed here"
+    steps = [lengths[:2], lengths[2:4], lengths[4:]]
+    assert logged == pytest.approx([sum(step) / len(step) for step in steps])
+
+
 def test_the_optimizer_has_what_is_trained_alone(tmp_path, model_folder, videos):
     policy = make_policy(model_folder, lora=Lora(rank=4))
     _, trainer = fit(
