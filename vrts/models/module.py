@@ -184,6 +184,11 @@ class VideoQAModule(LightningModule):
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done."""
         if self.device_mesh is None:
+            if self.sharding != Sharding():
+                _log.warning(
+                    "model.sharding has no effect: trainer.strategy does not shard; put --config "
+                    "configs/fsdp.yaml behind the others"
+                )
             self.policy.load()
         elif self.device_mesh["tensor_parallel"].size() > 1:
             raise InputError(
