@@ -541,6 +541,12 @@ class TestFoundByAttack:
         args = fit_args(model, tmp_path, *own_train(annotations), f"--ckpt_path={annotations}")
         self.fails(args, capsys, "is no checkpoint, or a damaged one", "--ckpt_path")
 
+    def test_a_folder_of_sharded_training(self, model, annotations, tmp_path, capsys):
+        folder = tmp_path / "sharded.ckpt"
+        folder.mkdir()
+        args = fit_args(model, tmp_path, *own_train(annotations), f"--ckpt_path={folder}")
+        self.fails(args, capsys, "sharded.ckpt is a folder", "configs/fsdp.yaml")
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
     def test_a_device_that_is_not_there(self, model, annotations, tmp_path, capsys):
         args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.accelerator=cuda")

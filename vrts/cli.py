@@ -62,6 +62,7 @@ PLUGINS = (
 EXPECTED = (
     r"Total length of `(list|SampleStream)` across ranks is zero",  # no data.val; nothing left
     "is_gradient_checkpointing` is deprecated",  # peft asks transformers so
+    "gradient_checkpointing_enable` is deprecated",  # older transformers know no other name
     "`weights_only` was not set",  # of a checkpoint that this run wrote itself
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.9 and later
     r"module\(s\) in eval mode at the start of training",  # a frozen reference or vision tower
@@ -70,6 +71,10 @@ EXPECTED = (
     "Checkpoint directory .* exists and is not empty",  # runs are resumed in their folder
 )
 """Warnings that say nothing to the user of vrts, and why."""
+
+
+FOLDER_STRATEGIES = ("FullySharded", "ModelParallel", "FSDP", "fsdp", "DeepSpeed", "deepspeed")
+"""In the names of those whose checkpoints may be folders."""
 
 
 class VrtsCLI(LightningCLI):
@@ -90,7 +95,8 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to go on from does not exist.
         """
         config = self.config[self.subcommand]
-        _check_checkpoint(config.get("ckpt_path"))
+        strategy = config.trainer.strategy
+        _check_checkpoint(config.get("ckpt_path"), strategy)
         if config.get("return_predictions", False) is None:
             config.return_predictions = False
         _spare_cores(config.data.num_workers)
@@ -103,11 +109,11 @@ class VrtsCLI(LightningCLI):
                 folder = str(Path(trainer.default_root_dir or ".") / "checkpoints")
                 callback.init_args.dirpath = folder
                 if config.get("ckpt_path") == "last":
-                    _check_last(Path(folder), str(self.subcommand))
+                    _check_last(Path(folder), str(self.subcommand), strategy)
 
 
-def _check_checkpoint(path: str | None) -> None:
-    """Find out before the weights are loaded whether there is a checkpoint."""
+def _check_checkpoint(path: str | None, strategy: Any) -> None:
+    """Find out before the weights are loaded whether there is a checkpoint for the strategy."""
     if path in (None, "last", "best", "hpc") or "://" in str(path):
         return
     file = Path(str(path))
@@ -118,13 +124,19 @@ def _check_checkpoint(path: str | None) -> None:
             f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
             "folder of its run), or last for the newest one"
         )
+    name = str(getattr(strategy, "class_path", strategy))
+    if file.is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
+        raise InputError(
+            f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
+            f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
+        )
 
 
-def _check_last(folder: Path, subcommand: str) -> None:
+def _check_last(folder: Path, subcommand: str, strategy: Any) -> None:
     """Check the checkpoints that ``--ckpt_path last`` chooses from."""
     found = sorted(folder.glob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
     if found:
-        _check_checkpoint(str(found[-1]))
+        _check_checkpoint(str(found[-1]), strategy)
     elif subcommand != "fit":
         raise InputError(f"--ckpt_path last: no checkpoint in {folder}; give the path of one")
     else:

@@ -69,6 +69,18 @@ def test_a_process_without_a_value_does_not_count_for_it():
     }
 
 
+def test_batches_of_one_optimizer_step_are_averaged():
+    module, step = Gathered(), []
+    log_means(module, {"skipped": 1.0, "loss": 0.5, "kl": 0.25}, [], 10, step)
+    log_means(module, {"skipped": 0.0, "loss": 1.5, "kl": 0.5}, [], 30, step)
+    log_means(module, {"skipped": 2.0}, [], 0, step)  # no usable video
+    assert module.logged == {
+        "train/skipped": 1.0,
+        "train/loss": 1.0,
+        "train/kl": (10 * 0.25 + 30 * 0.5) / 40,  # by tokens
+    }
+
+
 def test_few_metrics_are_in_the_progress_bar():
     module = Gathered()
     log_means(module, dict.fromkeys(TRAIN_METRICS, 1.0), [], 3)

@@ -36,6 +36,7 @@ from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.rewards import AccuracyReward, FormatReward
+from vrts.models.sharding import Sharding
 from vrts.models.temporal import TemporalReward
 from vrts.types import InputError, Sampling
 
@@ -526,6 +527,41 @@ def test_the_schedule_follows_optimizer_steps(tmp_path, model_folder, videos):
         ),
     )  # fmt: skip
     assert rates == [1, 0.5, 0.5, 0.25]
+
+
+def test_metrics_of_a_step_are_of_all_its_batches(tmp_path, model_folder, videos, monkeypatch):
+    lengths, logged = [], []
+    rollout = QwenPolicy.rollout
+
+    def record(self, *args):
+        made = rollout(self, *args)
+        lengths.append(float(made.lengths.float().mean()))
+        return made
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, *_args):
+            if trainer.global_step > len(logged):
+                logged.append(float(trainer.callback_metrics["train/completion_length"]))
+
+        on_train_epoch_end = on_train_batch_start
+
+    monkeypatch.setattr(QwenPolicy, "rollout", record)
+    fit(
+        tmp_path, make_policy(model_folder), questions(videos["long"], 5), [Look()],
+        objective=GRPO(beta=0), trainer={"accumulate_grad_batches": 2}, data={"batch_size": 1},
+    )  # fmt: skip
+    assert len(set(lengths)) > 1, "batches of different lengths are needed here"
+    steps = [lengths[:2], lengths[2:4], lengths[4:]]
+    assert logged == pytest.approx([sum(step) / len(step) for step in steps])
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_sharding_options_without_effect_are_told(tmp_path, model_folder, videos, caplog, resident):
+    fit(
+        tmp_path, make_policy(model_folder), questions(videos["long"], 2), objective=GRPO(beta=0),
+        sharding=Sharding(resident_rollout=resident),
+    )  # fmt: skip
+    assert ("model.sharding has no effect" in caplog.text) == (not resident)
 
 
 def test_the_optimizer_has_what_is_trained_alone(tmp_path, model_folder, videos):

@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 class CurveWriter(Callback):
     """Draws a run's training metrics into ``curves.png``, also where the run is interrupted.
 
-    ``curves.jsonl`` gets a line at each optimizer step as soon as it is made, with all metrics of
-    the step's last batch, as loggers get them. ``step`` counts steps made, from 1 on. A run that
+    ``curves.jsonl`` gets a line at each optimizer step as soon as it is made, with all metrics,
+    as loggers get them. ``step`` counts steps made, from 1 on. A run that
     goes on from a checkpoint drops what lies behind it; one that begins anew, everything.
 
     Args:

@@ -24,10 +24,11 @@ TRAIN_METRICS = (
     "tokens_per_s",
     "rollout_logprob_gap",
 )
-"""Logged at each training step under ``train/``, beside ``reward/<name>`` of each reward and
-``train/update_s`` and, at each optimizer step, ``train/nonfinite_steps`` (how many were skipped so
-far). ``skipped`` counts questions of the batch that had no usable video; ``rollout_logprob_gap`` is
-how far log-probs of sampling and update are apart, see `Experience.completions`."""
+"""Logged under ``train/`` at each optimizer step, as means over its batches, beside
+``reward/<name>`` of each reward, ``train/update_s`` (of the last batch) and
+``train/nonfinite_steps`` (how many were skipped so far). ``skipped`` counts questions of a batch
+that had no usable video; ``rollout_logprob_gap`` is how far log-probs of sampling and update are
+apart, see `Experience.completions`."""
 
 SHOWN = ("reward/total", "kl", "completion_length")
 """Those in the progress bar."""
@@ -41,8 +42,12 @@ def log_means(
     values: Mapping[str, float | torch.Tensor],
     rewards: Sequence[str],
     num_tokens: int,
+    step: list[torch.Tensor] | None = None,
 ) -> None:
     """Log means over the processes that train together, under ``train/``.
+
+    Loggers get what is logged at the last batch of an optimizer step. Given what was gathered at
+    the earlier ones, that is the mean over all of them.
 
     Every process takes part with the same names in the same order. One that lacks a value (its
     videos all failed) does not count for it.
@@ -52,7 +57,9 @@ def log_means(
         values: by name.
         rewards: names of the rewards.
         num_tokens: completion tokens of this process.
+        step: earlier batches of the same optimizer step; this one is appended.
     """
+    step = [] if step is None else step
     names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
     assert values.keys() <= set(names), values.keys() - set(names)
     numbers = [float(values.get(name, math.nan)) for name in names]
@@ -60,7 +67,8 @@ def log_means(
     own = torch.tensor([numbers, weights], dtype=torch.float32, device=module.device)
     gathered = module.all_gather(own)
     assert isinstance(gathered, torch.Tensor)
-    all_values, all_weights = gathered.view(-1, 2, len(names)).unbind(1)
+    step.append(gathered.view(-1, 2, len(names)))
+    all_values, all_weights = torch.cat(step).unbind(1)
     known = ~all_values.isnan()
     sums = (all_values * all_weights).where(known, 0.0).sum(0)
     means = sums / all_weights.where(known, 0.0).sum(0)

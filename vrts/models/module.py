@@ -136,6 +136,7 @@ class VideoQAModule(LightningModule):
         self._asked: tuple[str, ...] = ()
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
+        self._step_metrics: list[torch.Tensor] = []
         self._found_samples = False
         self._last_reason: str | None = None
         # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
@@ -183,6 +184,11 @@ class VideoQAModule(LightningModule):
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done."""
         if self.device_mesh is None:
+            if self.sharding != Sharding():
+                _log.warning(
+                    "model.sharding has no effect: trainer.strategy does not shard; put --config "
+                    "configs/fsdp.yaml behind the others"
+                )
             self.policy.load()
         elif self.device_mesh["tensor_parallel"].size() > 1:
             raise InputError(
@@ -257,6 +263,7 @@ class VideoQAModule(LightningModule):
         Raises:
             DivergenceError: there were too many of them in a row.
         """
+        self._step_metrics = []
         if self._guard.is_bad(self.parameters(), self._mean_over_processes):
             _log.warning("step %d is skipped: its loss or gradient is not finite", self.global_step)
             optimizer.zero_grad()
@@ -391,11 +398,11 @@ class VideoQAModule(LightningModule):
         return loss
 
     def _log(self, metrics: dict[str, float | torch.Tensor], num_tokens: int) -> None:
-        """Log means over the processes."""
+        """Log means over the processes and the batches of an optimizer step."""
         names = [reward.name for reward in self.rewards]
         if self.temporal is not None:
             names.append(self.temporal.name)
-        log_means(self, metrics, names, num_tokens)
+        log_means(self, metrics, names, num_tokens, self._step_metrics)
 
     def _mean_over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """Average a number over the processes that train together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 
 from vrts.models.checkpoints import check_same_model
+from vrts.types import InputError
 
 
 class FullySharded(ModelParallelStrategy):
@@ -41,16 +43,48 @@ class FullySharded(ModelParallelStrategy):
             timeout=timedelta(seconds=int(timeout_s)),
         )
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None
+    ) -> None:
+        """Save a checkpoint beside an older one of that name, and only then replace it.
+
+        Lightning writes into the older folder. A run that is killed meanwhile would leave a
+        mixture of both, which loads without a word.
+        """
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        fresh, old = (path.with_name(path.name + end) for end in (".part", ".old"))
+        if self.global_rank == 0:
+            for left in (fresh, old):
+                shutil.rmtree(left, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, fresh, storage_options)
+        self.barrier()
+        if self.global_rank == 0:
+            if path.exists():
+                path.replace(old)
+            fresh.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+        self.barrier()
+
     def load_checkpoint(
         self, checkpoint_path: _PATH, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load a checkpoint, into the shards.
 
         Raises:
-            InputError: it is of another model.
+            InputError: it is of another model, incomplete, or of a run that was not sharded.
         """
         path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir():
+        if path.is_file():
+            _check_sharded(path)
+        else:
+            if not (path / ".metadata").is_file():
+                raise InputError(
+                    f"--ckpt_path: {path} is no checkpoint, or an incomplete one; give another"
+                )
             saved = FileSystemReader(path).read_metadata().state_dict_metadata
             prefix = "state_dict."
             tensors = {
@@ -75,3 +109,18 @@ class FullySharded(ModelParallelStrategy):
         """Take all processes; Lightning's ``auto`` would take one a node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+
+def _check_sharded(file: Path) -> None:
+    """Refuse a checkpoint whose optimizer states have numbers for names.
+
+    Raises:
+        InputError: it was written without sharding.
+    """
+    states = torch.load(file, "cpu", mmap=True, weights_only=True).get("optimizer_states", [])
+    if any(isinstance(name, int) for state in states for name in state["state"]):
+        raise InputError(
+            f"--ckpt_path: {file} is of a run that was not sharded, whose optimizer states do not "
+            "fit; go on with that run's trainer.strategy, or begin anew from its exported model "
+            "(model.policy.init_args.path)"
+        )
