@@ -77,6 +77,12 @@ class Question:
     end_s: float | None = None
     """Frames are sampled up to here; None is the video's end."""
 
+    @property
+    def max_frames(self) -> int | None:
+        """The most frames that its benchmark gives a video, from the metadata; None for any."""
+        cap = self.metadata.get("max_frames")
+        return cap if isinstance(cap, int) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:

@@ -140,6 +140,16 @@ def test_a_benchmarks_cap_ends_a_question_there(tmp_path, videos):
     assert ("capped", 16) not in [pair for batch in policy.asked for pair in batch]
 
 
+@pytest.mark.parametrize("cap", [8, 9, 7])
+def test_the_level_of_a_cap_is_known_to_be_the_last_one(tmp_path, videos, cap):
+    """Else its unfinished completions would be given up, and asked for again."""
+    policy = scripted({"q": {4: "ABCAB", 8: "ABBCC"}}, one_by_one=True)
+    asked = [replace(ask("q", videos["long"]), metadata={"max_frames": cap})]
+    lines, _ = predict(tmp_path, policy, asked, num_samples=5, s2d={"early_stop": True})
+    assert policy.asked == [[("q", 4)], [("q", 8)]]
+    assert lines[0]["prediction"] == "B"
+
+
 def test_a_damaged_video_is_a_wrong_answer_and_stops_nothing(tmp_path, videos):
     policy = scripted({"a": {4: "ABC", 8: "AAA"}})
     asked = [ask("x", videos["damaged"]), ask("a", videos["long"]), ask("y", "missing.mp4", None)]

@@ -168,14 +168,18 @@ class SparseToDense(Callback):
         if not self.decode_ahead or level + 1 == len(self.levels):
             return
         plan = self._plans[level]
-        asked = [s.question for s in samples if s.clip is not None and not plan.is_last(s.clip)]
+        asked = [
+            s.question
+            for s in samples
+            if s.clip is not None and not plan.is_last(s.question, s.clip)
+        ]
         self._ahead.begin(asked, self.levels[level + 1])
 
     def _needs(self, prediction: Prediction, level: int) -> bool:
         """Whether a question goes on to a level."""
         if prediction.clip is None or len(prediction.rounds) != level:
             return False
-        if self._plans[level - 1].is_last(prediction.clip):
+        if self._plans[level - 1].is_last(prediction.question, prediction.clip):
             return False
         return not self.rule.is_settled(prediction.rounds[-1])
 

@@ -35,9 +35,8 @@ def request_for(question: Question, num_frames: int, frames_fps: float | None = 
     """
     if question.is_image:
         return Request(question.video, is_image=True)
-    cap = question.metadata.get("max_frames")
-    if isinstance(cap, int):
-        num_frames = min(num_frames, cap)
+    if question.max_frames is not None:
+        num_frames = min(num_frames, question.max_frames)
     window = Window(question.start_s, question.end_s)
     own_fps = question.metadata.get("fps")
     if isinstance(own_fps, int | float | str):

@@ -9,7 +9,7 @@ from vrts.models.pairs import FRAMES_PER_PAIR
 from vrts.models.policy import Policy, Prompts
 from vrts.models.sampling import mean_logprob, row_seed
 from vrts.prompts import parse_answer
-from vrts.types import Clip, Round, Sample, Sampling
+from vrts.types import Clip, Question, Round, Sample, Sampling
 from vrts.votes import VotingRule
 from vrts.voting import make_round
 
@@ -27,12 +27,19 @@ class RoundPlan:
     reuse_features: bool = False
     """Whether pairs of frames that an earlier level has encoded are not encoded again."""
 
-    def is_last(self, clip: Clip) -> bool:
-        """Whether a clip's question is not asked again: no level follows, or no more frames.
+    def is_last(self, question: Question, clip: Clip) -> bool:
+        """Whether a question is not asked again: no level follows, or no more frames.
 
-        False where a video's end in time leaves no more frames, which only a sampler can tell.
+        False where a sampler of one's own finds no more frames, which only it can tell.
+
+        Args:
+            question: its benchmark may give a video no more than so many frames.
+            clip: that it is asked on.
         """
         available = clip.num_source_frames // FRAMES_PER_PAIR * FRAMES_PER_PAIR
+        if question.max_frames is not None:
+            most_pairs = round(question.max_frames / FRAMES_PER_PAIR)
+            available = min(available, most_pairs * FRAMES_PER_PAIR)
         return self.level is None or not self.level <= clip.num_frames < available
 
 
@@ -68,7 +75,7 @@ def ask(
             [None if text is None else parse_answer(text, question) for text in texts],
             mean_logprobs,
             [text is not None for text in texts],
-            is_last=plan.is_last(clip),
+            is_last=plan.is_last(question, clip),
         )
 
     rollout = policy.rollout(
