@@ -42,7 +42,7 @@ from vrts.types import Rollout, Sample
 
 CASES = [(24, 1, 48), (24, 4, 48), (24, 8, 48), (24, 16, 48), (48, 8, 48), (24, 8, 96)]
 """Frames of 140x140 pixels (25 tokens a pair of them), G, L."""
-REPEATS = 3
+REPEATS = 5
 """Timed calls of each, of which the median counts."""
 MEMORY_FRAMES, MEMORY_LENGTHS, MEMORY_GROUPS = 24, (24, 48), (1, 2, 4, 8, 16)
 """Frames, L and G whose peaks are compared."""
