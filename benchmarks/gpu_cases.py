@@ -42,7 +42,8 @@ from benchmarks.gpu_rates import bandwidth, decode_bytes, matmul_rate, update_fl
 from benchmarks.gpu_sharding import sharded
 from benchmarks.naive import naive_logprobs
 from benchmarks.rollout import generate
-from vrts.models.qwen import QwenPolicy, QwenPrompts
+from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_prompts import QwenPrompts
 from vrts.types import Sample
 
 Row = dict[str, Any]

@@ -10,7 +10,9 @@ import torch
 
 from benchmarks.common import random_rollout
 from benchmarks.naive import naive_rows
-from vrts.models.qwen import QwenPolicy, QwenPrompts, vision_token_ids
+from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_inputs import vision_token_ids
+from vrts.models.qwen_prompts import QwenPrompts
 from vrts.types import Rollout, Sample, Sampling
 
 

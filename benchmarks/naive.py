@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from vrts.models.head import token_logprobs
-from vrts.models.qwen import QwenPolicy, QwenPrompts
+from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_prompts import QwenPrompts
 
 
 def naive_logprobs(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> torch.Tensor:

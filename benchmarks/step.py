@@ -34,7 +34,7 @@ from benchmarks.common import SMALL, Shape, print_table, random_policy, write_re
 from benchmarks.step_case import CLIP_NORM, LEARNING_RATE, SIDE, WEIGHT_DECAY, Case, trl_settings
 from benchmarks.step_vrts import vrts_steps
 from benchmarks.turns import take_turns
-from vrts.models.qwen import vision_token_ids
+from vrts.models.qwen_inputs import vision_token_ids
 
 REPEATS = 3
 """Timed steps of each side, of which the median counts; one more warms up."""

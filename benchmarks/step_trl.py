@@ -30,7 +30,7 @@ from benchmarks.step_case import (
     variety,
 )
 from benchmarks.turns import Turn
-from vrts.models.qwen import vision_token_ids
+from vrts.models.qwen_inputs import vision_token_ids
 
 
 def pictures(case: Case) -> list[Image.Image]:

@@ -19,25 +19,30 @@ from torchmetrics.classification import BinaryAccuracy
 
 from vrts.models.answering import RoundPlan, ask
 from vrts.models.checkpoints import check_same_model, keep_trained, keep_trained_only
+from vrts.models.checks import (
+    check_comparable,
+    check_groups,
+    check_reference,
+    check_rewards,
+    check_updates,
+)
 from vrts.models.collecting import Collector
 from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
 from vrts.models.nonfinite import NonFiniteGuard
 from vrts.models.objectives import GRPO, Objective
+from vrts.models.patience import Patience
 from vrts.models.policy import Policy, Prompts
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
-from vrts.models.sharding import Sharder, Sharding, count_processes, stand_in
+from vrts.models.sharding import Sharder, Sharding, announce, keep_company, stand_in
 from vrts.models.temporal import TemporalReward
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail
 
 _log = logging.getLogger(__name__)
-
-PATIENCE = 20
-"""Batches without any usable video after which a run that has had none ends."""
 
 
 class VideoQAModule(LightningModule):
@@ -137,8 +142,7 @@ class VideoQAModule(LightningModule):
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
         self._step_metrics: list[torch.Tensor] = []
-        self._found_samples = False
-        self._last_reason: str | None = None
+        self._patience = Patience()
         # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
         self._accuracy = BinaryAccuracy()
 
@@ -152,34 +156,13 @@ class VideoQAModule(LightningModule):
         """
         if stage != "fit":
             return
-        if self.num_generations < 2:
-            raise InputError(
-                f"model.num_generations is {self.num_generations}; GRPO compares completions of "
-                "one question, so give 2 or more"
-            )
-        if self.temporal and self.temporal.name in [reward.name for reward in self.rewards]:
-            raise InputError(
-                f"model.rewards has one of the name {self.temporal.name!r}, which is that of "
-                "model.temporal; rename it or set model.temporal to null"
-            )
-        accumulated = self.trainer.accumulate_grad_batches
-        if self.updates_per_rollout > 1 and accumulated > 1:
-            raise InputError(
-                f"model.updates_per_rollout is {self.updates_per_rollout} and "
-                f"trainer.accumulate_grad_batches {accumulated}: an optimizer step would take the "
-                "same batch several times; set one of them to 1, or raise data.batch_size"
-            )
-        if not self.rewards:
-            raise InputError("model.rewards is empty; give at least one reward")
+        check_comparable(self.num_generations)
+        check_rewards(self.rewards, self.temporal)
+        check_updates(self.updates_per_rollout, self.trainer.accumulate_grad_batches)
+        check_reference(self.objective.beta, self._reference is not None)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             check_all(self.rewards, data.questions("train"))
-        if self.objective.beta > 0 and self._reference is None:
-            raise InputError(
-                f"model.objective has beta {self.objective.beta} but model.reference is null; set "
-                "model.reference to vrts.models.reference.AdapterOff (LoRA) or FrozenCopy (full), "
-                "or beta to 0"
-            )
 
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done."""
@@ -286,26 +269,22 @@ class VideoQAModule(LightningModule):
         Raises:
             InputError: none of the first batches had a usable sample, on any process.
         """
-        if self._found_samples:
+        if self._patience.satisfied:
             return
-        self._found_samples = self.trainer.strategy.reduce_boolean_decision(
+        self._patience.satisfied = self.trainer.strategy.reduce_boolean_decision(
             self._experience is not None, all=False
         )
-        wanted = min(PATIENCE, int(self.trainer.num_training_batches))
+        expected = int(self.trainer.num_training_batches)
         if self.trainer.max_steps > 0:
-            wanted = min(wanted, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
-        if not self._found_samples and batch_idx + 1 >= wanted:
-            raise InputError(
-                f"none of the first {batch_idx + 1} training batches had a usable video; the last "
-                f"reason: {self._last_reason}"
-            )
+            expected = min(expected, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+        self._patience.check(batch_idx + 1, expected)
 
     def _usable(self, batch: Sequence[Sample]) -> list[Sample]:
         """Samples that can be trained on; the others are named in the log."""
         checked = [self.check(sample) for sample in batch]
         for sample in checked:
             if sample.clip is None:
-                self._last_reason = sample.error
+                self._patience.last_reason = sample.error
                 _log.warning("skipped question %s: %s", sample.question.id, sample.error)
         return [sample for sample in checked if sample.clip is not None]
 
@@ -332,12 +311,7 @@ class VideoQAModule(LightningModule):
         Raises:
             InputError: the batch cannot have as many groups as are asked for.
         """
-        if self.num_groups is not None and self.num_groups > len(batch):
-            raise InputError(
-                f"model.num_groups is {self.num_groups}, but a batch has {len(batch)} questions; "
-                "set data.batch_size to a multiple of it: the further ones stand in for groups "
-                "whose rewards are all equal"
-            )
+        check_groups(self.num_groups, len(batch))
         start_s = time.perf_counter()
         asked = samples
         if self.is_sharded and not samples:
@@ -434,7 +408,7 @@ class VideoQAModule(LightningModule):
         if not samples:
             return []
         if self.device_mesh is not None:
-            count_processes(True, self.device_mesh["data_parallel"])
+            announce(self.device_mesh["data_parallel"])
         # a callback may ask from outside of a step, where Lightning's autocast is not on
         with self.trainer.precision_plugin.forward_context():
             prompts = self.policy.encode(samples, self.max_new_tokens, self.known_prompts)
@@ -489,9 +463,7 @@ class VideoQAModule(LightningModule):
         if self.device_mesh is None:
             return
         with self.trainer.precision_plugin.forward_context():
-            while int(count_processes(False, self.device_mesh["data_parallel"])):
-                prompts = self.policy.encode([stand_in()], self.max_new_tokens)
-                self.policy.rollout(prompts, [Sampling()], [0], max_new_tokens=1)
+            keep_company(self.policy, self.device_mesh["data_parallel"], self.max_new_tokens)
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> None:
         """Log ``val/accuracy``: one completion a question, over all questions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -23,9 +23,10 @@ from vrts.models.decoding import CompletionBuffer
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.head import ban, token_logprobs
 from vrts.models.norms import fuse_norms
-from vrts.models.pairs import PairKey, pair_features, pair_keys
+from vrts.models.packing import pack
+from vrts.models.pairs import pair_features, pair_keys
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
-from vrts.models.qwen_inputs import EncodedPrompt, PromptEncoder
+from vrts.models.qwen_inputs import PromptEncoder, end_token_ids, vision_token_ids
 from vrts.models.qwen_loading import (
     Dtype,
     Lora,
@@ -37,6 +38,7 @@ from vrts.models.qwen_loading import (
     load_processor,
     weights_stamp,
 )
+from vrts.models.qwen_prompts import QwenPrompts
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
 from vrts.models.shard_loading import fill, local_folder, pretended_on_cpu
@@ -44,32 +46,6 @@ from vrts.models.sharding import full_state
 from vrts.models.stopping import HostChecks
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Rollout, Sample, Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class QwenPrompts(Prompts):
-    """B prompts with their video features."""
-
-    encoded: tuple[EncodedPrompt, ...]
-    patches: torch.Tensor
-    """All videos' patches, on the model's device."""
-    grids: torch.Tensor
-    """int64 ``[B, 3]``."""
-    features: torch.Tensor
-    """``[video tokens, D]``, without gradient; valid while the vision tower stays as it is."""
-    pairs: tuple[tuple[PairKey, ...], ...]
-    """Of each video, which pairs of frames the features are of, in order."""
-
-    def by_pair(self) -> dict[PairKey, torch.Tensor]:
-        """Features ``[tokens of a pair, D]`` by pair."""
-        patches_per_token = len(self.patches) // len(self.features)
-        named = [
-            (name, prompt.grid[1] * prompt.grid[2] // patches_per_token)
-            for prompt, names in zip(self.encoded, self.pairs, strict=True)
-            for name in names
-        ]
-        parts = self.features.split([num_tokens for _, num_tokens in named])
-        return {name: part for (name, _), part in zip(named, parts, strict=True)}
 
 
 class QwenPolicy(Policy):
@@ -359,44 +335,23 @@ class QwenPolicy(Policy):
     def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
         """See `Policy.score`. Every prompt is forwarded once, packed with its completions."""
         assert isinstance(prompts, QwenPrompts)
-        device = self.device
-        G = len(rollout.completion_ids) // len(prompts.encoded)
-        lengths = rollout.lengths.tolist()
-        ids, positions, predictors = [], [], []
-        start = 0
-        for b, prompt in enumerate(prompts.encoded):
-            ids.append(prompt.input_ids.to(device))
-            positions.append(prompt.positions.to(device))
-            last = start + len(prompt.input_ids) - 1
-            start = last + 1
-            for row in range(b * G, (b + 1) * G):
-                # The last token predicts nothing, so it is not forwarded.
-                forwarded = lengths[row] - 1
-                ids.append(rollout.completion_ids[row, :forwarded])
-                steps = torch.arange(forwarded, device=device)
-                positions.append((prompt.next_position + steps).expand(3, -1))
-                predictors.append(torch.cat([steps.new_tensor([last]), start + steps]))
-                start += forwarded
-        layout = PackedLayout(
-            [len(p.input_ids) for p in prompts.encoded],
-            [[n - 1 for n in lengths[b * G : (b + 1) * G]] for b in range(len(prompts.encoded))],
-            device,
-        )
+        packed = pack(prompts.encoded, rollout, self.device)
         features = prompts.features
         if not self.freeze_vision:
             # Also without gradient: weights have moved since the prompts were encoded, or these
             # are another policy's features and this one is the reference.
             features = self._video_features(prompts.patches, prompts.grids)
-        embeds = self._embed(torch.cat(ids), features)
-        hidden = self._hidden(embeds[None], torch.cat(positions, 1)[:, None], layout)[0]
+        embeds = self._embed(packed.input_ids, features)
+        hidden = self._hidden(embeds[None], packed.positions[:, None], packed.layout)[0]
         logprobs, entropy = token_logprobs(
-            hidden[torch.cat(predictors)],
+            hidden[packed.predictors],
             rollout.completion_ids[rollout.completion_mask],
             self.base.lm_head,
-            self._banned_ids.to(device),
+            self._banned_ids.to(self.device),
             temperature,
             self._head_chunk_size,
         )
+        lengths = rollout.lengths.tolist()
         return Scores(
             pad_sequence(list(logprobs.split(lengths)), batch_first=True),
             pad_sequence(list(entropy.split(lengths)), batch_first=True),
@@ -444,16 +399,3 @@ class QwenPolicy(Policy):
             "prompt": asdict(self._template),
             "weights": [*weights_stamp(self.path), *(weights_stamp(base) if base else [])],
         }
-
-
-def vision_token_ids(config: Any) -> torch.Tensor:
-    """Ids that stand for vision inputs; sampling one would break the next forward pass."""
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return torch.tensor([getattr(config, name) for name in names])
-
-
-def end_token_ids(generation_config: Any, tokenizer: Any) -> torch.Tensor:
-    """All ids that end a completion: those of the generation config and the tokenizer's own."""
-    ids = generation_config.eos_token_id
-    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    return torch.tensor(sorted({*ids, tokenizer.eos_token_id} - {None}))

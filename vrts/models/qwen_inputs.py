@@ -122,3 +122,16 @@ def _float32_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def vision_token_ids(config: Any) -> torch.Tensor:
+    """Ids that stand for vision inputs; sampling one would break the next forward pass."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return torch.tensor([getattr(config, name) for name in names])
+
+
+def end_token_ids(generation_config: Any, tokenizer: Any) -> torch.Tensor:
+    """All ids that end a completion: those of the generation config and the tokenizer's own."""
+    ids = generation_config.eos_token_id
+    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return torch.tensor(sorted({*ids, tokenizer.eos_token_id} - {None}))

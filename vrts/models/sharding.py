@@ -32,7 +32,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vrts.models.policy import Policy
-from vrts.types import Clip, Question, Sample
+from vrts.types import Clip, Question, Sample, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +208,24 @@ def stand_in(question: Question | None = None) -> Sample:
     clip = Clip(frames, (0, 1), fps=1.0, num_source_frames=2)
     asked = replace(question, text="") if question else Question("", "", "")
     return Sample(asked, clip)
+
+
+def announce(mesh: DeviceMesh) -> None:
+    """Tell the other processes that this one is about to answer, so that none leaves it alone."""
+    count_processes(True, mesh)
+
+
+def keep_company(policy: Policy, mesh: DeviceMesh, max_new_tokens: int) -> None:
+    """Gather weights along with processes that still `announce` that they answer, until none does.
+
+    Args:
+        policy: sharded over the mesh.
+        mesh: one-dimensional.
+        max_new_tokens: room that the policy is asked to leave.
+    """
+    while int(count_processes(False, mesh)):
+        prompts = policy.encode([stand_in()], max_new_tokens)
+        policy.rollout(prompts, [Sampling()], [0], max_new_tokens=1)
 
 
 def full_state(module: nn.Module) -> dict[str, torch.Tensor]:

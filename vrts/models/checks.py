@@ -1,0 +1,98 @@
+"""What training needs, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vrts.models.rewards import Reward
+from vrts.models.temporal import TemporalReward
+from vrts.types import InputError
+
+
+def check_comparable(num_generations: int) -> None:
+    """Refuse groups of one.
+
+    Args:
+        num_generations: G.
+
+    Raises:
+        InputError: a completion has no other one to be compared with.
+    """
+    if num_generations < 2:
+        raise InputError(
+            f"model.num_generations is {num_generations}; GRPO compares completions of "
+            "one question, so give 2 or more"
+        )
+
+
+def check_rewards(rewards: Sequence[Reward], temporal: TemporalReward | None) -> None:
+    """Refuse to train without rewards, and two of one name.
+
+    Args:
+        rewards: of completions.
+        temporal: has a name of its own.
+
+    Raises:
+        InputError: there is none, or the temporal one's name is taken.
+    """
+    if temporal and temporal.name in [reward.name for reward in rewards]:
+        raise InputError(
+            f"model.rewards has one of the name {temporal.name!r}, which is that of "
+            "model.temporal; rename it or set model.temporal to null"
+        )
+    if not rewards:
+        raise InputError("model.rewards is empty; give at least one reward")
+
+
+def check_updates(updates_per_rollout: int, accumulate_grad_batches: int) -> None:
+    """Refuse several updates of a rollout within one optimizer step.
+
+    Args:
+        updates_per_rollout: of the module.
+        accumulate_grad_batches: of the Trainer.
+
+    Raises:
+        InputError: both are above 1.
+    """
+    if updates_per_rollout > 1 and accumulate_grad_batches > 1:
+        raise InputError(
+            f"model.updates_per_rollout is {updates_per_rollout} and "
+            f"trainer.accumulate_grad_batches {accumulate_grad_batches}: an optimizer step would "
+            "take the same batch several times; set one of them to 1, or raise data.batch_size"
+        )
+
+
+def check_reference(beta: float, has_reference: bool) -> None:
+    """Refuse a KL penalty without anything to hold on to.
+
+    Args:
+        beta: weight of the penalty.
+        has_reference: whether a reference is configured.
+
+    Raises:
+        InputError: there is a penalty and no reference.
+    """
+    if beta > 0 and not has_reference:
+        raise InputError(
+            f"model.objective has beta {beta} but model.reference is null; set "
+            "model.reference to vrts.models.reference.AdapterOff (LoRA) or FrozenCopy (full), "
+            "or beta to 0"
+        )
+
+
+def check_groups(num_groups: int | None, batch_size: int) -> None:
+    """Refuse more groups than a batch has questions.
+
+    Args:
+        num_groups: that an update is made from; None takes all.
+        batch_size: questions of a batch.
+
+    Raises:
+        InputError: there are fewer questions.
+    """
+    if num_groups is not None and num_groups > batch_size:
+        raise InputError(
+            f"model.num_groups is {num_groups}, but a batch has {batch_size} questions; "
+            "set data.batch_size to a multiple of it: the further ones stand in for groups "
+            "whose rewards are all equal"
+        )
