@@ -176,3 +176,65 @@ class TestReplay:
         ]
         assert main(args) == 1
         assert "ReplayPolicy holds recorded completions" in capsys.readouterr().err
+
+
+class TestFailures:
+    def predict_args(self, model: Path, root: Path, path: Path) -> list[str]:
+        return [
+            "predict",
+            f"--config={CONFIGS / 's2d.yaml'}",
+            f"--config={CONFIGS / 'tiny.yaml'}",
+            f"--model.policy.init_args.path={model}",
+            f"--trainer.default_root_dir={root}",
+            "--model.max_new_tokens=8",
+            f"--data.predict.init_args.path={path}",
+            "--data.predict.init_args.video_root=null",
+            "--data.num_workers=0",
+        ]
+
+    def with_damaged(self, annotations: Path, name: str, count: int) -> Path:
+        """The annotations, of which so many are about a file that is no video."""
+        rows = [json.loads(line) for line in annotations.read_text().splitlines()]
+        (annotations.parent / "no video.mp4").write_bytes(b"no video at all")
+        rows[:count] = [row | {"path": "no video.mp4"} for row in rows[:count]]
+        path = annotations.with_name(name)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def test_a_run_without_any_answer_is_no_success(self, model, annotations, tmp_path, capsys):
+        path = self.with_damaged(annotations, "all.jsonl", 8)
+        args = self.predict_args(model, tmp_path, path)
+        for _ in range(2):  # nor is the same command again, which has nothing left to ask
+            assert main(args) == 1
+            out, err = capsys.readouterr()
+            assert "no question was answered: all 8 failed, because: " in err
+            assert f"delete {tmp_path}/predictions.jsonl" in err
+            assert "Traceback" not in err
+            assert "why questions failed" in out
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        (failure,) = metrics["failures"]
+        assert failure["num_questions"] == metrics["num_failed"] == 8
+        assert "no video.mp4" not in failure["reason"]
+        assert failure["reason"] in (tmp_path / "report.html").read_text()
+        assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 8
+
+    def test_a_run_with_an_answer_is_one(self, model, annotations, tmp_path, capsys):
+        path = self.with_damaged(annotations, "most.jsonl", 7)
+        assert main(self.predict_args(model, tmp_path, path)) == 0
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        assert [f["num_questions"] for f in metrics["failures"]] == [7]
+        assert "why questions failed" in capsys.readouterr().out
+
+    def test_names_that_a_terminal_would_act_on_are_escaped(
+        self, model, annotations, tmp_path, capsys
+    ):
+        row = json.loads(annotations.read_text().splitlines()[0])
+        row |= {"problem_id": "\x1b]0;title\x07" + "x" * 100_000}
+        path = tmp_path / "\x1b[2Jrows.jsonl"
+        path.write_text(f"{json.dumps(row)}\n" * 2)
+        assert main(self.predict_args(model, tmp_path, path)) == 1
+        err = capsys.readouterr().err
+        assert f"{tmp_path}/\\x1b[2Jrows.jsonl: 1 bad row" in err
+        assert "already taken by" in err
+        assert "\x1b" not in err
+        assert len(err) < 4000

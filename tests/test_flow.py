@@ -9,13 +9,16 @@ PACKAGE = Path(__file__).parents[1] / "vrts"
 TEXT = {"completions", "choices", "mentions", "numbers", "spans", "answers", "scores", "prompts"}
 ALLOWED = {
     "types": set(),
+    "terminal": set(),
     **{name: {"types", *TEXT} for name in TEXT},
     "votes": {"types"},
     "voting": {"types", "prompts", "votes"},
     "data": {"types", "prompts", "data"},
-    "models": {"types", "prompts", "votes", "voting", "models"},
-    "callbacks": {"types", "prompts", "votes", "voting", "data", "models", "callbacks"},
-    "cli": {"types", "votes", "data", "models", "callbacks"},
+    "models": {"types", "terminal", "prompts", "votes", "voting", "models"},
+    "callbacks": {
+        *("types", "terminal", "prompts", "votes", "voting", "data", "models", "callbacks")
+    },
+    "cli": {"types", "terminal", "votes", "data", "models", "callbacks"},
     "demo": {"types", "prompts", "data", "models", "cli", "demo"},
     "__main__": {"cli"},
     "__init__": set(),

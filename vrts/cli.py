@@ -48,6 +48,7 @@ from vrts.models import replay as replay_policy
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.rewards import RewardError
+from vrts.terminal import printable
 from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
@@ -110,6 +111,16 @@ class VrtsCLI(LightningCLI):
                 callback.init_args.dirpath = folder
                 if config.get("ckpt_path") == "last":
                     _check_last(Path(folder), str(self.subcommand), strategy)
+
+    def after_predict(self) -> None:
+        """Make a run without any answer a failure, once all its files are written.
+
+        Raises:
+            InputError: every question failed.
+        """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, writer.PredictionWriter):
+                callback.check_answered()
 
 
 def _check_checkpoint(path: str | None, strategy: Any) -> None:
@@ -205,37 +216,34 @@ def main(args: Sequence[str] | None = None) -> int:
         run(list(args) if args is not None else None)
     except MisconfigurationException as error:
         hint = "without such a device, put --config configs/cpu.yaml behind the others"
-        print(f"vrts: error: trainer: {error}; {hint}", file=sys.stderr)  # noqa: T201
-        return 1
+        return _fail(f"trainer: {error}; {hint}")
     except (DivergenceError, RewardError) as error:
         if isinstance(error, RewardError) and error.__cause__ is not None:
             raise  # the traceback shows where in the user's code
-        print(f"vrts: error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        return _fail(error)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         name = f" for {error.filename}" if error.filename else ""
-        print(  # noqa: T201
-            f"vrts: error: no space left on the device{name}; free some, then give the same "
-            "command again (fit: with --ckpt_path last)",
-            file=sys.stderr,
+        return _fail(
+            f"no space left on the device{name}; free some, then give the same command again "
+            "(fit: with --ckpt_path last)"
         )
-        return 1
     except UnpicklingError:
         # LightningCLI opens the checkpoint before anything of ours is asked
-        print(  # noqa: T201
-            "vrts: error: --ckpt_path: the file is no checkpoint, or a damaged one; give another",
-            file=sys.stderr,
-        )
-        return 1
+        return _fail("--ckpt_path: the file is no checkpoint, or a damaged one; give another")
     except Exception as error:
         found = _input_error(error)
         if found is None:
             raise
-        print(f"vrts: error: {found}", file=sys.stderr)  # noqa: T201
-        return 1
+        return _fail(found)
     return 0
+
+
+def _fail(message: object) -> int:
+    """Print an error, whose text may come from outside, and return the exit status."""
+    print(f"vrts: error: {printable(str(message))}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from tests.callbacks.runs import (
     make_data,
@@ -11,7 +12,7 @@ from tests.callbacks.runs import (
     make_trainer,
     questions,
 )
-from vrts.callbacks.samples import CompletionLog
+from vrts.callbacks.samples import CompletionLog, completion_table
 from vrts.models.objectives import GRPO
 from vrts.models.rewards import AccuracyReward, FormatReward
 from vrts.types import InputError
@@ -107,6 +108,17 @@ def test_completions_are_shown(tmp_path, model_folder, videos, capsys):
     assert "step 1: What colour very very q0? (right: A)" in out
     assert out.count("accuracy") == 2
     assert "step 2" not in out
+
+
+def test_completions_and_questions_are_no_markup():
+    bad = "[red]x[/nonsense]\x1b[2J"
+    line = {"step": 1, "question": bad, "answer": "A", "completion": bad, "advantage": 0.0}
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(completion_table([line | {"rewards": {"format": 1.0}}]))
+    shown = capture.get()
+    assert shown.count("[red]x[/nonsense]\\x1b[2J") == 2
+    assert "\x1b" not in shown
 
 
 def test_an_unusable_folder_is_named_before_training(tmp_path, model_folder, videos):

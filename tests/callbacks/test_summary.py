@@ -55,6 +55,7 @@ def test_every_number_by_hand():
         "num_without_answer": 1,
         "num_failed": 3,
         "failed": ["damaged", "damaged later", "damaged, unscored"],
+        "failures": [{"reason": "damaged", "num_questions": 3}],
         "breakdown": {
             "kind": {
                 "easy": {
@@ -94,6 +95,7 @@ def test_nothing_is_known_of_no_questions():
     assert metrics["num_questions"] == metrics["num_scored"] == metrics["num_failed"] == 0
     assert metrics["decided_at"] == {"4": None, "8": None}
     assert metrics["breakdown"] == {}
+    assert metrics["failures"] == []
     for name in (
         "accuracy", "accuracy_stderr", "unanimous_and_wrong", "agreement", "mean_frames",
     ):  # fmt: skip

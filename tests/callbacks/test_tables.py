@@ -38,6 +38,7 @@ def test_the_tables_show_percent():
         ["failed questions", f"{first},"],
         ["", f"{others[0]},"],
         ["", others[1]],
+        ["damaged", "3"],
         ["kind", "", "", ""],
         ["easy", "50.0", "2", ""],
         ["hard", "33.3 ± 22.2", "4", "1"],
@@ -79,13 +80,53 @@ def test_names_with_very_many_categories_are_left_to_the_file():
     for i, one in enumerate(lines):
         one["breakdown"] = {"subject": f"s{i}", "kind": "x"}
     found = text(summarise(lines, [4]))
-    assert f"subject: {SHOWN_CATEGORIES + 1}, see metrics.json" in found
+    assert f"{SHOWN_CATEGORIES + 1} of them, see metrics.json" in found
     assert "s17" not in found
     assert "100.0 ± 0.0" in found
+
+
+def breakdown_table(*breakdowns):
+    """The table of breakdowns, of questions in these categories; None where there is none."""
+    lines = [line(str(i), True, (4, 1.0)) | {"breakdown": b} for i, b in enumerate(breakdowns)]
+    tables = metrics_tables(summarise(lines, [4])).renderables[1:]
+    return tables[0] if tables else None
+
+
+def test_a_single_name_heads_its_column():
+    table = breakdown_table({"category": "a"}, {"category": "b"})
+    assert table.title == "accuracy by category, %"
+    assert list(table.columns[0].cells) == ["a", "b"]
+    table = breakdown_table({"task": "a", "kind": "x"}, {"task": "b", "kind": "x"})
+    assert (table.title, table.columns[0].header) == ("accuracy by task, %", "task")
+    assert list(table.columns[0].cells) == ["a", "b"]
+
+
+def test_a_single_category_of_all_questions_breaks_nothing_down():
+    assert breakdown_table({"category": "a"}, {"category": "a"}) is None
+    assert list(breakdown_table({"category": "a"}, {}).columns[0].cells) == ["a"]
+
+
+def test_reasons_of_failures_are_shown_the_most_frequent_first():
+    lines = [line(f"q{i}", False, failed=True, prediction=None) for i in range(9)]
+    for one, reason in zip(lines, "abcdefgh", strict=False):
+        one["error"] = f"{reason}\x1b"
+    lines[8]["error"] = "b\x1b"
+    table = metrics_tables(summarise(lines, [4])).renderables[1]
+    assert table.title == "why questions failed"
+    assert list(table.columns[0].cells) == [*(f"{c}\\x1b" for c in "bacde"), "…"]
+    assert list(table.columns[1].cells) == ["2", "1", "1", "1", "1", ""]
+
+
+def test_names_are_escaped_and_shortened():
+    lines = [line("\x1b[2J" + "x" * 100_000, False, failed=True, prediction=None)]
+    shown = text(summarise(lines, [4]))
+    assert "\x1b" not in shown
+    assert len(shown) < 5000
 
 
 def test_names_of_questions_and_categories_are_no_markup():
     bad = "[red]x[/nonsense]"
     lines = [line(bad, False, failed=True, prediction=None)]
-    lines[0]["breakdown"] = {bad: bad}
-    assert text(summarise(lines, [4])).count(bad) == 3
+    lines += [line("q", True, (4, 1.0))]
+    lines[0] |= {"breakdown": {bad: bad}, "error": bad}
+    assert text(summarise(lines, [4])).count(bad) == 5

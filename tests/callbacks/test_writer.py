@@ -183,7 +183,7 @@ def test_no_questions(tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 6])
-def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, after, batch):
+def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, after, batch, capsys):
     """A real SIGINT in the middle of a batch, at the first or at a denser level."""
     data = {"eval_batch_size": batch}
     with pytest.raises(SystemExit) as stopped:
@@ -192,6 +192,8 @@ def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, afte
     assert not (tmp_path / "metrics.json").exists()
     done = len(read_predictions(tmp_path)) if (tmp_path / "predictions.jsonl").exists() else 0
     assert done < 7
+    out = capsys.readouterr().out
+    assert f"Interrupted: {done} of 7 questions are decided and kept in {tmp_path}/pred" in out
     policy = scripted(SCRIPT)
     lines, metrics = predict(tmp_path, policy, seven(videos), data=data)
     assert (lines, metrics) == whole
@@ -226,6 +228,16 @@ def test_a_finished_run_asks_nothing_and_writes_its_metrics_again(tmp_path, vide
     policy = scripted(SCRIPT)
     assert predict(tmp_path, policy, seven(videos)) == whole
     assert policy.asked == []
+
+
+def test_metrics_of_fewer_questions_do_not_outlive_the_first_further_one(tmp_path, videos):
+    predict(tmp_path, scripted(SCRIPT), seven(videos)[:4])
+    metrics = tmp_path / "metrics.json"
+    predict(tmp_path, scripted(SCRIPT), seven(videos)[:4])
+    assert metrics.exists(), "a finished run stays finished"
+    with pytest.raises(SystemExit):
+        predict(tmp_path, scripted(SCRIPT, stop_after=0), seven(videos))
+    assert not metrics.exists()
 
 
 def test_further_questions_are_added(tmp_path, videos, whole):
@@ -418,6 +430,9 @@ def test_metrics_are_the_same_to_the_byte_however_often_a_run_was_interrupted(tm
     assert metrics["breakdown"]["kind"]["odd"]["num_questions"] == 4
     assert metrics["breakdown"]["kind"]["even"]["num_failed"] == 1
     assert metrics["num_videos"] == 3
+    (failure,) = metrics["failures"]
+    assert failure["num_questions"] == 2
+    assert "damaged.mp4" not in failure["reason"]
 
 
 def predict_after(folder, before, asked):

@@ -13,8 +13,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from vrts.callbacks.densify import densifiers_before
-from vrts.callbacks.terminal import printable
 from vrts.prompts import split_completion
+from vrts.terminal import printable
 from vrts.types import InputError, Prediction, Question, Round, letters
 
 SHOWN_TIMES = 16
@@ -78,7 +78,7 @@ def answer_panel(prediction: Prediction) -> Panel:
     parts = [Text(printable(answer_text(prediction.answer, prediction.question)), style="bold")]
     reasoning = reasoning_for(prediction.answer, last)
     if reasoning:
-        parts += [Text(), Text(printable(reasoning), style="italic")]
+        parts += [Text(), Text(printable(reasoning, None), style="italic")]
     parts.append(Text())
     for number, found in enumerate(prediction.rounds, start=1):
         votes = printable(votes_text(found))

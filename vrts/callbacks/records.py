@@ -127,10 +127,10 @@ def read_other_run(path: Path, option: str) -> Iterator[Line]:
 
 def without_texts(line: Line) -> Line:
     """Keep of a line what metrics are made of: completions fill most of a long run's file."""
-    kept = ("id", "status", "correct", "prediction", "video", "breakdown", "num_frames")
+    kept = ("id", "status", "error", "correct", "prediction", "video", "breakdown", "num_frames")
     of_round = ("num_frames", "agreement", "abandoned")
     rounds = [{key: r[key] for key in of_round if key in r} for r in line["rounds"]]
-    return {key: line[key] for key in kept} | {"rounds": rounds}
+    return {key: line.get(key) for key in kept} | {"rounds": rounds}
 
 
 def _cut_torn_line(path: Path) -> None:

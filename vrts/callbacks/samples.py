@@ -9,11 +9,13 @@ from typing import Any, cast
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vrts.callbacks.folders import make_folder
 from vrts.models.module import VideoQAModule
 from vrts.models.record import RolloutRecord
+from vrts.terminal import printable
 
 
 class CompletionLog(Callback):
@@ -97,11 +99,13 @@ def record_lines(record: RolloutRecord, step: int) -> list[dict[str, Any]]:
 def completion_table(lines: list[dict[str, Any]]) -> Table:
     """Show completions of one question."""
     first = lines[0]
-    table = Table(title=f"step {first['step']}: {first['question']} (right: {first['answer']})")
+    title = f"step {first['step']}: {first['question']} (right: {first['answer']})"
+    table = Table(title=escape(printable(title)))
     table.add_column("completion", overflow="fold")
     table.add_column("rewards")
     table.add_column("advantage", justify="right")
     for line in lines:
         rewards = ", ".join(f"{name} {value:g}" for name, value in line["rewards"].items())
-        table.add_row(line["completion"], rewards, f"{line['advantage'] + 0.0:+.2f}")
+        text = escape(printable(line["completion"], None))
+        table.add_row(text, rewards, f"{line['advantage'] + 0.0:+.2f}")
     return table

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vrts.callbacks.accuracy import accuracy, breakdown, gain, mean
+from vrts.callbacks.failures import failure_reasons
 from vrts.callbacks.records import Line
 
 
@@ -24,7 +25,8 @@ def summarise(
         before: whether each question was right in a run to compare with, by id.
 
     Returns:
-        ``num_questions``, ``num_failed`` and ``failed`` (ids), ``num_without_answer``; what
+        ``num_questions``, ``num_failed``, ``failed`` (ids) and ``failures`` (what
+        `vrts.callbacks.failures.failure_reasons` gives), ``num_without_answer``; what
         `vrts.callbacks.accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored
         questions whose deciding round agreed on a wrong answer; ``agreement``, the mean share of
         the deciding round's completions that gave its most frequent answer, and ``num_abandoned``,
@@ -53,6 +55,7 @@ def summarise(
         "num_without_answer": sum(line["prediction"] is None for line in done),
         "num_failed": len(failed),
         "failed": failed,
+        "failures": failure_reasons(lines),
         "breakdown": breakdown(lines),
         "gain": None if before is None else gain(lines, before),
     }

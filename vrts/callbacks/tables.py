@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from vrts.callbacks.terminal import printable
+from vrts.terminal import printable
 
 SHOWN_FAILURES = 5
-"""Ids of failed questions in the table; ``metrics.json`` has all of them."""
+"""Ids of failed questions, and reasons of failures; ``metrics.json`` has more of them."""
+MOST_CHARACTERS = 60
+"""Of an id, a category or a reason in a table."""
 SHOWN_CATEGORIES = 40
 """Names with more categories, such as a crossing of several, are in ``metrics.json`` alone."""
 
 
 def metrics_tables(metrics: Mapping[str, Any]) -> Group:
-    """Show metrics to people: the run's table, and below it the breakdowns if there are any.
+    """Show metrics to people: the run's table, and below it reasons of failures and breakdowns.
+
+    A name all of whose questions are of one category breaks nothing down and is left out.
 
     Args:
         metrics: what `vrts.callbacks.summary.summarise` gave.
     """
     tables = [_overall(metrics)]
-    if metrics["breakdown"]:
-        tables.append(_breakdown(metrics["breakdown"]))
+    if metrics["failures"]:
+        tables.append(_failures(metrics["failures"]))
+    found = {
+        name: categories
+        for name, categories in metrics["breakdown"].items()
+        if len(categories) > 1
+        or next(iter(categories.values()))["num_questions"] < metrics["num_questions"]
+    }
+    if found:
+        tables.append(_breakdown(found))
     return Group(*tables)
 
 
@@ -50,32 +62,47 @@ def _overall(metrics: Mapping[str, Any]) -> Table:
     table.add_row("without an answer", str(metrics["num_without_answer"]))
     table.add_row("failed", str(metrics["num_failed"]))
     if metrics["failed"]:
-        names = [escape(printable(name)) for name in metrics["failed"][:SHOWN_FAILURES]]
+        names = [_shown(name) for name in metrics["failed"][:SHOWN_FAILURES]]
         more = ["…"] if len(metrics["failed"]) > SHOWN_FAILURES else []
         table.add_row("failed questions", ",\n".join(names + more))
     return table
 
 
+def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="why questions failed")
+    table.add_column("reason", overflow="fold")
+    table.add_column("questions", justify="right")
+    for group in found[:SHOWN_FAILURES]:
+        table.add_row(escape(printable(group["reason"])), str(group["num_questions"]))
+    if len(found) > SHOWN_FAILURES:
+        table.add_row("…", "")
+    return table
+
+
 def _breakdown(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    table = Table(title="accuracy by category, %")
-    table.add_column("category", overflow="fold")
+    """Accuracy by the categories of each name; a single name heads its column."""
+    only = next(iter(found)) if len(found) == 1 else None
+    by = _shown(only or "category")
+    table = Table(title=f"accuracy by {by}, %")
+    table.add_column(by, overflow="fold")
     for name in ("accuracy", "questions", "failed"):
         table.add_column(name, justify="right")
     for name, categories in found.items():
-        for row in _rows(name, categories):
+        if only is None:
+            table.add_row(f"[bold]{_shown(name)}[/]", "", "", "")
+        for row in _rows(categories, "" if only else "  "):
             table.add_row(*row)
         table.add_section()
     return table
 
 
-def _rows(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+def _rows(categories: Mapping[str, Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
     if len(categories) > SHOWN_CATEGORIES:
-        yield f"[bold]{escape(printable(name))}[/]: {len(categories)}, see metrics.json", "", "", ""
+        yield f"{indent}{len(categories)} of them, see metrics.json", "", "", ""
         return
-    yield f"[bold]{escape(printable(name))}[/]", "", "", ""
     for category, numbers in categories.items():
         questions, failed = str(numbers["num_questions"]), str(numbers["num_failed"] or "")
-        yield f"  {escape(printable(category))}", _accuracy(numbers), questions, failed
+        yield f"{indent}{_shown(category)}", _accuracy(numbers), questions, failed
 
 
 def _accuracy(numbers: Mapping[str, Any]) -> str:
@@ -85,3 +112,8 @@ def _accuracy(numbers: Mapping[str, Any]) -> str:
     share = f"{100 * numbers['accuracy']:.1f}"
     error = numbers["accuracy_stderr"]
     return share if error is None else f"{share} ± {100 * error:.1f}"
+
+
+def _shown(text: str) -> str:
+    """Text from outside without markup, control characters or very great length."""
+    return escape(printable(text, MOST_CHARACTERS))

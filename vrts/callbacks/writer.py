@@ -12,8 +12,10 @@ from typing import Any, cast
 from filelock import BaseFileLock, FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.text import Text
 
 from vrts.callbacks.densify import densifiers_before
+from vrts.callbacks.failures import check_answered
 from vrts.callbacks.records import (
     Line,
     prediction_line,
@@ -25,6 +27,7 @@ from vrts.callbacks.summary import summarise
 from vrts.callbacks.tables import metrics_tables
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models.module import VideoQAModule
+from vrts.terminal import printable
 from vrts.types import InputError, Prediction
 
 
@@ -51,6 +54,9 @@ class PredictionWriter(Callback):
         self._places: dict[str, int] = {}
         self._lock: BaseFileLock | None = None
         self._right_before: dict[str, bool] | None = None
+        self._metrics: dict[str, Any] | None = None
+        self.is_unfinished = False
+        """Whether questions are left for this run."""
 
     @property
     def predictions_path(self) -> Path:
@@ -97,10 +103,16 @@ class PredictionWriter(Callback):
         decided = [str(line["id"]) for line in read_lines(self.predictions_path)]
         self._check_known(decided)
         data.exclude(decided)
+        self.is_unfinished = len(decided) < len(self._places)
         if decided and trainer.is_global_zero:
             total = len(self._places)
             count = f"{len(decided)} of {total}"
-            Console().print(f"{self.predictions_path}: {count} are decided already")
+            _tell(f"{self.predictions_path}: {count} are decided already")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the metrics of an earlier run with fewer questions: they would pass for this."""
+        if trainer.is_global_zero and self.is_unfinished:
+            self.metrics_path.unlink(missing_ok=True)
 
     def on_predict_batch_end(
         self,
@@ -123,12 +135,16 @@ class PredictionWriter(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Tell what an interrupted run leaves."""
+        """Tell what an interrupted run leaves: its lines, and no metrics of a part."""
         self._release()
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self._places:
-            Console().print(
-                f"Interrupted: {self.predictions_path} keeps what is decided; the same command "
-                "goes on after it"
+            # other processes may be writing: lines are counted, and nothing is repaired
+            paths = [path for path in (self.predictions_path, *self._parts()) if path.exists()]
+            done = sum(map(_num_whole_lines, paths))
+            _tell(
+                f"Interrupted: {done} of {len(self._places)} questions are decided and kept in "
+                f"{self.predictions_path}; the same command goes on after them, and writes "
+                f"{self.metrics_path.name} at the end"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -144,7 +160,17 @@ class PredictionWriter(Callback):
         metrics = summarise(lines, self._levels, self._right_before)
         _write_atomically(self.metrics_path, json.dumps(metrics, indent=2) + "\n")
         Console().print(metrics_tables(metrics))
+        self._metrics = metrics
         self._release()
+
+    def check_answered(self) -> None:
+        """See that the run came to something; for after all that it writes is written.
+
+        Raises:
+            InputError: there were questions, and every one failed.
+        """
+        if self._metrics is not None:  # of other processes than the first there are none
+            check_answered(self._metrics, str(self.predictions_path))
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -240,6 +266,16 @@ class PredictionWriter(Callback):
     def _in_order(self, lines: Iterable[Line]) -> list[Line]:
         """Lines in the order of the questions, whichever process decided them and when."""
         return sorted(lines, key=lambda line: self._places.get(line["id"], len(self._places)))
+
+
+def _tell(message: str) -> None:
+    """Print a message with paths in it, which are no markup."""
+    Console().print(Text(printable(message)), soft_wrap=True)
+
+
+def _num_whole_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(text.endswith(b"\n") for text in file)
 
 
 def _to_text(line: Line) -> str:

@@ -39,6 +39,7 @@ from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
 from vrts.models.sharding import Sharder, Sharding, announce, keep_company, stand_in
 from vrts.models.temporal import TemporalReward
+from vrts.terminal import printable
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail
 
@@ -285,7 +286,7 @@ class VideoQAModule(LightningModule):
         for sample in checked:
             if sample.clip is None:
                 self._patience.last_reason = sample.error
-                _log.warning("skipped question %s: %s", sample.question.id, sample.error)
+                _log.warning(printable(f"skipped question {sample.question.id}: {sample.error}"))
         return [sample for sample in checked if sample.clip is not None]
 
     def _needs_rollout(self, batch: Sequence[Sample], batch_idx: int) -> bool:

@@ -123,6 +123,15 @@ def test_a_resumed_run_s_report_is_that_of_an_uninterrupted_one(tmp_path, videos
         assert embedded(tmp_path, name) == embedded(whole, name)
 
 
+def test_the_report_of_fewer_questions_does_not_outlive_the_first_further_one(tmp_path, videos):
+    predict_with_report(tmp_path, videos)
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(SystemExit):
+        predict_with_report(tmp_path, videos, scripted(SCRIPT, stop_after=0))
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_run_that_has_nothing_left_writes_its_report_again(tmp_path, videos):
     predict_with_report(tmp_path, videos)
     page = (tmp_path / "report.html").read_bytes()

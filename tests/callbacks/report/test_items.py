@@ -10,7 +10,6 @@ from vrts.callbacks.report.items import (
     completion_limit,
     item_tags,
     report_item,
-    shorten,
 )
 
 UNKNOWN = question("unknown", answer=None)
@@ -91,15 +90,6 @@ def test_a_line_whose_question_is_gone_still_has_its_votes():
 def test_tags(line, tags):
     assert item_tags(line) == tags
     assert set(tags) <= TAGS.keys()
-
-
-def test_the_middle_of_a_long_completion_is_left_out():
-    text = "thinking " * 100 + "<answer>B</answer>"
-    short = shorten(text, 90)
-    assert short.startswith("thinking thinking")
-    assert short.endswith("<answer>B</answer>")
-    assert f"[{len(text) - 90:,} characters left out]" in short
-    assert shorten(text, len(text)) == text
 
 
 def test_all_completions_together_stay_within_a_budget():

@@ -49,6 +49,7 @@ class ReportWriter(Callback):
         self.most_characters = int(most_characters)
         self._folder = Path()
         self._predictions_path = Path()
+        self._writer: PredictionWriter | None = None
         self._keeps_strips = False
 
     @property
@@ -75,6 +76,7 @@ class ReportWriter(Callback):
                 "trainer.callbacks: ReportWriter reads what PredictionWriter writes; put a "
                 "PredictionWriter before it"
             )
+        self._writer = writers[0]
         self._predictions_path = writers[0].predictions_path
         self._folder = self._predictions_path.parent
         self._keeps_strips = self.max_thumbnails > 0
@@ -82,6 +84,11 @@ class ReportWriter(Callback):
             raise InputError(f"{self.path}: is a folder, and the report goes there; remove it")
         if self._keeps_strips and trainer.is_global_zero:
             make_folder(self._strips, "ReportWriter")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the report of an earlier run with fewer questions: it would pass for this."""
+        if trainer.is_global_zero and self._writer is not None and self._writer.is_unfinished:
+            self.path.unlink(missing_ok=True)
 
     def on_predict_batch_end(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 from vrts.callbacks.records import Line
 from vrts.prompts import is_correct
+from vrts.terminal import shorten
 from vrts.types import Question, letters
 from vrts.voting import majority
 
@@ -88,20 +89,6 @@ def completion_limit(lines: Iterable[Line], most_characters: int, budget: int) -
     if sum(min(length, most_characters) for length in lengths) <= budget:
         return most_characters
     return budget // len(lengths)
-
-
-def shorten(text: str, most_characters: int) -> str:
-    """Leave the middle out of a long text: its end has the answer.
-
-    Args:
-        text: of a completion.
-        most_characters: that are kept.
-    """
-    if len(text) <= most_characters:
-        return text
-    tail = most_characters // 3
-    note = f" … [{len(text) - most_characters:,} characters left out] … "
-    return text[: most_characters - tail] + note + text[len(text) - tail :]
 
 
 def by_priority(items: Sequence[Item]) -> list[Item]:

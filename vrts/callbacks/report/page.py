@@ -89,8 +89,8 @@ def _cells(table: RenderableType) -> dict[str, Any]:
     assert isinstance(table, Table)
     columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
     return {
-        "title": str(table.title),
-        "columns": [str(column.header) for column in table.columns],
+        "title": _plain(str(table.title)),
+        "columns": [_plain(column.header) for column in table.columns],
         "rows": [list(row) for row in zip(*columns, strict=True)],
     }
 
