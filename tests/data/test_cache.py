@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 import vrts.data.cache as cache_module
 from tests.data.plugins import FakeDecoder, ListReader
+from tests.permissions import permissions_count
 from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
 from vrts.data.datamodule import VideoQADataModule
@@ -86,6 +87,22 @@ def test_it_is_the_content_that_counts(tmp_path, cache, make_video):
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     assert decode(decoder, path).num_source_frames == 12
     assert len(inner._calls) == 2
+
+
+def test_a_clip_of_a_video_that_changed_meanwhile_is_not_kept(tmp_path, cache, make_video):
+    path = Path(make_video(tmp_path / "a.mp4"))
+    old = path.read_bytes()
+
+    class Replaced(PyAVDecoder):
+        def decode(self, *args):
+            make_video(path, num_frames=12)
+            return super().decode(*args)
+
+    assert decode(CachingDecoder(Replaced(), cache), path).num_source_frames == 12
+    assert entries(cache) == []
+    path.write_bytes(old)
+    found = decode(CachingDecoder(PyAVDecoder(), cache), path)
+    assert same(found, decode(PyAVDecoder(), path))
 
 
 def test_failures_are_not_kept(tmp_path, cache):
@@ -218,9 +235,36 @@ def test_an_unusable_folder_is_named_before_anything_is_decoded(tmp_path):
 def test_where_nothing_can_be_written_the_clip_comes_with_a_warning(tmp_path, cache, make_video):
     path = make_video(tmp_path / "a.mp4")
     shutil.rmtree(cache.folder)
-    with pytest.warns(UserWarning, match=r"data\.cache: .* is not kept \(No such file"):
+    with pytest.warns(UserWarning, match=r"data\.cache\.folder: .* are kept \(No such file"):
         found = decode(CachingDecoder(Counting(), cache), path)
     assert same(found, decode(PyAVDecoder(), path))
+
+
+def test_a_folder_without_permission_is_named(cache):
+    (cache.folder / "clips").chmod(0o500)
+    with permissions_count(), pytest.raises(InputError, match=r"cannot use .* \(Permission den"):
+        cache.prepare()
+
+
+def test_a_folder_that_only_others_may_write_to_is_used_as_it_is(tmp_path, cache, make_video):
+    path = make_video(tmp_path / "a.mp4")
+    inner = Counting()
+    decoder = CachingDecoder(inner, cache)
+    right = decode(decoder, path)
+    (entry,) = entries(cache)
+    entry.chmod(0o400)
+    (cache.folder / "clips").chmod(0o500)
+    refused = pytest.warns(UserWarning, match=r"not all clips are kept \(Permission denied\)")
+    with permissions_count():
+        assert same(decode(decoder, path), right)
+        assert len(inner._calls) == 1
+        with refused:
+            assert decode(decoder, path, num_frames=6).num_frames == 6
+    entry.chmod(0o600)
+    entry.write_bytes(b"damaged")
+    with permissions_count(), refused:
+        assert same(decode(decoder, path), right)
+    assert entries(cache) == [entry]
 
 
 @pytest.mark.parametrize(

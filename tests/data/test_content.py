@@ -1,6 +1,9 @@
 """What a prediction run depends on, as recorded: another file or option is seen, and named."""
 
 import json
+import os
+import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
 from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.benchmarks.videommmu import VideoMMMUReader
 from vrts.data.cache import FrameCache
-from vrts.data.content import describe
+from vrts.data.content import BLOCK_BYTES, NUM_BLOCKS, describe, video_digest
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import VideoRTSReader
@@ -104,3 +107,55 @@ def test_any_object_is_described():
         "names": ["a", "b"],
     }
     assert describe(FakeDecoder()) == {"class": "tests.data.plugins.FakeDecoder"}
+
+
+def write_at(path, place, data, mtime_ns=None):
+    """Change a file in place, at another time or as if at none."""
+    state = path.stat()
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(data)
+    os.utime(path, ns=(state.st_atime_ns, mtime_ns or state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_video_that_changed_has_another_digest(tmp_path, seed):
+    """Of a small one every byte counts; of a large one every time of change, and many bytes."""
+    rng = random.Random(seed)
+    small, large = tmp_path / "small.mp4", tmp_path / "large.mp4"
+    small.write_bytes(rng.randbytes(NUM_BLOCKS * BLOCK_BYTES - rng.randrange(5)))
+    with large.open("wb") as file:
+        file.truncate(NUM_BLOCKS * BLOCK_BYTES * rng.randrange(2, 50) + rng.randrange(9))
+    seen = set()
+    size = large.stat().st_size
+    places = {small: rng.randrange(small.stat().st_size), large: 0}
+    for path in (small, large):
+        seen.add(video_digest(path))
+        write_at(path, places[path], b"x" if path.read_bytes()[places[path]] != 120 else b"y")
+        seen.add(video_digest(path))
+    assert len(seen) == 4
+    write_at(large, size - 1, b"y")
+    seen.add(video_digest(large))
+    write_at(large, rng.randrange(size), b"z", large.stat().st_mtime_ns + 1)
+    seen.add(video_digest(large))
+    with large.open("ab") as file:
+        file.write(b"z")
+    seen.add(video_digest(large))
+    assert len(seen) == 7
+    shutil.copy2(large, tmp_path / "copy.mp4")
+    shutil.copy(small, tmp_path / "small copy.mp4")
+    assert {video_digest(tmp_path / name) for name in ("copy.mp4", "small copy.mp4")} < seen
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux, which counts reads")
+def test_little_of_a_long_film_is_read(tmp_path):
+    path = tmp_path / "film.mkv"
+    with path.open("wb") as file:
+        file.truncate(2**33)
+
+    def num_bytes_read():
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = num_bytes_read()
+    assert len(video_digest(path)) == 64
+    assert num_bytes_read() - before < 2 * NUM_BLOCKS * BLOCK_BYTES

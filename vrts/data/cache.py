@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
 import warnings
 import zlib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jsonargparse.typing import PositiveFloat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vrts.data.content import file_digest
 from vrts.types import Clip, InputError
 
 ABANDONED_S = 3600.0
@@ -27,13 +27,12 @@ ABANDONED_S = 3600.0
 class FrameCache:
     """A folder of clips, of bounded size, which several processes and machines may share.
 
-    A clip is kept under the content of its video (SHA-256 of the whole file), window, number of
-    frames, sampler and resolution with their options, decoder and version of vrts: these decide
-    which frames it has and how large they are. A file is hashed once and again when its place,
-    size or time of change differs. Entries are safetensors files with a checksum, written beside
-    and moved into place; one that is damaged is removed and decoded anew. After each write the
-    entries that were used least recently are removed until the rest fits. Pictures and folders of
-    frames are not kept.
+    A clip is kept under the content of its video (`vrts.data.content.video_digest`), window, number
+    of frames, sampler and resolution with their options, decoder and version of vrts: these decide
+    which frames it has and how large they are. Entries are safetensors files with a checksum,
+    written beside and moved into place; one that is damaged is removed and decoded anew. After
+    each write the entries that were used least recently are removed until the rest fits. Pictures
+    and folders of frames are not kept.
 
     Args:
         folder: Made where it is missing.
@@ -50,34 +49,16 @@ class FrameCache:
         Raises:
             InputError: it cannot be made or written to.
         """
+        probe = self.folder / "clips" / f"{uuid4().hex}.part"
         try:
-            for name in ("clips", "digests"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-            usable = os.access(self.folder / "clips", os.W_OK)
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()  # what may be written is known only then, on a network drive for one
+            probe.unlink()
         except OSError as error:
-            raise InputError(f"data.cache.folder: {self.folder} ({error.strerror})") from error
-        if not usable:
-            raise InputError(f"data.cache.folder: {self.folder} cannot be written to")
-
-    def digest(self, path: str) -> str:
-        """Return the digest of a file's content, kept until the file's place or state differs.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        file = Path(path).resolve()
-        state = file.stat()
-        seen = (str(file), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-        note = self.folder / "digests" / sha256_of(seen)
-        try:
-            known = note.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError):
-            known = ""
-        if len(known) == 64:
-            return known
-        digest = file_digest(file)
-        _write(note, digest.encode("ascii"))
-        return digest
+            raise InputError(
+                f"data.cache.folder: cannot use {self.folder} ({error.strerror}); give another "
+                "folder, or leave data.cache out"
+            ) from error
 
     def load(self, key: str) -> Clip | None:
         """Return a clip, or None where there is none or a damaged one, which is removed."""
@@ -85,12 +66,14 @@ class FrameCache:
         try:
             # whole and at once: another process may remove the file at any moment
             clip = _from_bytes(path.read_bytes())
-            os.utime(path)  # used now
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it stays, and is decoded anew each time
+                path.unlink()
             return None
+        with contextlib.suppress(OSError):  # another user's file counts as used when it was made
+            os.utime(path)
         return clip
 
     def store(self, key: str, clip: Clip) -> None:
@@ -98,8 +81,13 @@ class FrameCache:
         if clip.frames.nbytes > self.max_bytes:
             return
         path = self.folder / "clips" / f"{key}.safetensors"
-        if _write(path, _to_bytes(clip)):
+        try:
+            _write(path, _to_bytes(clip))
             self._make_room()
+        except OSError as error:
+            # the same words for each clip, so that they are shown once
+            message = f"data.cache.folder: {self.folder}: not all clips are kept ({error.strerror})"
+            warnings.warn(message, stacklevel=2)
 
     def _make_room(self) -> None:
         """Remove the entries that were used least recently until the rest fits."""
@@ -164,14 +152,14 @@ def _checksum(parts: dict[str, torch.Tensor]) -> int:
     return total
 
 
-def _write(path: Path, data: bytes) -> bool:
-    """Write a file whole or not at all, with a warning where that fails: the run can go on."""
-    # a name that no other process or thread writes to
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; raises `OSError`."""
+    # a name that no other process or thread writes to, on any machine
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         part.write_bytes(data)
         part.replace(path)
-    except OSError as error:
-        warnings.warn(f"data.cache: {path} is not kept ({error.strerror})", stacklevel=2)
-        return False
-    return True
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()  # what was written of it takes room that others may need
+        raise

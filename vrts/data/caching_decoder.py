@@ -1,9 +1,10 @@
 """A decoder that looks into a cache first."""
 
 from importlib.metadata import version
+from pathlib import Path
 
 from vrts.data.cache import FrameCache, sha256_of
-from vrts.data.content import describe
+from vrts.data.content import describe, video_digest
 from vrts.data.decoding import Decoder, check_video_file
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
@@ -34,9 +35,11 @@ class CachingDecoder(Decoder):
         """Return a clip; raises as `Decoder.decode` says."""
         check_video_file(path)
         wanted = [describe(part) for part in (self.decoder, sampler, resolution, window)]
-        key = sha256_of([self.cache.digest(path), num_frames, *wanted, version("vrts")])
+        content = video_digest(Path(path))
+        key = sha256_of([content, num_frames, *wanted, version("vrts")])
         clip = self.cache.load(key)
         if clip is None:
             clip = self.decoder.decode(path, num_frames, sampler, resolution, window)
-            self.cache.store(key, clip)
+            if video_digest(Path(path)) == content:  # not of a file that changed meanwhile
+                self.cache.store(key, clip)
         return clip
