@@ -1,7 +1,9 @@
 """Asking and replaying as users call them."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,16 @@ class TestFailures:
         metrics = json.loads((tmp_path / "metrics.json").read_text())
         assert [f["num_questions"] for f in metrics["failures"]] == [7]
         assert "why questions failed" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+    def test_what_the_disk_refuses_is_named_with_its_file(self, number, monkeypatch, capsys):
+        def run(args):
+            raise OSError(number, os.strerror(number), "runs/mine/x.jsonl")
+
+        monkeypatch.setattr("vrts.cli.run", run)
+        assert main(["predict"]) == 1
+        expected = f"vrts: error: runs/mine/x.jsonl: {os.strerror(number)}; put that right"
+        assert expected in capsys.readouterr().err
 
     def test_names_that_a_terminal_would_act_on_are_escaped(
         self, model, annotations, tmp_path, capsys

@@ -77,6 +77,9 @@ EXPECTED = (
 FOLDER_STRATEGIES = ("FullySharded", "ModelParallel", "FSDP", "fsdp", "DeepSpeed", "deepspeed")
 """In the names of those whose checkpoints may be folders."""
 
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a disk without room, a quota, or permissions answer: no fault of the program."""
+
 
 class VrtsCLI(LightningCLI):
     """LightningCLI with vrts's one link between model and data."""
@@ -222,12 +225,12 @@ def main(args: Sequence[str] | None = None) -> int:
             raise  # the traceback shows where in the user's code
         return _fail(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in REFUSED:
             raise
-        name = f" for {error.filename}" if error.filename else ""
+        name = f"{error.filename}: " if error.filename else ""
         return _fail(
-            f"no space left on the device{name}; free some, then give the same command again "
-            "(fit: with --ckpt_path last)"
+            f"{name}{error.strerror}; put that right, then give the same command again (fit: with "
+            "--ckpt_path last)"
         )
     except UnpicklingError:
         # LightningCLI opens the checkpoint before anything of ours is asked

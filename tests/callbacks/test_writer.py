@@ -1,8 +1,10 @@
 """predictions.jsonl and metrics.json: whole lines, and runs that go on where others ended."""
 
 import dataclasses
+import errno
 import json
 import math
+import resource
 import signal
 
 import pytest
@@ -21,6 +23,7 @@ from tests.callbacks.runs import (
     scripted,
     started,
 )
+from tests.permissions import permissions_count
 from vrts.callbacks.asking import AnswerPrinter
 from vrts.callbacks.densify import SparseToDense
 from vrts.callbacks.progress import PredictionProgress
@@ -222,6 +225,27 @@ def test_a_half_written_line_is_asked_again(tmp_path, videos, whole):
     assert policy.asked == [[("q5", 4)], [("q6", 4)]]
 
 
+@pytest.mark.parametrize("num_bytes", [0, 700, 3000, 5500])
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, videos, whole, num_bytes):
+    """A limit on the size of files stands in for it: lines end where the room does."""
+    predict(tmp_path, scripted(SCRIPT), seven(videos)[:0])
+    path, had = tmp_path / "predictions.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, had[1]))
+    try:
+        with pytest.raises(OSError, match=r"predictions\.jsonl") as caught:
+            predict(tmp_path, scripted(SCRIPT), seven(videos))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, had)
+    assert caught.value.errno == errno.EFBIG
+    assert path.stat().st_size == num_bytes
+    done = path.read_bytes().count(b"\n")
+    policy = scripted(SCRIPT)
+    assert predict(tmp_path, policy, seven(videos)) == whole
+    assert {id for batch in policy.asked for id, _ in batch} == (
+        {f"q{i}" for i in range(done, 7)} - {"q3"}
+    )
+
+
 def test_a_finished_run_asks_nothing_and_writes_its_metrics_again(tmp_path, videos, whole):
     predict(tmp_path, scripted(SCRIPT), seven(videos))
     (tmp_path / "metrics.json").unlink()
@@ -356,6 +380,18 @@ def test_an_unusable_folder_is_named_before_anything_is_loaded(tmp_path, videos,
     folder = unusable(tmp_path, kind)
     policy = scripted()
     with pytest.raises(InputError, match=f"PredictionWriter.output_dir: cannot use {folder}"):
+        predict(folder, policy, questions(videos["long"], 1))
+    assert policy.asked == []
+
+
+def test_a_folder_without_permission_is_named_before_anything_is_loaded(tmp_path, videos):
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o500)
+    policy = scripted()
+    with (
+        permissions_count(),
+        pytest.raises(InputError, match=rf"cannot use {folder} \(.*Permission denied"),
+    ):
         predict(folder, policy, questions(videos["long"], 1))
     assert policy.asked == []
 

@@ -127,10 +127,7 @@ class PredictionWriter(Callback):
         predictions: list[Prediction] = outputs
         path = self.predictions_path if trainer.is_global_zero else self._part(trainer.global_rank)
         text = "".join(_to_text(prediction_line(p)) for p in predictions)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(path, text, "a")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -295,8 +292,16 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _write_atomically(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(temporary, text, "w")
     temporary.replace(path)
+
+
+def _write(path: Path, text: str, mode: str) -> None:
+    """Write to the disk itself; an `OSError` names the file."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
