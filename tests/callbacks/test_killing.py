@@ -1,6 +1,7 @@
 """SIGKILL at random moments of a prediction run, which is resumed each time."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -8,26 +9,15 @@ import time
 
 import pytest
 
-from tests.callbacks.plugins import ScriptedPolicy, ask
+from tests.callbacks.killed_ranks import SlowPolicy, asked
+from tests.callbacks.plugins import ScriptedPolicy
 from tests.callbacks.runs import by_id, predict, read_predictions
-from tests.callbacks.test_writer import SCRIPT, categorised, nine
+from tests.callbacks.runs import started as run_module
+from tests.callbacks.test_writer import SCRIPT
 
 NUM_KILLS = 30
 STEP_S = 0.01
 """What each rollout takes, so that a run is long enough to be hit anywhere."""
-
-
-class SlowPolicy(ScriptedPolicy):
-    """Takes a while for each rollout."""
-
-    def rollout(self, *args, **options):
-        time.sleep(STEP_S)
-        return super().rollout(*args, **options)
-
-
-def asked(videos):
-    """Nine questions with failures and several levels, and more of them."""
-    return nine(videos) + [categorised(ask(f"q{i}", videos["long"])) for i in range(9, 30)]
 
 
 def predict_alone(folder, videos):
@@ -35,7 +25,7 @@ def predict_alone(folder, videos):
     with open(os.devnull, "w") as nothing:  # noqa: PTH123 descriptors are what is replaced
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
-    predict(folder, SlowPolicy(SCRIPT), asked(videos), data={"eval_batch_size": 2})
+    predict(folder, SlowPolicy(SCRIPT, step_s=STEP_S), asked(videos), data={"eval_batch_size": 2})
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +83,33 @@ def test_a_run_killed_at_thirty_moments_comes_to_the_same(tmp_path, videos, star
             assert (folder / name).read_bytes() == (want / name).read_bytes(), (name, runs)
         assert len(by_id(read_predictions(folder))) == 30
     assert len(reached) >= 5, f"kills came at the same places: {reached}"
+
+
+def wait_for(text, log, seconds=60):
+    """Wait until a log says something."""
+    end_s = time.monotonic() + seconds
+    while text not in log.read_text(errors="replace"):
+        assert time.monotonic() < end_s, log.read_text(errors="replace")
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+def test_two_processes_of_which_some_are_killed_go_on_as_one(tmp_path, videos, ranks):
+    """None is left behind that writes on, and what both have decided is kept."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    job = {"folder": str(folder), "videos": videos, "ranks": ranks}
+    with run_module("tests.callbacks.killed_ranks", log, json.dumps(job)) as process:
+        assert process.wait(100) != 0, log.read_text()
+        if ranks == [0]:
+            wait_for("RuntimeError: the first process of this run is gone", log)
+    assert not (folder / "metrics.json").exists()
+    paths = [folder / "predictions.jsonl", folder / "predictions.rank1.jsonl"]
+    decided = [json.loads(line)["id"] for path in paths for line in path.read_text().splitlines()]
+    assert 0 < len(set(decided)) == len(decided) < 30
+    policy = ScriptedPolicy(SCRIPT)
+    lines, metrics = predict(folder, policy, asked(videos))
+    assert {id for batch in policy.asked for id, _ in batch}.isdisjoint(decided)
+    want = predict(tmp_path / "whole", ScriptedPolicy(SCRIPT), asked(videos))
+    assert by_id(lines) == by_id(want[0])
+    assert metrics == want[1]

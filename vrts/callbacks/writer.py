@@ -52,6 +52,7 @@ class PredictionWriter(Callback):
         self._follows_trainer = output_dir is None
         self._levels: list[int] = []
         self._places: dict[str, int] = {}
+        self._parent = os.getppid()
         self._lock: BaseFileLock | None = None
         self._right_before: dict[str, bool] | None = None
         self._metrics: dict[str, Any] | None = None
@@ -123,7 +124,14 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Append the batch's predictions."""
+        """Append the batch's predictions.
+
+        Raises:
+            RuntimeError: the process that started this one is gone, and nobody would merge them.
+        """
+        if not trainer.is_global_zero and os.getppid() != self._parent:
+            # a run that goes on in this folder must not find another one writing
+            raise RuntimeError("the first process of this run is gone, so this one ends too")
         predictions: list[Prediction] = outputs
         path = self.predictions_path if trainer.is_global_zero else self._part(trainer.global_rank)
         text = "".join(_to_text(prediction_line(p)) for p in predictions)

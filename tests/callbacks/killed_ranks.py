@@ -1,0 +1,39 @@
+"""Predicts on two gloo processes, of which some kill themselves; the argument is a job as JSON."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.callbacks.plugins import ScriptedPolicy, ask
+from tests.callbacks.runs import run_prediction
+from tests.callbacks.test_writer import SCRIPT, categorised, nine
+from tests.callbacks.two_processes import parallel
+from vrts.types import Question, Rollout
+
+
+class SlowPolicy(ScriptedPolicy):
+    """Takes a while for each rollout, so that a run can be hit in its middle."""
+
+    def __init__(self, *args: Any, step_s: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.step_s = step_s
+
+    def rollout(self, *args: Any, **options: Any) -> Rollout:
+        time.sleep(self.step_s)
+        return super().rollout(*args, **options)
+
+
+def asked(videos: dict[str, str]) -> list[Question]:
+    """Nine questions with failures and several levels, and more of them."""
+    return nine(videos) + [categorised(ask(f"q{i}", videos["long"])) for i in range(9, 30)]
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    dies = int(os.environ.get("LOCAL_RANK", "0")) in job["ranks"]
+    policy = SlowPolicy(SCRIPT, step_s=0.2, stop_after=4 if dies else None, signal=signal.SIGKILL)
+    run_prediction(Path(job["folder"]), policy, asked(job["videos"]), trainer=parallel(2))
