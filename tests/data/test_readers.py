@@ -138,6 +138,10 @@ def test_video_map_replaces_videos(tmp_path, videos):
         ({"start_s": 9, "end_s": 2.5}, "the window from start_s 9 to end_s 2.5 is empty"),
         ({"start_s": True}, "field 'start_s' must be a number"),
         ({"data_type": "image", "end_s": 4}, "data_type is 'image', but start_s or end_s is given"),
+        ({"solution": "A. C. elegans"}, "has the letter A and the text of B"),
+        ({"solution": {"B": "<answer>B</answer>"}}, "field 'solution' must be text, got dict"),
+        ({"problem": True}, "field 'problem' must be text, got True"),
+        ({"problem_id": float("nan")}, "field 'problem_id' is missing"),
         ({"fps": "fast"}, "field 'fps' must be a number, got 'fast'"),
     ],
 )

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from vrts.data.records import Record, read_text
+from vrts.data.records import Record, as_text, read_text
 from vrts.types import InputError, ProblemType, Question, letters
 
 OPTION = re.compile(r"\(?([A-Z])[.):：．]\s*(.*)", re.DOTALL)  # noqa: RUF001 full-width forms
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.):：．].*)?", re.DOTALL)  # noqa: RUF001
+LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.):：．](.*))?", re.DOTALL)  # noqa: RUF001
 MAX_OPTIONS = 26
 
 
@@ -74,7 +74,10 @@ def keyed_options(record: Record, key: str) -> list[str]:
     value = record.fields.get(key)
     if not isinstance(value, dict):
         raise InputError(f"field {key!r} must be an object of letter to text")
-    texts = {str(name).strip(): str(text or "").strip() for name, text in value.items()}
+    texts = {
+        str(name).strip(): "" if text is None else as_text(text, key)
+        for name, text in value.items()
+    }
     names = sorted(texts)
     while names and not texts[names[-1]]:
         names.pop()
@@ -99,8 +102,9 @@ def gold_answer(
     """
     if solution is None:
         return None
-    match = ANSWER_TAG.search(str(solution))
-    answer = (match[1] if match else str(solution)).strip()
+    given = as_text(solution, key)
+    match = ANSWER_TAG.search(given)
+    answer = (match[1] if match else given).strip()
     if not answer:
         raise InputError(f"field {key!r} is empty; use null where the answer is not known")
     if problem_type is not ProblemType.MULTIPLE_CHOICE:
@@ -108,7 +112,11 @@ def gold_answer(
     letter = LETTER.fullmatch(answer)
     if letter is None or letter[1].upper() not in letters(options):
         raise InputError(f"answer {answer!r} is none of the letters {letters(options)}")
-    return letter[1].upper()
+    name, text = letter[1].upper(), (letter[2] or "").strip().casefold()
+    named = [n for n, o in zip(letters(options), options, strict=True) if o.casefold() == text]
+    if named and name not in named:
+        raise InputError(f"answer {answer!r} has the letter {name} and the text of {named[0]}")
+    return name
 
 
 def time_window(record: Record) -> tuple[float, float | None]:
@@ -134,7 +142,7 @@ def check_frame_rate(record: Record) -> None:
 
 def check_folder(folder: str | None, key: str, content: str = "videos") -> None:
     """Raise `InputError` if a folder is given that does not exist."""
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
         raise InputError(
             f"{folder}: no such folder; set {key} to the folder that holds the {content}"
         )

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vrts.data.fields import gold_answer
+from vrts.data.fields import MAX_OPTIONS, gold_answer
 from vrts.data.readers import PROBLEM_TYPES, Reader
 from vrts.data.records import Record, check_file, parse_questions
-from vrts.types import InputError, Question
+from vrts.types import InputError, ProblemType, Question
 
 
 class RecordedReader(Reader):
@@ -44,8 +44,12 @@ def _parse(record: Record) -> Question:
     problem_type = PROBLEM_TYPES[name.lower()]
     options = tuple(record.texts("options"))
     breakdown = record.fields.get("breakdown")
-    if not isinstance(breakdown, dict):
+    if not isinstance(breakdown, dict) or not all(isinstance(c, str) for c in breakdown.values()):
         raise InputError("field 'breakdown' must be an object of name to category")
+    if not all(options):
+        raise InputError(f"option {options.index('') + 1} is empty")
+    if problem_type is ProblemType.MULTIPLE_CHOICE and not 2 <= len(options) <= MAX_OPTIONS:
+        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
     return Question(
         id=record.text("id"),
         text=record.text("question"),

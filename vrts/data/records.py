@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,12 @@ class Record:
             InputError: the field is missing, empty, or neither text nor a number.
         """
         value = self.fields.get(key)
-        if value is None:
+        if _is_nothing(value):
             raise InputError(f"field {key!r} is missing")
-        if not isinstance(value, str | int | float):
-            raise InputError(f"field {key!r} must be text, got {type(value).__name__}")
-        if not str(value).strip():
+        text = as_text(value, key)
+        if not text:
             raise InputError(f"field {key!r} is empty")
-        return str(value).strip()
+        return text
 
     def number(self, key: str) -> float:
         """Return a field that must be there and hold a finite number, or text of one.
@@ -44,15 +44,16 @@ class Record:
         Raises:
             InputError: the field is missing, or no finite number.
         """
+        value = self.fields.get(key)
+        if _is_nothing(value):
+            raise InputError(f"field {key!r} is missing")
         try:
-            value = float(self.text(key))
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            value = math.nan
-        if not math.isfinite(value):
-            raise InputError(f"field {key!r} must be a number, got {self.text(key)!r}")
-        return value
+            number = float(as_text(value, key))
+        except ValueError:  # an InputError is one
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"field {key!r} must be a number, got {value!r}")
+        return number
 
     def texts(self, key: str) -> list[str]:
         """Return a field that holds a list of texts or numbers; none where it is absent or null.
@@ -63,23 +64,43 @@ class Record:
         values = self.fields.get(key)
         if values is None:
             return []
-        if not isinstance(values, list) or not all(
-            isinstance(value, str | int | float) for value in values
-        ):
-            raise InputError(f"field {key!r} must be a list of texts")
-        return [str(value) for value in values]
+        try:
+            if isinstance(values, list):
+                return [as_text(value, key) for value in values]
+        except InputError as error:
+            raise InputError(f"field {key!r} must be a list of texts: {error}") from error
+        raise InputError(f"field {key!r} must be a list of texts")
 
     def has(self, key: str) -> bool:
-        """Whether a field is there and holds something; null, blank text and ``[]`` are nothing."""
+        """Whether a field holds something; null, NaN, blank text and ``[]`` are nothing."""
         value = self.fields.get(key)
-        return value is not None and value != [] and str(value).strip() != ""
+        return not _is_nothing(value) and value != [] and str(value).strip() != ""
+
+
+def as_text(value: Any, key: str) -> str:
+    """Return what a field holds, text or a number, as stripped text.
+
+    Raises:
+        InputError: it is something else; true and false are no numbers, nor are NaN and infinity.
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, str) or is_whole or (isinstance(value, float) and math.isfinite(value)):
+        return str(value).strip()
+    got = value if isinstance(value, bool | float) else type(value).__name__
+    raise InputError(f"field {key!r} must be text, got {got}")
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value is null or NaN, with which tables of numbers say the same."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def check_file(path: str) -> None:
     """Raise `InputError` if there is no such annotation file."""
-    if not Path(path).exists():
+    # not Path's methods, which raise for a name that no file can have, such as a too long one
+    if not os.path.exists(path):  # noqa: PTH110
         raise InputError(f"{path}: no such file; give the path of an annotation file")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise InputError(f"{path}: is not a file; give the path of an annotation file")
 
 

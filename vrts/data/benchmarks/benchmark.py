@@ -1,5 +1,6 @@
 """What the readers of benchmarks share."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,9 @@ class BenchmarkReader(Reader):
         """Return the first of these files that exists, or where the first one would be."""
         root = Path(self.path).parent if self.video_root is None else Path(self.video_root)
         places = [root / folder / name for folder in self.folders for name in names]
-        return str(next((place for place in places if place.exists()), places[0]))
+        # not Path.exists, which raises for a name that no file can have, such as a too long one
+        found = (place for place in places if os.path.exists(place))  # noqa: PTH110
+        return str(next(found, places[0]))
 
     def _question(
         self,

@@ -84,7 +84,8 @@ class LongVideoBenchReader(BenchmarkReader):
     def _candidates(record: Record) -> list[str]:
         if "candidates" in record.fields:
             return record.texts("candidates")
-        options = [str(record.fields.get(f"option{i}") or "N/A").strip() for i in range(5)]
+        keys = [f"option{i}" for i in range(5)]
+        options = [record.text(key) if record.has(key) else "N/A" for key in keys]
         while options and options[-1] == "N/A":
             options.pop()
         if "N/A" in options:
@@ -96,7 +97,7 @@ class LongVideoBenchReader(BenchmarkReader):
         choice = record.fields.get("correct_choice")
         if choice is None or choice == -1:
             return None
-        if not isinstance(choice, int) or not 0 <= choice < len(names):
+        if type(choice) is not int or not 0 <= choice < len(names):
             raise InputError(
                 f"correct_choice is {choice!r}, expected 0 to {len(names) - 1}, or -1 or nothing "
                 "where it is not known"
@@ -107,8 +108,8 @@ class LongVideoBenchReader(BenchmarkReader):
         """Subtitles of a question's clip as the part of the prompt before the question."""
         if self.subtitles is None:
             return ""
-        start_s = _number(record, "starting_timestamp_for_subtitles")
-        duration_s = _number(record, "duration")
+        start_s = record.number("starting_timestamp_for_subtitles")
+        duration_s = record.number("duration")
         file = Path(self.subtitles) / record.text("subtitle_path")
         cues = read_longvideobench(file, start_s, duration_s)
         if self.subtitle_frames is None:
@@ -120,10 +121,3 @@ class LongVideoBenchReader(BenchmarkReader):
             shown = cues_at(cues, times, at_least_s=1.0)  # as the official loader does it
         lines = "".join(f"[{max(cue.start_s, 0.0):.1f}] {cue.text}\n" for cue in shown)
         return SUBTITLES + lines if lines else ""
-
-
-def _number(record: Record, key: str) -> float:
-    try:
-        return float(record.text(key))
-    except ValueError as error:
-        raise InputError(f"field {key!r} must be a number, got {record.text(key)!r}") from error

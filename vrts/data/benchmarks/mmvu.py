@@ -96,8 +96,9 @@ class MMVUReader(BenchmarkReader):
     @staticmethod
     def _subject(record: Record, video: PurePosixPath) -> str:
         details = record.fields.get("metadata")
-        named = details.get("subject") if isinstance(details, dict) else None
-        subject = str(named or video.parent.name).replace("_", " ").strip()
+        if not isinstance(details, dict | None):
+            raise InputError("field 'metadata' must be an object with a subject")
+        subject = str((details or {}).get("subject") or video.parent.name).replace("_", " ").strip()
         if subject not in DISCIPLINE_OF:
             raise InputError(f"unknown subject {subject!r}; one of {', '.join(DISCIPLINE_OF)}")
         return subject
