@@ -204,6 +204,18 @@ def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, afte
     assert asked == {f"q{i}" for i in range(done, 7)} - {"q3"}
 
 
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path, videos, whole, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    policy = scripted(SCRIPT, stop_after=2, signal=signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        predict(tmp_path, policy, seven(videos))
+    assert "Interrupted: 1 of 7 questions are decided" in capsys.readouterr().out
+    assert len(policy.asked) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == whole
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_real_model_goes_on_and_ends_alike(tmp_path, videos, model_folder):
     asked = [*questions(videos["long"], 2), ask("s", videos["short"])]
     whole = predict(tmp_path / "whole", make_policy(model_folder), asked)

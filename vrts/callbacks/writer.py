@@ -25,6 +25,7 @@ from vrts.callbacks.records import (
 )
 from vrts.callbacks.summary import summarise
 from vrts.callbacks.tables import metrics_tables
+from vrts.callbacks.termination import Termination
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models.module import VideoQAModule
 from vrts.terminal import printable
@@ -53,6 +54,7 @@ class PredictionWriter(Callback):
         self._levels: list[int] = []
         self._places: dict[str, int] = {}
         self._parent = os.getppid()
+        self._termination = Termination()
         self._lock: BaseFileLock | None = None
         self._right_before: dict[str, bool] | None = None
         self._metrics: dict[str, Any] | None = None
@@ -111,7 +113,11 @@ class PredictionWriter(Callback):
             _tell(f"{self.predictions_path}: {count} are decided already")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the metrics of an earlier run with fewer questions: they would pass for this."""
+        """Remove metrics of an earlier run with fewer questions, which would pass for this one's.
+
+        From now on SIGTERM is an interruption too.
+        """
+        self._termination.take_over()
         if trainer.is_global_zero and self.is_unfinished:
             self.metrics_path.unlink(missing_ok=True)
 
@@ -137,10 +143,15 @@ class PredictionWriter(Callback):
         text = "".join(_to_text(prediction_line(p)) for p in predictions)
         _write(path, text, "a")
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let what follows be finished: it takes little time."""
+        self._termination.give_back()
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Tell what an interrupted run leaves: its lines, and no metrics of a part."""
+        self._termination.give_back()
         self._release()
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self._places:
             # other processes may be writing: lines are counted, and nothing is repaired
