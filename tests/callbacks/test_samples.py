@@ -94,6 +94,15 @@ def test_a_step_without_a_usable_video_keeps_no_older_rollout(tmp_path, model_fo
     assert steps_and_ids(read(tmp_path)) == {1: ["q0", "q1"]}
 
 
+def test_a_skipped_question_is_named_without_control_characters(
+    tmp_path, model_folder, videos, caplog
+):
+    train = questions(videos["long"], 1) + questions(videos["damaged"], 1, "\x1b[2J")
+    fit(tmp_path, model_folder, train, [])
+    assert r"skipped question \x1b[2J0: " in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_a_later_run_appends(tmp_path, model_folder, videos):
     train = questions(videos["long"], 2)
     for _ in range(2):
