@@ -71,9 +71,11 @@ def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
 
 def _reason(line: Line) -> str:
     """An error without what is the question's own."""
-    video = line["video"]
-    # a picture of a folder of frames goes with its folder
-    reason = re.sub(rf"(?<!\S){re.escape(video)}(/[^:\n]*)?: ", "", str(line.get("error") or ""))
-    reason = reason.replace(repr(video), "its file")
+    reason, video = str(line.get("error") or ""), line["video"]
+    if reason.startswith(video):
+        # a picture of a folder of frames goes with its folder
+        file, colon, rest = reason.removeprefix(video).partition(": ")
+        reason = rest if colon and (not file or file.startswith("/")) else reason
+    reason = reason.replace(f" {video}: ", " ").replace(repr(video), "its file")
     reason = reason.replace(f"question {line['id']}", "question")
     return " ".join(reason.split()) or "not recorded"
