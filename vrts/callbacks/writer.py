@@ -53,7 +53,7 @@ class PredictionWriter(Callback):
         self._follows_trainer = output_dir is None
         self._levels: list[int] = []
         self._places: dict[str, int] = {}
-        self._parent = os.getppid()
+        self._parent = 0
         self._termination = Termination()
         self._lock: BaseFileLock | None = None
         self._right_before: dict[str, bool] | None = None
@@ -83,6 +83,7 @@ class PredictionWriter(Callback):
             return
         if self._follows_trainer:
             self.output_dir = Path(trainer.default_root_dir)
+        self._parent = os.getppid()
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
         densifiers = densifiers_before(trainer, self)
         self._levels = densifiers[0].levels if densifiers else [data.num_frames]
