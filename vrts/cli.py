@@ -29,6 +29,7 @@ from vrts.callbacks import (
     progress,
     replay,
     samples,
+    step_checkpoint,
     writer,
 )
 from vrts.callbacks.report import callback as report
@@ -52,7 +53,8 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    votes, asking, curves, densify, export, interruption, progress, replay, report, samples, writer,
+    votes, asking, curves, densify, export, interruption, progress, replay, report, samples,
+    step_checkpoint, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, objectives, qwen, reference, replay_policy, rewards, strategy,
@@ -75,6 +77,10 @@ EXPECTED = (
 
 FOLDER_STRATEGIES = ("FullySharded", "ModelParallel", "FSDP", "fsdp", "DeepSpeed", "deepspeed")
 """In the names of those whose checkpoints may be folders."""
+
+
+KEEPERS = (".ModelCheckpoint", ".StepCheckpoint")
+"""Ends of the class paths of callbacks whose checkpoints stay in the run's folder."""
 
 
 class VrtsCLI(LightningCLI):
@@ -105,7 +111,7 @@ class VrtsCLI(LightningCLI):
         trainer = config.trainer
         for callback in trainer.callbacks or []:
             arguments = callback.get("init_args") or {}
-            if callback.class_path.endswith(".ModelCheckpoint") and not arguments.get("dirpath"):
+            if callback.class_path.endswith(KEEPERS) and not arguments.get("dirpath"):
                 folder = str(Path(trainer.default_root_dir or ".") / "checkpoints")
                 callback.init_args.dirpath = folder
                 if config.get("ckpt_path") == "last":
