@@ -48,7 +48,7 @@ class Ratio(Total):
         super().__init__()
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, number: int, of: int = 1) -> None:
+    def update(self, number: int, of: int = 0) -> None:
         """Add to both.
 
         Args:
@@ -86,16 +86,15 @@ class Evaluation(nn.Module):
 
     def count(self, predictions: Sequence[Prediction]) -> None:
         """Count what was decided; questions that failed are named, each once."""
+        scored = [p.correct for p in predictions if p.correct is not None]
+        last = [p.rounds[-1] for p in predictions if p.error is None]
+        votes = [round(r.agreement * len(r.answers)) for r in last]
+        self._metric("accuracy").update(sum(scored), of=len(scored))
+        self._metric("mean_frames").update(sum(r.num_frames for r in last), of=len(last))
+        self._metric("agreement").update(sum(votes), of=sum(len(r.answers) for r in last))
+        self._metric("failures").update(len(predictions) - len(last))
         for prediction in predictions:
-            if prediction.correct is not None:
-                self._metric("accuracy").update(int(prediction.correct))
-            self._metric("failures").update(int(prediction.error is not None))
-            if prediction.error is None:
-                last = prediction.rounds[-1]
-                M = len(last.answers)
-                self._metric("mean_frames").update(last.num_frames)
-                self._metric("agreement").update(round(last.agreement * M), of=M)
-            elif prediction.question.id not in self._told:
+            if prediction.error is not None and prediction.question.id not in self._told:
                 self._told.add(prediction.question.id)
                 _log.warning("question %s failed: %s", prediction.question.id, prediction.error)
 
