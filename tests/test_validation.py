@@ -215,6 +215,12 @@ def test_a_run_without_improvement_stops(data, tmp_path):
     assert list(validations(tmp_path)) == [2, 4]
 
 
+def test_the_best_is_given_by_its_path(validated, data, capsys):
+    assert main(fit_args(data, validated, "--ckpt_path=best")) == 1
+    (path,) = (validated / "checkpoints").glob("best-*.ckpt")
+    assert str(path) in capsys.readouterr().err
+
+
 class TestRefused:
     """Before the weights are loaded, but for the length of the run."""
 

@@ -58,6 +58,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, devices:
         lr=0.2,
         objective=GRPO(beta=0.1),
         reference=AdapterOff(),
+        max_new_tokens=24,
     )
     validated = [ask(f"v{i}", videos["long"], "ABC"[i % 3]) for i in range(5)]
     validated[2] = ask("v2", videos["damaged"])

@@ -108,6 +108,8 @@ class VrtsCLI(LightningCLI):
         _spare_cores(config.data.num_workers)
         if self.subcommand == "predict":
             _ask_what_is_replayed(config)
+        if config.get("ckpt_path") == "best":
+            _refuse_best(Path(config.trainer.default_root_dir or ".") / "checkpoints")
         trainer = config.trainer
         for callback in trainer.callbacks or []:
             arguments = callback.get("init_args") or {}
@@ -147,6 +149,19 @@ def _check_last(folder: Path, subcommand: str, strategy: Any) -> None:
         raise InputError(f"--ckpt_path last: no checkpoint in {folder}; give the path of one")
     else:
         rank_zero_info(f"--ckpt_path last: no checkpoint in {folder} yet, so the run begins anew")
+
+
+def _refuse_best(folder: Path) -> None:
+    """Say which checkpoints may be the best: Lightning knows that of its own process alone.
+
+    Raises:
+        InputError: always.
+    """
+    found = sorted(str(file) for file in folder.glob("best*.ckpt"))
+    raise InputError(
+        "--ckpt_path best: give the path of the checkpoint, whose name has step and accuracy: "
+        + (", ".join(found) or f"none in {folder}; --config configs/validate.yaml keeps one")
+    )
 
 
 def _ask_what_is_replayed(config: Any) -> None:
