@@ -25,6 +25,7 @@ RECIPES = {
     "demo/sparse.yaml": ("predict", ["demo/predict.yaml"]),
     "demo/dense.yaml": ("predict", ["demo/predict.yaml"]),
     "video_rts.yaml": ("predict", ["s2d.yaml"]),
+    "validate.yaml": ("fit", ["grpo.yaml"]),
 }
 OVERLAYS = (
     "cpu.yaml", "gpu.yaml", "ddp.yaml", "fsdp.yaml", "full.yaml", "lora.yaml", "tiny.yaml",
@@ -144,3 +145,22 @@ def test_checkpoints_stay_in_the_folder_of_the_run(monkeypatch, tmp_path):
         "init_args: {dirpath: elsewhere}}]"
     )
     assert instantiate(monkeypatch, args).trainer.checkpoint_callback.dirpath.endswith("elsewhere")
+
+
+def test_validation_adds_to_the_callbacks_of_a_recipe(monkeypatch, tmp_path):
+    more = [
+        f"--trainer.default_root_dir={tmp_path}",
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/accuracy",
+        "--trainer.callbacks.mode=max",
+    ]
+    plain = instantiate(monkeypatch, args_of("fit", [FIT])).trainer
+    cli = instantiate(monkeypatch, [*args_of("fit", [FIT, "validate.yaml"]), *more])
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    added = ["SparseToDense", "ModelCheckpoint", "EarlyStopping"]
+    assert sorted(names) == sorted([*(type(c).__name__ for c in plain.callbacks), *added])
+    assert {c.dirpath for c in cli.trainer.checkpoint_callbacks} == {str(tmp_path / "checkpoints")}
+    assert len({c.state_key for c in cli.trainer.checkpoint_callbacks}) == 2
+    steps = cli.trainer.val_check_interval / cli.trainer.accumulate_grad_batches
+    assert (steps, cli.trainer.check_val_every_n_epoch) == (50, None)
+    assert cli.datamodule.readers["val"] is not None

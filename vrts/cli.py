@@ -29,6 +29,7 @@ from vrts.callbacks import (
     progress,
     replay,
     samples,
+    step_checkpoint,
     writer,
 )
 from vrts.callbacks.report import callback as report
@@ -53,7 +54,8 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    votes, asking, curves, densify, export, interruption, progress, replay, report, samples, writer,
+    votes, asking, curves, densify, export, interruption, progress, replay, report, samples,
+    step_checkpoint, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, objectives, qwen, reference, replay_policy, rewards, strategy,
@@ -81,6 +83,10 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, e
 """What a disk without room, a quota, or permissions answer: no fault of the program."""
 
 
+KEEPERS = (".ModelCheckpoint", ".StepCheckpoint")
+"""Ends of the class paths of callbacks whose checkpoints stay in the run's folder."""
+
+
 class VrtsCLI(LightningCLI):
     """LightningCLI with vrts's one link between model and data."""
 
@@ -106,10 +112,12 @@ class VrtsCLI(LightningCLI):
         _spare_cores(config.data.num_workers)
         if self.subcommand == "predict":
             _ask_what_is_replayed(config)
+        if config.get("ckpt_path") == "best":
+            _refuse_best(Path(config.trainer.default_root_dir or ".") / "checkpoints")
         trainer = config.trainer
         for callback in trainer.callbacks or []:
             arguments = callback.get("init_args") or {}
-            if callback.class_path.endswith(".ModelCheckpoint") and not arguments.get("dirpath"):
+            if callback.class_path.endswith(KEEPERS) and not arguments.get("dirpath"):
                 folder = str(Path(trainer.default_root_dir or ".") / "checkpoints")
                 callback.init_args.dirpath = folder
                 if config.get("ckpt_path") == "last":
@@ -155,6 +163,19 @@ def _check_last(folder: Path, subcommand: str, strategy: Any) -> None:
         raise InputError(f"--ckpt_path last: no checkpoint in {folder}; give the path of one")
     else:
         rank_zero_info(f"--ckpt_path last: no checkpoint in {folder} yet, so the run begins anew")
+
+
+def _refuse_best(folder: Path) -> None:
+    """Say which checkpoints may be the best: Lightning knows that of its own process alone.
+
+    Raises:
+        InputError: always.
+    """
+    found = sorted(str(file) for file in folder.glob("best*.ckpt"))
+    raise InputError(
+        "--ckpt_path best: give the path of the checkpoint, whose name has step and accuracy: "
+        + (", ".join(found) or f"none in {folder}; --config configs/validate.yaml keeps one")
+    )
 
 
 def _ask_what_is_replayed(config: Any) -> None:

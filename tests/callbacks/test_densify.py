@@ -333,14 +333,32 @@ def test_defaults_are_those_of_the_paper():
     assert SparseToDense().num_samples == 5
 
 
-def test_it_leaves_other_stages_alone(tmp_path, videos, caplog):
-    caplog.set_level(logging.ERROR)
-    policy = scripted({"q": {4: "B"}})
-    data = make_data(test=[ask("q", videos["long"], "B")])
-    trainer = make_trainer(tmp_path, [SparseToDense([8, 16], 3)])
-    (result,) = trainer.test(make_module(policy), datamodule=data, verbose=False)
-    assert result == {"test/accuracy": 1.0}
-    assert policy.asked == [[("q", 4)]]
+@pytest.mark.parametrize(("stage", "run"), [("val", "validate"), ("test", "test")])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_validation_and_test_are_asked_as_prediction_is(
+    stage, run, batch, tmp_path, videos, caplog
+):
+    caplog.set_level(logging.WARNING)
+    policy = scripted(
+        {"sure": {4: "BBB"}, "denser": {4: "ABC", 8: "BBB"}, "torn": {4: "ABC", 8: "AB-"}}
+    )
+    asked = [
+        ask("sure", videos["long"], "B"), ask("denser", videos["long"], "B"),
+        ask("torn", videos["long"], "B"), ask("damaged", videos["damaged"], "B"),
+        ask("fragile", videos["fragile"], "A"),
+    ]  # fmt: skip
+    policy.script["fragile"] = {4: "AAB"}
+    trainer = make_trainer(tmp_path, [SparseToDense([4, 8], 3)])
+    data = make_data(**{stage: asked}, eval_batch_size=batch)
+    (result,) = getattr(trainer, run)(make_module(policy), datamodule=data, verbose=False)
+    assert result == {
+        f"{stage}/accuracy": pytest.approx(2 / 5),
+        f"{stage}/mean_frames": pytest.approx((4 + 8 + 8) / 3),
+        f"{stage}/agreement": pytest.approx((3 + 3 + 1) / 9),
+        f"{stage}/failures": 2,
+    }
+    failed = [m for m in caplog.messages if m.startswith("question ") and " failed: " in m]
+    assert [message.split()[1] for message in failed] == ["damaged", "fragile"]
 
 
 def test_a_later_run_without_it_asks_once(tmp_path, videos):
@@ -352,7 +370,7 @@ def test_a_later_run_without_it_asks_once(tmp_path, videos):
     ((later,),) = trainer.predict(module, datamodule=data)
     assert [(r.num_frames, r.answers) for r in later.rounds] == [(4, ("A",))]
     (result,) = trainer.test(module, datamodule=data, verbose=False)
-    assert result == {"test/accuracy": 1.0}
+    assert (result["test/accuracy"], result["test/mean_frames"]) == (1, 4)
     assert [len(sampling) for sampling in policy.sampling] == [3, 3, 1, 1]
 
 

@@ -68,7 +68,12 @@ def check_completions(one, two):
 
 def check_validation(one, two, count, accuracy):
     """Every question counts once, also where a process has none at all."""
-    want = {"val/accuracy": pytest.approx(accuracy)}
+    want = {
+        "val/accuracy": pytest.approx(accuracy),
+        "val/failures": int(count > 1),
+        "val/mean_frames": 4,
+        "val/agreement": 1,
+    }
     assert read(one / f"val-{count}-0.json") == want
     for rank in (0, 1):
         assert read(two / f"val-{count}-{rank}.json") == want

@@ -377,7 +377,7 @@ def test_these_do_not_matter_to_prediction(tmp_path, videos):
     module = make_module(scripted(), num_generations=1, rewards=[], objective=GRPO(beta=1.0))
     data = make_data(test=questions(videos["long"], 1))
     (result,) = make_trainer(tmp_path).test(module, datamodule=data, verbose=False)
-    assert result == {"test/accuracy": 1.0}
+    assert result["test/accuracy"] == 1.0
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
@@ -394,7 +394,13 @@ def test_evaluation_counts_failures_and_missing_answers_as_wrong(tmp_path, video
         (result,) = getattr(make_trainer(tmp_path), run)(
             make_module(policy), datamodule=data, verbose=False
         )
-        assert result == {f"{stage}/accuracy": pytest.approx(2 / 5)}
+        assert result == {
+            f"{stage}/accuracy": pytest.approx(2 / 5),
+            f"{stage}/failures": 1,
+            f"{stage}/mean_frames": 4,
+            # the silent one's only completion gives no answer
+            f"{stage}/agreement": pytest.approx(4 / 5),
+        }
 
 
 def test_validation_within_training_starts_anew_each_time(tmp_path, model_folder, videos):
@@ -684,7 +690,12 @@ def test_accuracy_is_exact_in_bf16_true(tmp_path, videos):
     data = make_data(test=train, eval_batch_size=100, num_frames=2, decoder=FakeDecoder())
     trainer = make_trainer(tmp_path, precision="bf16-true")
     (result,) = trainer.test(make_module(scripted()), datamodule=data, verbose=False)
-    assert result == {"test/accuracy": pytest.approx(234 / 700, rel=1e-6)}
+    assert result == {
+        "test/accuracy": pytest.approx(234 / 700, rel=1e-6),
+        "test/mean_frames": 2,
+        "test/agreement": 1,
+        "test/failures": 0,
+    }
 
 
 def test_clipping_by_norm(tmp_path, model_folder, videos, caplog):

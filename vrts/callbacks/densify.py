@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class SparseToDense(Callback):
-    """Adaptive frame densification at prediction (Video-RTS, arXiv 2507.06485, section 3.3).
+    """Adaptive frame densification at test time (Video-RTS, arXiv 2507.06485, section 3.3).
 
     Each question is asked M times on the first level's frames. Where `consensus` of them give one
     answer, that decides it; otherwise it is asked again on the next level's frames. At the last
@@ -38,6 +38,9 @@ class SparseToDense(Callback):
 
     With ``data.sampler: NestedPairSampler`` a level encodes only the pairs of frames that the one
     before has not.
+
+    Validation and test are asked as prediction is, also within ``fit``. With one level all
+    questions get as many frames, and the vote decides.
 
     `trainer.callbacks` must name it before those that take what it has decided, such as the writer;
     they check it with `densifiers_before`.
@@ -103,9 +106,7 @@ class SparseToDense(Callback):
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the first level streamed and asked by the prediction loop."""
-        if stage != "predict":
-            return
+        """Have the first level streamed and asked, in prediction, validation and test."""
         module = cast(VideoQAModule, pl_module)
         sampling = self.sampling or [module.evaluation] * self.num_samples
         more = [*self.levels[:-1], None]
@@ -147,6 +148,21 @@ class SparseToDense(Callback):
         self._ahead.drop()
         cast(VideoQAModule, pl_module).known_prompts = None
 
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Densify before the module counts, as in prediction."""
+        self.on_predict_batch_end(trainer, pl_module, outputs["predictions"], batch, batch_idx)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start
+    on_test_batch_end = on_validation_batch_end
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what decoding ahead came to."""
         count = self._ahead.count
@@ -156,9 +172,7 @@ class SparseToDense(Callback):
         )  # fmt: skip
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave module and data as they were, for runs of other stages or without this callback."""
-        if stage != "predict":
-            return
+        """Leave module and data as they were, for runs without this callback."""
         module = cast(VideoQAModule, pl_module)
         module.plan = RoundPlan((module.evaluation,))
         _data(trainer).predict_num_frames = None

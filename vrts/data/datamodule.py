@@ -122,7 +122,7 @@ class VideoQADataModule(LightningDataModule):
         self.cache = cache
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
-        """Frames of the prediction stream, where they are not ``num_frames``."""
+        """Frames of the streams of all stages but training, where they are not ``num_frames``."""
         self.make_sample: MakeSample | None = None
         """Makes samples in place of the decoder, where a model needs none of their frames; to be
         set before the first stream."""
@@ -246,16 +246,16 @@ class VideoQADataModule(LightningDataModule):
         """Return the rank's validation stream, or none where ``data.val`` is not given."""
         if "val" not in self._questions:
             return []
-        return self._evaluation_stream(self.questions("val"), self.num_frames)
+        return self._evaluation_stream(self.questions("val"))
 
     def test_dataloader(self) -> SampleStream:
         """Return the rank's test stream."""
-        return self._evaluation_stream(self.questions("test"), self.num_frames)
+        return self._evaluation_stream(self.questions("test"))
 
     def predict_dataloader(self) -> SampleStream:
         """Return the rank's prediction stream, without the excluded questions."""
         questions = [q for q in self.questions("predict") if q.id not in self._excluded]
-        return self._evaluation_stream(questions, self.predict_num_frames or self.num_frames)
+        return self._evaluation_stream(questions)
 
     def transfer_batch_to_device(
         self,
@@ -266,7 +266,8 @@ class VideoQADataModule(LightningDataModule):
         """Leave the frames where they are: the policy moves what it needs."""
         return batch
 
-    def _evaluation_stream(self, questions: list[Question], num_frames: int) -> SampleStream:
+    def _evaluation_stream(self, questions: list[Question]) -> SampleStream:
+        num_frames = self.predict_num_frames or self.num_frames
         rank, world_size = self._rank()
         order = list(range(len(questions)))
         own = evaluation_batches(order, self.eval_batch_size, rank, world_size)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning import Trainer
+
 from vrts.models.rewards import Reward
 from vrts.models.temporal import TemporalReward
-from vrts.types import InputError
+from vrts.types import InputError, Question
 
 
 def check_comparable(num_generations: int) -> None:
@@ -95,4 +97,71 @@ def check_groups(num_groups: int | None, batch_size: int) -> None:
             f"model.num_groups is {num_groups}, but a batch has {batch_size} questions; "
             "set data.batch_size to a multiple of it: the further ones stand in for groups "
             "whose rewards are all equal"
+        )
+
+
+def check_validation(
+    trainer: Trainer, questions: Sequence[Question] | None, updates_per_rollout: int
+) -> None:
+    """Refuse a validation that finds nothing, or comes in the middle of an optimizer step.
+
+    Args:
+        trainer: of a run that trains.
+        questions: of ``data.val``; None without a reader.
+        updates_per_rollout: of the module.
+
+    Raises:
+        InputError: a callback watches what is not validated; no right answer is known; Lightning's
+            interval, which counts batches, is no whole number of optimizer steps.
+    """
+    watching = [
+        type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if str(getattr(callback, "monitor", None)).startswith("val/")
+    ]
+    if questions is None or trainer.limit_val_batches == 0:
+        if watching:
+            raise InputError(
+                f"trainer.callbacks: {watching[0]} watches val/accuracy, but nothing is validated; "
+                "give data.val a reader (and trainer.limit_val_batches not 0)"
+            )
+        return
+    if all(question.answer is None for question in questions):
+        raise InputError(
+            f"data.val: none of its {len(questions)} questions has an answer, so that there is no "
+            "accuracy; give questions whose right answers are known, or no data.val"
+        )
+    interval = trainer.val_check_interval
+    unit = trainer.accumulate_grad_batches * updates_per_rollout
+    if isinstance(interval, int) and interval % unit:
+        raise InputError(
+            f"trainer.val_check_interval is {interval} batches, but {unit} of them belong together "
+            "(trainer.accumulate_grad_batches or model.updates_per_rollout); give a multiple, such "
+            f"as {max(round(interval / unit), 1) * unit}"
+        )
+
+
+def check_validation_comes(trainer: Trainer) -> None:
+    """Refuse a run that ends before its first validation.
+
+    Args:
+        trainer: that has its data.
+
+    Raises:
+        InputError: it has questions to validate with, but fewer batches than the interval.
+    """
+    interval = trainer.val_check_batch
+    if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
+        return
+    if interval is None or trainer.max_epochs is None:
+        return
+    limits = []
+    if trainer.max_epochs >= 0:
+        limits.append(trainer.max_epochs * int(trainer.num_training_batches))
+    if trainer.max_steps >= 0:
+        limits.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    if limits and min(limits) < interval:
+        raise InputError(
+            f"trainer.val_check_interval is {int(interval)} batches, but the run has "
+            f"{min(limits)}; give fewer, and count trainer.accumulate_grad_batches a step"
         )

@@ -15,7 +15,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.device_mesh import DeviceMesh
-from torchmetrics.classification import BinaryAccuracy
 
 from vrts.models.answering import RoundPlan, ask
 from vrts.models.checkpoints import check_same_model, keep_trained, keep_trained_only
@@ -25,8 +24,11 @@ from vrts.models.checks import (
     check_reference,
     check_rewards,
     check_updates,
+    check_validation,
+    check_validation_comes,
 )
 from vrts.models.collecting import Collector
+from vrts.models.evaluation import Evaluation
 from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
@@ -115,7 +117,7 @@ class VideoQAModule(LightningModule):
         """Whether each process holds a part of the weights only."""
         self.seed = seed
         self.plan = RoundPlan((self.evaluation,))
-        """How questions are asked in prediction; a prediction callback may set it."""
+        """How questions are asked where nothing is trained; a callback may set it."""
         self.known_prompts: Prompts | None = None
         """Of the last round, where the next one may take features from it."""
         self.last_rollout: RolloutRecord | None = None
@@ -144,8 +146,7 @@ class VideoQAModule(LightningModule):
         self._update_start_s = 0.0
         self._step_metrics: list[torch.Tensor] = []
         self._patience = Patience()
-        # counts in integers: Lightning's bf16-true converts a MeanMetric, which then stops at 256
-        self._accuracy = BinaryAccuracy()
+        self._evaluation = Evaluation()
 
     # ---- setting up
 
@@ -164,6 +165,8 @@ class VideoQAModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             check_all(self.rewards, data.questions("train"))
+            validated = data.questions("val") if data.readers["val"] is not None else None
+            check_validation(self.trainer, validated, self.updates_per_rollout)
 
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done."""
@@ -221,6 +224,10 @@ class VideoQAModule(LightningModule):
         }
 
     # ---- training
+
+    def on_train_start(self) -> None:
+        """Check that the run is long enough to be validated; raises as `check_validation_comes`."""
+        check_validation_comes(self.trainer)
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
@@ -438,10 +445,21 @@ class VideoQAModule(LightningModule):
         """
         outputs[:] = [replace(prediction, clip=None) for prediction in outputs]
 
+    def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, list[Prediction]]:
+        """Ask as in prediction; what callbacks have made of the answers is counted at the end."""
+        return {"predictions": self.predict_step(batch, batch_idx)}
+
+    test_step = validation_step
+
     def on_validation_batch_end(
         self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep company after the last batch: Lightning exchanges metrics before its epoch ends."""
+        """Count under ``val/``, and keep company after the last batch.
+
+        Lightning exchanges metrics before its epoch ends.
+        """
+        self._evaluation.count(outputs["predictions"])
+        self._evaluation.log(self, "val")
         trainer = self.trainer
         checking = trainer.sanity_checking
         count = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
@@ -451,7 +469,9 @@ class VideoQAModule(LightningModule):
     def on_test_batch_end(
         self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep company after the last batch, as in validation."""
+        """Count under ``test/``, and keep company after the last batch, as in validation."""
+        self._evaluation.count(outputs["predictions"])
+        self._evaluation.log(self, "test")
         if batch_idx + 1 == self.trainer.num_test_batches[0]:
             self._keep_company()
 
@@ -465,29 +485,6 @@ class VideoQAModule(LightningModule):
             return
         with self.trainer.precision_plugin.forward_context():
             keep_company(self.policy, self.device_mesh["data_parallel"], self.max_new_tokens)
-
-    def validation_step(self, batch: list[Sample], batch_idx: int) -> None:
-        """Log ``val/accuracy``: one completion a question, over all questions."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: list[Sample], batch_idx: int) -> None:
-        """Log ``test/accuracy``: one completion a question, over all questions."""
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: list[Sample], prefix: str) -> None:
-        """Answer once; failed videos count as wrong, questions without a gold answer not at all."""
-        for prediction in self.predict_step(batch, 0):
-            if prediction.correct is not None:
-                right = torch.tensor([int(prediction.correct)], device=self.device)
-                self._accuracy.update(right, torch.ones_like(right))
-        self.log(
-            f"{prefix}/accuracy",
-            self._accuracy,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(batch),
-        )
 
     # ---- checkpoints
 

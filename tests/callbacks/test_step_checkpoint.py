@@ -1,0 +1,79 @@
+"""When regular checkpoints are saved, and which of them stay."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from vrts.callbacks.step_checkpoint import StepCheckpoint
+from vrts.models.objectives import GRPO
+
+
+class Saves(Callback):
+    """Notes at which batch, counted from 1, and after which hook a checkpoint is written."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str]] = []
+        self.hook = ""
+        self.batch = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.hook, self.batch = "batch", batch_idx + 1
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.hook = "validation"
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
+        self.seen.append((self.batch, self.hook))
+
+
+def fit(folder: Path, model: Path, videos, keeper: ModelCheckpoint, ckpt_path=None, **options):
+    """Eight batches of one question each; two of them make a step."""
+    saves = Saves()
+    module = make_module(make_policy(model), lr=0.01, objective=GRPO(beta=0))
+    trainer = make_trainer(
+        folder, [keeper, saves], accumulate_grad_batches=2, num_sanity_val_steps=1,
+        check_val_every_n_epoch=None, **({"max_epochs": 1} | options),
+    )  # fmt: skip
+    video = videos["long"]
+    data = make_data(train=questions(video, 8), val=questions(video, 1, "v"), batch_size=1)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return saves.seen, trainer
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_after_the_validation_where_one_follows(keep, tmp_path, model_folder, videos):
+    keeper = StepCheckpoint(every_n_steps=1, keep=keep, dirpath=str(tmp_path / "kept"))
+    seen, trainer = fit(tmp_path, model_folder, videos, keeper, val_check_interval=4)
+    # once under its own name and once as the last one
+    hooks = [(2, "batch"), (4, "validation"), (6, "batch"), (8, "validation")]
+    assert seen == [hook for hook in hooks for _ in range(2)]
+    assert trainer.callbacks[-1] is keeper
+    newest = [f"epoch=0-step={step}.ckpt" for step in range(5 - keep, 5)]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [*newest, "last.ckpt"]
+    last = torch.load(tmp_path / "kept/last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+
+
+def test_a_validation_that_comes_later_holds_nothing_up(tmp_path, model_folder, videos):
+    """The epoch's last batch completes a step that is due, and no validation follows."""
+    keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
+    seen, _ = fit(tmp_path, model_folder, videos, keeper, val_check_interval=6)
+    assert seen == [(8, "batch")] * 2
+
+
+def test_a_resumed_run_saves_no_half_of_a_step(tmp_path, model_folder, videos):
+    """The first batch of the next step is not the end of the one that was saved."""
+    keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "kept"))
+    options = {"val_check_interval": 2, "max_steps": 2}
+    seen, _ = fit(tmp_path, model_folder, videos, keeper, **options)
+    assert seen == [(4, "validation")] * 2
+    keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "kept"))
+    options |= {"max_steps": 4, "max_epochs": 2, "ckpt_path": str(tmp_path / "kept/last.ckpt")}
+    seen, trainer = fit(tmp_path, model_folder, videos, keeper, **options)
+    assert trainer.global_step == 4
+    assert [hook for _, hook in seen] == ["validation"] * 2
+    assert keeper.best_k_models.keys() == {keeper.best_model_path}

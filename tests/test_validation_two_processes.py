@@ -1,0 +1,49 @@
+"""Validation within training on two gloo processes, replicated and sharded, against one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.callbacks.runs import make_videos, started
+from tests.validation_runs import STRATEGIES, run
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, make_video):
+    root = tmp_path_factory.mktemp("validation")
+    model, videos = Path(__file__).parents[1] / "assets/tiny", root / "videos"
+    for folder in (one := root / "one", two := root / "two", videos):
+        folder.mkdir()
+    clips = make_videos(videos, make_video)
+    run(one, model, clips, devices=1)
+    job = {"folder": str(two), "model": str(model), "videos": clips, "devices": 2}
+    with started("tests.validation_runs", root / "log", json.dumps(job)) as process:
+        assert process.wait(280) == 0, (root / "log").read_text()
+    return one, two
+
+
+def read(folder, name, rank=0):
+    return json.loads((folder / f"{name}-{rank}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for s in STRATEGIES for n in (s, f"{s}-alone")])
+def test_two_processes_find_and_keep_what_one_does(name, folders):
+    """Shares that are not equal, a failed video, and questions that go on to other levels."""
+    one, two = folders
+    alone, ranks = read(one, name), [read(two, name, rank) for rank in (0, 1)]
+    count = 1 if name.endswith("alone") else 5
+    assert len(alone["losses"]) == 4
+    assert len(alone["found"]) == 2
+    assert len(alone["depths"]) == 2 * count
+    assert sum(len(rank["depths"]) for rank in ranks) == 2 * count
+    assert sorted(ranks[0]["depths"] + ranks[1]["depths"]) == sorted(alone["depths"])
+    if count > 1:
+        assert len(set(alone["depths"])) > 2, "questions differ in depth"
+        assert [found["val/failures"] for found in alone["found"]] == [1, 1]
+        assert all(found["val/agreement"] > 0 for found in alone["found"]), "some answer"
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)
+        assert rank["found"] == alone["found"]
+        assert rank["kept"] == alone["kept"]

@@ -1,0 +1,81 @@
+"""Regular checkpoints of a training run, which know what validation has found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse.typing import PositiveInt
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves every n optimizer steps: ``last.ckpt``, and the newest k under their own names.
+
+    Where a validation follows the step, it is saved after that: a run that goes on from there has
+    the best accuracy so far and the patience of an early stop as they were. Lightning's
+    ModelCheckpoint saves before, and a run that goes on from there leaves the validation out.
+
+    Args:
+        every_n_steps: optimizer steps from one checkpoint to the next.
+        keep: k; older ones are removed, each when a newer one is complete.
+        dirpath: folder; ``checkpoints`` in ``trainer.default_root_dir`` where null.
+    """
+
+    def __init__(
+        self, every_n_steps: PositiveInt = 50, keep: PositiveInt = 1, dirpath: str | None = None
+    ) -> None:
+        super().__init__(
+            dirpath,
+            monitor="step",
+            mode="max",
+            save_top_k=int(keep),
+            save_last=True,
+            every_n_train_steps=int(every_n_steps),
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,  # a resumed run goes on with its last.ckpt
+        )
+        self._every_n_steps = int(every_n_steps)
+        self._step = 0
+        self._is_due = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Come after all other callbacks, so that what they know is saved."""
+        super().setup(trainer, pl_module, stage)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        # a new list: the old one is being gone through
+        trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step that the run goes on after."""
+        super().on_train_start(trainer, pl_module)
+        self._step, self._is_due = trainer.global_step, False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save after the batch that completes a step, unless a validation follows."""
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped or self._step % self._every_n_steps:
+            return
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        self._is_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if not self._is_due:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was left until now."""
+        if self._is_due and not trainer.sanity_checking:
+            self._is_due = False
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: steps are counted, not epochs."""
+
+    def _save(self, trainer: Trainer) -> None:
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
