@@ -43,7 +43,7 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.models import advantages, objectives, qwen, reference, rewards, strategy
+from vrts.models import advantages, fsdp1, objectives, qwen, reference, rewards, strategy
 from vrts.models import replay as replay_policy
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
@@ -55,7 +55,7 @@ PLUGINS = (
     votes, asking, curves, densify, export, interruption, progress, replay, report, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, objectives, qwen, reference, replay_policy, rewards, strategy,
+    advantages, fsdp1, objectives, qwen, reference, replay_policy, rewards, strategy,
 )  # fmt: skip
 
 
