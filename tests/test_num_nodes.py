@@ -1,6 +1,6 @@
 """Two nodes, here two groups of processes that meet over loopback, do as one node with two does.
 
-Each node is started by itself: by torchrun, with srun's variables, or with those that Lightning reads.
+Each node is started by itself: by torchrun, with srun's variables, or with those of Lightning.
 """
 
 import json

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from jsonargparse import dict_to_namespace
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch.distributed import DistNetworkError, DistStoreError
 
 from vrts import votes
 from vrts.callbacks import (
@@ -43,11 +45,13 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
+from vrts.machine import check_precision
 from vrts.models import advantages, fsdp1, objectives, qwen, reference, rewards, strategy
 from vrts.models import replay as replay_policy
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.rewards import RewardError
+from vrts.processes import end_others, explain
 from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
@@ -83,6 +87,31 @@ class VrtsCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options that belong together are given once."""
         parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer.
+
+        Raises:
+            InputError: its options contradict each other, or the machine cannot do what they say.
+        """
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
+            raise InputError(f"trainer: {error}") from error
+        check_precision(self.config[self.subcommand].trainer.precision, trainer)
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do what is asked, and leave no process behind that waits for one that failed."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            end_others(self.trainer)
+            if isinstance(error, DistNetworkError | DistStoreError):
+                raise explain(error) from error
+            raise
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on several options.
