@@ -45,13 +45,13 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.machine import check_precision
 from vrts.models import advantages, fsdp1, objectives, qwen, reference, rewards, strategy
 from vrts.models import replay as replay_policy
+from vrts.models.machine import check_precision
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
+from vrts.models.processes import end_others, explain
 from vrts.models.rewards import RewardError
-from vrts.processes import end_others, explain
 from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.

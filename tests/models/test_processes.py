@@ -14,7 +14,7 @@ from torch.distributed import DistNetworkError
 from tests.test_two_processes import fit_args
 from vrts.demo.model import build_model_folder
 from vrts.demo.videos import make_dataset
-from vrts.processes import explain
+from vrts.models.processes import explain
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def fails(log: Path, args: list[str], **variables: str) -> str:
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "vrts", *args],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
             stdout=file,
             stderr=file,

@@ -6,7 +6,7 @@ from lightning import Trainer
 
 from tests.test_configs import CONFIGS
 from vrts.cli import main
-from vrts.machine import check_precision
+from vrts.models.machine import check_precision
 from vrts.types import InputError
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
