@@ -12,7 +12,7 @@ from vrts.data.sampling import FrameSampler
 from vrts.data.windows import WHOLE
 from vrts.models.objectives import GRPO
 from vrts.models.rewards import Reward
-from vrts.types import Clip, Completion, Question
+from vrts.types import Clip, Completion, InputError, Question
 
 
 class CharactersReward(Reward):
@@ -36,6 +36,25 @@ class DyingReward(CharactersReward):
     ) -> list[float]:
         if os.environ.get("LOCAL_RANK") == "1":
             os._exit(9)
+        return super().score(completions, questions)
+
+
+class FailingReward(CharactersReward):
+    """Fails in one process of a run.
+
+    Args:
+        rank: in which.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = str(rank)
+
+    def score(
+        self, completions: Sequence[Completion], questions: Sequence[Question]
+    ) -> list[float]:
+        if os.environ.get("LOCAL_RANK", "0") == self.rank:
+            raise InputError(f"process {self.rank} cannot go on")
         return super().score(completions, questions)
 
 

@@ -1,13 +1,18 @@
 """Every YAML file in configs/ is parsed and instantiated, alone or on what it is an overlay of."""
 
+from dataclasses import dataclass
+from itertools import combinations as combinations_of
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vrts.callbacks.densify import SparseToDense
 from vrts.cli import run
+from vrts.models.fsdp1 import FSDP1
+from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.sharding import Sharding
 from vrts.models.strategy import FullySharded
 from vrts.types import Sampling
@@ -27,12 +32,68 @@ RECIPES = {
     "video_rts.yaml": ("predict", ["s2d.yaml"]),
     "validate.yaml": ("fit", ["grpo.yaml"]),
 }
-OVERLAYS = (
-    "cpu.yaml", "gpu.yaml", "ddp.yaml", "fsdp.yaml", "full.yaml", "lora.yaml", "tiny.yaml",
-    "dapo.yaml", "tgrpo.yaml",
-)  # fmt: skip
-NEEDS_CUDA = ("gpu.yaml", "ddp.yaml", "fsdp.yaml")
+DEVICES = {
+    "cpu.yaml": (SingleDeviceStrategy, "32-true"),
+    "gpu.yaml": (SingleDeviceStrategy, "bf16-mixed"),
+    "ddp.yaml": (DDPStrategy, "bf16-mixed"),
+    "fsdp.yaml": (FullySharded, "bf16-mixed"),
+    "fsdp1.yaml": (FSDP1, "bf16-mixed"),
+}
+"""Overlays of devices, with what they make of the Trainer."""
+TUNING = ((), ("lora.yaml",), ("full.yaml",))
+ALGORITHMS = ("dapo.yaml", "tgrpo.yaml")
+OVERLAYS = (*DEVICES, "full.yaml", "lora.yaml", "tiny.yaml", *ALGORITHMS)
+NEEDS_CUDA = ("gpu.yaml", "ddp.yaml", "fsdp.yaml", "fsdp1.yaml")
 """Their device is swapped for the CPU where the Trainer is made; parsing sees them as they are."""
+ASKED = {
+    ("grpo.yaml",): "fit",
+    ("grpo.yaml", "dapo.yaml"): "fit",
+    ("grpo.yaml", "tgrpo.yaml"): "fit",
+    ("s2d.yaml",): "predict",
+    ("s2d.yaml", "video_rts.yaml"): "predict",
+    ("ask.yaml",): "predict",
+}
+"""What is asked for; everything goes together with it."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One of what is asked for with one of each kind of overlay, in the order of the README."""
+
+    asked: tuple[str, ...]
+    tuning: tuple[str, ...]
+    device: str
+    tiny: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = [*self.asked, *self.tuning, self.device, *self.tiny]
+        return "+".join(name.removesuffix(".yaml") for name in names)
+
+    @property
+    def args(self) -> list[str]:
+        names = [*self.asked, *self.tuning, self.device, *self.tiny]
+        ask = ["--data.video=clip.mp4", "--data.question=Why?"] if "ask.yaml" in names else []
+        return args_of(ASKED[self.asked], names) + ask
+
+    @property
+    def values(self) -> tuple[object, ...]:
+        return self.asked, self.tuning, self.device, self.tiny
+
+
+COMBINATIONS = [
+    Combination(*values) for values in product(ASKED, TUNING, DEVICES, ((), ("tiny.yaml",)))
+]
+
+
+def pairwise(combinations: list[Combination]) -> list[Combination]:
+    """Some of them, in which every two overlays that go together come together."""
+    pairs = {c: set(combinations_of(enumerate(c.values), 2)) for c in combinations}
+    missing, chosen = set().union(*pairs.values()), []
+    while missing:
+        best = max(combinations, key=lambda c: len(pairs[c] & missing))
+        missing -= pairs[best]
+        chosen.append(best)
+    return chosen
 
 
 def args_of(subcommand: str, names: list[str]) -> list[str]:
@@ -63,14 +124,62 @@ def test_a_recipe(name, monkeypatch):
     assert isinstance(cli.trainer.strategy, SingleDeviceStrategy)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize(("subcommand", "recipe"), [("fit", FIT), ("predict", PREDICT)])
-def test_an_overlay_on_each_recipe(overlay, subcommand, recipe, monkeypatch):
-    cli = instantiate(monkeypatch, args_of(subcommand, [recipe, overlay]))
-    assert cli.model.policy.path == (
-        "assets/tiny" if overlay == "tiny.yaml" else "Qwen/Qwen2.5-VL-7B-Instruct"
-    )
-    assert (cli.model.policy.lora is not None) == (overlay == "lora.yaml")
+def check(combination: Combination, monkeypatch) -> None:
+    """A combination gives what each of its parts stands for."""
+    cli = instantiate(monkeypatch, combination.args)
+    policy, trainer = cli.model.policy, cli.trainer
+    tiny, lora = bool(combination.tiny), combination.tuning == ("lora.yaml",)
+    strategy, precision = DEVICES[combination.device]
+    assert type(trainer.strategy) is (SingleDeviceStrategy if tiny else strategy)
+    assert trainer.precision == precision
+    assert policy.path == ("assets/tiny" if tiny else "Qwen/Qwen2.5-VL-7B-Instruct")
+    assert (policy.lora is not None) == lora
+    if ASKED[combination.asked] == "fit" and combination.tuning:
+        wanted = AdapterOff if lora else FrozenCopy
+        assert type(cli.model._reference) is wanted
+        optimizer = cli.model._optimizer([torch.nn.Parameter(torch.ones(1))])
+        assert optimizer.defaults["lr"] == (1e-5 if lora else 1e-6)
+
+
+@pytest.mark.parametrize("combination", pairwise(COMBINATIONS), ids=str)
+def test_every_two_overlays_go_together(combination, monkeypatch):
+    check(combination, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ASKED)
+def test_every_combination(asked, monkeypatch):
+    """The whole product, a minute and a half of it."""
+    for combination in COMBINATIONS:
+        if combination.asked == asked:
+            check(combination, monkeypatch)
+
+
+@pytest.mark.parametrize("overlay", ["lora.yaml", "full.yaml"])
+def test_what_has_no_model_is_not_tuned(overlay, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        instantiate(monkeypatch, args_of("predict", ["replay.yaml", overlay]))
+    error = capsys.readouterr().err
+    assert "ReplayPolicy" in error
+    assert "is not accepted" in error
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_replay_goes_with_every_device(device, monkeypatch):
+    cli = instantiate(monkeypatch, args_of("predict", ["replay.yaml", device]))
+    assert type(cli.trainer.strategy) is DEVICES[device][0]
+    assert type(cli.datamodule.readers["predict"]).__name__ == "RecordedReader"
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [("ddp.yaml", "gpu.yaml"), ("fsdp.yaml", "cpu.yaml"), ("fsdp.yaml", "ddp.yaml"),
+     ("fsdp.yaml", "fsdp1.yaml"), ("fsdp1.yaml", "fsdp.yaml"), ("fsdp1.yaml", "cpu.yaml")],
+)  # fmt: skip
+def test_the_last_device_wins(first, last, monkeypatch):
+    cli = instantiate(monkeypatch, args_of("fit", [FIT, first, last]))
+    assert type(cli.trainer.strategy) is DEVICES[last][0]
+    assert cli.trainer.precision == DEVICES[last][1]
 
 
 def test_overlays_combine(monkeypatch):

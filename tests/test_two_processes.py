@@ -15,16 +15,17 @@ from vrts.demo.videos import make_dataset
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def fit(
+def fit_args(
     model: Path,
     annotations: Path,
     root: Path,
     devices: int,
     *more: str,
     more_last: tuple[str, ...] = (),
-) -> list[dict]:
-    """Run ``vrts fit`` and return what it logged at each step."""
-    args = [
+) -> list[str]:
+    """Words of ``vrts fit``, whose losses differ where any process does something else."""
+    return [
+        "fit",
         f"--config={CONFIGS / 'grpo.yaml'}",
         *more,
         f"--config={CONFIGS / 'tiny.yaml'}",  # last, for its float32
@@ -51,8 +52,26 @@ def fit(
         f"--data.batch_size={2 // devices}",
         *more_last,
     ]
+
+
+def logged(root: Path) -> list[dict]:
+    """What a run logged at each step."""
+    with next(root.rglob("metrics.csv")).open() as file:
+        return [row for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def fit(
+    model: Path,
+    annotations: Path,
+    root: Path,
+    devices: int,
+    *more: str,
+    more_last: tuple[str, ...] = (),
+) -> list[dict]:
+    """Run ``vrts fit`` and return what it logged at each step."""
+    args = fit_args(model, annotations, root, devices, *more, more_last=more_last)
     done = subprocess.run(
-        [sys.executable, "-m", "vrts", "fit", *args],
+        [sys.executable, "-m", "vrts", *args],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -60,8 +79,7 @@ def fit(
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    with next(root.rglob("metrics.csv")).open() as file:
-        return [row for row in csv.DictReader(file) if row["train/loss"]]
+    return logged(root)
 
 
 @pytest.mark.slow

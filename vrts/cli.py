@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from jsonargparse import dict_to_namespace
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch.distributed import DistNetworkError, DistStoreError
 
 from vrts import votes
 from vrts.callbacks import (
@@ -44,10 +46,12 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.models import advantages, objectives, qwen, reference, rewards, strategy
+from vrts.models import advantages, fsdp1, objectives, qwen, reference, rewards, strategy
 from vrts.models import replay as replay_policy
+from vrts.models.machine import check_precision
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
+from vrts.models.processes import end_others, explain
 from vrts.models.rewards import RewardError
 from vrts.terminal import printable
 from vrts.types import InputError
@@ -58,7 +62,7 @@ PLUGINS = (
     step_checkpoint, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, objectives, qwen, reference, replay_policy, rewards, strategy,
+    advantages, fsdp1, objectives, qwen, reference, replay_policy, rewards, strategy,
 )  # fmt: skip
 
 
@@ -93,6 +97,31 @@ class VrtsCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options that belong together are given once."""
         parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer.
+
+        Raises:
+            InputError: its options contradict each other, or the machine cannot do what they say.
+        """
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
+            raise InputError(f"trainer: {error}") from error
+        check_precision(self.config[self.subcommand].trainer.precision, trainer)
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do what is asked, and leave no process behind that waits for one that failed."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            end_others(self.trainer)
+            if isinstance(error, DistNetworkError | DistStoreError):
+                raise explain(error) from error
+            raise
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on several options.

@@ -6,6 +6,7 @@ second process.
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
 
@@ -85,6 +87,7 @@ def build(model: Path, case: dict[str, Any]) -> VideoQAModule:
         freeze_vision=case.get("freeze_vision", True),
         gradient_checkpointing=case.get("checkpointing", False),
         head_chunk_size=case.get("chunk", 5),
+        dtype=case.get("dtype", "float32"),
     )
     beta = case.get("beta", 0.1)
     reference = None
@@ -191,7 +194,8 @@ def answer(folder: Path, model: Path, videos: dict[str, str], name: str, case: d
 
 def strategy(case: dict[str, Any]) -> dict[str, Any]:
     devices = case["devices"]
-    chosen = FullySharded(timeout_s=60) if devices > 1 else "auto"
+    several = DDPStrategy(timeout=timedelta(seconds=60)) if case.get("ddp") else None
+    chosen = (several or FullySharded(timeout_s=60)) if devices > 1 else "auto"
     return {"devices": devices, "strategy": chosen}
 
 

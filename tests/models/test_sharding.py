@@ -25,6 +25,20 @@ TRAINED: dict[str, dict[str, Any]] = {
     "kept": {"sharding": {"reshard_after_forward": False}, "checkpointing": True},
 }
 """By one process and by two."""
+MATRIX: dict[str, dict[str, Any]] = {
+    f"{'lora' if lora else 'full'}, beta {beta}, every {accumulate}": {
+        "lora": lora,
+        "beta": beta,
+        "accumulate": accumulate,
+        # one question is left over, and with 4 the last step is made of 2 batches
+        "count": 13 if accumulate > 1 else 5,
+        "damaged": [2],
+    }
+    for lora in (False, True)
+    for beta in (0.0, 0.1)
+    for accumulate in (1, 4)
+}
+"""By one process, and by two under DDP and FSDP2."""
 ANSWERED: dict[str, dict[str, Any]] = {
     "answered": {"do": "answer", "count": 7, "damaged": [1]},
     "answered_given_back": {"do": "answer", "count": 3, "sharding": GIVEN_BACK},
@@ -73,8 +87,9 @@ def folders(tmp_path_factory, model, videos) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("sharded")
     for name in ("one", "two"):
         (root / name).mkdir()
-    run(root / "one", model, videos, TRAINED | ANSWERED, devices=1)
-    start(root / "two", model, videos, TRAINED | ANSWERED | TOGETHER)
+    run(root / "one", model, videos, TRAINED | MATRIX | ANSWERED, devices=1)
+    ddp = {f"{name}, ddp": case | {"ddp": True} for name, case in MATRIX.items()}
+    start(root / "two", model, videos, TRAINED | MATRIX | ddp | ANSWERED | TOGETHER)
     return root / "one", root / "two"
 
 
@@ -102,6 +117,21 @@ def test_sharded_training_is_training(folders, name):
     assert got.keys() == want.keys()
     for key, parameter in want.items():
         assert (got[key] - parameter).norm() <= 1e-5 * parameter.norm(), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MATRIX)
+@pytest.mark.parametrize("end", ["", ", ddp"], ids=["fsdp", "ddp"])
+def test_two_processes_are_one(folders, name, end):
+    """The same losses and gradient norms, whatever is trained and however batches come out."""
+    alone = read(folders[0], name)
+    case = MATRIX[name]
+    assert len(alone["norms"]) == math.ceil(case["count"] // 2 / case["accumulate"])
+    assert min(alone["norms"]) > 1e-3
+    for rank in (0, 1):
+        found = read(folders[1], name + end, rank)
+        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)
+        assert found["norms"] == pytest.approx(alone["norms"], rel=1e-5)
 
 
 @pytest.mark.slow

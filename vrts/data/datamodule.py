@@ -134,8 +134,8 @@ class VideoQADataModule(LightningDataModule):
         """Read the annotation files of a stage.
 
         Raises:
-            InputError: a reader that the stage needs is missing, a file is bad, or the cache's
-                folder cannot be used.
+            InputError: a reader that the stage needs is missing, a file is bad, the cache's folder
+                cannot be used, or the training questions do not fill one batch on every rank.
         """
         if self.cache is not None:
             self.cache.prepare()
@@ -151,6 +151,8 @@ class VideoQADataModule(LightningDataModule):
                 )
             if name not in self._questions:
                 self._questions[name] = reader.read()
+        if stage == "fit":
+            num_train_batches(len(self._questions["train"]), self.batch_size, self._rank()[1])
 
     def teardown(self, stage: str) -> None:
         """End the decode workers; a later stage starts new ones."""

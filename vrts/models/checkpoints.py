@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 
 from vrts.types import InputError
 
@@ -57,4 +58,9 @@ def check_same_model(module: nn.Module, checkpoint: dict[str, Any]) -> None:
 def _trained_keys(module: nn.Module) -> set[str]:
     """Names of the trained parameters, tied ones under each of their names."""
     named = module.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if parameter.requires_grad}
+    return {unwrapped(name) for name, parameter in named if parameter.requires_grad}
+
+
+def unwrapped(name: str) -> str:
+    """Name of a parameter in the model itself, without what FSDP1 puts around layers."""
+    return name.replace(f"{FSDP_WRAPPED_MODULE}.", "")

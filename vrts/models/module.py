@@ -12,6 +12,7 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.device_mesh import DeviceMesh
@@ -177,6 +178,7 @@ class VideoQAModule(LightningModule):
                     "configs/fsdp.yaml behind the others"
                 )
             self.policy.load()
+            self.is_sharded = isinstance(self.trainer.strategy, FSDPStrategy)
         elif self.device_mesh["tensor_parallel"].size() > 1:
             raise InputError(
                 "trainer.strategy: tensor_parallel_size must be 1, the model is sharded by data "

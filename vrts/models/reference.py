@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
+from vrts.models.graphs import is_sharded
 from vrts.models.policy import Policy, Prompts
 from vrts.models.sharding import Sharder, sharded_like, unsharded
-from vrts.types import Rollout
+from vrts.types import InputError, Rollout
 
 
 class Reference(ABC):
@@ -99,13 +99,31 @@ class FrozenCopy(Reference):
         assert self._policy is not None, "attach() was not called"
         sharder.frozen()(self._policy)
 
+    def shard_with(self, shard: Callable[[Policy], None]) -> None:
+        """Shard own weights in another way.
+
+        Args:
+            shard: does it to a policy that will only be asked for scores.
+
+        Raises:
+            InputError: they are to follow the policy.
+        """
+        if self.sync_every_n_steps is not None:
+            raise InputError(
+                "model.reference: under FSDP1 a FrozenCopy cannot follow the policy; set its "
+                "sync_every_n_steps to null, or put --config configs/fsdp.yaml in place of "
+                "configs/fsdp1.yaml"
+            )
+        assert self._policy is not None, "attach() was not called"
+        shard(self._policy)
+
     @torch.no_grad()
     def logprobs(
         self, policy: Policy, prompts: Prompts, rollout: Rollout, temperature: float
     ) -> torch.Tensor:
         """See `Reference.logprobs`."""
         assert self._policy is not None, "attach() was not called"
-        if not isinstance(self._policy, FSDPModule):
+        if not is_sharded(self._policy):
             # the strategy has moved and converted the policy since, but does not know of the copy
             self._policy.to(rollout.completion_ids.device, next(policy.parameters()).dtype)
         return self._policy.score(prompts, rollout, temperature).logprobs

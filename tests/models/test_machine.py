@@ -1,0 +1,57 @@
+"""What the machine cannot do is refused by name, and before the weights are loaded."""
+
+import pytest
+import torch
+from lightning import Trainer
+
+from tests.test_configs import CONFIGS
+from vrts.cli import main
+from vrts.models.machine import check_precision
+from vrts.types import InputError
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+def refused(capsys, *args: str) -> str:
+    """What is said about a run that the 7B model's weights would begin with."""
+    words = ["fit", f"--config={CONFIGS / 'grpo.yaml'}", *args]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error[error.index("vrts: error:") :]
+
+
+@NO_CUDA
+@pytest.mark.parametrize("overlay", ["gpu", "ddp", "fsdp", "fsdp1"])
+def test_overlays_that_need_cuda(overlay, capsys):
+    error = refused(capsys, f"--config={CONFIGS / overlay}.yaml")
+    assert "`CUDAAccelerator` can not run" in error
+    assert "put --config configs/cpu.yaml behind the others" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--trainer.precision=16-mixed"], "trainer.precision: 16-mixed is not possible"),
+        (["--trainer.precision=transformer-engine"], "pip install"),
+        (["--trainer.strategy={class_path: FullySharded}", "--trainer.precision=16-mixed"],
+         "Choose a different precision among: 32-true, bf16-mixed"),
+        (["--trainer.strategy=fsdp"], "requires a GPU accelerator"),
+        (["--trainer.strategy=nonsense"], "strategy='nonsense'"),
+        (["--trainer.num_nodes=0"], "num_nodes"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be(args, named, capsys):
+    cpu = f"--config={CONFIGS / 'cpu.yaml'}"
+    assert named in refused(capsys, cpu, *args)
+
+
+def test_precision_of_an_old_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old Card")
+    trainer = Trainer(accelerator="cpu", precision="bf16-mixed", logger=False)
+    check_precision("bf16-mixed", trainer)
+    check_precision("bf16", trainer)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("cuda", 0))
+    with pytest.raises(InputError, match=r"bf16-mixed is not possible on Old Card"):
+        check_precision("bf16-mixed", trainer)

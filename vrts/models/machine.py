@@ -1,0 +1,36 @@
+"""What this machine can do of what is asked of the Trainer, found out before the long work."""
+
+from __future__ import annotations
+
+import torch
+from lightning import Trainer
+from lightning.fabric.connector import _convert_precision_to_unified_args
+
+from vrts.types import InputError
+
+
+def check_precision(asked: str | int | None, trainer: Trainer) -> None:
+    """Refuse a precision that Lightning replaces by another, or that the GPU only emulates.
+
+    Args:
+        asked: ``trainer.precision``; None for the default.
+        trainer: made with it.
+
+    Raises:
+        InputError: the machine cannot compute in it.
+    """
+    got = str(trainer.precision)
+    if asked is not None and got != _convert_precision_to_unified_args(asked):  # type: ignore[arg-type]
+        raise InputError(
+            f"trainer.precision: {asked} is not possible on this device, only {got} would be; set "
+            "--trainer.precision 32-true or bf16-mixed"
+        )
+    device = trainer.strategy.root_device
+    if not got.startswith("bf16") or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise InputError(
+            f"trainer.precision: {got} is not possible on {name}, which computes in no bfloat16 "
+            "(compute capability 8.0 and newer do); set --trainer.precision 32-true"
+        )
