@@ -7,17 +7,18 @@ import logging
 import os
 import sys
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import dict_to_namespace
+from lightning import Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from vrts import votes
 from vrts.callbacks import (
@@ -43,8 +44,10 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.models import advantages, objectives, qwen, reference, rewards, strategy
+from vrts.models import advantages, checkpoint_files, objectives, qwen, reference, rewards, strategy
 from vrts.models import replay as replay_policy
+from vrts.models.checkpoint_files import AtomicCheckpointIO
+from vrts.models.latest import is_complete, newest, surviving
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.rewards import RewardError
@@ -55,7 +58,7 @@ PLUGINS = (
     votes, asking, curves, densify, export, interruption, progress, replay, report, samples, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, objectives, qwen, reference, replay_policy, rewards, strategy,
+    advantages, checkpoint_files, objectives, qwen, reference, replay_policy, rewards, strategy,
 )  # fmt: skip
 
 
@@ -95,8 +98,6 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to go on from does not exist.
         """
         config = self.config[self.subcommand]
-        strategy = config.trainer.strategy
-        _check_checkpoint(config.get("ckpt_path"), strategy)
         if config.get("return_predictions", False) is None:
             config.return_predictions = False
         _spare_cores(config.data.num_workers)
@@ -108,39 +109,78 @@ class VrtsCLI(LightningCLI):
             if callback.class_path.endswith(".ModelCheckpoint") and not arguments.get("dirpath"):
                 folder = str(Path(trainer.default_root_dir or ".") / "checkpoints")
                 callback.init_args.dirpath = folder
-                if config.get("ckpt_path") == "last":
-                    _check_last(Path(folder), str(self.subcommand), strategy)
+        _find_checkpoint(config, str(self.subcommand))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer; its checkpoints are written whole or not at all."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def after_fit(self) -> None:
+        """Tell of a run that had nothing left to do."""
+        module = cast(VideoQAModule, self.model)
+        if not module.num_batches_trained:
+            trainer = self.trainer
+            rank_zero_warn(
+                f"nothing was trained: the checkpoint is of step {trainer.global_step}, where "
+                f"trainer.max_steps {trainer.max_steps} or trainer.max_epochs "
+                f"{trainer.max_epochs} ends the run; raise both to go on"
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
 
 
-def _check_checkpoint(path: str | None, strategy: Any) -> None:
-    """Find out before the weights are loaded whether there is a checkpoint for the strategy."""
-    if path in (None, "last", "best", "hpc") or "://" in str(path):
+def _find_checkpoint(config: Any, subcommand: str) -> None:
+    """Find out before the weights are loaded whether there is a checkpoint for the strategy.
+
+    Raises:
+        InputError: there is none, or not of this kind.
+    """
+    given = config.get("ckpt_path")
+    if given == "last":
+        config.ckpt_path = _find_last(config.trainer, subcommand)
+    if config.get("ckpt_path") in (None, "last", "best", "hpc") or "://" in str(given):
         return
-    file = Path(str(path))
-    if file.is_file() and not zipfile.is_zipfile(file):
-        raise InputError(f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another")
-    if not file.exists():
+    path = surviving(Path(str(config.ckpt_path)))
+    if not path.exists():
         raise InputError(
             f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
             "folder of its run), or last for the newest one"
         )
+    strategy = config.trainer.strategy
     name = str(getattr(strategy, "class_path", strategy))
-    if file.is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
+    if path.is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
         raise InputError(
             f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
             f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
         )
+    if path.is_file() and not is_complete(path):
+        raise InputError(
+            f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
+            "the newest one that is complete"
+        )
+    config.ckpt_path = str(path)
 
 
-def _check_last(folder: Path, subcommand: str, strategy: Any) -> None:
-    """Check the checkpoints that ``--ckpt_path last`` chooses from."""
-    found = sorted(folder.glob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if found:
-        _check_checkpoint(str(found[-1]), strategy)
-    elif subcommand != "fit":
-        raise InputError(f"--ckpt_path last: no checkpoint in {folder}; give the path of one")
-    else:
-        rank_zero_info(f"--ckpt_path last: no checkpoint in {folder} yet, so the run begins anew")
+def _find_last(trainer: Any, subcommand: str) -> str | None:
+    """Find the newest checkpoint that is complete, in the folders that callbacks save to."""
+    keepers = (".ModelCheckpoint", ".SaveOnInterrupt")
+    callbacks = [c for c in trainer.callbacks or [] if c.class_path.endswith(keepers)]
+    folders = [(callback.get("init_args") or {}).get("dirpath") for callback in callbacks]
+    paths = sorted({Path(folder) for folder in folders if folder})
+    if not paths:
+        return "last"  # Lightning's own ModelCheckpoint knows where it saves
+    found = newest(paths)
+    if found is not None:
+        return str(found)
+    where = ", ".join(map(str, paths))
+    if subcommand != "fit":
+        raise InputError(f"--ckpt_path last: no checkpoint in {where}; give the path of one")
+    rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, so the run begins anew")
+    return None
 
 
 def _ask_what_is_replayed(config: Any) -> None:
@@ -223,7 +263,7 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         return 1
     except UnpicklingError:
-        # LightningCLI opens the checkpoint before anything of ours is asked
+        # whole, but with something else in it than tensors and plain values
         print(  # noqa: T201
             "vrts: error: --ckpt_path: the file is no checkpoint, or a damaged one; give another",
             file=sys.stderr,
