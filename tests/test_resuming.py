@@ -20,6 +20,8 @@ KEEPER = "{class_path: ModelCheckpoint, init_args: {every_n_train_steps: 1, save
 KEEP_LAST = f"--trainer.callbacks=[{KEEPER % 0}]"
 KEEP_ALL = f"--trainer.callbacks=[{KEEPER % -1}]"
 
+SHARDED = "{class_path: FullySharded, init_args: {timeout_s: 60}}"
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
@@ -169,7 +171,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("strategy", ["ddp", "FullySharded"])
+@pytest.mark.parametrize("strategy", ["ddp", SHARDED])
 def test_other_numbers_of_ranks_go_on_with_what_is_left(tmp_path, strategy):
     """1, 2 and 1 ranks, two questions a step: as one rank that was not interrupted."""
     callbacks = f"[{KEEPER % 0}, tests.seen_questions.SeenQuestions]"
@@ -182,7 +184,7 @@ def test_other_numbers_of_ranks_go_on_with_what_is_left(tmp_path, strategy):
     with forked(tmp_path) as job:
 
         def train(folder, num_ranks, max_steps):
-            shared = strategy == "FullySharded" and folder.name == "changing"
+            shared = strategy == SHARDED and folder.name == "changing"
             plan = strategy if shared or num_ranks > 1 else "auto"
             more = [
                 *common,
