@@ -18,7 +18,8 @@ ALLOWED = {
     "callbacks": {
         *("types", "terminal", "prompts", "votes", "voting", "data", "models", "callbacks")
     },
-    "cli": {"types", "terminal", "votes", "data", "models", "callbacks"},
+    "checkpoint_paths": {"types", "models"},
+    "cli": {"types", "terminal", "votes", "data", "models", "callbacks", "checkpoint_paths"},
     "demo": {"types", "prompts", "data", "models", "cli", "demo"},
     "__main__": {"cli"},
     "__init__": set(),

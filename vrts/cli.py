@@ -7,18 +7,17 @@ import logging
 import os
 import sys
 import warnings
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import dict_to_namespace
 from lightning import Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.distributed import DistNetworkError, DistStoreError
 
 from vrts import votes
@@ -35,6 +34,7 @@ from vrts.callbacks import (
     writer,
 )
 from vrts.callbacks.report import callback as report
+from vrts.checkpoint_paths import find_checkpoint, keep_in_run_folder
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, recorded, sampling
 from vrts.data.benchmarks import (
     cgbench,
@@ -46,8 +46,18 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.models import advantages, fsdp1, objectives, qwen, reference, rewards, strategy
+from vrts.models import (
+    advantages,
+    checkpoint_files,
+    fsdp1,
+    objectives,
+    qwen,
+    reference,
+    rewards,
+    strategy,
+)
 from vrts.models import replay as replay_policy
+from vrts.models.checkpoint_files import AtomicCheckpointIO
 from vrts.models.machine import check_precision
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
@@ -62,7 +72,8 @@ PLUGINS = (
     step_checkpoint, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, fsdp1, objectives, qwen, reference, replay_policy, rewards, strategy,
+    advantages, checkpoint_files, fsdp1, objectives, qwen, reference, replay_policy, rewards,
+    strategy,
 )  # fmt: skip
 
 
@@ -80,15 +91,8 @@ EXPECTED = (
 """Warnings that say nothing to the user of vrts, and why."""
 
 
-FOLDER_STRATEGIES = ("FullySharded", "ModelParallel", "FSDP", "fsdp", "DeepSpeed", "deepspeed")
-"""In the names of those whose checkpoints may be folders."""
-
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a disk without room, a quota, or permissions answer: no fault of the program."""
-
-
-KEEPERS = (".ModelCheckpoint", ".StepCheckpoint")
-"""Ends of the class paths of callbacks whose checkpoints stay in the run's folder."""
 
 
 class VrtsCLI(LightningCLI):
@@ -99,7 +103,7 @@ class VrtsCLI(LightningCLI):
         parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer.
+        """Make the Trainer; its checkpoints are written whole or not at all.
 
         Raises:
             InputError: its options contradict each other, or the machine cannot do what they say.
@@ -111,6 +115,8 @@ class VrtsCLI(LightningCLI):
         except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
             raise InputError(f"trainer: {error}") from error
         check_precision(self.config[self.subcommand].trainer.precision, trainer)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -134,23 +140,27 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to go on from does not exist.
         """
         config = self.config[self.subcommand]
-        strategy = config.trainer.strategy
-        _check_checkpoint(config.get("ckpt_path"), strategy)
         if config.get("return_predictions", False) is None:
             config.return_predictions = False
         _spare_cores(config.data.num_workers)
         if self.subcommand == "predict":
             _ask_what_is_replayed(config)
-        if config.get("ckpt_path") == "best":
-            _refuse_best(Path(config.trainer.default_root_dir or ".") / "checkpoints")
-        trainer = config.trainer
-        for callback in trainer.callbacks or []:
-            arguments = callback.get("init_args") or {}
-            if callback.class_path.endswith(KEEPERS) and not arguments.get("dirpath"):
-                folder = str(Path(trainer.default_root_dir or ".") / "checkpoints")
-                callback.init_args.dirpath = folder
-                if config.get("ckpt_path") == "last":
-                    _check_last(Path(folder), str(self.subcommand), strategy)
+        keep_in_run_folder(config.trainer)
+        find_checkpoint(config, str(self.subcommand))
+
+    def after_fit(self) -> None:
+        """Tell of a run that had nothing left to do."""
+        module = cast(VideoQAModule, self.model)
+        if not module.num_batches_trained:
+            trainer = self.trainer
+            rank_zero_warn(
+                f"nothing was trained: the checkpoint is of step {trainer.global_step}, where "
+                f"trainer.max_steps {trainer.max_steps} or trainer.max_epochs "
+                f"{trainer.max_epochs} ends the run; raise both to go on"
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
 
     def after_predict(self) -> None:
         """Make a run without any answer a failure, once all its files are written.
@@ -161,50 +171,6 @@ class VrtsCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, writer.PredictionWriter):
                 callback.check_answered()
-
-
-def _check_checkpoint(path: str | None, strategy: Any) -> None:
-    """Find out before the weights are loaded whether there is a checkpoint for the strategy."""
-    if path in (None, "last", "best", "hpc") or "://" in str(path):
-        return
-    file = Path(str(path))
-    if file.is_file() and not zipfile.is_zipfile(file):
-        raise InputError(f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another")
-    if not file.exists():
-        raise InputError(
-            f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
-            "folder of its run), or last for the newest one"
-        )
-    name = str(getattr(strategy, "class_path", strategy))
-    if file.is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
-        raise InputError(
-            f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
-            f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
-        )
-
-
-def _check_last(folder: Path, subcommand: str, strategy: Any) -> None:
-    """Check the checkpoints that ``--ckpt_path last`` chooses from."""
-    found = sorted(folder.glob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if found:
-        _check_checkpoint(str(found[-1]), strategy)
-    elif subcommand != "fit":
-        raise InputError(f"--ckpt_path last: no checkpoint in {folder}; give the path of one")
-    else:
-        rank_zero_info(f"--ckpt_path last: no checkpoint in {folder} yet, so the run begins anew")
-
-
-def _refuse_best(folder: Path) -> None:
-    """Say which checkpoints may be the best: Lightning knows that of its own process alone.
-
-    Raises:
-        InputError: always.
-    """
-    found = sorted(str(file) for file in folder.glob("best*.ckpt"))
-    raise InputError(
-        "--ckpt_path best: give the path of the checkpoint, whose name has step and accuracy: "
-        + (", ".join(found) or f"none in {folder}; --config configs/validate.yaml keeps one")
-    )
 
 
 def _ask_what_is_replayed(config: Any) -> None:
@@ -283,7 +249,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "--ckpt_path last)"
         )
     except UnpicklingError:
-        # LightningCLI opens the checkpoint before anything of ours is asked
+        # whole, but with something else in it than tensors and plain values
         return _fail("--ckpt_path: the file is no checkpoint, or a damaged one; give another")
     except Exception as error:
         found = _input_error(error)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
@@ -123,6 +123,22 @@ def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_fo
     fit(cut, model_folder, videos, ckpt_path=str(cut / "last.ckpt"))
     points = [read_points(folder / "curves.jsonl") for folder in (whole, cut)]
     assert without_times(points[0]) == without_times(points[1])
+
+
+def test_a_step_whose_line_was_not_written_before_a_kill_has_one(tmp_path, model_folder, videos):
+    """A checkpoint comes first: the line of its step is written when the next step begins."""
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    fit(tmp_path, model_folder, videos, [keep])
+    whole = read_points(tmp_path / "curves.jsonl")
+    for step in (2, 3, 5):
+        lines = [p for p in whole if p["step"] < step]
+        (tmp_path / "curves.jsonl").write_text("".join(json.dumps(p) + "\n" for p in lines))
+        path = str(tmp_path / f"step={step}.ckpt")
+        fit(tmp_path, model_folder, videos, ckpt_path=path)
+        points = read_points(tmp_path / "curves.jsonl")
+        assert without_times(points)[: len(lines) + 1] == without_times(whole)[: len(lines) + 1]
+        steps = [p["step"] for p in points if "train/loss" in p]
+        assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_that_begins_anew_drops_an_earlier_one(tmp_path, model_folder, videos):

@@ -118,6 +118,7 @@ def test_a_signal_anywhere_in_a_step_saves_at_its_end(
         ({}, 4, 4, 4),  # the last batch of an epoch
         ({}, 6, 6, 6),  # in the second epoch
         ({"lora": Lora(rank=4)}, 2, 2, 2),
+        ({"lora": Lora(rank=4, dropout=0.3)}, 2, 2, 2),
         ({"accumulate": 2}, 1, 1, 2),
         ({"accumulate": 2}, 5, 3, 6),
         ({"updates": 2}, 3, 4, 4),  # the second update of a rollout is made too

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from tests.callbacks.runs import (
@@ -20,7 +21,7 @@ from vrts.types import InputError
 G = 4
 
 
-def fit(folder, model_folder, train, callbacks, accumulate=1, updates=1, **options):
+def fit(folder, model_folder, train, callbacks, accumulate=1, updates=1, ckpt_path=None, **options):
     module = make_module(
         make_policy(model_folder),
         objective=GRPO(beta=0),
@@ -30,7 +31,7 @@ def fit(folder, model_folder, train, callbacks, accumulate=1, updates=1, **optio
     defaults = {"max_epochs": 1, "accumulate_grad_batches": accumulate}
     trainer = make_trainer(folder, callbacks, **(defaults | options))
     data = make_data(train=train, updates_per_rollout=updates, batch_size=2, shuffle=False)
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return module
 
 
@@ -103,11 +104,36 @@ def test_a_skipped_question_is_named_without_control_characters(
     assert "\x1b" not in caplog.text
 
 
-def test_a_later_run_appends(tmp_path, model_folder, videos):
+def test_a_later_run_that_begins_anew_replaces_them(tmp_path, model_folder, videos):
     train = questions(videos["long"], 2)
     for _ in range(2):
         fit(tmp_path, model_folder, train, [CompletionLog(None, 1, 0)])
-    assert len(read(tmp_path)) == 2 * 2 * G, "the Trainer's folder where none is given"
+    assert len(read(tmp_path)) == 2 * G, "the Trainer's folder where none is given"
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_run_killed_behind_its_checkpoint_goes_on_without_repeated_or_torn_lines(
+    tmp_path, model_folder, videos, every
+):
+    train = questions(videos["long"], 12)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fit(whole, model_folder, train, [CompletionLog(str(whole), every, 0)])
+    keep = ModelCheckpoint(cut, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    fit(cut, model_folder, train, [CompletionLog(str(cut), every, 0), keep])
+    path = cut / "completions.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    for step in (2, 5, 4):
+        fit(
+            cut, model_folder, train, [CompletionLog(str(cut), every, 0)],
+            ckpt_path=str(cut / f"step={step}.ckpt"),
+        )  # fmt: skip
+        assert read(cut) == read(whole)
+
+
+def test_a_file_that_is_not_of_a_run_is_refused(tmp_path, model_folder, videos):
+    (tmp_path / "completions.jsonl").write_text('{"step": 1}\n[]\n')
+    with pytest.raises(InputError, match=r"completions\.jsonl:2: not a line that vrts fit wrote"):
+        fit(tmp_path, model_folder, questions(videos["long"], 2), [CompletionLog(str(tmp_path))])
 
 
 def test_completions_are_shown(tmp_path, model_folder, videos, capsys):

@@ -150,6 +150,94 @@ def test_a_resume_with_other_data_warns(tmp_path):
         )
 
 
+def interrupted(tmp_path, stop_after, **options):
+    """Train with batches of 2 until an exception; the checkpoint is after each step."""
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True, save_top_k=0)
+    first = Recorder(stop_after)
+    with pytest.raises(Stop):
+        trainer(tmp_path, [keep], **options).fit(first, datamodule=datamodule(**WIDE))
+    return first.seen, tmp_path / "last.ckpt"
+
+
+WIDE = {"train": ListReader(13), "batch_size": 2}
+
+
+@pytest.mark.parametrize("max_steps", [-1, 1000])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 6, 7])
+def test_a_run_goes_on_with_another_batch_size(tmp_path, stop_after, batch_size, max_steps):
+    options = {"max_epochs": 3, "max_steps": max_steps}
+    seen, path = interrupted(tmp_path, stop_after, **options)
+    seen = seen[: torch.load(path, weights_only=False)["global_step"]]
+    second = Recorder()
+    runner = trainer(tmp_path, **options)
+    data = datamodule(**WIDE | {"batch_size": batch_size})
+    runner.fit(second, datamodule=data, ckpt_path=str(path))
+    assert runner.current_epoch == 3
+    assert runner.global_step == len(seen) + len(second.seen)
+    whole = whole_run(tmp_path, WIDE)
+    for epoch in range(3):
+        ids = [id for e, _, ids in seen + second.seen if e == epoch for id in ids]
+        order = [id for e, _, ids in whole if e == epoch for id in ids]
+        assert ids[:12] == order[: len(ids)]
+        assert len(set(ids)) == len(ids) > 13 - max(batch_size, 2)
+    for epoch in {e for e, _, _ in second.seen}:
+        indices = [index for e, index, _ in second.seen if e == epoch]
+        assert indices == list(range(indices[0], 13 // batch_size))
+
+
+def test_steps_stay_whole_where_gradients_are_accumulated(tmp_path):
+    """4 questions a step before and after: 2 batches of 2, then 4 of 1."""
+    _, path = interrupted(tmp_path, 4, accumulate_grad_batches=2)
+    second = Recorder()
+    steps = []
+
+    class Count(pl.Callback):
+        def on_train_batch_end(self, trainer, *_args):
+            steps.append(trainer.global_step)
+
+    options = {"accumulate_grad_batches": 4, "max_epochs": 1}
+    data = datamodule(**WIDE | {"batch_size": 1})
+    trainer(tmp_path, [Count()], **options).fit(second, datamodule=data, ckpt_path=str(path))
+    assert len(second.seen) == 5
+    assert steps == [2, 2, 2, 3, 4]
+
+
+def test_the_questions_left_out_are_counted(tmp_path, caplog):
+    _, path = interrupted(tmp_path, 3)
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, max_epochs=1).fit(
+            Recorder(), datamodule=datamodule(**WIDE | {"batch_size": 5}), ckpt_path=str(path)
+        )
+    assert (
+        "batch_size 2 -> 5: 6 of 13 questions of epoch 0 are done, and the last 2 (q" in caplog.text
+    )
+
+
+def test_another_batch_size_under_a_limit_of_batches_is_refused(tmp_path):
+    _, path = interrupted(tmp_path, 3, limit_train_batches=4)
+    data = datamodule(**WIDE | {"batch_size": 1})
+    runner = trainer(tmp_path, limit_train_batches=4)
+    with pytest.raises(InputError, match=r"batch_size 2 -> 1, and trainer\.limit_train_batches"):
+        runner.fit(Recorder(), datamodule=data, ckpt_path=str(path))
+
+
+@pytest.mark.parametrize("end_of_epoch", [False, True])
+def test_more_steps_of_the_only_epoch_are_trained(tmp_path, end_of_epoch):
+    """Lightning takes an epoch that max_steps cut short for a whole one, and would stop there."""
+    whole = whole_run(tmp_path, WIDE, max_epochs=1)
+    where = {"every_n_epochs": 1} if end_of_epoch else {"every_n_train_steps": 1}
+    keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, **where)
+    first = Recorder()
+    trainer(tmp_path, [keep], max_epochs=1, max_steps=2).fit(first, datamodule=datamodule(**WIDE))
+    for steps in (4, -1):
+        second = Recorder()
+        trainer(tmp_path, max_epochs=1, max_steps=steps).fit(
+            second, datamodule=datamodule(**WIDE), ckpt_path=str(tmp_path / "last.ckpt")
+        )
+        assert first.seen + second.seen == whole[: steps if steps > 0 else None]
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_batches_pass_through_reduced_precision_untouched(tmp_path, precision):
     """Lightning's conversion of inputs fails on a list of frozen dataclasses."""

@@ -29,8 +29,8 @@ from tests.models.test_qwen import perturb_adapter
 from vrts.models.advantages import BatchScaled
 from vrts.models.experience import Experience
 from vrts.models.metrics import TRAIN_METRICS
-from vrts.models.module import VideoQAModule
 from vrts.models.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
+from vrts.models.patience import Patience
 from vrts.models.positions import VideoGrid, video_positions
 from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
@@ -322,7 +322,7 @@ def test_a_batch_of_damaged_videos_changes_nothing(
     tmp_path, model_folder, videos, kind, beta, monkeypatch
 ):
     # as if there had been a usable batch before; a run without any is an error
-    monkeypatch.setattr(VideoQAModule, "_check_progress", lambda module, batch_idx: None)
+    monkeypatch.setattr(Patience, "check_end", lambda *_: None)
     options, reference = KINDS[kind]
     snapshots, history = Snapshots(), History()
     train = questions(videos["damaged"], 2, "x")

@@ -21,11 +21,12 @@ def written(monkeypatch):
         if checkpoint["fails"]:
             raise OSError("no space left")
         (folder / ".metadata").write_text(checkpoint["value"])
+        torch.save({}, folder / "meta.pt")
 
     monkeypatch.setattr(ModelParallelStrategy, "save_checkpoint", save)
 
     def contents(folder: Path) -> dict[str, str]:
-        return {file.name: file.read_text() for file in folder.iterdir()}
+        return {name: (folder / name).read_text() for name in ("shard", ".metadata")}
 
     return contents
 
@@ -33,6 +34,19 @@ def written(monkeypatch):
 def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, written):
     strategy, path = FullySharded(), tmp_path / "last.ckpt"
     strategy.save_checkpoint({"value": "1", "fails": False}, path)
+    with pytest.raises(OSError, match="no space"):
+        strategy.save_checkpoint({"value": "2", "fails": True}, path)
+    assert written(path) == {"shard": "1", ".metadata": "1"}
+    strategy.save_checkpoint({"value": "3", "fails": False}, path)
+    assert written(path) == {"shard": "3", ".metadata": "3"}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("left", ["last.ckpt.part", "last.ckpt.old"])
+def test_what_a_killed_swap_left_is_kept_until_the_next_one_is_whole(tmp_path, written, left):
+    strategy, path = FullySharded(), tmp_path / "last.ckpt"
+    strategy.save_checkpoint({"value": "1", "fails": False}, path)
+    path.rename(tmp_path / left)
     with pytest.raises(OSError, match="no space"):
         strategy.save_checkpoint({"value": "2", "fails": True}, path)
     assert written(path) == {"shard": "1", ".metadata": "1"}

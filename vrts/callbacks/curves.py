@@ -12,9 +12,13 @@ from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.curve_plot import Point, read_points, write_curves
 from vrts.callbacks.folders import make_folder
+from vrts.callbacks.step_lines import keep_steps
 from vrts.types import InputError
 
 _log = logging.getLogger(__name__)
+
+STATE = "unwritten_curves"
+"""Key in checkpoints."""
 
 
 class CurveWriter(Callback):
@@ -33,6 +37,7 @@ class CurveWriter(Callback):
         self._training = False
         self._last_step = 0
         self._learning_rate: float | None = None
+        self._unwritten: Point = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
@@ -53,10 +58,24 @@ class CurveWriter(Callback):
         if not trainer.is_global_zero:
             return
         path = self._path(trainer)
-        kept = [point for point in read_points(path) if point["step"] <= self._last_step]
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text("".join(map(_to_text, kept)), encoding="utf-8")
-        temporary.replace(path)
+        path.touch()
+        written = keep_steps(path, self._last_step)
+        if self._unwritten and written < self._unwritten["step"]:
+            self._append(trainer, self._unwritten)
+        self._unwritten = {}
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the line of the step that was made, which is not written until the next begins."""
+        if self._training and trainer.global_step > self._last_step:
+            checkpoint[STATE] = self._point(trainer, leave_out="train/update_s")
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note that line, which a run that was killed may not have come to write."""
+        self._unwritten = checkpoint.get(STATE, {})
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -116,8 +135,12 @@ class CurveWriter(Callback):
         if not self._training or trainer.global_step <= self._last_step:
             return
         self._last_step = trainer.global_step
+        self._append(trainer, self._point(trainer, leave_out))
+
+    def _point(self, trainer: Trainer, leave_out: str) -> Point:
+        """Metrics of the newest step."""
         values = {k: v for k, v in _values(trainer, "train/").items() if k != leave_out}
-        self._append(trainer, {"step": self._last_step, "lr": self._learning_rate, **values})
+        return {"step": trainer.global_step, "lr": self._learning_rate, **values}
 
     def _append(self, trainer: Trainer, point: Point) -> None:
         if trainer.is_global_zero:

@@ -65,6 +65,7 @@ class SaveOnInterrupt(Callback):
             return
         path = self._path(trainer)
         trainer.save_checkpoint(path)
+        trainer.strategy.checkpoint_io.teardown()  # where it writes in the background: to its end
         rank_zero_info(f"Interrupted: saved {path}; go on with --ckpt_path {path}")
         raise KeyboardInterrupt
 

@@ -13,16 +13,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from vrts.callbacks.folders import make_folder
+from vrts.callbacks.step_lines import keep_steps
 from vrts.models.module import VideoQAModule
 from vrts.models.record import RolloutRecord
 from vrts.terminal import printable
+
+FILE_NAME = "completions.jsonl"
 
 
 class CompletionLog(Callback):
     """Appends rollouts to ``completions.jsonl`` and shows some on the terminal.
 
     A line is ``{"step", "id", "question", "answer", "completion", "rewards": {name: value},
-    "advantage"}``. Only the first process writes, its own rollouts.
+    "advantage"}``. Only the first process writes, its own rollouts. A run that goes on from a
+    checkpoint drops what lies behind it; one that begins anew, everything.
 
     Args:
         output_dir: folder to write to; ``trainer.default_root_dir`` where null.
@@ -51,6 +55,19 @@ class CompletionLog(Callback):
         if stage == "fit" and trainer.is_global_zero:
             make_folder(self._folder(trainer), "CompletionLog.output_dir")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the lines of the steps that this run goes on after.
+
+        Raises:
+            InputError: the file is not one of ours.
+        """
+        self._next, self._kept = 1, None
+        path = self._folder(trainer) / FILE_NAME
+        if trainer.is_global_zero and path.exists():
+            last = keep_steps(path, trainer.global_step)
+            if last:
+                self._next = self._after(last)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -63,13 +80,17 @@ class CompletionLog(Callback):
             return
         assert record is not None
         self._kept = record
-        self._next = step + self.every_n_steps - (step - 1) % self.every_n_steps
+        self._next = self._after(step)
         lines = record_lines(record, step)
-        path = self._folder(trainer) / "completions.jsonl"
+        path = self._folder(trainer) / FILE_NAME
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))
+
+    def _after(self, step: int) -> int:
+        """The step at which the rollout after that of a step is due."""
+        return step + self.every_n_steps - (step - 1) % self.every_n_steps
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output_dir or trainer.default_root_dir)

@@ -16,12 +16,14 @@ from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
+from vrts.data.position import Course, Layout, Position, to_state
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.resolution import Resolution
+from vrts.data.resuming import go_on
 from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import Identity, Position, SampleStream
+from vrts.data.streaming import SampleStream, start
 from vrts.data.workers import DecodePool
 from vrts.types import InputError, Question, Sample
 
@@ -38,10 +40,11 @@ class VideoQADataModule(LightningDataModule):
     """Streams sampled, decoded and resized video questions, a share to each rank.
 
     Training is shuffled anew each epoch and resumes in the middle of one: questions that a
-    resumed run has seen do not come again in that epoch, the others come in the same order. The
-    position comes from the Trainer's own batch counters. With Lightning's ``ckpt_path`` there is
-    nothing more to do. Ranks get as many training batches each, and the uneven tail of an epoch
-    is left out; in validation, test and prediction every question comes exactly once.
+    resumed run has seen do not come again in that epoch, the others come in the same order, also
+    with another number of ranks or another batch size. Checkpoints keep the position in
+    questions. With Lightning's ``ckpt_path`` there is nothing more to do. Ranks get as many
+    training batches each, and the uneven tail of an epoch is left out; in validation, test and
+    prediction every question comes exactly once.
 
     A video that fails to decode gives a `Sample` with an error and never stops a run.
 
@@ -129,6 +132,8 @@ class VideoQADataModule(LightningDataModule):
         self._excluded: frozenset[str] = frozenset()
         self._questions: dict[str, list[Question]] = {}
         self._pool: SampleSource | None = None
+        self._course: Course | None = None
+        self._resumed: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Read the annotation files of a stage.
@@ -137,6 +142,8 @@ class VideoQADataModule(LightningDataModule):
             InputError: a reader that the stage needs is missing, a file is bad, the cache's folder
                 cannot be used, or the training questions do not fill one batch on every rank.
         """
+        if stage == "fit":
+            self._course, self._resumed = None, {}
         if self.cache is not None:
             self.cache.prepare()
         for name in READERS[stage]:
@@ -221,10 +228,17 @@ class VideoQADataModule(LightningDataModule):
         questions = self.questions("train")
         rank, world_size = self._rank()
         num_train_batches(len(questions), self.batch_size, world_size)
+        layout = Layout(len(questions), self.batch_size, world_size, self.updates_per_rollout)
+        if self._course is None or self._course.layout != layout:
+            self._course = Course(layout)
+        if self._resumed and self.trainer is not None:
+            ids = [question.id for question in questions]
+            self._course = go_on(self.trainer, self._resumed, layout, ids, self.seed, self.shuffle)
+            self._resumed = {}
 
-        def batches(epoch: int) -> list[list[int]]:
-            order = epoch_order(len(questions), self.seed, epoch, self.shuffle)
-            return train_batches(order, self.batch_size, rank, world_size)
+        def batches(position: Position) -> list[list[int]]:
+            order = epoch_order(len(questions), self.seed, position.epoch, self.shuffle)
+            return train_batches(order, self.batch_size, rank, world_size, position.num_seen)
 
         return SampleStream(
             questions,
@@ -234,15 +248,18 @@ class VideoQADataModule(LightningDataModule):
             self.prefetch_batches,
             self.updates_per_rollout,
             self._position,
-            Identity(
-                num_questions=len(questions),
-                seed=self.seed,
-                shuffle=self.shuffle,
-                batch_size=self.batch_size,
-                world_size=world_size,
-                updates_per_rollout=self.updates_per_rollout,
-            ),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where training is in its questions, and what their order depends on."""
+        if self._course is None or self.trainer is None:
+            return {}
+        order = {"seed": self.seed, "shuffle": self.shuffle}
+        return to_state(self._position(), self._course.layout) | order
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Note where the run that is resumed was; see `train_dataloader`."""
+        self._resumed = dict(state_dict)
 
     def val_dataloader(self) -> SampleStream | list[SampleStream]:
         """Return the rank's validation stream, or none where ``data.val`` is not given."""
@@ -276,7 +293,7 @@ class VideoQADataModule(LightningDataModule):
         if questions and not own:
             # a rank without a share takes part, with an empty batch, in what all do together
             own = [[]]
-        every_epoch: Callable[[int], list[list[int]]] = lambda _: own  # noqa: E731
+        every_epoch: Callable[[Position], list[list[int]]] = lambda _: own  # noqa: E731
         return SampleStream(
             questions, every_epoch, self._decode_pool(), num_frames, self.prefetch_batches
         )
@@ -305,10 +322,9 @@ class VideoQADataModule(LightningDataModule):
 
     def _position(self) -> Position:
         """Return where the Trainer is in training, right when it asks for its next batch."""
-        if self.trainer is None:
-            return Position(epoch=0, batch=0)
+        if self.trainer is None or self._course is None:
+            return start()
         # Lightning counts an epoch that max_steps cut short as a whole one, so its own epoch and
         # batch counters disagree with each other after a resume; the number of all batches is right
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        epoch, batch = divmod(done, int(self.trainer.num_training_batches))
-        return Position(epoch=epoch, batch=batch)
+        return self._course.at(done, int(self.trainer.num_training_batches))

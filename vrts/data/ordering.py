@@ -38,7 +38,7 @@ def num_train_batches(num_questions: int, batch_size: int, world_size: int) -> i
 
 
 def train_batches(
-    order: Sequence[int], batch_size: int, rank: int, world_size: int
+    order: Sequence[int], batch_size: int, rank: int, world_size: int, num_seen: int = 0
 ) -> list[list[int]]:
     """Return a rank's batches of an epoch: as many on every rank, all of the full size.
 
@@ -46,11 +46,16 @@ def train_batches(
     the order, so that two ranks train on what one rank with a doubled batch would. What is left
     over at the end is left out; where the order is shuffled that is something else each epoch.
 
-    Raises:
-        InputError: the questions do not fill one batch on every rank.
+    Args:
+        order: of the epoch, of all ranks.
+        batch_size: on each rank.
+        rank: whose batches these are.
+        world_size: ranks.
+        num_seen: questions of the order that were given out before; steps count from there.
     """
-    count = num_train_batches(len(order), batch_size, world_size)
-    starts = [(step * world_size + rank) * batch_size for step in range(count)]
+    size = batch_size * world_size
+    count = (len(order) - num_seen) // size
+    starts = [num_seen + step * size + rank * batch_size for step in range(count)]
     return [list(order[start : start + batch_size]) for start in starts]
 
 

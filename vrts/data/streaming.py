@@ -3,11 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
-
+from vrts.data.position import Position
 from vrts.data.sources import SampleSource
 from vrts.types import Question, Sample
 
@@ -38,31 +36,9 @@ class Batch:
         return f"Batch({self.samples!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where in the data a training run is."""
-
-    epoch: int
-    """Counted from 0."""
-    batch: int
-    """Batches of the epoch that were given out before; the next one has this index."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a position in the data depends on: the same only if all of these are the same."""
-
-    num_questions: int
-    seed: int
-    shuffle: bool
-    batch_size: int
-    world_size: int
-    updates_per_rollout: int
-
-
 def start() -> Position:
     """Return the beginning, where evaluation always starts."""
-    return Position(epoch=0, batch=0)
+    return Position(epoch=0, num_seen=0)
 
 
 class SampleStream:
@@ -73,26 +49,24 @@ class SampleStream:
 
     Args:
         questions: All questions, of all ranks.
-        batches: Given an epoch, the batches of this rank as indices into ``questions``; as many
-            in every epoch.
+        batches: Given a position, the batches of this rank from there to the end of the epoch, as
+            indices into ``questions``; as many from the start of every epoch.
         pool: Decodes, or makes samples otherwise.
         num_frames: Frames of each clip.
         prefetch_batches: Batches that are decoded ahead of the one in use.
         repeats: Times that each batch is given out, the same object each time.
         position: Asked once an iteration, when its first batch is due.
-        identity: Kept in checkpoints, so that a resume with other data does not go unnoticed.
     """
 
     def __init__(
         self,
         questions: Sequence[Question],
-        batches: Callable[[int], list[list[int]]],
+        batches: Callable[[Position], list[list[int]]],
         pool: SampleSource,
         num_frames: int,
         prefetch_batches: int = 2,
         repeats: int = 1,
         position: Callable[[], Position] = start,
-        identity: Identity | None = None,
     ) -> None:
         self.questions = questions
         self._batches = batches
@@ -102,16 +76,15 @@ class SampleStream:
         self._prefetch_batches = prefetch_batches if pool.num_workers else 0
         self._repeats = repeats
         self._position = position
-        self._identity = identity
-        self._num_batches = len(batches(0)) * repeats
+        self._num_batches = len(batches(start())) * repeats
 
     def __len__(self) -> int:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
         position = self._position()
-        rollout, repeated = divmod(position.batch, self._repeats)
-        waiting = iter(self._batches(position.epoch)[rollout:])
+        repeated = position.num_repeats
+        waiting = iter(self._batches(position))
         decoding: deque[list[Future[Sample]]] = deque()
         try:
             for _ in range(1 + self._prefetch_batches):
@@ -127,18 +100,14 @@ class SampleStream:
                 future.cancel()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the order depends on. Where the run is, Lightning's own counters tell."""
-        return {} if self._identity is None else asdict(self._identity)
+        """Return nothing, since the data module keeps the position.
+
+        Lightning takes a loader without this method for one that cannot be resumed.
+        """
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Warn if the order of a resumed run is not that of the run that is resumed."""
-        now = self.state_dict()
-        changed = [f"{key} {state[key]} -> {now[key]}" for key in now if state.get(key) != now[key]]
-        if changed:
-            rank_zero_warn(
-                f"the training data changed since the checkpoint ({', '.join(changed)}): the rest "
-                "of this epoch may repeat or miss questions"
-            )
+        """Do nothing; the position is asked for at the first batch."""
 
     def _submit_next(
         self, waiting: Iterator[list[int]], decoding: deque[list[Future[Sample]]]

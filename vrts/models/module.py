@@ -40,6 +40,8 @@ from vrts.models.policy import Policy, Prompts
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
+from vrts.models.sampling import row_seed
+from vrts.models.seeding import seed_globally
 from vrts.models.sharding import Sharder, Sharding, announce, keep_company, stand_in
 from vrts.models.temporal import TemporalReward
 from vrts.terminal import printable
@@ -124,6 +126,8 @@ class VideoQAModule(LightningModule):
         self.last_rollout: RolloutRecord | None = None
         """Of the newest batch, for callbacks that show or keep completions; None before the first
         batch and after one without a usable video."""
+        self.num_batches_trained = 0
+        """On this process, since it was started."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
         self._collect = Collector(
@@ -233,6 +237,8 @@ class VideoQAModule(LightningModule):
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        seed_globally(row_seed(self.seed, "batch", done, self.global_rank))
         samples = self._usable(batch)
         skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
         if self._needs_rollout(batch, batch_idx):
@@ -271,9 +277,20 @@ class VideoQAModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
         """Log how long this process's update took, its optimizer step included."""
         self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
-        self._check_progress(batch_idx)
+        self.num_batches_trained += 1
+        self._check_progress()
 
-    def _check_progress(self, batch_idx: int) -> None:
+    def on_train_end(self) -> None:
+        """Do not call a run a success that has changed nothing.
+
+        Raises:
+            InputError: no sample of the whole run was usable.
+            DivergenceError: no step of the whole run was finite.
+        """
+        self._patience.check_end(self.num_batches_trained)
+        self._guard.check_end(self.trainer.global_step)
+
+    def _check_progress(self) -> None:
         """Stop a run that has found nothing to train on, instead of calling its end a success.
 
         Raises:
@@ -287,7 +304,7 @@ class VideoQAModule(LightningModule):
         expected = int(self.trainer.num_training_batches)
         if self.trainer.max_steps > 0:
             expected = min(expected, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
-        self._patience.check(batch_idx + 1, expected)
+        self._patience.check(self.num_batches_trained, expected)
 
     def _usable(self, batch: Sequence[Sample]) -> list[Sample]:
         """Samples that can be trained on; the others are named in the log."""
@@ -495,6 +512,8 @@ class VideoQAModule(LightningModule):
         keep_trained(self, checkpoint)
         if self.reference is not None and (state := self.reference.state_dict()):
             checkpoint["reference"] = state
+        checkpoint["skipped_steps"] = self._guard.state_dict()
+        checkpoint["had_usable_video"] = self._patience.satisfied
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model; raises as `check_same_model` says."""
@@ -503,6 +522,8 @@ class VideoQAModule(LightningModule):
         state = checkpoint.get("reference")
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)
+        self._guard.load_state_dict(checkpoint.get("skipped_steps", {}))
+        self._patience.satisfied = checkpoint.get("had_usable_video", True)
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the answering side of a prediction run, as plain JSON values."""

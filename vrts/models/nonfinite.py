@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -60,3 +60,32 @@ class NonFiniteGuard:
                 "rewards, or raise model.max_nonfinite_steps"
             )
         return bad
+
+    def check_end(self, num_steps: int) -> None:
+        """Do not call a run a success none of whose steps was made.
+
+        Args:
+            num_steps: of the whole run.
+
+        Raises:
+            DivergenceError: all of them were skipped.
+        """
+        if 0 < num_steps <= self.total:
+            raise DivergenceError(
+                f"all {num_steps} optimizer steps had a loss or gradient that is not finite, so "
+                "none of them was made and the weights are those before; lower model.optimizer's "
+                "learning rate, set trainer.gradient_clip_val, or look for extreme rewards"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts, for a checkpoint."""
+        return {"total": self.total, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting.
+
+        Args:
+            state: as `state_dict` returned it; one of an older checkpoint is empty.
+        """
+        self.total = state.get("total", 0)
+        self._in_a_row = state.get("in_a_row", 0)

@@ -27,7 +27,19 @@ class Patience:
         Raises:
             InputError: none of the first batches had a usable sample.
         """
-        if not self.satisfied and num_batches >= min(PATIENCE, num_expected):
+        if num_batches >= min(PATIENCE, num_expected):
+            self.check_end(num_batches)
+
+    def check_end(self, num_batches: int) -> None:
+        """Give up at the end.
+
+        Args:
+            num_batches: that the run has seen.
+
+        Raises:
+            InputError: none of them had a usable sample.
+        """
+        if not self.satisfied:
             raise InputError(
                 f"none of the first {num_batches} training batches had a usable video; the last "
                 f"reason: {self.last_reason}"

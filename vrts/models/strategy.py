@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 
 from vrts.models.checkpoints import check_same_model
+from vrts.models.latest import OLD, PART, is_complete, surviving
 from vrts.types import InputError
 
 
@@ -55,8 +56,11 @@ class FullySharded(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         path = Path(self.broadcast(filepath))
-        fresh, old = (path.with_name(path.name + end) for end in (".part", ".old"))
+        fresh, old = (path.with_name(path.name + end) for end in (PART, OLD))
         if self.global_rank == 0:
+            survivor = surviving(path)
+            if survivor != path:  # perhaps what this run went on from, and the only one
+                survivor.replace(path)
             for left in (fresh, old):
                 shutil.rmtree(left, ignore_errors=True)
         self.barrier()
@@ -81,7 +85,7 @@ class FullySharded(ModelParallelStrategy):
         if path.is_file():
             _check_sharded(path)
         else:
-            if not (path / ".metadata").is_file():
+            if not is_complete(path):
                 raise InputError(
                     f"--ckpt_path: {path} is no checkpoint, or an incomplete one; give another"
                 )

@@ -1,0 +1,204 @@
+"""Runs that go on, through the command: with other ranks, after a full disk, at their end."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from benchmarks.kills import finish, forked
+from tests.test_cli import broken, fit_args, own_train
+from vrts.cli import main, run
+from vrts.demo.model import build_model_folder
+from vrts.demo.questions import FLASH, OBJECT
+from vrts.demo.videos import make_dataset
+
+KEEPER = "{class_path: ModelCheckpoint, init_args: {every_n_train_steps: 1, save_top_k: %d, save_last: true, enable_version_counter: false}}"  # noqa: E501
+KEEP_LAST = f"--trainer.callbacks=[{KEEPER % 0}]"
+KEEP_ALL = f"--trainer.callbacks=[{KEEPER % -1}]"
+
+SHARDED = "{class_path: FullySharded, init_args: {timeout_s: 60}}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("resuming") / "model"
+    build_model_folder(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("resuming-data")
+    return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
+
+
+@pytest.fixture
+def fit(model, annotations, tmp_path):
+    def args(*more: str, root: Path = tmp_path) -> list[str]:
+        return fit_args(model, root, *own_train(annotations), *more)
+
+    return args
+
+
+def step_of(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on(fit, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        assert main(fit(KEEP_LAST, "--trainer.max_steps=1", root=disk)) == 0
+        path = disk / "checkpoints/last.ckpt"
+        size = path.stat().st_size
+        filler = disk / "filler"
+        free = shutil.disk_usage(disk).free
+        filler.write_bytes(bytes(free - size // 2))
+        assert main(fit(KEEP_LAST, "--ckpt_path=last", root=disk)) == 1
+        err = capsys.readouterr().err
+        assert f"cannot write the checkpoint {path} (No space left on device)" in err
+        assert "Traceback" not in err
+        assert step_of(path) == 1
+        assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+        filler.unlink()
+        assert main(fit(KEEP_LAST, "--ckpt_path=last", root=disk)) == 0
+        assert step_of(path) == 2
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_torn_last_checkpoint_is_passed_over(fit, tmp_path):
+    assert main(fit(KEEP_ALL)) == 0
+    folder = tmp_path / "checkpoints"
+    torn = folder / "last.ckpt"
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match=r"passed over .*last\.ckpt, which is damaged or incompl"):
+        cli = run(fit(KEEP_ALL, "--ckpt_path=last", "--trainer.max_steps=4"))
+    assert cli.model.num_batches_trained == 2
+    assert step_of(torn) == 4
+
+
+def test_a_torn_checkpoint_that_is_named_is_refused(fit, tmp_path, capsys):
+    assert main(fit(KEEP_LAST, "--trainer.max_steps=1")) == 0
+    torn = tmp_path / "checkpoints/last.ckpt"
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    assert main(fit(f"--ckpt_path={torn}")) == 1
+    assert "last.ckpt is no checkpoint, or a damaged one" in capsys.readouterr().err
+    assert main(fit(KEEP_LAST, "--ckpt_path=last")) == 1
+    assert "is complete; give the path of another one" in capsys.readouterr().err
+
+
+def test_a_run_with_nothing_left_to_do_says_so(fit):
+    assert main(fit(KEEP_LAST)) == 0
+    with pytest.warns(UserWarning, match=r"nothing was trained: .* of step 2, where .*max_steps 2"):
+        assert main(fit(KEEP_LAST, "--ckpt_path=last")) == 0
+
+
+@pytest.mark.parametrize("plugin", ["AtomicCheckpointIO", "BackgroundCheckpointIO"])
+def test_checkpoints_are_written_whole_by_whichever_plugin(fit, tmp_path, plugin):
+    cli = run(fit(KEEP_ALL, f"--trainer.plugins={plugin}"))
+    assert type(cli.trainer.strategy.checkpoint_io).__name__ == plugin
+    names = sorted(file.name for file in (tmp_path / "checkpoints").iterdir())
+    assert names == ["epoch=0-step=1.ckpt", "epoch=0-step=2.ckpt", "last.ckpt"]
+    assert [step_of(tmp_path / "checkpoints" / name) for name in names] == [1, 2, 2]
+
+
+def test_without_a_word_checkpoints_are_written_whole(fit):
+    cli = run(fit(KEEP_LAST, "--trainer.max_steps=1"))
+    assert type(cli.trainer.strategy.checkpoint_io).__name__ == "AtomicCheckpointIO"
+
+
+def test_a_run_whose_steps_were_all_skipped_is_no_success(fit, capsys):
+    assert main(fit(*broken(".nan", [0, 1, 2]))) == 1
+    assert "all 3 optimizer steps had a loss or gradient that is not" in capsys.readouterr().err
+
+
+class TestAnotherModel:
+    @pytest.fixture
+    def full(self, fit, tmp_path) -> Path:
+        assert main(fit(KEEP_LAST, "--trainer.max_steps=1")) == 0
+        return tmp_path / "checkpoints/last.ckpt"
+
+    def check(self, args, capsys, *words):
+        assert main(args) == 1
+        err = capsys.readouterr().err
+        assert "--ckpt_path: the checkpoint is of another model or LoRA setting" in err
+        assert all(word in err for word in words), err
+
+    def test_lora(self, fit, full, capsys):
+        lora = "--model.policy.init_args.lora={rank: 2}"
+        reference = "--model.reference=AdapterOff"
+        self.check(fit(lora, reference, f"--ckpt_path={full}"), capsys, "lora_A", "None in the che")
+
+    def test_lora_rank(self, fit, tmp_path, capsys):
+        reference = "--model.reference=AdapterOff"
+        rank = "--model.policy.init_args.lora={rank: %d}"
+        assert main(fit(KEEP_LAST, rank % 4, reference, "--trainer.max_steps=1")) == 0
+        args = fit(rank % 2, reference, f"--ckpt_path={tmp_path / 'checkpoints/last.ckpt'}")
+        self.check(args, capsys, "lora_A", "(4, ", "(2, ")
+
+    def test_vocabulary(self, fit, full, model, tmp_path, capsys):
+        other = tmp_path / "other"
+        shutil.copytree(model, other)
+        larger = Qwen2_5_VLForConditionalGeneration.from_pretrained(model)
+        before = larger.get_input_embeddings().num_embeddings
+        larger.resize_token_embeddings(before + 8)
+        larger.save_pretrained(other)
+        args = fit(f"--model.policy.init_args.path={other}", f"--ckpt_path={full}")
+        self.check(args, capsys, f"({before}, ", f"({before + 8}, ")
+
+
+def seen(folder: Path) -> dict[int, list[str]]:
+    """Questions of each step, of all ranks in order."""
+    found: dict[int, list[str]] = {}
+    for path in sorted(folder.glob("seen-*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            found.setdefault(line["step"], []).extend(line["ids"])
+    return found
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = map(json.loads, (folder / "seen-0.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("strategy", ["ddp", SHARDED])
+def test_other_numbers_of_ranks_go_on_with_what_is_left(tmp_path, strategy):
+    """1, 2 and 1 ranks, two questions a step: as one rank that was not interrupted."""
+    callbacks = f"[{KEEPER % 0}, tests.seen_questions.SeenQuestions]"
+    common = [
+        f"--trainer.callbacks={callbacks}",
+        "--model.policy.init_args.lora={rank: 4, alpha: 8, dropout: 0}",
+        "--trainer.accumulate_grad_batches=1",
+        "--trainer.gradient_clip_val=null",
+    ]
+    with forked(tmp_path) as job:
+
+        def train(folder, num_ranks, max_steps):
+            shared = strategy == SHARDED and folder.name == "changing"
+            plan = strategy if shared or num_ranks > 1 else "auto"
+            more = [
+                *common,
+                f"--trainer.strategy={plan}",
+                f"--data.batch_size={2 // num_ranks}",
+                f"--trainer.max_steps={max_steps}",
+            ]
+            finish(job.start(folder, num_ranks, *more), folder)
+
+        train(tmp_path / "whole", 1, 14)
+        for num_ranks, max_steps in ((1, 2), (2, 5), (1, 6), (2, 14)):
+            train(tmp_path / "changing", num_ranks, max_steps)
+    whole, changing = seen(tmp_path / "whole"), seen(tmp_path / "changing")
+    assert whole == changing
+    assert len(whole) > 8
+    want, got = losses(tmp_path / "whole"), losses(tmp_path / "changing")
+    assert got == pytest.approx(want, rel=1e-3, abs=1e-6)

@@ -1,0 +1,104 @@
+"""Which checkpoint a run goes on from, and where it keeps its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from vrts.models.latest import is_complete, newest, surviving
+from vrts.types import InputError
+
+KEEPERS = (".ModelCheckpoint", ".StepCheckpoint")
+"""Ends of the class paths of callbacks whose checkpoints stay in the run's folder."""
+
+FOLDER_STRATEGIES = ("FullySharded", "ModelParallel", "FSDP", "fsdp", "DeepSpeed", "deepspeed")
+"""In the names of those whose checkpoints may be folders."""
+
+
+def keep_in_run_folder(trainer: Any) -> None:
+    """Have checkpoints saved in the run's folder where no other is given.
+
+    ModelCheckpoint's own default is a new folder for each start of a run.
+
+    Args:
+        trainer: its configuration, which is changed.
+    """
+    for callback in trainer.callbacks or []:
+        arguments = callback.get("init_args") or {}
+        if callback.class_path.endswith(KEEPERS) and not arguments.get("dirpath"):
+            callback.init_args.dirpath = str(_run_folder(trainer))
+
+
+def find_checkpoint(config: Any, subcommand: str) -> None:
+    """Find out before the weights are loaded whether there is a checkpoint for the strategy.
+
+    Args:
+        config: of a subcommand; ``last`` is replaced by what it is.
+        subcommand: only ``fit`` may begin without a checkpoint.
+
+    Raises:
+        InputError: there is none, or not of this kind.
+    """
+    given = config.get("ckpt_path")
+    if given == "best":
+        _refuse_best(_run_folder(config.trainer))
+    if given == "last":
+        config.ckpt_path = _find_last(config.trainer, subcommand)
+    if config.get("ckpt_path") in (None, "last", "hpc") or "://" in str(given):
+        return
+    path = surviving(Path(str(config.ckpt_path)))
+    if not path.exists():
+        raise InputError(
+            f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
+            "folder of its run), or last for the newest one"
+        )
+    strategy = config.trainer.strategy
+    name = str(getattr(strategy, "class_path", strategy))
+    if path.is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
+        raise InputError(
+            f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
+            f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
+        )
+    if path.is_file() and not is_complete(path):
+        raise InputError(
+            f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
+            "the newest one that is complete"
+        )
+    config.ckpt_path = str(path)
+
+
+def _find_last(trainer: Any, subcommand: str) -> str | None:
+    """Find the newest checkpoint that is complete, in the folders that callbacks save to."""
+    keepers = (*KEEPERS, ".SaveOnInterrupt")
+    callbacks = [c for c in trainer.callbacks or [] if c.class_path.endswith(keepers)]
+    folders = [(callback.get("init_args") or {}).get("dirpath") for callback in callbacks]
+    paths = sorted({Path(folder) for folder in folders if folder})
+    if not paths:
+        return "last"  # Lightning's own ModelCheckpoint knows where it saves
+    found = newest(paths)
+    if found is not None:
+        return str(found)
+    where = ", ".join(map(str, paths))
+    if subcommand != "fit":
+        raise InputError(f"--ckpt_path last: no checkpoint in {where}; give the path of one")
+    rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, so the run begins anew")
+    return None
+
+
+def _refuse_best(folder: Path) -> NoReturn:
+    """Say which checkpoints may be the best: Lightning knows that of its own process alone.
+
+    Raises:
+        InputError: always.
+    """
+    found = sorted(str(file) for file in folder.glob("best*.ckpt"))
+    raise InputError(
+        "--ckpt_path best: give the path of the checkpoint, whose name has step and accuracy: "
+        + (", ".join(found) or f"none in {folder}; --config configs/validate.yaml keeps one")
+    )
+
+
+def _run_folder(trainer: Any) -> Path:
+    return Path(trainer.default_root_dir or ".") / "checkpoints"

@@ -1,0 +1,165 @@
+"""Checkpoint files that are whole or not there. Plug-in point ``trainer.plugins``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+from lightning_utilities.core.apply_func import apply_to_collection
+
+from vrts.models.latest import PART
+from vrts.types import InputError
+
+_log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside an older one of its name, and replaces that when all is on disk.
+
+    Lightning's own writes into the final name, so that a full disk or a kill takes the older
+    checkpoint along. `vrts` uses this one where the configuration names no other.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: Lightning's.
+            path: of the file; what is no local path goes Lightning's way.
+            storage_options: are refused, as Lightning does.
+
+        Raises:
+            InputError: it cannot be written; an older file of that name is as it was.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        file = Path(path)
+        part = file.with_name(file.name + PART)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as out:
+                torch.save(checkpoint, out)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(file)
+            _sync_folder(file.parent)
+        except (OSError, RuntimeError) as error:  # torch hides a full disk behind the latter
+            _remove(part)
+            reason = _reason(error)
+            if reason is None:
+                raise
+            raise InputError(
+                f"cannot write the checkpoint {file} ({reason}); checkpoints saved before are "
+                "whole: put this right, then give the same command again with --ckpt_path last"
+            ) from error
+
+
+class BackgroundCheckpointIO(AtomicCheckpointIO):
+    """Writes checkpoints in a thread, while training goes on.
+
+    Tensors are copied to the host first, so a checkpoint is of the moment at which it was asked
+    for, and takes as much memory again. A save that failed ends the run at the next save, or at
+    the end. (Lightning's AsyncCheckpointIO deletes older checkpoints before the newer one is
+    written, copies on the device, and puts Lightning's own writer in the place of what it wraps.)
+    """
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: list[Future[None]] = []
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
+    ) -> None:
+        """Begin to write a checkpoint, when the one before is written.
+
+        Args:
+            checkpoint: Lightning's.
+            path: of the file.
+            storage_options: are refused, as Lightning does.
+
+        Raises:
+            InputError: an earlier one could not be written.
+        """
+        self.wait()
+        copied = apply_to_collection(checkpoint, torch.Tensor, _to_host)
+        self._submit(super().save_checkpoint, copied, path, storage_options)
+
+    def remove_checkpoint(self, path: _PATH) -> None:
+        """Remove a checkpoint, after those that are to take its place are written."""
+        self._submit(super().remove_checkpoint, path)
+
+    def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint, one that was just saved too."""
+        self.wait()
+        return super().load_checkpoint(path, *args, **kwargs)
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            InputError: something could not be.
+        """
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def teardown(self) -> None:
+        """Wait, and end the thread; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+
+    def _submit(self, work: Callable[..., None], *args: Any) -> None:
+        """Let the thread work, unless what it was to do before has failed."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1)
+        before = list(self._pending)
+
+        def run() -> None:
+            if all(future.exception() is None for future in before):
+                work(*args)
+
+        self._pending.append(self._thread.submit(run))
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names of a folder's files on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(part: Path) -> None:
+    """Make room again."""
+    try:
+        part.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("cannot remove %s (%s); the next checkpoint overwrites it", part, error)
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """What the system said; None where the error is none of writing."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,96 @@
+"""Finding checkpoints that are whole."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from vrts.types import InputError
+
+PART, OLD = ".part", ".old"
+"""Ends of the names of a checkpoint that is being written, and of one that is being replaced."""
+
+SHARDS, REST = ".metadata", "meta.pt"
+"""Files that are written last into the folder of a sharded run's checkpoint, in this order."""
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint was written to its end.
+
+    Args:
+        path: of the file, or of the folder that a sharded run writes. Of a file, the directory is
+            read, which is its end, and what says which tensors there are.
+    """
+    if path.is_dir():
+        return (path / SHARDS).is_file() and is_complete(path / REST)
+    try:
+        with zipfile.ZipFile(path) as file:
+            records = [name for name in file.namelist() if name.endswith("/data.pkl")]
+            return any(file.read(name) for name in records)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def surviving(path: Path) -> Path:
+    """Return what holds a checkpoint now, where a run was killed while it replaced a folder.
+
+    A folder cannot be replaced at once: for a moment there are only the older one, moved aside,
+    and the newer one, complete, under the name that it was written with.
+
+    Args:
+        path: that the checkpoint should have, which is returned where there is no other.
+    """
+    if not path.exists():
+        for end in (PART, OLD):
+            other = path.with_name(path.name + end)
+            if other.is_dir() and is_complete(other):
+                return other
+    return path
+
+
+def newest(folders: Sequence[Path]) -> Path | None:
+    """Find the checkpoint to go on from: the newest complete one of those named ``last``.
+
+    Where none of them is complete, the newest complete one of any name is taken. Others are
+    passed over with a warning.
+
+    Args:
+        folders: that checkpoints are in.
+
+    Returns:
+        None where there are no checkpoints at all.
+
+    Raises:
+        InputError: there are some, and none of them is complete.
+    """
+    paths = [path for folder in folders for path in folder.glob("*.ckpt*")]
+    found = {
+        path.with_name(path.name.removesuffix(PART).removesuffix(OLD))
+        for path in paths
+        if path.suffix == ".ckpt" or (path.is_dir() and path.suffix in (PART, OLD))
+    }
+    ordered = sorted(
+        (surviving(path) for path in found),
+        key=lambda path: (path.name.startswith("last"), _saved_ns(path)),
+        reverse=True,
+    )
+    ordered = [path for path in ordered if path.exists()]
+    for path in ordered:
+        if is_complete(path):
+            return path
+        rank_zero_warn(f"--ckpt_path last: passed over {path}, which is damaged or incomplete")
+    if ordered:
+        raise InputError(
+            f"--ckpt_path last: no checkpoint in {ordered[0].parent} is complete; give the path of "
+            "another one, or begin anew without --ckpt_path"
+        )
+    return None
+
+
+def _saved_ns(path: Path) -> int:
+    """When a checkpoint was written; 0 where it is not there."""
+    file = path / SHARDS if path.is_dir() else path
+    return file.stat().st_mtime_ns if file.exists() else 0
