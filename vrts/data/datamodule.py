@@ -18,10 +18,11 @@ from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
+from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import Identity, Position, SampleStream
+from vrts.data.streaming import Identity, Position, SampleStream, Watcher
 from vrts.data.workers import DecodePool
 from vrts.types import InputError, Question, Sample
 
@@ -123,6 +124,8 @@ class VideoQADataModule(LightningDataModule):
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
         """Frames of the prediction stream, where they are not ``num_frames``."""
+        self.predict_watcher: Watcher | None = None
+        """Told of each question that the prediction stream asks for; to be set before it."""
         self.make_sample: MakeSample | None = None
         """Makes samples in place of the decoder, where a model needs none of their frames; to be
         set before the first stream."""
@@ -198,13 +201,16 @@ class VideoQADataModule(LightningDataModule):
             "frames_fps": self.frames_fps,
         }
 
-    def submit(self, questions: Sequence[Question], num_frames: int) -> list[Future[Sample]]:
+    def submit(
+        self, questions: Sequence[Question], num_frames: int, priority: Priority = Priority.NOW
+    ) -> list[Future[Sample]]:
         """Begin to decode the videos of some questions in parallel, and do not wait for them.
 
-        With ``num_workers: 0`` they are decoded before this returns.
+        A clip that is asked for again more urgently than before moves up where it still waits. With
+        ``num_workers: 0`` they are decoded before this returns.
         """
         pool = self._decode_pool()
-        return [pool.submit(question, num_frames) for question in questions]
+        return [pool.submit(question, num_frames, priority) for question in questions]
 
     def load(self, questions: Sequence[Question], num_frames: int) -> list[Sample]:
         """Decode the videos of some questions in parallel, and return them in the same order."""
@@ -255,7 +261,8 @@ class VideoQADataModule(LightningDataModule):
     def predict_dataloader(self) -> SampleStream:
         """Return the rank's prediction stream, without the excluded questions."""
         questions = [q for q in self.questions("predict") if q.id not in self._excluded]
-        return self._evaluation_stream(questions, self.predict_num_frames or self.num_frames)
+        num_frames = self.predict_num_frames or self.num_frames
+        return self._evaluation_stream(questions, num_frames, self.predict_watcher)
 
     def transfer_batch_to_device(
         self,
@@ -266,7 +273,9 @@ class VideoQADataModule(LightningDataModule):
         """Leave the frames where they are: the policy moves what it needs."""
         return batch
 
-    def _evaluation_stream(self, questions: list[Question], num_frames: int) -> SampleStream:
+    def _evaluation_stream(
+        self, questions: list[Question], num_frames: int, watcher: Watcher | None = None
+    ) -> SampleStream:
         rank, world_size = self._rank()
         order = list(range(len(questions)))
         own = evaluation_batches(order, self.eval_batch_size, rank, world_size)
@@ -275,7 +284,12 @@ class VideoQADataModule(LightningDataModule):
             own = [[]]
         every_epoch: Callable[[int], list[list[int]]] = lambda _: own  # noqa: E731
         return SampleStream(
-            questions, every_epoch, self._decode_pool(), num_frames, self.prefetch_batches
+            questions,
+            every_epoch,
+            self._decode_pool(),
+            num_frames,
+            self.prefetch_batches,
+            watcher=watcher,
         )
 
     def _decode_pool(self) -> SampleSource:

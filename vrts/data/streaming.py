@@ -38,6 +38,10 @@ class Batch:
         return f"Batch({self.samples!r})"
 
 
+Watcher = Callable[[Question, Future[Sample]], None]
+"""Is told of each question of a stream, in order, when its sample is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where in the data a training run is."""
@@ -81,6 +85,7 @@ class SampleStream:
         repeats: Times that each batch is given out, the same object each time.
         position: Asked once an iteration, when its first batch is due.
         identity: Kept in checkpoints, so that a resume with other data does not go unnoticed.
+        watcher: Told of each question that is asked for.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class SampleStream:
         repeats: int = 1,
         position: Callable[[], Position] = start,
         identity: Identity | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.questions = questions
         self._batches = batches
@@ -103,6 +109,7 @@ class SampleStream:
         self._repeats = repeats
         self._position = position
         self._identity = identity
+        self._watcher = watcher
         self._num_batches = len(batches(0)) * repeats
 
     def __len__(self) -> int:
@@ -145,5 +152,9 @@ class SampleStream:
     ) -> None:
         for indices in waiting:
             questions = [self.questions[index] for index in indices]
-            decoding.append([self._pool.submit(q, self._num_frames) for q in questions])
+            futures = [self._pool.submit(q, self._num_frames) for q in questions]
+            decoding.append(futures)
+            for question, future in zip(questions, futures, strict=True):
+                if self._watcher is not None:
+                    self._watcher(question, future)
             return
