@@ -49,6 +49,7 @@ from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.rewards import RewardError
 from vrts.types import InputError
+from vrts.votes import VoteError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
@@ -207,8 +208,8 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = "without such a device, put --config configs/cpu.yaml behind the others"
         print(f"vrts: error: trainer: {error}; {hint}", file=sys.stderr)  # noqa: T201
         return 1
-    except (DivergenceError, RewardError) as error:
-        if isinstance(error, RewardError) and error.__cause__ is not None:
+    except (DivergenceError, RewardError, VoteError) as error:
+        if not isinstance(error, DivergenceError) and error.__cause__ is not None:
             raise  # the traceback shows where in the user's code
         print(f"vrts: error: {error}", file=sys.stderr)  # noqa: T201
         return 1

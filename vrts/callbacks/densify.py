@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from vrts.data.sampling import NestedPairSampler
 from vrts.models.answering import RoundPlan
 from vrts.models.module import VideoQAModule
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
-from vrts.votes import MajorityVote, Vote, VotingRule
+from vrts.votes import MajorityVote, Vote, VotingRule, naming
 from vrts.voting import decide, fail
 
 _log = logging.getLogger(__name__)
@@ -93,11 +92,13 @@ class SparseToDense(Callback):
         self.rule = VotingRule(vote or MajorityVote(), consensus and int(consensus), early_stop)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a prediction run's results depend on, as plain JSON values."""
+        """What a prediction run's results depend on, as plain JSON values.
+
+        How completions are drawn is told by the module, which knows it also without this callback.
+        """
         return {
             "levels": self.levels,
             "num_samples": self.num_samples,
-            "sampling": None if self.sampling is None else [asdict(s) for s in self.sampling],
             "consensus": self.rule.consensus,
             "vote": describe(self.rule.vote),
             "early_stop": self.rule.early_stop,
@@ -179,7 +180,8 @@ class SparseToDense(Callback):
             return False
         if self._plans[level - 1].is_last(prediction.question, prediction.clip):
             return False
-        return not self.rule.is_settled(prediction.rounds[-1])
+        with naming(prediction.question):
+            return not self.rule.is_settled(prediction.rounds[-1])
 
     def _densify(
         self, module: VideoQAModule, predictions: Sequence[Prediction], level: int

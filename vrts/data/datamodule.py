@@ -189,12 +189,16 @@ class VideoQADataModule(LightningDataModule):
         """Return what the clips of a prediction run depend on, as plain JSON values.
 
         The reader's options stand under ``reader.<option>``, so that a difference is told by name.
-        Workers, deadlines and the cache change no clip and are left out.
+        Workers, deadlines and the cache change no clip and are left out, and so is all of decoding
+        where samples are made without it.
         """
         reader = self.readers["predict"]
         found = {} if reader is None else reader.fingerprint()
+        questions = {"reader" if key == "class" else f"reader.{key}": found[key] for key in found}
+        if self.make_sample is not None:
+            return questions
         return {
-            **{"reader" if key == "class" else f"reader.{key}": found[key] for key in found},
+            **questions,
             "sampler": describe(self.sampler),
             "decoder": describe(self.decoder),
             "resolution": describe(self.resolution),
