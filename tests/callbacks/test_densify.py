@@ -505,9 +505,10 @@ def test_levels_without_any_answer(tmp_path, videos, silent):
         )  # fmt: skip
         kept = ("id", "prediction", "correct", "num_frames", "status")
         decided.append([{key: line[key] for key in kept} for line in lines])
-        assert (metrics["num_without_answer"] == 12) == (silent == (4, 8, 16))
+        undecided = sum(line["num_frames"] == 16 for line in lines)
+        assert metrics["num_without_answer"] == (undecided if 16 in silent else 0)
     assert decided[0] == decided[1]
-    assert (max(line["num_frames"] for line in decided[0]) == 16) or silent == (16,)
+    assert 16 in {line["num_frames"] for line in decided[0]}
 
 
 class Broken(Vote):
