@@ -574,6 +574,22 @@ def test_denser_frames_are_decoded_while_a_question_is_answered(tmp_path, videos
     assert cancelled in ((0, 1) if ahead else (0,))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_decoding_ahead_of_the_batch_changes_nothing(tmp_path, videos, size, caplog):
+    caplog.set_level(logging.INFO, "vrts.callbacks.densify")
+    script = random_script(12, 3, [4, 6, 8, 16], seed=size)
+    kinds = ["long", "short", "fragile", "damaged"]
+    asked = [ask(id, videos[kinds[i % 4]]) for i, id in enumerate(script)]
+    plain, _ = predict(tmp_path / "plain", scripted(script), asked, data={"eval_batch_size": size})
+    data = {"eval_batch_size": size, "num_workers": 1}
+    lines, _ = predict(tmp_path / "run", scripted(script), asked, data=data)
+    assert lines == plain
+    begun, used, cancelled = map(int, re.findall(r"\d+", caplog.messages[-1]))
+    asked_again = sum(len(line["rounds"]) - 1 for line in lines)
+    assert begun >= used >= asked_again > 0
+    assert used + cancelled <= begun
+
+
 def test_nothing_is_decoded_ahead_without_workers(tmp_path, videos):
     marks = tmp_path / "marks"
     marks.mkdir()

@@ -87,12 +87,15 @@ def test_the_batch_comes_before_those_that_follow():
     assert got.clip.num_frames == 8
     assert data.news() == [], "it is there"
     ahead.ask([got], 1)
-    assert data.news() == ["NEXT a 2", "AHEAD d 1"], "c 1 is on its way"
+    assert data.news() == ["NEXT a 2", "AHEAD b 2", "AHEAD d 1"], "c 1 is on its way"
     ahead.drop()
     assert data.all_cancelled("a", 2)
     assert not data.all_cancelled("c", 1), "those of other batches stay"
     ahead.ask([sample("b")], 0)
-    assert data.news() == ["AHEAD b 2"], "the level after the next, since the next one is there"
+    assert data.news() == [], "both are there or on their way"
+    data.arrive("c", 1)
+    ahead.ask([sample("b")], 0)
+    assert data.news() == ["AHEAD c 2"]
 
 
 def test_what_becomes_more_urgent_is_asked_for_again():
@@ -153,7 +156,7 @@ def test_frames_of_questions_that_follow_are_bounded(monkeypatch):
     assert data.news() == ["NEXT a 1", "AHEAD b 1", "AHEAD c 1"]
     data.arrive("a", 1)
     data.arrive("b", 1, has_more=False)
-    data.arrive("c", 1)
+    data.arrive("c", 1, has_more=False)
     ahead.ask([sample("a")], 0)
     assert data.news() == [], "frames that are decoded and not used yet count too"
     ahead.drop()

@@ -34,8 +34,9 @@ class FrameLookahead:
     """Clips of denser levels, decoded in the background before it is known whether they are needed.
 
     While a batch is asked at one level, the next level of its questions is decoded. Where workers
-    would idle then, they go on to the level after that, and to the second level of the batches that
-    the stream has asked for, within `AHEAD_BYTES`. Nothing here changes what a clip is.
+    would idle then, they go on to further levels, and to those of the batches that the stream has
+    asked for, each after the clip of the level before has come and within `AHEAD_BYTES`. Nothing
+    here changes what a clip is.
 
     Args:
         data: has the decode workers; without any nothing is begun ahead of its need.
@@ -113,13 +114,13 @@ class FrameLookahead:
         """Questions, levels and bytes of what may be needed later, the soonest first."""
         known = [(s.question, level + 1, self._begun[s.question.id, level + 1]) for s in asked]
         known += [(question, 0, future) for question, future in self._coming.values()]
-        for question, its_level, future in known:
+        for question, last, future in known:
+            while (question.id, last + 1) in self._begun:
+                last += 1
+                future = self._begun[question.id, last]
             clip = _clip_of(future)
-            further = its_level + 1
-            if clip is None or (question.id, further) in self._begun:
-                continue
-            if self._has_more(its_level, question, clip):
-                yield question, further, clip.frames[0].nbytes * self._levels[further]
+            if clip is not None and self._has_more(last, question, clip):
+                yield question, last + 1, clip.frames[0].nbytes * self._levels[last + 1]
 
     def _begin(self, question: Question, level: int, priority: Priority) -> None:
         """Ask for a clip ahead of its need, or more urgently than before."""
