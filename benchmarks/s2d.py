@@ -270,7 +270,6 @@ def main() -> None:
         policy = talkative_policy()
         rows = [
             count(policy, questions, UniformSampler(), VIDEO_RTS, "Video-RTS"),
-            count(policy, questions, UniformSampler(), CAUTIOUS, "cautious"),
             count(policy, questions, NestedPairSampler(LEVELS[-1]), CAUTIOUS, "cautious"),
         ]
     samplings = {"Video-RTS": VIDEO_RTS, "cautious": CAUTIOUS}
