@@ -1,12 +1,13 @@
 """Sparse-to-dense prediction: what sharing and early stops save, and what overlapped decoding does.
 
-``python -m benchmarks.s2d`` asks the embedded model about synthetic videos, twice with the same
-seeds and Video-RTS's way of sampling: as the published evaluation does it (every one of the M
-samples encodes the video and the prompt anew, and is generated to its end), and with
-`SparseToDense`. All answers must be the same; the operations are counted by torch.
+``python -m benchmarks.s2d`` asks a small model whose completions differ in length about synthetic
+videos, three times with the same seeds: as the published evaluation does it (every one of the M
+samples encodes the video and the prompt anew, and is generated to its end), with `SparseToDense`
+without its early stop, and with it. All answers must be the same; the operations are counted by
+torch.
 
-``python -m benchmarks.s2d --videos folder`` times a run on real clips instead, against decoding
-alone and generation alone.
+``python -m benchmarks.s2d --videos folder`` times runs on real clips instead, in batches of one
+question and of four, against decoding alone and generation alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,7 @@ from lightning import Callback, Trainer
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.common import flops, report
+from benchmarks.s2d_model import KINDS, LEVELS, load_policy, talkative_policy
 from vrts.callbacks.densify import SparseToDense
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.decoding import Decoder
@@ -35,21 +38,20 @@ from vrts.data.windows import WHOLE, Window
 from vrts.demo.videos import make_dataset
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
-from vrts.models.qwen import QwenPolicy
 from vrts.models.sampling import row_seed
-from vrts.prompts import PromptTemplate, parse_answer
+from vrts.prompts import parse_answer
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
 from vrts.voting import is_unanimous, majority
 
-MODEL = Path(__file__).parents[1] / "assets/tiny"
 CLIPS = ("nasa_13013.mp4", "flipping_a_pancake.mkv", "odd_size_vp9.mp4", "nasa_13013_hdr.mp4")
-NUM_VIDEOS, MAX_NEW_TOKENS, SEED = 2, 48, 0
-LEVELS = [4, 8, 16]
-SAMPLING = [
+NUM_VIDEOS, MAX_NEW_TOKENS, SIDE, SEED = 7, 96, 112, 0
+VIDEO_RTS = [
     Sampling(0.8 + 0.15 * i, min(0.95, 0.7 + 0.05 * i), 50, 0.4, 0.2, ("</answer>",))
     for i in range(5)
 ]
-NUM_SAMPLES = len(SAMPLING)
+"""Each answer less cautious than the one before: most questions of so small a model go on."""
+CAUTIOUS = [Sampling(0.3, stop=("</answer>",))] * 5
+"""More of the answers agree, as those of a surer model."""
 
 
 class Given(Reader):
@@ -81,14 +83,6 @@ class InMemory(Decoder):
         return self.clips[path, num_frames]
 
 
-def make_policy() -> QwenPolicy:
-    """Load the embedded model."""
-    template = PromptTemplate(preamble="", multiple_choice="")
-    policy = QwenPolicy(str(MODEL), prompt=template, dtype="float32")
-    policy.load()
-    return policy.eval()
-
-
 def make_data(questions: Sequence[Question], side: int, **options: Any) -> VideoQADataModule:
     """Make a data module for frames of about `side` pixels a side."""
     resolution = Resolution(min_pixels=side * side, max_pixels=side * side)
@@ -96,11 +90,14 @@ def make_data(questions: Sequence[Question], side: int, **options: Any) -> Video
 
 
 def predict(
-    policy: Policy, data: VideoQADataModule, levels: list[int], max_new_tokens: int = MAX_NEW_TOKENS
+    policy: Policy,
+    data: VideoQADataModule,
+    densifier: SparseToDense,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, Prediction]:
     """Run `SparseToDense`; predictions by question."""
     module = VideoQAModule(policy, max_new_tokens=max_new_tokens, seed=SEED)
-    callbacks: list[Callback] = [SparseToDense(levels, sampling=SAMPLING)]
+    callbacks: list[Callback] = [densifier]
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, callbacks=callbacks,
@@ -109,64 +106,81 @@ def predict(
     return {p.question.id: replace(p, clip=None) for batch in batches for p in batch}
 
 
-def published(policy: Policy, data: VideoQADataModule) -> dict[str, tuple[str | None, int]]:
+def published(
+    policy: Policy, data: VideoQADataModule, sampling: Sequence[Sampling]
+) -> dict[str, tuple[str | None, int]]:
     """Ask as the published evaluation script does; answers and frames by question."""
     found: dict[str, tuple[str | None, int]] = {}
     for question in data.questions("predict"):
         for level in LEVELS:
             (sample,) = data.load([question], level)
-            answers = [ask_once(policy, sample, m) for m in range(NUM_SAMPLES)]
+            answers = [ask_once(policy, sample, m, one) for m, one in enumerate(sampling)]
             if is_unanimous(answers):
                 break
         found[question.id] = (majority(answers), level)
     return found
 
 
-def ask_once(policy: Policy, sample: Sample, m: int) -> str | None:
+def ask_once(policy: Policy, sample: Sample, m: int, sampling: Sampling) -> str | None:
     """One answer, by a vision pass, a prefill and a generation of its own."""
     assert sample.clip is not None
     prompts = policy.encode([sample], MAX_NEW_TOKENS)
     seed = row_seed(SEED, sample.question.id, sample.clip.num_frames, m)
-    (text,) = policy.rollout(prompts, [SAMPLING[m]], [seed], MAX_NEW_TOKENS).texts
+    (text,) = policy.rollout(prompts, [sampling], [seed], MAX_NEW_TOKENS).texts
     return parse_answer(text, sample.question)
 
 
 def count(
-    policy: Policy, questions: Sequence[Question], side: int, sampler: FrameSampler
+    policy: Policy,
+    questions: Sequence[Question],
+    sampler: FrameSampler,
+    sampling: list[Sampling],
+    name: str,
 ) -> dict[str, Any]:
-    """Compare the operations of both procedures on the same questions.
+    """Compare the operations of the procedures on the same questions.
+
+    Args:
+        policy: is asked.
+        questions: what.
+        sampler: chooses the frames.
+        sampling: M of them.
+        name: of the sampling.
 
     Raises:
         RuntimeError: an answer differs, which would make the comparison void.
     """
-    answers: dict[str, dict[str, tuple[str | None, int]]] = {}
-    predictions: dict[str, Prediction] = {}
-    data = make_data(questions, side, sampler=sampler, num_workers=0, eval_batch_size=4)
+    data = make_data(questions, SIDE, sampler=sampler, num_workers=0, eval_batch_size=4)
     data.setup("predict")
+    expected: dict[str, tuple[str | None, int]] = {}
+    theirs = flops(lambda: expected.update(published(policy, data, sampling)))
+    found: dict[bool, dict[str, Prediction]] = {}
 
-    def ours() -> None:
-        predictions.update(predict(policy, data, LEVELS))
+    def ours(early_stop: bool) -> None:
+        densifier = SparseToDense(list(LEVELS), sampling=sampling, early_stop=early_stop)
+        found[early_stop] = predict(policy, data, densifier)
 
-    def theirs() -> None:
-        answers["theirs"] = published(policy, data)
-
-    ours_flops, theirs_flops = flops(ours), flops(theirs)
-    got = {id: (p.answer, p.num_frames) for id, p in predictions.items()}
-    if got != answers["theirs"]:
-        different = [id for id in got if got[id] != answers["theirs"][id]]
-        raise RuntimeError(f"other answers to {different}")
-    rounds = [r for p in predictions.values() for r in p.rounds]
+    operations = {stop: flops(partial(ours, stop)) for stop in (False, True)}
+    for early_stop, predictions in found.items():
+        answers = {id: (p.answer, p.num_frames) for id, p in predictions.items()}
+        if different := [id for id in expected if answers.get(id) != expected[id]]:
+            raise RuntimeError(f"early_stop={early_stop}: other answers to {different}")
+    rounds = {stop: [r for p in found[stop].values() for r in p.rounds] for stop in found}
+    levels = [T for _, T in expected.values()]
+    tokens = {stop: sum(n for r in rounds[stop] for n in r.num_tokens) for stop in rounds}
+    lengths = torch.tensor([n for r in rounds[False] for n in r.num_tokens], dtype=torch.float32)
     return {
         "frames": "/".join(map(str, LEVELS)),
+        "decided at": "/".join(str(levels.count(level)) for level in LEVELS),
         "sampler": type(sampler).__name__,
-        "side": side,
-        "questions": len(got),
-        "same answers": len(got),
-        "rounds": len(rounds),
-        "given up": sum(sum(r.abandoned) for r in rounds) / (len(rounds) * NUM_SAMPLES),
-        "published GFLOP": theirs_flops / 1e9,
-        "ours GFLOP": ours_flops / 1e9,
-        "ratio": ours_flops / theirs_flops,
+        "sampling": name,
+        "questions": len(questions),
+        "same answers": len(expected),
+        "tokens": f"{lengths.mean():.0f} ± {lengths.std():.0f}",
+        "completions given up": sum(sum(r.abandoned) for r in rounds[True]) / len(lengths),
+        "tokens given up": 1 - tokens[True] / tokens[False],
+        "published GFLOP": theirs / 1e9,
+        "ratio, sharing only": operations[False] / theirs,
+        "ratio": operations[True] / theirs,
     }
 
 
@@ -179,41 +193,38 @@ class Timing:
     num_questions: int = 24
     max_new_tokens: int = 48
     num_workers: int = 1
-    eval_batch_size: int = 4
+    eval_batch_size: int = 1
 
 
-def overlap(policy: Policy, videos: Path, timing: Timing) -> dict[str, Any]:
+def overlap(policy: Policy, questions: Sequence[Question], timing: Timing) -> dict[str, Any]:
     """Time a run, the decoding that it needs, and its generation with all clips at hand."""
-    paths = [str(videos / CLIPS[i % len(CLIPS)]) for i in range(timing.num_questions)]
-    questions = [
-        Question(f"q{i}", "What colour is the flash?", path, options=("red", "blue", "green"))
-        for i, path in enumerate(paths)
-    ]
     levels = list(timing.levels)
 
     def run(**options: Any) -> tuple[float, dict[str, Prediction]]:
         batch = timing.eval_batch_size
         data = make_data(questions, timing.side, eval_batch_size=batch, **options)
-        data.load(questions[:1], levels[0])  # starting a worker takes seconds, once a run
+        data.load(questions[-1:], 2)  # starting a worker takes seconds, once a run
+        densifier = SparseToDense(levels, sampling=VIDEO_RTS)
         start_s = time.perf_counter()
-        found = predict(policy, data, levels, timing.max_new_tokens)
+        found = predict(policy, data, densifier, timing.max_new_tokens)
         return time.perf_counter() - start_s, found
 
-    predict(policy, make_data(questions[:4], timing.side), levels)  # all is warm from here on
     together_s, found = run(num_workers=timing.num_workers)
     needed = [(p.question, levels[n]) for p in found.values() for n in range(len(p.rounds))]
     data = make_data(questions, timing.side, num_workers=timing.num_workers)
-    data.load(questions[:1], levels[0])
+    data.load(questions[-1:], 2)
     start_s = time.perf_counter()
     futures = [(q, level, data.submit([q], level)[0]) for q, level in needed]
     samples = {(q.video, level): future.result() for q, level, future in futures}
     decoding_s = time.perf_counter() - start_s
     every = {(p, level): c for (p, level), s in samples.items() if (c := s.clip) is not None}
+    every[questions[-1].video, 2] = every[questions[-1].video, levels[0]]  # of the start
     data.close()
     generation_s, again = run(num_workers=0, decoder=InMemory(every))
     if again != found:
         raise RuntimeError("other answers with clips at hand")
     return {
+        "batch": timing.eval_batch_size,
         "questions": len(questions),
         "rounds": len(needed),
         "decoding s": decoding_s,
@@ -224,6 +235,24 @@ def overlap(policy: Policy, videos: Path, timing: Timing) -> dict[str, Any]:
     }
 
 
+def link_clips(videos: Path, folder: Path, count: int) -> list[Question]:
+    """Questions about as many videos, each of a name of its own: all of them are decoded.
+
+    Args:
+        videos: folder that has `CLIPS`.
+        folder: gets the links.
+        count: how many.
+    """
+    questions = []
+    for i in range(count):
+        clip = videos / CLIPS[i % len(CLIPS)]
+        link = folder / f"{i}{clip.suffix}"
+        link.symlink_to(clip.resolve())
+        options = ("red", "blue", "green")
+        questions.append(Question(f"q{i}", "What colour is the flash?", str(link), options=options))
+    return questions
+
+
 def main() -> None:
     """Count operations, or time overlapped decoding."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -232,17 +261,31 @@ def main() -> None:
     torch.set_num_threads(1)
     disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    policy = make_policy()
-    if videos is not None:
-        timing = Timing()
-        report("s2d_overlap", [overlap(policy, videos, timing)], **asdict(timing))
-        return
     with tempfile.TemporaryDirectory() as folder:
-        annotations = make_dataset(Path(folder), NUM_VIDEOS, seed=11)
+        if videos is not None:
+            time_overlap(videos, Path(folder))
+            return
+        annotations = make_dataset(Path(folder), NUM_VIDEOS, 11, KINDS)
         questions = VideoR1Reader(str(annotations)).read()
-        cases = [(56, UniformSampler()), (112, UniformSampler()), (112, NestedPairSampler(16))]
-        rows = [count(policy, questions, side, sampler) for side, sampler in cases]
-    report("s2d", rows, sampling=[asdict(s) for s in SAMPLING], max_new_tokens=MAX_NEW_TOKENS)
+        policy = talkative_policy()
+        rows = [
+            count(policy, questions, UniformSampler(), VIDEO_RTS, "Video-RTS"),
+            count(policy, questions, NestedPairSampler(LEVELS[-1]), CAUTIOUS, "cautious"),
+        ]
+    samplings = {"Video-RTS": VIDEO_RTS, "cautious": CAUTIOUS}
+    plain = {name: [asdict(s) for s in sampling] for name, sampling in samplings.items()}
+    report("s2d", rows, sampling=plain, max_new_tokens=MAX_NEW_TOKENS, side=SIDE)
+
+
+def time_overlap(videos: Path, folder: Path) -> None:
+    """Time batches of one question and of four."""
+    timing = Timing()
+    policy = load_policy()
+    questions = link_clips(videos, folder, timing.num_questions)
+    warm = make_data(questions[:4], timing.side, num_workers=0)
+    predict(policy, warm, SparseToDense(list(timing.levels), sampling=VIDEO_RTS))
+    rows = [overlap(policy, questions, replace(timing, eval_batch_size=size)) for size in (1, 4)]
+    report("s2d_overlap", rows, **asdict(timing))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Plug-ins as a user would write them; every one of another kind."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from vrts.data.windows import WHOLE
 from vrts.models.objectives import GRPO
 from vrts.models.rewards import Reward
 from vrts.types import Clip, Completion, InputError, Question
+from vrts.votes import Vote
 
 
 class CharactersReward(Reward):
@@ -91,6 +93,20 @@ class Broken(GRPO):
         if self.count in self.calls and self.rank == int(os.environ.get("LOCAL_RANK", "0")):
             losses = losses * self.value
         return losses, clipped
+
+
+class SteepVote(Vote):
+    """Votes of completions that the model was less sure of fall off.
+
+    Args:
+        steepness: how fast.
+    """
+
+    def __init__(self, steepness: float) -> None:
+        self.steepness = float(steepness)
+
+    def weight(self, mean_logprob: float) -> float:
+        return math.exp(self.steepness * mean_logprob)
 
 
 class OneQuestionReader(Reader):

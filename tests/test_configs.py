@@ -1,5 +1,6 @@
 """Every YAML file in configs/ is parsed and instantiated, alone or on what it is an overlay of."""
 
+import math
 from dataclasses import dataclass
 from itertools import combinations as combinations_of
 from itertools import product
@@ -16,7 +17,6 @@ from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.sharding import Sharding
 from vrts.models.strategy import FullySharded
 from vrts.types import Sampling
-from vrts.votes import LogProbVote
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIT, PREDICT = "grpo.yaml", "s2d.yaml"
@@ -232,16 +232,18 @@ def test_video_rts_draws_each_answer_less_cautiously(monkeypatch):
 
 def test_a_vote_is_a_plug_in(monkeypatch):
     callbacks = (
-        "[{class_path: SparseToDense, init_args: {vote: LogProbVote, consensus: 4}}, "
+        "[{class_path: SparseToDense, init_args: {vote: {class_path: tests.own_plugins.SteepVote, "
+        "init_args: {steepness: 3}}, consensus: 2, levels: [16, 48], num_samples: 3, "
+        "early_stop: false}}, "
         "{class_path: PredictionWriter}]"
     )
     args = [*args_of("predict", ["s2d.yaml"]), f"--trainer.callbacks={callbacks}"]
     cli = instantiate(monkeypatch, args)
     densifier = next(c for c in cli.trainer.callbacks if isinstance(c, SparseToDense))
-    assert isinstance(densifier.rule.vote, LogProbVote)
+    assert densifier.rule.vote.weight(-0.1) == pytest.approx(math.exp(-0.3))
     assert densifier.fingerprint() == {
-        "levels": [32, 64, 128], "num_samples": 5, "sampling": None, "consensus": 4,
-        "vote": {"class": "LogProbVote"}, "early_stop": True,
+        "levels": [16, 48], "num_samples": 3, "consensus": 2,
+        "vote": {"class": "tests.own_plugins.SteepVote", "steepness": 3.0}, "early_stop": False,
     }  # fmt: skip
 
 

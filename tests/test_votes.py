@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrts.types import InputError, Round
-from vrts.votes import LogProbVote, MajorityVote, Vote, VotingRule, elect
-from vrts.voting import agreement, is_unanimous, majority
+from vrts.types import InputError, Question, Round
+from vrts.votes import LogProbVote, MajorityVote, Vote, VoteError, VotingRule, elect, naming
+from vrts.voting import agreement, decide, is_unanimous, majority
 
 ANSWER = st.sampled_from(["A", "B", "C", None])
 # few values, so that ties come up, and logs of halves, whose weights add up exactly
@@ -141,18 +141,93 @@ class Loud(Vote):
 def test_bad_rules():
     with pytest.raises(InputError, match="consensus is 0"):
         VotingRule(consensus=0)
-    with pytest.raises(InputError, match=r"Loud gives a vote the weight 2\.0"):
+    with pytest.raises(VoteError, match=r"Loud gives a vote the weight 2\.0"):
         VotingRule(Loud()).answer(round_of("AB"))
-    with pytest.raises(InputError, match=r"LogProbVote .* nan.* lack the mean log-probs"):
+    with pytest.raises(VoteError, match=r"LogProbVote .* nan.* lack mean log-probs.* to null"):
         VotingRule(LogProbVote()).answer(round_of("AB"))
     assert VotingRule().answer(round_of("BAB")) == "B"
 
 
-@pytest.mark.parametrize("weight", [None, "1", math.nan, -0.1, 1.1])
+@pytest.mark.parametrize("weight", [None, "1", math.nan, math.inf, -0.1, 1.1, 1j, [0.5]])
 def test_weights_that_are_none_are_named(weight):
     class Odd(Vote):
         def weight(self, mean_logprob):
             return weight
 
-    with pytest.raises(InputError, match=r"Odd gives a vote the weight .* from 0 to 1"):
-        VotingRule(Odd()).answer(round_of(["A", "B"]))
+    rule, made = VotingRule(Odd()), round_of(["A", "B", None], [-0.5, -0.7, -0.9])
+    message = r"question q7: Odd gives a vote the weight .* -0\.5, .* float from 0 to 1; .*to null"
+    with pytest.raises(VoteError, match=message) as caught:
+        decide(QUESTION, [made], rule)
+    assert caught.value.__cause__ is None
+    with pytest.raises(VoteError, match=message), naming(QUESTION):
+        rule.may_stop(["A", "B", None], made.mean_logprobs, [True, True, False], is_last=True)
+
+
+QUESTION = Question("q7", "Which?", "v.mp4", options=("a", "b", "c"))
+
+
+class Raising(Vote):
+    def weight(self, mean_logprob):
+        raise KeyError("certainty")
+
+
+def test_a_vote_that_raises_is_named_with_its_question():
+    message = r"question q7: Raising raised KeyError .*-0\.5: 'certainty'; correct it, or .* null"
+    with pytest.raises(VoteError, match=message) as caught:
+        decide(QUESTION, [round_of("AB", [-0.5, -0.7])], VotingRule(Raising()))
+    assert isinstance(caught.value.__cause__, KeyError), "its traceback tells where"
+    assert decide(QUESTION, [round_of([None], [-0.5])], VotingRule(Raising())).answer is None
+
+
+def test_log_probs_that_are_no_numbers_stop_nothing():
+    """Such a round fails by name, with an early stop too, whatever the vote makes of them."""
+    nan = [-0.5, math.nan, -0.5]
+    for vote in (MajorityVote(), LogProbVote()):
+        rule = VotingRule(vote)
+        assert not rule.may_stop(["A", "B", None], nan, [True, True, False], is_last=False)
+        assert rule.may_stop(["A", None, "B"], nan, [True, False, True], is_last=False)
+
+
+LEVELS = 3
+
+
+@st.composite
+def tables(draw):
+    """Answers, log-probs and an order of arrival for each level of a question."""
+    M = draw(st.integers(1, 6))
+    silent = draw(st.lists(st.booleans(), min_size=LEVELS, max_size=LEVELS))
+    levels = [
+        (
+            [None] * M if silent[level] else draw(st.lists(ANSWER, min_size=M, max_size=M)),
+            draw(st.lists(LOGPROB, min_size=M, max_size=M)),
+            draw(st.permutations(range(M))),
+        )
+        for level in range(LEVELS)
+    ]
+    vote = draw(st.sampled_from([MajorityVote(), LogProbVote()]))
+    return levels, vote, draw(st.one_of(st.none(), st.integers(1, M)))
+
+
+def ask_through(levels, rule):
+    """What a question comes to when it is asked level by level, completions ending one by one."""
+    for level, (answers, logprobs, order) in enumerate(levels):
+        is_last = level + 1 == len(levels)
+        finished = [False] * len(answers)
+        for m in order:
+            finished[m] = True
+            if not all(finished) and rule.may_stop(answers, logprobs, finished, is_last=is_last):
+                break
+        left = [a if f else None for a, f in zip(answers, finished, strict=True)]
+        made = round_of(left, logprobs)
+        if is_last or rule.is_settled(made):
+            return level, rule.answer(made), is_unanimous(made.answers)
+    raise AssertionError
+
+
+@settings(deadline=None, max_examples=400)
+@given(tables())
+def test_a_question_comes_to_the_same_with_an_early_stop(drawn):
+    """Level by level, also where no completion of a level has an answer."""
+    levels, vote, consensus = drawn
+    early, full = (VotingRule(vote, consensus, early_stop=stop) for stop in (True, False))
+    assert ask_through(levels, early) == ask_through(levels, full)

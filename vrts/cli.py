@@ -65,6 +65,7 @@ from vrts.models.processes import end_others, explain
 from vrts.models.rewards import RewardError
 from vrts.terminal import printable
 from vrts.types import InputError
+from vrts.votes import VoteError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
@@ -236,8 +237,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except MisconfigurationException as error:
         hint = "without such a device, put --config configs/cpu.yaml behind the others"
         return _fail(f"trainer: {error}; {hint}")
-    except (DivergenceError, RewardError) as error:
-        if isinstance(error, RewardError) and error.__cause__ is not None:
+    except (DivergenceError, RewardError, VoteError) as error:
+        if not isinstance(error, DivergenceError) and error.__cause__ is not None:
             raise  # the traceback shows where in the user's code
         return _fail(error)
     except OSError as error:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from vrts.types import InputError, Round
+from vrts.types import InputError, Question, Round
+
+
+class VoteError(RuntimeError):
+    """A vote that raised or gave no weight. The message names its class, and the question."""
+
+
+@contextmanager
+def naming(question: Question) -> Iterator[None]:
+    """Let errors of a vote name the question that is voted on."""
+    try:
+        yield
+    except VoteError as error:
+        raise VoteError(f"question {question.id}: {error}") from error.__cause__
 
 
 class Vote(ABC):
@@ -68,7 +82,7 @@ class VotingRule:
         """Return the answer that the vote of a round gives, None where there is no vote.
 
         Raises:
-            InputError: the vote gives a weight that is not from 0 to 1.
+            VoteError: the vote raises, or gives something that is no weight from 0 to 1.
         """
         return elect(round.answers, self._weights(round.answers, round.mean_logprobs))
 
@@ -104,9 +118,17 @@ class VotingRule:
             is_last: whether no level with more frames follows.
 
         Returns:
-            False too where `early_stop` is off.
+            False too where `early_stop` is off, and where log-probs are no numbers: such a round
+            fails.
+
+        Raises:
+            VoteError: as in `answer`.
         """
         if not self.early_stop:
+            return False
+        if mean_logprobs and not all(
+            math.isfinite(mean) for mean, f in zip(mean_logprobs, finished, strict=True) if f
+        ):
             return False
         known = [a if f else None for a, f in zip(answers, finished, strict=True)]
         done = [a for a, f in zip(answers, finished, strict=True) if f]
@@ -127,16 +149,29 @@ class VotingRule:
     ) -> list[float]:
         """M weights, 0 for completions without an answer."""
         logprobs = mean_logprobs or [math.nan] * len(answers)
-        weights = [
-            0.0 if answer is None else self.vote.weight(logprob)
+        return [
+            0.0 if answer is None else self._weight(logprob)
             for answer, logprob in zip(answers, logprobs, strict=True)
         ]
-        if bad := [w for w in weights if not isinstance(w, int | float) or not 0 <= w <= 1]:
-            raise InputError(
-                f"{type(self.vote).__name__} gives a vote the weight {bad[0]}, which has to be "
-                "from 0 to 1; it may lack the mean log-probs of completions"
+
+    def _weight(self, mean_logprob: float) -> float:
+        """What the vote of one completion weighs, known to be a weight."""
+        name = type(self.vote).__name__
+        try:
+            weight = self.vote.weight(mean_logprob)
+        except Exception as error:
+            raise VoteError(
+                f"{name} raised {type(error).__name__} at the mean log-prob {mean_logprob}: "
+                f"{error}; correct it, or set SparseToDense.vote to null"
+            ) from error
+        if not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            lacking = "; its completions lack mean log-probs" if math.isnan(mean_logprob) else ""
+            raise VoteError(
+                f"{name} gives a vote the weight {weight!r} at the mean log-prob {mean_logprob}, "
+                f"and not a float from 0 to 1{lacking}; correct it, or set SparseToDense.vote to "
+                "null"
             )
-        return weights
+        return weight
 
 
 def tally(answers: Sequence[str | None], weights: Sequence[float]) -> dict[str, Fraction]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vrts.prompts import is_correct, parse_answer
 from vrts.types import Clip, Prediction, Question, Round
-from vrts.votes import VotingRule, elect
+from vrts.votes import VotingRule, elect, naming
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
@@ -83,6 +83,9 @@ def decide(
         rounds: at least one.
         rule: how votes are counted; by majority where none is given.
         clip: frames of the last round.
+
+    Raises:
+        VoteError: the rule's vote raises, or gives something that is no weight.
     """
     if not all(map(math.isfinite, rounds[-1].mean_logprobs)):
         # what is sampled from such a model is no answer, not even a wrong one
@@ -91,7 +94,8 @@ def decide(
             "no finite numbers; its weights are damaged or overflow, see model.policy"
         )
         return fail(question, reason, rounds[:-1])
-    answer = (rule or VotingRule()).answer(rounds[-1])
+    with naming(question):
+        answer = (rule or VotingRule()).answer(rounds[-1])
     correct = is_correct(answer, question)
     return Prediction(question, tuple(rounds), answer, correct=correct, clip=clip)
 

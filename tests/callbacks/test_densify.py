@@ -27,7 +27,7 @@ from vrts.callbacks.densify import SparseToDense
 from vrts.data.sampling import NestedPairSampler, UniformSampler
 from vrts.models.qwen import QwenPolicy
 from vrts.types import InputError, Prediction, Sampling
-from vrts.votes import LogProbVote, MajorityVote, Vote
+from vrts.votes import LogProbVote, MajorityVote, Vote, VoteError
 
 
 class LastVote(Vote):
@@ -457,6 +457,95 @@ def test_what_was_given_up_is_asked_again_where_no_frames_are_left(tmp_path, vid
     assert policy.asked == [[("q", 4)]] * 2
 
 
+class NothingNew(NestedPairSampler):
+    """Finds four frames of a video of six, and says nothing of it beforehand."""
+
+    def indices(self, num_source_frames, num_frames, fps):
+        most = 4 if num_source_frames == 6 else num_frames
+        return super().indices(num_source_frames, min(num_frames, most), fps)
+
+
+def test_all_of_a_level_that_need_it_are_asked_again_at_once(tmp_path, videos):
+    script = {"a": {4: "AABBB"}, "b": {4: "ABC--", 8: "BBBBB"}, "c": {4: "-AACC"}}
+    asked = [ask("a", videos["short"]), ask("b", videos["long"]), ask("c", videos["short"]),
+             ask("u", videos["short"])]  # fmt: skip
+    written = {}
+    for early_stop in (True, False):
+        policy = scripted(script, one_by_one=True)
+        lines, _ = predict(
+            tmp_path / str(early_stop), policy, asked, num_samples=5,
+            data={"sampler": NothingNew(16), "eval_batch_size": 4}, s2d={"early_stop": early_stop},
+        )  # fmt: skip
+        again = [[("a", 4), ("c", 4)]] if early_stop else []
+        first = [("a", 4), ("b", 4), ("c", 4), ("u", 4)]
+        assert policy.asked == [first, *again, [("b", 8)]]
+        written[early_stop] = [(line["prediction"], line["num_frames"]) for line in lines]
+    assert written[True] == written[False] == [("B", 4), ("B", 8), ("A", 4), ("A", 4)]
+
+
+def test_asking_again_leaves_the_features_that_denser_clips_build_on(
+    tmp_path, videos, model_folder, monkeypatch
+):
+    """Neither the repeated clips nor the old pairs of denser ones are encoded once more."""
+    asked = [ask("a", videos["short"]), ask("bb", videos["long"]), ask("ccc", videos["short"])]
+    data = {"eval_batch_size": 3, "sampler": NothingNew(16)}
+    counts = counted_frames(monkeypatch)
+    lines, _ = predict(
+        tmp_path / "run",
+        make_policy(model_folder),
+        asked,
+        num_samples=5,
+        max_new_tokens=64,
+        data=data,
+    )
+    assert [[T for T, _ in rounds(line)] for line in lines] == [[4], [4, 8, 16], [4]]
+    assert counts == [3 * 2, 2, 4], "nothing is encoded for those that are asked again"
+    monkeypatch.setattr(SparseToDense, "setup", without_reuse(SparseToDense.setup))
+    plain, _ = predict(tmp_path / "plain", make_policy(model_folder), asked, num_samples=5,
+                       max_new_tokens=64, data=data)  # fmt: skip
+    assert lines == plain
+    assert counts[3:] == [3 * 2, 2 * 2, 4, 8], "two are asked again"
+
+
+@pytest.mark.parametrize("silent", [(4,), (8,), (16,), (4, 8), (4, 16), (8, 16), (4, 8, 16)])
+def test_levels_without_any_answer(tmp_path, videos, silent):
+    """What no completion answers is the same with an early stop, at each level and at all."""
+    levels = [4, 8, 16]
+    script = random_script(12, 5, levels, seed=sum(silent))
+    script = {id: {T: "-----" if T in silent else text for T, text in by_level.items()}
+              for id, by_level in script.items()}  # fmt: skip
+    decided = []
+    for early_stop in (False, True):
+        lines, metrics = predict(
+            tmp_path / str(early_stop), scripted(script, one_by_one=True),
+            questions(videos["long"], 12), num_samples=5, s2d={"early_stop": early_stop},
+            data={"eval_batch_size": 5},
+        )  # fmt: skip
+        kept = ("id", "prediction", "correct", "num_frames", "status")
+        decided.append([{key: line[key] for key in kept} for line in lines])
+        undecided = sum(line["num_frames"] == 16 for line in lines)
+        assert metrics["num_without_answer"] == (undecided if 16 in silent else 0)
+    assert decided[0] == decided[1]
+    assert 16 in {line["num_frames"] for line in decided[0]}
+
+
+class Broken(Vote):
+    """Cannot weigh what is unlikely."""
+
+    def weight(self, mean_logprob):
+        if mean_logprob < -0.5:
+            raise ZeroDivisionError("too unlikely")
+        return 1.0
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_a_vote_that_fails_ends_the_run_by_name(tmp_path, videos, early_stop):
+    policy = scripted({"q1": {4: "ABC"}}, one_by_one=True)
+    with pytest.raises(VoteError, match=r"^question q\d: Broken raised ZeroDivisionError"):
+        predict(tmp_path, policy, questions(videos["long"], 3),
+                s2d={"vote": Broken(), "early_stop": early_stop})  # fmt: skip
+
+
 class Watching(ScriptedPolicy):
     """Waits in each rollout for clips of the next level, whose decoders leave a file behind."""
 
@@ -503,6 +592,22 @@ def test_denser_frames_are_decoded_while_a_question_is_answered(tmp_path, videos
     assert cancelled in ((0, 1) if ahead else (0,))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_decoding_ahead_of_the_batch_changes_nothing(tmp_path, videos, size, caplog):
+    caplog.set_level(logging.INFO, "vrts.callbacks.densify")
+    script = random_script(12, 3, [4, 6, 8, 16], seed=size)
+    kinds = ["long", "short", "fragile", "damaged"]
+    asked = [ask(id, videos[kinds[i % 4]]) for i, id in enumerate(script)]
+    plain, _ = predict(tmp_path / "plain", scripted(script), asked, data={"eval_batch_size": size})
+    data = {"eval_batch_size": size, "num_workers": 1}
+    lines, _ = predict(tmp_path / "run", scripted(script), asked, data=data)
+    assert lines == plain
+    begun, used, cancelled = map(int, re.findall(r"\d+", caplog.messages[-1]))
+    asked_again = sum(len(line["rounds"]) - 1 for line in lines)
+    assert begun >= used >= asked_again > 0
+    assert used + cancelled <= begun
+
+
 def test_nothing_is_decoded_ahead_without_workers(tmp_path, videos):
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -525,6 +630,18 @@ def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, m
     """Answers do not depend on it, and only denser levels' new pairs go through the tower."""
     asked = [ask("a", videos["long"]), ask("bb", videos["short"]), ask("ccc", videos["long"])]
     data = {"eval_batch_size": 3, "sampler": NestedPairSampler(16) if nested else UniformSampler()}
+    counts = counted_frames(monkeypatch)
+    lines, _ = predict(tmp_path / "run", make_policy(model_folder), asked, data=data)
+    # 4, 8, 16 frames of the long videos, 4 and 6 of the short one
+    assert counts == ([6, 2 + 2 + 1, 4 + 4] if nested else [6, 4 + 4 + 3, 8 + 8])
+    monkeypatch.setattr(SparseToDense, "setup", without_reuse(SparseToDense.setup))
+    plain, _ = predict(tmp_path / "plain", make_policy(model_folder), asked, data=data)
+    assert lines == plain
+    assert sum(counts[3:]) == 6 + 11 + 16
+
+
+def counted_frames(monkeypatch):
+    """Pairs of frames in each pass of the vision tower, in a list that grows."""
     counts: list[int] = []
     features = QwenPolicy._video_features
 
@@ -533,13 +650,7 @@ def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, m
         return features(policy, patches, grids)
 
     monkeypatch.setattr(QwenPolicy, "_video_features", counting)
-    lines, _ = predict(tmp_path / "run", make_policy(model_folder), asked, data=data)
-    # 4, 8, 16 frames of the long videos, 4 and 6 of the short one
-    assert counts == ([6, 2 + 2 + 1, 4 + 4] if nested else [6, 4 + 4 + 3, 8 + 8])
-    monkeypatch.setattr(SparseToDense, "setup", without_reuse(SparseToDense.setup))
-    plain, _ = predict(tmp_path / "plain", make_policy(model_folder), asked, data=data)
-    assert lines == plain
-    assert sum(counts[3:]) == 6 + 11 + 16
+    return counts
 
 
 def without_reuse(setup):

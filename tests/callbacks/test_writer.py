@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import math
 import resource
 import signal
 
@@ -23,6 +22,7 @@ from tests.callbacks.runs import (
     scripted,
     started,
 )
+from tests.own_plugins import SteepVote
 from tests.permissions import permissions_count
 from vrts.callbacks.asking import AnswerPrinter
 from vrts.callbacks.densify import SparseToDense
@@ -31,7 +31,6 @@ from vrts.callbacks.records import prediction_line
 from vrts.callbacks.writer import PredictionWriter
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Prediction, Sampling
-from vrts.votes import Vote
 
 SCRIPT = {
     "q0": {4: "ABC", 8: "BBB"},
@@ -40,16 +39,6 @@ SCRIPT = {
     "q4": {4: "---", 8: "---", 16: "---"},
 }
 """q3 is about a damaged video, the others get "A" three times."""
-
-
-class SteepVote(Vote):
-    """A vote with an option, as a user may write one."""
-
-    def __init__(self, steepness):
-        self.steepness = steepness
-
-    def weight(self, mean_logprob):
-        return math.exp(self.steepness * mean_logprob)
 
 
 def seven(videos):
@@ -306,6 +295,23 @@ def test_other_settings_are_refused(tmp_path, videos, change, message):
         predict(tmp_path, policy, seven(videos), **change)
     assert policy.asked == []
     assert (tmp_path / "predictions.jsonl").read_bytes() == before
+
+
+def test_sampling_that_is_overridden_does_not_count(tmp_path, videos):
+    """Settings record how completions are drawn, whoever says so."""
+    asked = questions(videos["long"], 2)
+    own = [Sampling(0.5), Sampling(0.9, stop=("x",)), Sampling(0.7)]
+    draw = {"num_samples": None, "s2d": {"sampling": own}}
+    predict(tmp_path / "own", scripted(), asked[:1], **draw)
+    lines, _ = predict(tmp_path / "own", scripted(), asked, evaluation=Sampling(0.1), **draw)
+    assert len(lines) == 2
+    other = {"num_samples": None, "s2d": {"sampling": [own[0], own[2], own[1]]}}
+    with pytest.raises(InputError, match=r"other settings \(sampling \[.*\] -> \["):
+        predict(tmp_path / "own", scripted(), asked, **other)
+    alike = Sampling(0.4, top_k=9)
+    predict(tmp_path / "alike", scripted(), asked[:1], evaluation=alike)
+    same = {"num_samples": None, "s2d": {"sampling": [alike] * 3}}
+    assert len(predict(tmp_path / "alike", scripted(), asked, **same)[0]) == 2
 
 
 def test_another_model_is_refused(tmp_path, videos, model_folder):

@@ -27,6 +27,7 @@ from tests.models.naive import plain_logprobs
 from tests.models.test_grpo import plain_advantages, plain_loss
 from tests.models.test_qwen import perturb_adapter
 from vrts.models.advantages import BatchScaled
+from vrts.models.answering import RoundPlan
 from vrts.models.experience import Experience
 from vrts.models.metrics import TRAIN_METRICS
 from vrts.models.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
@@ -723,3 +724,7 @@ def test_the_fingerprint_names_what_answers_depend_on(model_folder):
     assert {k: found[k] for k in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")} == {
         "max_new_tokens": 8, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3,
     }  # fmt: skip
+    module.plan = RoundPlan((Sampling(0.2), Sampling(0.3)))
+    found = module.fingerprint()
+    assert [sampling["temperature"] for sampling in found["sampling"]] == [0.2, 0.3]
+    assert "temperature" not in found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,8 +16,8 @@ from vrts.data.datamodule import VideoQADataModule
 from vrts.data.sampling import NestedPairSampler
 from vrts.models.answering import RoundPlan
 from vrts.models.module import VideoQAModule
-from vrts.types import InputError, Prediction, Round, Sample, Sampling
-from vrts.votes import MajorityVote, Vote, VotingRule
+from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
+from vrts.votes import MajorityVote, Vote, VotingRule, naming
 from vrts.voting import decide, fail
 
 _log = logging.getLogger(__name__)
@@ -54,8 +53,9 @@ class SparseToDense(Callback):
             all of them where it is null.
         vote: what each completion's vote weighs; all the same where it is null.
         early_stop: give up completions that cannot change the result.
-        decode_ahead: decode the next level's frames while a question is answered, which costs
-            decoding that may not be needed; without decode workers they are never decoded ahead.
+        decode_ahead: decode the next level's frames while a question is answered, and where workers
+            would idle also those of the questions that follow. It costs decoding that may not be
+            needed; without decode workers frames are never decoded ahead.
 
     Raises:
         InputError: levels that are odd, too few or not ascending; options that contradict.
@@ -95,11 +95,13 @@ class SparseToDense(Callback):
         self.rule = VotingRule(vote or MajorityVote(), consensus and int(consensus), early_stop)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a prediction run's results depend on, as plain JSON values."""
+        """What a prediction run's results depend on, as plain JSON values.
+
+        How completions are drawn is told by the module, which knows it also without this callback.
+        """
         return {
             "levels": self.levels,
             "num_samples": self.num_samples,
-            "sampling": None if self.sampling is None else [asdict(s) for s in self.sampling],
             "consensus": self.rule.consensus,
             "vote": describe(self.rule.vote),
             "early_stop": self.rule.early_stop,
@@ -112,7 +114,10 @@ class SparseToDense(Callback):
         more = [*self.levels[:-1], None]
         reuse = isinstance(_data(trainer).sampler, NestedPairSampler)
         self._plans = [RoundPlan(tuple(sampling), self.rule, level, reuse) for level in more]
-        self._ahead = FrameLookahead(_data(trainer))
+        self._ahead = FrameLookahead(
+            _data(trainer), self.levels, self._has_more, enabled=self.decode_ahead
+        )
+        _data(trainer).watcher = self._ahead.watch
         _data(trainer).predict_num_frames = self.levels[0]
         module.plan = self._plans[0]
 
@@ -125,7 +130,7 @@ class SparseToDense(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Begin to decode what the batch's questions may need next."""
-        self._look_ahead(batch, 0)
+        self._ahead.ask(batch, 0)
 
     def on_predict_batch_end(
         self,
@@ -176,18 +181,12 @@ class SparseToDense(Callback):
         module = cast(VideoQAModule, pl_module)
         module.plan = RoundPlan((module.evaluation,))
         _data(trainer).predict_num_frames = None
+        _data(trainer).watcher = None
+        self._ahead.close()
 
-    def _look_ahead(self, samples: Sequence[Sample], level: int) -> None:
-        """Begin to decode the next level of samples that are about to be asked at this one."""
-        if not self.decode_ahead or level + 1 == len(self.levels):
-            return
-        plan = self._plans[level]
-        asked = [
-            s.question
-            for s in samples
-            if s.clip is not None and not plan.is_last(s.question, s.clip)
-        ]
-        self._ahead.begin(asked, self.levels[level + 1])
+    def _has_more(self, level: int, question: Question, clip: Clip) -> bool:
+        """Whether a question that is asked at a level may go on to the next one."""
+        return not self._plans[level].is_last(question, clip)
 
     def _needs(self, prediction: Prediction, level: int) -> bool:
         """Whether a question goes on to a level."""
@@ -195,26 +194,35 @@ class SparseToDense(Callback):
             return False
         if self._plans[level - 1].is_last(prediction.question, prediction.clip):
             return False
-        return not self.rule.is_settled(prediction.rounds[-1])
+        with naming(prediction.question):
+            return not self.rule.is_settled(prediction.rounds[-1])
 
     def _densify(
         self, module: VideoQAModule, predictions: Sequence[Prediction], level: int
     ) -> list[Prediction]:
         """Ask questions once more, on more frames."""
-        loaded = self._ahead.take([p.question for p in predictions], self.levels[level])
+        loaded = self._ahead.take([p.question for p in predictions], level)
         samples = [module.check(sample) for sample in loaded]
         pairs = list(zip(predictions, samples, strict=True))
         asked = [s for p, s in pairs if s.clip is not None and s.clip.num_frames > p.num_frames]
-        self._look_ahead(asked, level)
+        self._ahead.ask(asked, level)
+        # The model has seen all frames that the sampler finds: what was given up, since the
+        # question seemed to go on, is needed after all. Same seeds, same completions.
+        unfinished = [p for p, s in pairs if s.clip is not None and _is_cut_short(p, s.clip)]
+        known = module.known_prompts
+        repeated = iter(
+            module.answer([Sample(p.question, p.clip) for p in unfinished], self._plans[-1])
+        )
+        module.known_prompts = known  # of the level before, for the denser clips to build on
         rounds = iter(module.answer(asked, self._plans[level]))
-        return [self._next(module, prediction, sample, rounds) for prediction, sample in pairs]
+        return [self._next(p, s, rounds, repeated) for p, s in pairs]
 
     def _next(
         self,
-        module: VideoQAModule,
         prediction: Prediction,
         sample: Sample,
         rounds: Iterator[Round],
+        repeated: Iterator[Round],
     ) -> Prediction:
         """A prediction with one more round, or failed where the denser clip did not come."""
         question, before = prediction.question, prediction.rounds
@@ -222,12 +230,14 @@ class SparseToDense(Callback):
             return fail(question, sample.error, before)
         if sample.clip.num_frames > prediction.num_frames:
             return decide(question, [*before, next(rounds)], self.rule, sample.clip)
-        # The model has seen all frames that the sampler finds: what was given up, since the
-        # question seemed to go on, is needed after all. Same seeds, same completions.
-        if any(before[-1].abandoned):
-            again = module.answer([Sample(question, prediction.clip)], self._plans[-1])
-            return decide(question, [*before[:-1], *again], self.rule, prediction.clip)
+        if _is_cut_short(prediction, sample.clip):
+            return decide(question, [*before[:-1], next(repeated)], self.rule, prediction.clip)
         return prediction
+
+
+def _is_cut_short(prediction: Prediction, denser: Clip) -> bool:
+    """Whether completions were given up for a denser clip that has no more frames after all."""
+    return denser.num_frames <= prediction.num_frames and any(prediction.rounds[-1].abandoned)
 
 
 def densifiers_before(trainer: Trainer, callback: Callback) -> list[SparseToDense]:

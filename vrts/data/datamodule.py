@@ -19,11 +19,12 @@ from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batche
 from vrts.data.position import Course, Layout, Position, to_state
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
+from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
 from vrts.data.resuming import go_on
 from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import SampleStream, start
+from vrts.data.streaming import SampleStream, Watcher, start
 from vrts.data.workers import DecodePool
 from vrts.types import InputError, Question, Sample
 
@@ -126,6 +127,8 @@ class VideoQADataModule(LightningDataModule):
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
         """Frames of the streams of all stages but training, where they are not ``num_frames``."""
+        self.watcher: Watcher | None = None
+        """Told of each question that such a stream asks for; to be set before it is made."""
         self.make_sample: MakeSample | None = None
         """Makes samples in place of the decoder, where a model needs none of their frames; to be
         set before the first stream."""
@@ -195,25 +198,32 @@ class VideoQADataModule(LightningDataModule):
         """Return what the clips of a prediction run depend on, as plain JSON values.
 
         The reader's options stand under ``reader.<option>``, so that a difference is told by name.
-        Workers, deadlines and the cache change no clip and are left out.
+        Workers, deadlines and the cache change no clip and are left out, and so is all of decoding
+        where samples are made without it.
         """
         reader = self.readers["predict"]
         found = {} if reader is None else reader.fingerprint()
+        questions = {"reader" if key == "class" else f"reader.{key}": found[key] for key in found}
+        if self.make_sample is not None:
+            return questions
         return {
-            **{"reader" if key == "class" else f"reader.{key}": found[key] for key in found},
+            **questions,
             "sampler": describe(self.sampler),
             "decoder": describe(self.decoder),
             "resolution": describe(self.resolution),
             "frames_fps": self.frames_fps,
         }
 
-    def submit(self, questions: Sequence[Question], num_frames: int) -> list[Future[Sample]]:
+    def submit(
+        self, questions: Sequence[Question], num_frames: int, priority: Priority = Priority.NOW
+    ) -> list[Future[Sample]]:
         """Begin to decode the videos of some questions in parallel, and do not wait for them.
 
-        With ``num_workers: 0`` they are decoded before this returns.
+        A clip that is asked for again more urgently than before moves up where it still waits. With
+        ``num_workers: 0`` they are decoded before this returns.
         """
         pool = self._decode_pool()
-        return [pool.submit(question, num_frames) for question in questions]
+        return [pool.submit(question, num_frames, priority) for question in questions]
 
     def load(self, questions: Sequence[Question], num_frames: int) -> list[Sample]:
         """Decode the videos of some questions in parallel, and return them in the same order."""
@@ -295,7 +305,12 @@ class VideoQADataModule(LightningDataModule):
             own = [[]]
         every_epoch: Callable[[Position], list[list[int]]] = lambda _: own  # noqa: E731
         return SampleStream(
-            questions, every_epoch, self._decode_pool(), num_frames, self.prefetch_batches
+            questions,
+            every_epoch,
+            self._decode_pool(),
+            num_frames,
+            self.prefetch_batches,
+            watcher=self.watcher,
         )
 
     def _decode_pool(self) -> SampleSource:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from vrts.data.windows import WHOLE, Window
 from vrts.types import Question
+
+
+class Priority(IntEnum):
+    """How soon a clip is needed; smaller ones are decoded first, equal ones as they come."""
+
+    NOW = 0
+    """Somebody waits for it."""
+    NEXT = 1
+    """The questions that are being asked may need it next."""
+    STREAM = 2
+    """A batch that follows needs it."""
+    AHEAD = 3
+    """It may be needed later: better than an idle worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from vrts.data.requests import Request
+from vrts.data.requests import Priority, Request
 from vrts.types import Clip, Question, Sample
 
 KEPT_BYTES = 256 * 2**20
@@ -18,6 +18,8 @@ class Task:
     """One clip to decode, and the questions that wait for it."""
 
     request: Request
+    priority: Priority = Priority.STREAM
+    """The highest of all that asked for it."""
     waiting: list[tuple[Question, Future[Sample]]] = field(default_factory=list)
     begun: bool = False
 
@@ -35,11 +37,14 @@ class SharedClips:
         self._tasks: dict[Request, Task] = {}
         self._finished: OrderedDict[Request, Clip | str] = OrderedDict()
 
-    def join(self, question: Question, request: Request) -> tuple[Future[Sample], Task | None]:
+    def join(
+        self, question: Question, request: Request, priority: Priority = Priority.STREAM
+    ) -> tuple[Future[Sample], Task | None]:
         """Ask for a clip.
 
         Returns:
-            Where the sample will be, and the task where it is a new one, to be decoded.
+            Where the sample will be, and the task where it is to be queued: a new one, or one that
+            waits with a lower priority so far and is then in the queue twice.
         """
         future: Future[Sample] = Future()
         with self._lock:
@@ -48,15 +53,23 @@ class SharedClips:
                 future.set_result(_sample(question, self._finished[request]))
                 return future, None
             known = self._tasks.get(request)
-            task = known or self._tasks.setdefault(request, Task(request))
+            task = known or self._tasks.setdefault(request, Task(request, priority))
+            is_raised = priority < task.priority and not task.begun
+            task.priority = min(task.priority, priority)
             if task.begun:
                 future.set_running_or_notify_cancel()
             task.waiting.append((question, future))
-        return future, None if known else task
+        return future, task if is_raised or known is None else None
 
     def begin(self, task: Task) -> bool:
-        """Mark a task as being decoded; False where all that waited for it were cancelled."""
+        """Mark a task as being decoded.
+
+        Returns:
+            False where it was begun or given up before, or all that waited for it were cancelled.
+        """
         with self._lock:
+            if not self._waits(task):
+                return False
             task.waiting = [
                 (question, future)
                 for question, future in task.waiting
@@ -73,7 +86,9 @@ class SharedClips:
             del self._tasks[task.request]
             self._finished[task.request] = result
             self._drop_oldest()
-        for question, future in task.waiting:
+            # the queue may still hold the task, which must not keep frames alive
+            waiting, task.waiting = task.waiting, []
+        for question, future in waiting:
             future.set_result(_sample(question, result))
 
     def fail(self, task: Task, error: Exception) -> None:
@@ -84,11 +99,16 @@ class SharedClips:
             future.set_exception(error)
 
     def cancel(self, task: Task) -> None:
-        """Give up a task that was not begun."""
+        """Give up a task, unless it was begun or given up before."""
         with self._lock:
+            if not self._waits(task):
+                return
             del self._tasks[task.request]
         for _, future in task.waiting:
             future.cancel()
+
+    def _waits(self, task: Task) -> bool:
+        return not task.begun and self._tasks.get(task.request) is task
 
     def _drop_oldest(self) -> None:
         sizes = [0 if isinstance(r, str) else r.frames.nbytes for r in self._finished.values()]

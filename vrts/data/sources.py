@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
+from vrts.data.requests import Priority
 from vrts.types import Question, Sample
 
 MakeSample = Callable[[Question, int], Sample]
@@ -16,7 +17,9 @@ class SampleSource(Protocol):
     num_workers: int
     """Processes that work on samples; with none of them, asking ahead saves no time."""
 
-    def submit(self, question: Question, num_frames: int) -> Future[Sample]:
+    def submit(
+        self, question: Question, num_frames: int, priority: Priority = Priority.STREAM
+    ) -> Future[Sample]:
         """Ask for a question's sample; it never raises for a bad video."""
 
     def close(self) -> None:
@@ -34,7 +37,9 @@ class MadeSamples:
         self._make = make
         self.num_workers = 0
 
-    def submit(self, question: Question, num_frames: int) -> Future[Sample]:
+    def submit(
+        self, question: Question, num_frames: int, priority: Priority = Priority.STREAM
+    ) -> Future[Sample]:
         """Make a question's sample."""
         future: Future[Sample] = Future()
         future.set_result(self._make(question, num_frames))

@@ -1,21 +1,28 @@
 """Decoding in child processes that are killed when a video takes too long."""
 
+import itertools
 import queue
 import threading
 from concurrent.futures import Future
 
 from vrts.data.decoding import Decoder
 from vrts.data.process import WorkerProcess, WorkerStartError
-from vrts.data.requests import request_for
+from vrts.data.requests import Priority, request_for
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.data.sharing import SharedClips, Task
 from vrts.data.worker import try_decode
 from vrts.types import InputError, Question, Sample
 
+LAST = len(Priority)
+"""Comes behind all priorities: the end of a worker."""
+
 
 class DecodePool:
     """Decodes videos in parallel, each within a deadline; the same clip asked twice only once.
+
+    What is needed soonest goes first, and what is needed equally soon in the order of asking. A
+    clip that is asked for again more urgently moves up.
 
     Args:
         decoder: Decodes. It is pickled into the workers, so its class must be importable.
@@ -48,7 +55,8 @@ class DecodePool:
         self._deadline_s = deadline_s
         self._frames_fps = frames_fps
         self.num_workers = num_workers
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._tasks: queue.PriorityQueue[tuple[int, int, Task | None]] = queue.PriorityQueue()
+        self._places = itertools.count()
         self._shared = SharedClips()
         self._processes: set[WorkerProcess] = set()
         self._lock = threading.Lock()
@@ -61,8 +69,10 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, question: Question, num_frames: int) -> Future[Sample]:
-        """Begin to decode a question's video; questions are taken in the order they come.
+    def submit(
+        self, question: Question, num_frames: int, priority: Priority = Priority.STREAM
+    ) -> Future[Sample]:
+        """Begin to decode a question's video.
 
         A question's ``metadata["max_frames"]`` caps the frames.
 
@@ -75,11 +85,11 @@ class DecodePool:
         if self._closed:
             raise RuntimeError("the decode pool is closed")
         request = request_for(question, num_frames, self._frames_fps)
-        future, task = self._shared.join(question, request)
+        future, task = self._shared.join(question, request, priority)
         if task is None:
             return future
         if self.num_workers:
-            self._tasks.put(task)
+            self._put(task.priority, task)
         elif self._shared.begin(task):
             self._shared.finish(task, try_decode(*self._parts, request))
         return future
@@ -91,15 +101,18 @@ class DecodePool:
             for process in self._processes:
                 process.kill()
         for _ in self._threads:
-            self._tasks.put(None)
+            self._put(LAST, None)
         for thread in self._threads:
             thread.join()
         self._threads = []
 
+    def _put(self, priority: int, task: Task | None) -> None:
+        self._tasks.put((priority, next(self._places), task))
+
     def _run(self) -> None:
         """Serve tasks with a child of its own, until None comes."""
         process: WorkerProcess | None = None
-        while (task := self._tasks.get()) is not None:
+        while (task := self._tasks.get()[-1]) is not None:
             if self._closed:
                 self._shared.cancel(task)
             elif self._shared.begin(task):

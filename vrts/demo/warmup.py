@@ -27,6 +27,7 @@ from vrts.data.sampling import UniformSampler
 from vrts.demo.lessons import Lesson, VideoQuestion, teach
 from vrts.demo.model import PIXELS, build_model_folder
 from vrts.demo.perception import train_vision
+from vrts.demo.questions import FLASH, OBJECT, QuestionKind
 from vrts.demo.scenes import NUM_FRAMES
 from vrts.demo.videos import make_dataset
 from vrts.models.qwen import QwenPolicy
@@ -58,15 +59,21 @@ class Recipe:
     )
 
 
-def load_pool(folder: Path, num_videos: int, seed: int) -> list[VideoQuestion]:
+def load_pool(
+    folder: Path,
+    num_videos: int,
+    seed: int,
+    kinds: Sequence[QuestionKind] = (OBJECT, FLASH),
+) -> list[VideoQuestion]:
     """Make videos and questions, and decode all frames once.
 
     Args:
         folder: gets the files.
         num_videos: videos to make.
         seed: of the data set.
+        kinds: of question.
     """
-    annotations = make_dataset(folder, num_videos, seed)
+    annotations = make_dataset(folder, num_videos, seed, kinds)
     rows = [json.loads(line) for line in annotations.read_text().splitlines()]
     questions = VideoR1Reader(str(annotations)).read()
     decoder = FallbackDecoder([DecordDecoder(), PyAVDecoder()])

@@ -10,7 +10,7 @@ from vrts.models.policy import Policy, Prompts
 from vrts.models.sampling import mean_logprob, row_seed
 from vrts.prompts import parse_answer
 from vrts.types import Clip, Question, Round, Sample, Sampling
-from vrts.votes import VotingRule
+from vrts.votes import VotingRule, naming
 from vrts.voting import make_round
 
 
@@ -71,12 +71,13 @@ def ask(
 
     def stop_early(b: int, texts: Sequence[str | None], mean_logprobs: Sequence[float]) -> bool:
         question, clip = pairs[b]
-        return plan.rule.may_stop(
-            [None if text is None else parse_answer(text, question) for text in texts],
-            mean_logprobs,
-            [text is not None for text in texts],
-            is_last=plan.is_last(question, clip),
-        )
+        with naming(question):
+            return plan.rule.may_stop(
+                [None if text is None else parse_answer(text, question) for text in texts],
+                mean_logprobs,
+                [text is not None for text in texts],
+                is_last=plan.is_last(question, clip),
+            )
 
     rollout = policy.rollout(
         prompts,

@@ -526,10 +526,17 @@ class VideoQAModule(LightningModule):
         self._patience.satisfied = checkpoint.get("had_usable_video", True)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the answering side of a prediction run, as plain JSON values."""
+        """What identifies the answering side of a prediction run, as plain JSON values.
+
+        Sampling is that of `plan`, whoever has set it.
+        """
+        if self.policy.is_recorded:
+            return self.policy.fingerprint()
+        first, *others = self.plan.sampling
+        alike = all(sampling == first for sampling in others)
         return {
             **self.policy.fingerprint(),
             "max_new_tokens": self.max_new_tokens,
-            **asdict(self.evaluation),
+            **(asdict(first) if alike else {"sampling": list(map(asdict, self.plan.sampling))}),
             "seed": self.seed,
         }

@@ -44,6 +44,9 @@ class Policy(nn.Module, ABC):
     what takes time.
     """
 
+    is_recorded: bool = False
+    """Whether completions are given and not drawn: sampling, seed and limit then change none."""
+
     @property
     @abstractmethod
     def loaded(self) -> bool:

@@ -36,6 +36,8 @@ class ReplayPolicy(Policy):
         path: ``predictions.jsonl``, with the run's ``settings.json`` beside it.
     """
 
+    is_recorded = True
+
     def __init__(self, path: str) -> None:
         super().__init__()
         self._recording = Recording(Path(path))
