@@ -1,4 +1,4 @@
-"""The command line: ``vrts fit | validate | test | predict --config …``."""
+"""The command line: ``vrts fit | validate | test | predict | export --config …``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
+from vrts.exporting import ExportingTrainer, prepare_export
 from vrts.models import advantages, objectives, qwen, reference, rewards, strategy
 from vrts.models import replay as replay_policy
 from vrts.models.module import VideoQAModule
@@ -84,6 +85,14 @@ class VrtsCLI(LightningCLI):
         """Options that belong together are given once."""
         parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and export."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint alone: it holds no options, and to read it takes long."""
+
     def before_instantiate_classes(self) -> None:
         """Settle what depends on several options.
 
@@ -95,6 +104,9 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to go on from does not exist.
         """
         config = self.config[self.subcommand]
+        if self.subcommand == "export":
+            prepare_export(config)
+            return
         strategy = config.trainer.strategy
         _check_checkpoint(config.get("ckpt_path"), strategy)
         if config.get("return_predictions", False) is None:
@@ -179,6 +191,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
     return VrtsCLI(
         VideoQAModule,
         VideoQADataModule,
+        trainer_class=ExportingTrainer,
         args=args,
         seed_everything_default=0,
         auto_configure_optimizers=False,
