@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vrts.prompts import PromptTemplate
 
-ADAPTER, MERGED, FULL = "LoRA adapter", "model with its LoRA adapter merged in", "model"
+ADAPTER, MERGED, FULL = "adapter", "merged", "full"
+"""What a folder holds: an adapter alone, a model with an adapter merged in, or a trained model."""
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
 """What Markdown or HTML would read as more than text within a line."""
 
@@ -79,7 +80,7 @@ def render_card(
     return environment.get_template("model_card.md.j2").render(
         metadata=_metadata(kind, facts, model_type),
         name=name,
-        kind=kind,
+        is_merged=kind == MERGED,
         is_adapter=kind == ADAPTER,
         dtype=dtype,
         facts=facts,

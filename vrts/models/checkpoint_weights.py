@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -46,6 +48,9 @@ HARMLESS = frozenset(
 )
 """Names that torch pickles into `METADATA`, beside those of dtypes."""
 
+DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""What reading a damaged file raises."""
+
 
 def load_trained(module: nn.Module, path: Path) -> dict[str, Any]:
     """Load trained weights of a checkpoint into a module.
@@ -64,8 +69,11 @@ def load_trained(module: nn.Module, path: Path) -> dict[str, Any]:
         return _load_folder(module, path) if path.is_dir() else _load_file(module, path)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except (*DAMAGE, CheckpointException) as error:
+        cause: BaseException = error
+        if isinstance(error, CheckpointException):
+            cause = next(iter(error.failures.values()))[0]  # of the one process that reads here
+        first = str(cause).strip().partition("\n")[0]
         raise InputError(
             f"--ckpt_path: {path} is no checkpoint of vrts fit, or a damaged one ({first}); give "
             "another"
@@ -103,7 +111,10 @@ def _load_folder(module: nn.Module, path: Path) -> dict[str, Any]:
     check_same_model(module, {"state_dict": tensors})
     named = dict(module.named_parameters(remove_duplicate=False))
     target = {PREFIX.rstrip("."): {name: named[name].data for name in sizes}}
-    load(target, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        # this is one process on purpose
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(target, storage_reader=reader, no_dist=True)
     rest = torch.load(path / REST, "cpu", mmap=True, weights_only=True)
     assert isinstance(rest, dict)
     return rest
