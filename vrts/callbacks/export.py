@@ -18,6 +18,7 @@ from vrts.callbacks.model_card import write_card
 from vrts.callbacks.recipe import training_facts
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
+from vrts.types import InputError
 
 FACTS = "training"
 """Key in a checkpoint under which it says what it was trained with, for `vrts export`."""
@@ -48,8 +49,13 @@ class ExportPretrained(Callback):
         Raises:
             InputError: it cannot, or holds something else than an earlier export.
         """
-        if stage == "fit" and trainer.is_global_zero:
-            prepare_target(self._folder(trainer), "ExportPretrained.output_dir")
+        if stage != "fit":
+            return
+        problem = self._problem(trainer) if trainer.is_global_zero else None
+        # all processes raise what the first one found, so that none waits for it in vain
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise InputError(problem)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best accuracy, for the model card."""
@@ -100,6 +106,14 @@ class ExportPretrained(Callback):
                 "validation": {name: dict(best) for name, best in self._validation.items()},
             },
         }
+
+    def _problem(self, trainer: Trainer) -> str | None:
+        """Why the folder cannot be written, or None."""
+        try:
+            prepare_target(self._folder(trainer), "ExportPretrained.output_dir")
+        except InputError as error:
+            return str(error)
+        return None
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output_dir or Path(trainer.default_root_dir) / "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def render_card(
             (_class(reward), reward.get("weight"), _options({**reward, "weight": None}))
             for reward in recipe["rewards"]
         ],
+        prompt=shlex.quote(json.dumps(prompt)) if prompt else None,
         template=f"PromptTemplate({arguments})",
         resolution=", ".join(f"{key}={python_text(value)}" for key, value in resolution.items()),
         num_frames=recipe.get("num_frames", 32),
