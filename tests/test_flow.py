@@ -19,7 +19,11 @@ ALLOWED = {
         *("types", "terminal", "prompts", "votes", "voting", "data", "models", "callbacks")
     },
     "checkpoint_paths": {"types", "models"},
-    "cli": {"types", "terminal", "votes", "data", "models", "callbacks", "checkpoint_paths"},
+    "exporting": {"types", "data", "models", "callbacks", "checkpoint_paths"},
+    "cli": {
+        *("types", "terminal", "votes", "data", "models", "callbacks"),
+        *("checkpoint_paths", "exporting"),
+    },
     "demo": {"types", "prompts", "data", "models", "cli", "demo"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -32,14 +32,14 @@ def keep_in_run_folder(trainer: Any) -> None:
 
 
 def find_checkpoint(config: Any, subcommand: str) -> None:
-    """Find out before the weights are loaded whether there is a checkpoint for the strategy.
+    """Find out before the weights are loaded whether there is a checkpoint.
 
     Args:
-        config: of a subcommand; ``last`` is replaced by what it is.
+        config: of a subcommand; its ``last`` is replaced by what that is.
         subcommand: only ``fit`` may begin without a checkpoint.
 
     Raises:
-        InputError: there is none, or not of this kind.
+        InputError: there is none, or a damaged one.
     """
     given = config.get("ckpt_path")
     if given == "best":
@@ -54,19 +54,31 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
             f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
             "folder of its run), or last for the newest one"
         )
-    strategy = config.trainer.strategy
-    name = str(getattr(strategy, "class_path", strategy))
-    if path.is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
-        raise InputError(
-            f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
-            f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
-        )
     if path.is_file() and not is_complete(path):
         raise InputError(
             f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
             "the newest one that is complete"
         )
     config.ckpt_path = str(path)
+
+
+def check_kind(config: Any) -> None:
+    """Refuse a sharded checkpoint where the strategy cannot read it.
+
+    Args:
+        config: of a subcommand.
+
+    Raises:
+        InputError: the checkpoint is a folder, and the strategy knows files only.
+    """
+    path = config.get("ckpt_path")
+    strategy = config.trainer.strategy
+    name = str(getattr(strategy, "class_path", strategy))
+    if path and Path(path).is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
+        raise InputError(
+            f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
+            f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
+        )
 
 
 def _find_last(trainer: Any, subcommand: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The command line: ``vrts fit | validate | test | predict --config …``."""
+"""The command line: ``vrts fit | validate | test | predict | export --config …``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from vrts.callbacks import (
     writer,
 )
 from vrts.callbacks.report import callback as report
-from vrts.checkpoint_paths import find_checkpoint, keep_in_run_folder
+from vrts.checkpoint_paths import check_kind, find_checkpoint, keep_in_run_folder
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, recorded, sampling
 from vrts.data.benchmarks import (
     cgbench,
@@ -46,6 +46,7 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
+from vrts.exporting import ExportingTrainer, prepare_export
 from vrts.models import (
     advantages,
     checkpoint_files,
@@ -103,6 +104,11 @@ class VrtsCLI(LightningCLI):
         """Options that belong together are given once."""
         parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and export."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer; its checkpoints are written whole or not at all.
 
@@ -141,6 +147,9 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to go on from does not exist.
         """
         config = self.config[self.subcommand]
+        if self.subcommand == "export":
+            prepare_export(config)
+            return
         if config.get("return_predictions", False) is None:
             config.return_predictions = False
         _spare_cores(config.data.num_workers)
@@ -148,6 +157,7 @@ class VrtsCLI(LightningCLI):
             _ask_what_is_replayed(config)
         keep_in_run_folder(config.trainer)
         find_checkpoint(config, str(self.subcommand))
+        check_kind(config)
 
     def after_fit(self) -> None:
         """Tell of a run that had nothing left to do."""
@@ -210,6 +220,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
     return VrtsCLI(
         VideoQAModule,
         VideoQADataModule,
+        trainer_class=ExportingTrainer,
         args=args,
         seed_everything_default=0,
         auto_configure_optimizers=False,

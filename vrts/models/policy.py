@@ -139,10 +139,17 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, merge: bool = False) -> None:
         """Write weights (or adapter), tokenizer and processor as a Hugging Face folder.
 
         Where weights are sharded every process has to call it; the first one writes.
+
+        Args:
+            folder: to write to.
+            merge: where there is an adapter, write a model with it merged in instead.
+
+        Raises:
+            InputError: the adapter cannot be merged, or the folder cannot be written to.
         """
 
     def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:

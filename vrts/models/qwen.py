@@ -39,10 +39,10 @@ from vrts.models.qwen_loading import (
     weights_stamp,
 )
 from vrts.models.qwen_prompts import QwenPrompts
+from vrts.models.qwen_saving import save_model
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
 from vrts.models.shard_loading import fill, local_folder, pretended_on_cpu
-from vrts.models.sharding import full_state
 from vrts.models.stopping import HostChecks
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Rollout, Sample, Sampling
@@ -368,20 +368,9 @@ class QwenPolicy(Policy):
         with self.model.disable_adapter():
             yield
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, merge: bool = False) -> None:
         """See `Policy.save_pretrained`."""
-        if isinstance(self.model, PeftModel):
-            for config in self.model.peft_config.values():
-                base = str(config.base_model_name_or_path)
-                # a relative path would be found from the present working directory alone
-                config.base_model_name_or_path = str(
-                    Path(base).resolve() if Path(base).is_dir() else base
-                )
-        state = full_state(self.model) if isinstance(self, FSDPModule) else None
-        if state is not None and not state:
-            return  # another process writes
-        self.model.save_pretrained(folder, state_dict=state)
-        self.processor.save_pretrained(folder)
+        save_model(self.model, self.processor, folder, merge, isinstance(self, FSDPModule))
 
     def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
         """See `Policy.layers`."""

@@ -29,6 +29,11 @@ LANGUAGE_MODEL_LINEAR = (
 ADAPTER_CONFIG = "adapter_config.json"
 """What tells a folder with a LoRA adapter from one with a whole model."""
 
+REMOTE_CODE = (
+    "model.policy.path: {where} asks for Python code that comes with the model (auto_map), and "
+    "vrts runs none; where transformers' own classes fit, remove that entry from a local copy"
+)
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -50,7 +55,8 @@ def find_model(name_or_path: str) -> None:
     """Check what can be checked about a model without loading it.
 
     Raises:
-        InputError: a local folder lacks its configuration or its weights.
+        InputError: a local folder lacks its configuration or its weights, or asks for code of its
+            own.
     """
     folder = Path(name_or_path)
     if not folder.exists():
@@ -60,6 +66,8 @@ def find_model(name_or_path: str) -> None:
                 "format, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
             )
         return
+    for path in sorted(folder.glob("*config.json")):
+        _refuse_code(path)
     if (folder / ADAPTER_CONFIG).is_file():
         return
     if not (folder / "config.json").is_file():
@@ -72,6 +80,20 @@ def find_model(name_or_path: str) -> None:
             f"model.policy.path: {folder} has no weights (*.safetensors); download them, or "
             "convert other formats to safetensors first (pickled weights are not loaded)"
         )
+
+
+def _refuse_code(path: Path) -> None:
+    """Refuse a configuration that asks for Python code which comes with the model.
+
+    Raises:
+        InputError: it does.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # whoever needs the file tells what is wrong with it
+    if isinstance(config, dict) and config.get("auto_map"):
+        raise InputError(REMOTE_CODE.format(where=path))
 
 
 def load_processor(name_or_path: str) -> Any:
@@ -155,11 +177,13 @@ def load_empty_model(name_or_path: str, dtype: Dtype, attn_implementation: str |
 
 
 def check_type(config: Any, name: str) -> None:
-    """Refuse a model of another architecture.
+    """Refuse a model of another architecture, or with code of its own.
 
     Raises:
         InputError: it is one.
     """
+    if getattr(config, "auto_map", None):
+        raise InputError(REMOTE_CODE.format(where=f"the configuration of {name}"))
     if config.model_type not in MODEL_TYPES:
         raise InputError(
             f"model.policy.path: {name} is of type {config.model_type!r}; "

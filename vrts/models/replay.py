@@ -149,7 +149,7 @@ class ReplayPolicy(Policy):
         """Refuse; raises `InputError`."""
         self._refuse()
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, merge: bool = False) -> None:
         """Refuse; raises `InputError`."""
         self._refuse()
 

@@ -1,0 +1,90 @@
+"""Folders of others: nothing in them is unpickled or run."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from tests.models.test_qwen import perturb_adapter
+from vrts.models.qwen_loading import Lora, check_type
+from vrts.types import InputError
+
+OWN = "raise SystemExit('code of the folder has run')\n"
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    """A copy of the model, with code beside it."""
+    copy = shutil.copytree(model_folder, tmp_path / "model")
+    (copy / "own.py").write_text(OWN)
+    return copy
+
+
+def edit(path, **values):
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(config | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("config.json", "AutoConfig"),
+        ("config.json", "AutoModelForImageTextToText"),
+        ("processor_config.json", "AutoProcessor"),
+        ("tokenizer_config.json", "AutoTokenizer"),
+        ("preprocessor_config.json", "AutoImageProcessor"),
+    ],
+)
+def test_code_of_its_own_is_refused_by_name(load_policy, folder, name, key):
+    edit(folder / name, auto_map={key: "own.Own"})
+    with pytest.raises(InputError, match=rf"model/{name} asks for Python code .*\(auto_map\)"):
+        load_policy(folder)
+
+
+def test_a_base_with_code_is_refused_behind_an_adapter(load_policy, folder, tmp_path):
+    policy = load_policy(folder, lora=Lora(rank=4))
+    perturb_adapter(policy)
+    policy.save_pretrained(tmp_path / "adapter")
+    edit(folder / "config.json", auto_map={"AutoConfig": "own.Own"})
+    with pytest.raises(InputError, match=r"model/config\.json asks for Python code"):
+        load_policy(tmp_path / "adapter")
+
+
+def test_so_is_a_model_of_the_hub(load_policy):
+    """Whose configuration is only known when it is loaded."""
+    config = load_policy().base.config
+    check_type(config, "some/model")
+    config.auto_map = {"AutoConfig": "own.Own"}
+    with pytest.raises(InputError, match="configuration of some/model asks for Python code"):
+        check_type(config, "some/model")
+
+
+class Hostile:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return exec, (OWN,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])
+def test_pickled_weights_are_refused_by_name(load_policy, folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(InputError, match=r"model has no weights \(\*\.safetensors\)"):
+        load_policy(folder)
+
+
+def test_pickled_weights_beside_others_are_not_read(load_policy, folder):
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile()))
+    (folder / "training_args.bin").write_bytes(pickle.dumps(Hostile()))
+    assert load_policy(folder).loaded
+
+
+def test_a_pickled_adapter_is_refused_by_name(load_policy, folder, tmp_path):
+    load_policy(folder, lora=Lora(rank=4)).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter/adapter_model.safetensors").unlink()
+    torch.save({}, tmp_path / "adapter/adapter_model.bin")
+    with pytest.raises(InputError, match=r"adapter has no adapter_model\.safetensors"):
+        load_policy(tmp_path / "adapter")

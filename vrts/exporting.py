@@ -1,0 +1,99 @@
+"""``vrts export``: the model of an existing checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from vrts.callbacks.export import FACTS, export_model
+from vrts.callbacks.export_folder import prepare_target
+from vrts.callbacks.recipe import training_facts
+from vrts.checkpoint_paths import find_checkpoint, keep_in_run_folder
+from vrts.models.checkpoint_weights import load_trained
+from vrts.models.module import VideoQAModule
+from vrts.types import InputError
+
+WHOLE_PRECISIONS = ("bf16-true", "16-true")
+"""Under these a run converts its weights, and so does their export."""
+
+
+class ExportingTrainer(Trainer):
+    """Lightning's Trainer, which can also export."""
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        output_dir: str,
+        ckpt_path: str | None = "last",
+        merge: bool = False,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Write the model of a checkpoint as a Hugging Face folder.
+
+        It takes one process on the CPU, whatever the run took.
+
+        Args:
+            model: of the run's configuration.
+            datamodule: of the run's configuration; its files are not needed.
+            output_dir: folder to write; one with an earlier export is replaced.
+            ckpt_path: a file that fit wrote, or a folder where it was sharded; ``last`` for the
+                newest of the run.
+            merge: write the whole model with its LoRA adapter merged in, in the base model's dtype
+                (``--model.policy.init_args.dtype float32`` for float32).
+            weights_only: null or true; checkpoints are never unpickled here.
+
+        Raises:
+            InputError: no such checkpoint, or of another model; the base model is missing; the
+                folder holds something else, or there is no room.
+        """
+        assert isinstance(model, VideoQAModule)
+        if weights_only is False:
+            raise InputError("--weights_only: vrts export does not unpickle; leave it null")
+        folder, path = Path(output_dir), Path(str(ckpt_path))
+        prepare_target(folder, "--output_dir")
+        model.policy.load()
+        self.precision_plugin.convert_module(model)
+        checkpoint = load_trained(model, path)
+        facts = checkpoint.get(FACTS) or {
+            **training_facts(self, model, datamodule),
+            "steps": checkpoint.get("global_step"),
+            "metrics": {"training": {}, "validation": {}},
+        }
+        export_model(model.policy.eval(), folder, merge, facts)
+        rank_zero_info(f"wrote the model of {path} (step {facts['steps']}) to {folder}")
+
+
+def prepare_export(config: Namespace) -> None:
+    """Find the checkpoint, and leave of the Trainer's options what one CPU process can take.
+
+    Args:
+        config: of the subcommand; is changed.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    trainer = config.trainer
+    config.ckpt_path = config.ckpt_path or "last"
+    keep_in_run_folder(trainer)
+    find_checkpoint(config, "export")
+    chosen: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "precision": trainer.precision if trainer.precision in WHOLE_PRECISIONS else "32-true",
+        "callbacks": [],
+        "logger": False,
+        "plugins": None,
+        "profiler": None,
+        "sync_batchnorm": False,
+        "enable_checkpointing": False,
+    }
+    for name, value in chosen.items():
+        setattr(trainer, name, value)

@@ -1,0 +1,94 @@
+"""Writing a model, or its adapter, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from vrts.models.merging import check_mergeable, merge_adapters
+from vrts.models.sharding import full_state
+from vrts.types import InputError
+
+MAX_ROUNDING = 0.05
+"""Share of a merged update that rounding may change without a warning."""
+
+_log = logging.getLogger(__name__)
+
+
+def save_model(model: Any, processor: Any, folder: Path, merge: bool, is_sharded: bool) -> None:
+    """Write weights or adapter as safetensors, generation config and processor.
+
+    Merged weights keep the dtype that the base model is held in. In bfloat16 a small update is
+    partly rounded away; the log tells how much of it.
+
+    Args:
+        model: transformers' model, or peft's around it. It stays as it is.
+        processor: of the model.
+        folder: to write to.
+        merge: write a model with its adapter merged in, in place of the adapter.
+        is_sharded: each process holds a part of the weights; all of them have to call this, the
+            first one writes.
+
+    Raises:
+        InputError: the adapter cannot be merged, or the folder cannot be written to.
+    """
+    merge = merge and isinstance(model, PeftModel)
+    if merge:
+        model = model.get_base_model()
+        check_mergeable(model)
+    elif isinstance(model, PeftModel):
+        _name_base(model)
+    state = full_state(model) if is_sharded else dict(model.state_dict())
+    if not state:
+        return  # another process writes
+    if merge:
+        rounding, dtype = merge_adapters(model, state), str(model.dtype).removeprefix("torch.")
+        _log.log(
+            logging.WARNING if rounding > MAX_ROUNDING else logging.INFO,
+            "merged the adapter: rounding to %s changed the update by %.2g %%; the adapter alone "
+            "is exact, and so is merging where model.policy.init_args.dtype is float32",
+            dtype,
+            100 * rounding,
+        )
+    try:
+        _check_space(folder, model, state)
+        model.save_pretrained(folder, state_dict=state)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base.generation_config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write the model to {folder}: {error}; make room or give another folder, then "
+            "write it from the run's checkpoint with vrts export"
+        ) from error
+
+
+def _name_base(model: PeftModel) -> None:
+    """Let the adapter name its base model as it is found from any working directory."""
+    for config in model.peft_config.values():
+        base = str(config.base_model_name_or_path)
+        config.base_model_name_or_path = str(Path(base).resolve() if Path(base).is_dir() else base)
+
+
+def _check_space(folder: Path, model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Find out before anything is written whether it fits.
+
+    Raises:
+        OSError: it does not.
+    """
+    written = state
+    if isinstance(model, PeftModel):
+        written = {name: tensor for name, tensor in state.items() if "lora_" in name}
+    # tied weights are written once
+    sizes = {t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in written.values()}
+    needed = sum(sizes.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"it takes {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free")
