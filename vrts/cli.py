@@ -29,6 +29,7 @@ from vrts.callbacks import (
     progress,
     replay,
     samples,
+    throughput,
     writer,
 )
 from vrts.callbacks.report import callback as report
@@ -52,7 +53,8 @@ from vrts.types import InputError
 
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
-    votes, asking, curves, densify, export, interruption, progress, replay, report, samples, writer,
+    votes, asking, curves, densify, export, interruption, progress, replay, report, samples,
+    throughput, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, objectives, qwen, reference, replay_policy, rewards, strategy,

@@ -9,7 +9,7 @@ from tests.models.conftest import make_sample
 from vrts.models import qwen_flops
 from vrts.models.flops import Matrices, attention_flops, frame_pairs, visible_pairs, window_pairs
 from vrts.models.qwen_loading import Lora
-from vrts.types import Rollout
+from vrts.types import Rollout, Sampling
 
 LENGTHS = [[5, 9, 2], [1, 12, 7], [3, 3, 4]]
 
@@ -63,7 +63,7 @@ def test_operations_are_those_that_torch_counts(kind, load_policy, samples, monk
     updated = counted(lambda: policy.score(prompts, rollout, 1.0).logprobs.sum().backward())
     # backward computes the head's logits again, which is not work done
     assert updated - head == pytest.approx(work.update_flops, rel=0.01)
-    assert policy.freeze_vision is (kind != "vision") and work.trains_vision is (kind == "vision")
+    assert work.trains_vision is (kind == "vision")
 
 
 def test_checkpointing_does_not_count(load_policy, samples):
@@ -83,8 +83,6 @@ def test_checkpointing_does_not_count(load_policy, samples):
 
 def test_sampling_computes_what_one_scoring_does(load_policy):
     """Prefill and decoding forward the same tokens as the shared pass, by the same pairs."""
-    from vrts.types import Sampling
-
     policy = load_policy()
     sample = [make_sample(5, 6, (56, 56), "What?")]
     prompts = policy.encode(sample, 8)

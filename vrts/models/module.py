@@ -39,6 +39,7 @@ from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
 from vrts.models.sharding import Sharder, Sharding, announce, keep_company, stand_in
 from vrts.models.temporal import TemporalReward
+from vrts.models.work import BatchWork
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail
 
@@ -120,6 +121,8 @@ class VideoQAModule(LightningModule):
         self.last_rollout: RolloutRecord | None = None
         """Of the newest batch, for callbacks that show or keep completions; None before the first
         batch and after one without a usable video."""
+        self.work = BatchWork()
+        """What the newest batch took on this process, for callbacks that watch the speed."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
         self._collect = Collector(
@@ -223,6 +226,7 @@ class VideoQAModule(LightningModule):
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
+        self.work = BatchWork()
         samples = self._usable(batch)
         skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
         if self._needs_rollout(batch, batch_idx):
@@ -231,6 +235,7 @@ class VideoQAModule(LightningModule):
         experience = self._experience
         if experience is None:
             return self._no_loss(skipped)
+        self.work.update = self.policy.workload(experience.prompts, experience.groups.rollout)
         scores = self.policy.score(experience.prompts, experience.groups.rollout, self.temperature)
         completions = experience.completions(scores.logprobs, self.max_new_tokens)
         terms = self.objective(completions, self._mean_over_processes)
@@ -317,6 +322,8 @@ class VideoQAModule(LightningModule):
         if self.is_sharded and not samples:
             asked = [stand_in(batch[0].question)]  # the others need this process to gather weights
         found = self._collect(asked, self._epoch(), self._mean_over_processes)
+        self.work.rollout_waiting_s = self.work.waiting_s
+        self.work.rollout_s = time.perf_counter() - start_s - self.work.waiting_s
         nothing = torch.zeros(0, dtype=torch.float32, device=self.device)
         rewards = found.groups.total if found and samples else nothing
         advantages = self.objective.advantages(
@@ -337,6 +344,10 @@ class VideoQAModule(LightningModule):
         speed = found.num_tokens / max(seconds, 1e-9)
         metrics = found.metrics | {"rollout_s": seconds, "tokens_per_s": speed}
         mask = self._counted(rollout)
+        self.work.num_questions = len(samples)
+        self.work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
+        self.work.sampled = found.sampled
+        self.work.has_reference = reference is not None
         made = Experience(found.groups, found.prompts, advantages, mask, reference, metrics)
         self.last_rollout = made.record()
         return made
@@ -382,7 +393,9 @@ class VideoQAModule(LightningModule):
         """Average a number over the processes that train together."""
         # offloaded gradients are not where processes exchange numbers
         value = value.detach().to(self.device)
+        start_s = time.perf_counter()
         mean = self.trainer.strategy.reduce(value, reduce_op="mean")
+        self.work.waiting_s += time.perf_counter() - start_s
         assert isinstance(mean, torch.Tensor)
         return mean
 
