@@ -31,6 +31,7 @@ from vrts.callbacks import (
     replay,
     samples,
     step_checkpoint,
+    throughput,
     writer,
 )
 from vrts.callbacks.report import callback as report
@@ -71,7 +72,7 @@ from vrts.votes import VoteError
 # Importing a plug-in makes its short class name known to YAML files and to --help.
 PLUGINS = (
     votes, asking, curves, densify, export, interruption, progress, replay, report, samples,
-    step_checkpoint, writer,
+    step_checkpoint, throughput, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
     advantages, checkpoint_files, fsdp1, objectives, qwen, reference, replay_policy, rewards,

@@ -1,8 +1,10 @@
 """Streams of batches, decoded ahead in the order they are asked for."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 from vrts.data.position import Position
@@ -84,11 +86,23 @@ class SampleStream:
         self._position = position
         self._watcher = watcher
         self._num_batches = len(batches(start())) * repeats
+        self.waited_s = 0.0
+        """How long batches were waited for so far, in all epochs."""
 
     def __len__(self) -> int:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
+        with closing(self._decoded()) as batches:
+            while True:
+                start_s = time.perf_counter()
+                batch = next(batches, None)
+                self.waited_s += time.perf_counter() - start_s
+                if batch is None:
+                    return
+                yield batch
+
+    def _decoded(self) -> Generator[Batch, None, None]:
         position = self._position()
         repeated = position.num_repeats
         waiting = iter(self._batches(position))

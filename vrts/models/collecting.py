@@ -13,6 +13,7 @@ from vrts.models.policy import Policy, Prompts
 from vrts.models.rewards import MIN_SCORE, Reward, accuracy_score, total_reward
 from vrts.models.sampling import row_seed
 from vrts.models.temporal import TemporalReward, shuffle_frames, temporal_bonus
+from vrts.models.work import Sampled
 from vrts.types import Question, Sample, Sampling
 
 
@@ -27,6 +28,8 @@ class Collected:
     """Of all groups that were sampled, to log."""
     num_tokens: int
     """Of all completions in order that were sampled."""
+    sampled: Sampled
+    """All that was sampled."""
 
 
 class Collector:
@@ -66,6 +69,7 @@ class Collector:
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
         self._seed = seed
+        self._sampled = Sampled()
 
     def __call__(self, samples: Sequence[Sample], epoch: int, reduce: Reduce) -> Collected | None:
         """Sample and reward groups; every process that trains has to take part.
@@ -82,6 +86,7 @@ class Collector:
             RewardError: a reward failed.
         """
         size = self._num_groups or len(samples)
+        self._sampled = Sampled()
         waiting = list(samples)
         tried: list[Groups] = []
         prompts: Prompts | None = None
@@ -103,13 +108,13 @@ class Collector:
         everything = join(tried)
         num_tokens = int(everything.rollout.lengths.sum())
         if rounds == 1:
-            return Collected(everything, prompts, everything.metrics(), num_tokens)
+            return Collected(everything, prompts, everything.metrics(), num_tokens, self._sampled)
         # Useful ones first; others only fill up, so that every process trains on as many.
         useless = (~everything.have_signal()).tolist()
         order = sorted(range(len(useless)), key=useless.__getitem__)
         chosen = everything.take(order[:size])
         prompts = self._policy.encode(chosen.samples, self._max_new_tokens)
-        return Collected(chosen, prompts, everything.metrics(), num_tokens)
+        return Collected(chosen, prompts, everything.metrics(), num_tokens, self._sampled)
 
     def _try(
         self, samples: Sequence[Sample], epoch: int, reduce: Reduce
@@ -123,6 +128,7 @@ class Collector:
         questions = [s.question for s in samples for _ in range(G)]
         seeds = [row_seed(self._seed, epoch, q.id, n % G) for n, q in enumerate(questions)]
         rollout = self._policy.rollout(prompts, self._sampling(G), seeds, self._max_new_tokens)
+        self._sampled.add(self._policy, prompts, rollout)
         completions = rollout.completions(self._max_new_tokens)
         total, rewards = total_reward(self._rewards, completions, questions)
         if self._temporal is not None:
@@ -170,6 +176,7 @@ class Collector:
         ]
         prompts = self._policy.encode(shuffled, self._max_new_tokens)
         rollout = self._policy.rollout(prompts, self._sampling(G), seeds, self._max_new_tokens)
+        self._sampled.add(self._policy, prompts, rollout)
         if not videos:
             return {}
         scores = _scores(rollout.texts, questions).view(-1, G)

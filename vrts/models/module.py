@@ -44,6 +44,7 @@ from vrts.models.sampling import row_seed
 from vrts.models.seeding import seed_globally
 from vrts.models.sharding import Sharder, Sharding, announce, keep_company, stand_in
 from vrts.models.temporal import TemporalReward
+from vrts.models.work import BatchWork
 from vrts.terminal import printable
 from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
 from vrts.voting import decide, fail
@@ -128,6 +129,8 @@ class VideoQAModule(LightningModule):
         batch and after one without a usable video."""
         self.num_batches_trained = 0
         """On this process, since it was started."""
+        self.work = BatchWork()
+        """What the newest batch took on this process, for callbacks that watch the speed."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
         self._collect = Collector(
@@ -239,6 +242,7 @@ class VideoQAModule(LightningModule):
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         seed_globally(row_seed(self.seed, "batch", done, self.global_rank))
+        self.work = BatchWork()
         samples = self._usable(batch)
         skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
         if self._needs_rollout(batch, batch_idx):
@@ -247,6 +251,7 @@ class VideoQAModule(LightningModule):
         experience = self._experience
         if experience is None:
             return self._no_loss(skipped)
+        self.work.update = self.policy.workload(experience.prompts, experience.groups.rollout)
         scores = self.policy.score(experience.prompts, experience.groups.rollout, self.temperature)
         completions = experience.completions(scores.logprobs, self.max_new_tokens)
         terms = self.objective(completions, self._mean_over_processes)
@@ -344,6 +349,8 @@ class VideoQAModule(LightningModule):
         if self.is_sharded and not samples:
             asked = [stand_in(batch[0].question)]  # the others need this process to gather weights
         found = self._collect(asked, self._epoch(), self._mean_over_processes)
+        self.work.rollout_waiting_s = self.work.waiting_s
+        self.work.rollout_s = time.perf_counter() - start_s - self.work.waiting_s
         nothing = torch.zeros(0, dtype=torch.float32, device=self.device)
         rewards = found.groups.total if found and samples else nothing
         advantages = self.objective.advantages(
@@ -364,6 +371,10 @@ class VideoQAModule(LightningModule):
         speed = found.num_tokens / max(seconds, 1e-9)
         metrics = found.metrics | {"rollout_s": seconds, "tokens_per_s": speed}
         mask = self._counted(rollout)
+        self.work.num_questions = len(samples)
+        self.work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
+        self.work.sampled = found.sampled
+        self.work.has_reference = reference is not None
         made = Experience(found.groups, found.prompts, advantages, mask, reference, metrics)
         self.last_rollout = made.record()
         return made
@@ -409,7 +420,9 @@ class VideoQAModule(LightningModule):
         """Average a number over the processes that train together."""
         # offloaded gradients are not where processes exchange numbers
         value = value.detach().to(self.device)
+        start_s = time.perf_counter()
         mean = self.trainer.strategy.reduce(value, reduce_op="mean")
+        self.work.waiting_s += time.perf_counter() - start_s
         assert isinstance(mean, torch.Tensor)
         return mean
 

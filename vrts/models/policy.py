@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vrts.models.flops import Workload
 from vrts.types import InputError, Question, Rollout, Sample, Sampling
 
 StopEarly = Callable[[int, Sequence[str | None], Sequence[float]], bool]
@@ -129,6 +130,15 @@ class Policy(nn.Module, ABC):
             rollout: N completions.
             temperature: logits are divided by it, as they were in sampling.
         """
+
+    def workload(self, prompts: Prompts, rollout: Rollout) -> Workload | None:
+        """Tokens and operations of sampling and scoring, or None where the policy cannot tell.
+
+        Args:
+            prompts: those that the rollout was sampled from.
+            rollout: N completions.
+        """
+        return None
 
     @abstractmethod
     def adapter_disabled(self) -> AbstractContextManager[None]:

@@ -20,12 +20,14 @@ from vrts.models.attention import Layout, PackedLayout
 from vrts.models.decode_layout import DecodeLayout
 from vrts.models.decoder import Decoder
 from vrts.models.decoding import CompletionBuffer
+from vrts.models.flops import Workload
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.head import ban, token_logprobs
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
 from vrts.models.pairs import pair_features, pair_keys
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
+from vrts.models.qwen_flops import qwen_workload
 from vrts.models.qwen_inputs import PromptEncoder, end_token_ids, vision_token_ids
 from vrts.models.qwen_loading import (
     Dtype,
@@ -356,6 +358,12 @@ class QwenPolicy(Policy):
             pad_sequence(list(logprobs.split(lengths)), batch_first=True),
             pad_sequence(list(entropy.split(lengths)), batch_first=True),
         )
+
+    def workload(self, prompts: Prompts, rollout: Rollout) -> Workload:
+        """See `Policy.workload`."""
+        assert isinstance(prompts, QwenPrompts)
+        lengths = rollout.lengths.view(len(prompts.encoded), -1).tolist()
+        return qwen_workload(self.base, prompts.encoded, lengths)
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:

@@ -1,0 +1,148 @@
+"""The throughput callback on real training runs of the tiny model."""
+
+import csv
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from tests.callbacks.plugins import FragileDecoder, ask
+from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from vrts.callbacks.throughput import ThroughputLog, compute_dtype
+from vrts.models.objectives import GRPO
+from vrts.types import InputError
+
+
+class SlowDecoder(FragileDecoder):
+    """Takes a while for each video."""
+
+    def decode(self, *args, **kwargs):
+        time.sleep(0.5)
+        return super().decode(*args, **kwargs)
+
+
+def fit(folder, model_folder, train, callback, ckpt_path=None, data=None, more=(), **options):
+    module = make_module(make_policy(model_folder), objective=GRPO(beta=0))
+    logger = CSVLogger(folder, name="logs")
+    defaults = {"max_epochs": 1, "logger": logger, "log_every_n_steps": 1}
+    trainer = make_trainer(folder, [callback, *more], **(defaults | options))
+    datamodule = make_data(train=train, batch_size=2, shuffle=False, **(data or {}))
+    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row.get("throughput/step_s")]
+
+
+def numbers(row):
+    return {
+        name.removeprefix("throughput/"): float(value)
+        for name, value in row.items()
+        if name.startswith("throughput/") and value
+    }
+
+
+def test_every_step_is_logged_and_its_times_add_up(tmp_path, model_folder, videos):
+    rows = fit(
+        tmp_path, model_folder, questions(videos["long"], 6), ThroughputLog(peak_tflops=0.001)
+    )
+    assert [int(row["step"]) for row in rows] == [0, 1, 2]
+    for row in rows:
+        found = numbers(row)
+        parts = ("data_s", "rollout_s", "waiting_s", "update_s")
+        assert sum(found[part] for part in parts) == pytest.approx(found["step_s"], rel=1e-3)
+        assert all(found[part] > 0 for part in ("data_s", "rollout_s", "update_s"))
+        assert found["questions_per_s"] == pytest.approx(2 / found["step_s"], rel=1e-3)
+        assert found["frames_per_s"] == pytest.approx(8 / found["step_s"], rel=1e-3)
+        length = float(row["train/completion_length"])
+        tokens = found["rollout_tokens_per_s"] * found["rollout_s"]
+        assert tokens == pytest.approx(8 * length, rel=1e-3)
+        assert found["update_tokens_per_s"] * found["update_s"] > tokens
+        assert found["mfu_update"] > 0
+        assert found["mfu_step"] > 0
+        assert 0.05 < found["memory_gb"] < 50
+
+
+def test_without_a_known_peak_there_is_no_mfu(tmp_path, model_folder, videos):
+    rows = fit(tmp_path, model_folder, questions(videos["long"], 2), ThroughputLog())
+    assert not any("mfu" in name for name in rows[0])
+
+
+def test_a_step_without_a_usable_video_counts_no_question(tmp_path, model_folder, videos):
+    train = questions(videos["damaged"], 2, "x") + questions(videos["long"], 2)
+    rows = fit(tmp_path, model_folder, train, ThroughputLog())
+    first, second = map(numbers, rows)
+    assert first["questions_per_s"] == 0
+    assert "rollout_tokens_per_s" not in first or first["rollout_tokens_per_s"] == 0
+    assert second["questions_per_s"] > 0
+
+
+def test_several_batches_and_steps_are_added_up(tmp_path, model_folder, videos):
+    rows = fit(
+        tmp_path,
+        model_folder,
+        questions(videos["long"], 16),
+        ThroughputLog(every_n_steps=2),
+        accumulate_grad_batches=2,
+    )
+    # Lightning gives loggers the last value again where there is no new one
+    assert [int(row["step"]) for row in rows] == [1, 2, 3]
+    first, again, last = map(numbers, rows)
+    assert first == again
+    for row in (first, last):
+        assert row["questions_per_s"] * row["step_s"] == pytest.approx(8, rel=1e-3)
+
+
+def test_a_resumed_run_goes_on(tmp_path, model_folder, videos):
+    train = questions(videos["long"], 8)
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", save_last=True, every_n_train_steps=1)
+    fit(tmp_path, model_folder, train, ThroughputLog(), more=[keep], max_steps=2)
+    rows = fit(
+        tmp_path, model_folder, train, ThroughputLog(), ckpt_path=str(tmp_path / "kept/last.ckpt")
+    )
+    assert [int(row["step"]) for row in rows] == [2, 3]
+    assert all(0 < numbers(row)["data_share"] < 1 for row in rows)
+
+
+def test_a_slow_decoder_is_warned_of_once(tmp_path, model_folder, videos, caplog):
+    callback = ThroughputLog(window=2)
+    copies = [shutil.copy(videos["long"], tmp_path / f"{i}.mp4") for i in range(12)]
+    train = [ask(f"q{i}", str(path)) for i, path in enumerate(copies)]  # one video comes once
+    with caplog.at_level(logging.WARNING, "vrts.callbacks.throughput"):
+        rows = fit(
+            tmp_path,
+            model_folder,
+            train,
+            callback,
+            data={"decoder": SlowDecoder()},
+        )
+    said = [record.getMessage() for record in caplog.records]
+    found = [text for text in said if "waiting for data" in text]
+    # the last batch was decoded with the one before it
+    assert all(numbers(row)["data_share"] > 0.2 for row in rows[:-1])
+    assert len(found) == 1
+    assert found[0].startswith("step 3: waiting for data takes ")
+    assert "set data.num_workers above 0" in found[0]
+
+
+def test_bad_options_are_named():
+    with pytest.raises(InputError, match=r"ThroughputLog\.lag must be above 1, got 0\.5"):
+        ThroughputLog(lag=0.5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("bf16-mixed", torch.bfloat16),
+        ("bf16-true", torch.bfloat16),
+        ("16-mixed", torch.float16),
+        ("32-true", torch.float32),
+        ("64-true", torch.float64),
+    ],
+)
+def test_the_dtype_of_a_precision(precision, dtype):
+    assert compute_dtype(precision) == dtype

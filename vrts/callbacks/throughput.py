@@ -1,0 +1,184 @@
+"""Watching the speed of training: rates and memory to the logger, and warnings that name causes."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any, cast
+
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.throughput import get_available_flops
+
+from vrts.callbacks.lag import Limits, Setup, find_causes
+from vrts.callbacks.speed import NUM_FIELDS, Interval, over_ranks, rates, tell_waiting
+from vrts.data.datamodule import VideoQADataModule
+from vrts.data.streaming import SampleStream
+from vrts.models.module import VideoQAModule
+from vrts.types import InputError
+
+_log = logging.getLogger(__name__)
+
+
+class ThroughputLog(Callback):
+    """Logs under ``throughput/`` how fast training is, and warns of what holds it up.
+
+    Of the optimizer steps since the last time: seconds of steps, rollout, update, waiting for data
+    and waiting for the slowest process (``waiting_s``, see `tell_waiting`);
+    ``data_share`` and ``rollout_share`` of the time; sampled tokens a second of rollout; tokens of
+    prompts and completions a second of update; questions and frames a second; peak memory
+    (allocated and reserved on a GPU, else what the process has resident) in 10^9 bytes. ``mfu_``
+    is the share of the device's peak that the model's own operations are (`vrts.models.flops`), in
+    the update, the reference's scoring included, and in the whole step. On more than one rank,
+    each is the mean, with the worst rank's value beside it (``/min`` or ``/max``) and those of
+    every rank (``/rank0``).
+
+    All processes are slowed down by the slowest. To tell which one it is, the times of data and
+    rollout are taken before the exchange at which they wait for each other. With sharded weights
+    that are gathered for each token, ranks decode in step and their rollouts take equally long.
+
+    It waits for the device once a batch, at its end, and exchanges a few numbers once an optimizer
+    step; nothing within rollout or update is changed. Validation and saving are in no time here.
+
+    Lightning's ``Throughput`` has no place for a step without questions, which it takes for a
+    mistake; its table of peaks is used.
+
+    Args:
+        every_n_steps: optimizer steps from one time to the next.
+        peak_tflops: 10^12 operations a second that the device can do in the Trainer's precision;
+            null takes Lightning's table, and leaves MFU out where that has no such device (an
+            H200's is 989 in bfloat16).
+        data_share: warn where waiting for data takes more of the time.
+        rollout_share: warn where the rollout takes more of the time.
+        lag: warn of a rank whose data or rollout takes so many times as long as usual.
+        window: times that warnings are about.
+        warn_every_n_steps: optimizer steps from a warning to the next one of the same cause.
+        num_ranks_shown: with more ranks than that, no rank has numbers of its own.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: PositiveInt = 1,
+        peak_tflops: PositiveFloat | None = None,
+        data_share: ClosedUnitInterval = 0.2,
+        rollout_share: ClosedUnitInterval = 0.8,
+        lag: PositiveFloat = 1.5,
+        window: PositiveInt = 10,
+        warn_every_n_steps: PositiveInt = 200,
+        num_ranks_shown: NonNegativeInt = 16,
+    ) -> None:
+        if lag <= 1:
+            raise InputError(f"ThroughputLog.lag must be above 1, got {lag}")
+        self.every_n_steps = int(every_n_steps)
+        self.peak_tflops = peak_tflops and float(peak_tflops)
+        self.limits = Limits(float(data_share), float(rollout_share), float(lag))
+        self.warn_every_n_steps = int(warn_every_n_steps)
+        self.num_ranks_shown = int(num_ranks_shown)
+        self.clock: Callable[[], float] = time.perf_counter
+        self._window: deque[list[Interval]] = deque(maxlen=int(window))
+        self._warned: dict[str, int] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count; of a run that goes on, from its present step on."""
+        device, flops = trainer.strategy.root_device, None
+        if self.peak_tflops is not None:
+            flops = self.peak_tflops * 1e12
+        elif device.type == "cuda":
+            flops = get_available_flops(device, compute_dtype(str(trainer.precision)))
+        self._peak_flops = flops
+        self._interval = Interval()
+        self._window.clear()
+        self._warned.clear()
+        self._logged_step = self._first_step = trainer.global_step
+        self._waited_s = 0.0
+        if not isinstance(trainer.train_dataloader, SampleStream):
+            _log.warning("ThroughputLog cannot tell the time that is spent waiting for data")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note when the batch has come."""
+        stream = trainer.train_dataloader
+        waited_s = stream.waited_s if isinstance(stream, SampleStream) else 0.0
+        self._data_s, self._waited_s = waited_s - self._waited_s, waited_s
+        self._start_s = self.clock()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch, and where a step's turn has come, log it."""
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what the batch started belongs to it
+        module = cast(VideoQAModule, pl_module)
+        self._interval.add(module.work, self._data_s, self.clock() - self._start_s)
+        # every rank makes as many steps, whatever becomes of its videos
+        if trainer.global_step < self._logged_step + self.every_n_steps:
+            return
+        self._logged_step = trainer.global_step
+        self._interval.memory_gb, self._interval.reserved_gb = memory_gb(device)
+        ranks = tell_waiting(_gathered(pl_module, self._interval))
+        self._interval = Interval()
+        found = over_ranks([rates(r, self._peak_flops) for r in ranks], self.num_ranks_shown)
+        for name, value in found.items():
+            pl_module.log(f"throughput/{name}", value, batch_size=1)
+        if self._logged_step > self._first_step + self.every_n_steps:
+            self._window.append(ranks)  # the first batch has to be waited for
+        if trainer.is_global_zero and len(self._window) == self._window.maxlen:
+            self._warn(trainer, module)
+
+    def _warn(self, trainer: Trainer, module: VideoQAModule) -> None:
+        """Say what holds training up, unless it was said already."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        known = isinstance(data, VideoQADataModule)
+        setup = Setup(
+            data.num_workers if known else None,
+            known and data.cache is not None,
+            module.max_new_tokens,
+            module.is_sharded and not module.sharding.resident_rollout,
+            max(trainer.world_size // trainer.num_nodes, 1),
+        )
+        ranks = [Interval.total(parts) for parts in zip(*self._window, strict=True)]
+        step = trainer.global_step
+        for cause in find_causes(ranks, self.limits, setup):
+            if step - self._warned.get(cause.kind, -self.warn_every_n_steps) < (
+                self.warn_every_n_steps
+            ):
+                continue
+            self._warned[cause.kind] = step
+            _log.warning("step %d: %s", step, cause.message)
+
+
+def _gathered(module: LightningModule, own: Interval) -> Sequence[Interval]:
+    """Intervals of all ranks; each has to ask."""
+    row = torch.tensor(astuple(own), dtype=torch.float64, device=module.device)
+    rows = module.all_gather(row)
+    assert isinstance(rows, torch.Tensor)
+    return [Interval(*values) for values in rows.view(-1, NUM_FIELDS).tolist()]
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """What a Trainer of some ``precision`` multiplies matrices in."""
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    if precision.startswith("16"):
+        return torch.float16
+    return torch.float64 if precision.startswith("64") else torch.float32
+
+
+def memory_gb(device: torch.device) -> tuple[float, float]:
+    """Peak memory in 10^9 bytes: allocated and reserved on a GPU; resident, and 0, on a CPU."""
+    if device.type == "cuda":
+        allocated, reserved = (
+            torch.cuda.max_memory_allocated(device),
+            torch.cuda.max_memory_reserved(device),
+        )
+        return allocated / 1e9, reserved / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 0.0

@@ -1,0 +1,104 @@
+"""Floating point operations of a model, counted by formula from its matrices and real tokens.
+
+Those of the model are counted, as for MFU (Chowdhery et al., 2022, arXiv 2204.02311, appendix B):
+what gradient checkpointing or a kernel computes again is not work done, and a pair of tokens that
+do not see each other costs nothing. A matrix costs two operations an element and token forward. In
+backward it costs two for the gradient of its input, and two more for its own where it is trained.
+Norms, rotations and activations are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a policy computes for B prompts and their N completions."""
+
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    vision_flops: float
+    """One forward of the vision tower."""
+    forward_flops: float
+    """The language model without gradient, every prompt forwarded once: log-probs of the
+    completions, and as many for prefilling and decoding them."""
+    backward_flops: float
+    """Of the log-probs, and of the vision tower where it is trained."""
+    trains_vision: bool
+
+    @property
+    def rollout_flops(self) -> float:
+        """Encoding the videos and sampling the completions."""
+        return self.vision_flops + self.forward_flops
+
+    @property
+    def scoring_flops(self) -> float:
+        """Log-probs without gradient, such as the reference's; the features are known."""
+        return self.forward_flops + self.trains_vision * self.vision_flops
+
+    @property
+    def update_flops(self) -> float:
+        """Log-probs with gradient, forward and backward."""
+        return self.scoring_flops + self.backward_flops
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """Elements of the matrices that every token goes through."""
+
+    total: int
+    trained: int
+    """Those with a gradient of their own."""
+    no_input_gradient: int = 0
+    """Those that read something nothing trained lies before, so that backward ends there."""
+
+    def forward(self, num_tokens: float) -> float:
+        """Operations of a forward."""
+        return 2.0 * self.total * num_tokens
+
+    def backward(self, num_tokens: float) -> float:
+        """Operations of a backward."""
+        return 2.0 * (self.total - self.no_input_gradient + self.trained) * num_tokens
+
+
+def visible_pairs(prompt_length: int, lengths: Sequence[int]) -> float:
+    """Pairs of tokens that see each other where completions share their prompt.
+
+    Args:
+        prompt_length: P.
+        lengths: forwarded tokens of each completion.
+    """
+    own = sum(n * prompt_length + n * (n + 1) / 2 for n in lengths)
+    return prompt_length * (prompt_length + 1) / 2 + own
+
+
+def attention_flops(width: int, pairs: float) -> float:
+    """Two products, of queries with keys and of weights with values, forward; backward is twice it.
+
+    Args:
+        width: heads times their size, summed over layers.
+        pairs: of tokens.
+    """
+    return 4.0 * width * pairs
+
+
+def window_pairs(grid: tuple[int, int, int], window: int) -> float:
+    """Pairs of patches within the windows of a video.
+
+    Args:
+        grid: temporal, vertical and horizontal patches.
+        window: vertical and horizontal patches of a window; those at the edge are smaller.
+    """
+
+    def squares(size: int) -> int:
+        whole, rest = divmod(size, window)
+        return whole * window**2 + rest**2
+
+    return float(grid[0] * squares(grid[1]) * squares(grid[2]))
+
+
+def frame_pairs(grid: tuple[int, int, int]) -> float:
+    """Pairs of patches within the temporal patches of a video, which do not see each other."""
+    return float(grid[0] * (grid[1] * grid[2]) ** 2)
