@@ -1,0 +1,27 @@
+"""The quick count of operations is torch's."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.operations import operations
+from benchmarks.s2d_model import load_policy
+from tests.models.conftest import make_sample
+from vrts.types import Sampling
+
+
+def test_it_counts_what_torch_counts():
+    policy = load_policy()
+    samples = [make_sample(i, 2 * i + 2, (56, 56), "What colour?") for i in range(3)]
+
+    def ask():
+        prompts = policy.encode(samples, 12)
+        policy.rollout(prompts, [Sampling(), Sampling(0.5, 0.9)], range(6), 12)
+
+    def ask_in_inference_mode():
+        with torch.inference_mode():
+            ask()
+
+    for run in (ask, ask_in_inference_mode):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        assert operations(run) == counter.get_total_flops() > 10**7
