@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -210,10 +210,11 @@ class SparseToDense(Callback):
             return decide(question, [*before, next(rounds)], self.rule, sample.clip)
         # The model has seen all frames that the sampler finds: what was given up, since the
         # question seemed to go on, is needed after all. Same seeds, same completions.
-        if any(before[-1].abandoned):
-            again = module.answer([Sample(question, prediction.clip)], self._plans[-1])
-            return decide(question, [*before[:-1], *again], self.rule, prediction.clip)
-        return prediction
+        last = before[-1]
+        if any(last.abandoned):
+            (last,) = module.answer([Sample(question, prediction.clip)], self._plans[-1])
+        seen = [*before[:-1], replace(last, is_last=True)]
+        return decide(question, seen, self.rule, prediction.clip)
 
 
 def densifiers_before(trainer: Trainer, callback: Callback) -> list[SparseToDense]:
