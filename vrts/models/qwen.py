@@ -11,7 +11,6 @@ from typing import Any, Self, cast
 
 import torch
 from jsonargparse.typing import PositiveInt
-from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
@@ -32,6 +31,7 @@ from vrts.models.qwen_loading import (
     Lora,
     adapter_base,
     add_lora,
+    is_adapted,
     load_adapter,
     load_empty_model,
     load_model,
@@ -162,7 +162,7 @@ class QwenPolicy(Policy):
     @property
     def base(self) -> Any:
         """The transformers model, adapter layers in place but without peft's wrapper."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model.get_base_model() if is_adapted(self.model) else self.model
 
     @property
     def device(self) -> torch.device:
@@ -360,7 +360,7 @@ class QwenPolicy(Policy):
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """See `Policy.adapter_disabled`."""
-        if not isinstance(self.model, PeftModel):
+        if not is_adapted(self.model):
             raise InputError(
                 "model.reference: AdapterOff needs an adapter; set model.policy.init_args.lora, "
                 "or use FrozenCopy for full fine-tuning"
@@ -370,7 +370,7 @@ class QwenPolicy(Policy):
 
     def save_pretrained(self, folder: Path) -> None:
         """See `Policy.save_pretrained`."""
-        if isinstance(self.model, PeftModel):
+        if is_adapted(self.model):
             for config in self.model.peft_config.values():
                 base = str(config.base_model_name_or_path)
                 # a relative path would be found from the present working directory alone
