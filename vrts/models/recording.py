@@ -14,8 +14,8 @@ from typing import Any
 
 from vrts.types import InputError
 
-KEPT_QUESTIONS = 1024
-"""Questions whose completions are kept in memory, more than a batch has."""
+KEPT_QUESTIONS = 256
+"""Questions whose completions are kept in memory, more than a batch has: some 20 kB each."""
 
 
 @dataclass(frozen=True, slots=True)
