@@ -122,6 +122,30 @@ class TestAsk:
         assert f"vrts: error: {__file__}" in capsys.readouterr().err
 
 
+def recorded_line(id: str, rounds: list[tuple[int, str]], error: str | None = None) -> dict:
+    """A line of predictions.jsonl; a dot is a completion that was given up."""
+    return {
+        "id": id,
+        "question": "Which?",
+        "options": ["red", "green", "blue"],
+        "problem_type": "multiple choice",
+        "answer": "A",
+        "video": f"{id}.mp4",
+        "breakdown": {},
+        "error": error,
+        "rounds": [
+            {
+                "num_frames": num_frames,
+                "completions": [f"<answer>{letter}</answer>" for letter in letters],
+                "answers": [None if letter == "." else letter for letter in letters],
+                "abandoned": [letter == "." for letter in letters],
+                "is_last": num_frames == 40,
+            }
+            for num_frames, letters in rounds
+        ],
+    }
+
+
 class TestReplay:
     @pytest.fixture(scope="class")
     def recorded(self, model, annotations, tmp_path_factory) -> Path:
@@ -158,6 +182,60 @@ class TestReplay:
         reader = f"{{class_path: VideoR1Reader, init_args: {{path: {annotations}, limit: 3}}}}"
         assert self.replay(recorded, tmp_path, f"--data.predict={reader}") == 0
         assert json.loads((tmp_path / "metrics.json").read_text())["num_questions"] == 3
+
+    def test_what_is_not_recorded_fails_by_name_and_the_others_are_right(
+        self, tmp_path, never_loads, capsys
+    ):
+        """A recording of several early stops, levels and numbers of samples in one file."""
+        recorded = tmp_path / "recorded"
+        recorded.mkdir()
+        (recorded / "settings.json").write_text('{"levels": [32, 64, 128]}')
+        with (recorded / "predictions.jsonl").open("w") as file:
+            for id, *rounds in (
+                ("agreed", (32, "AAAAA")),
+                ("few", (32, "AAA")),
+                ("given-up", (32, "AAAA.")),
+                ("denser", (32, "AABAA"), (64, "BBBB.")),
+                ("few-denser", (32, "AABAA"), (64, "ABBA")),
+                ("none-denser", (32, "AABAA")),
+                ("stopped", (32, "AB..."), (64, "AC..."), (128, "BBBA.")),
+                ("sure", (32, "BBBBA"), (40, "AAABB")),
+                ("right", (32, "ABABA"), (64, "AAAAA")),
+            ):
+                file.write(json.dumps(recorded_line(id, rounds)) + "\n")
+            file.write(json.dumps(recorded_line("no-video", [], error="no such file")) + "\n")
+        options = ["--data.eval_batch_size=4"]
+        assert self.replay(recorded, tmp_path / "out", *options) == 0
+        text = (tmp_path / "out/predictions.jsonl").read_text()
+        lines = {line["id"]: line for line in map(json.loads, text.splitlines())}
+        errors = {
+            id: line["error"].replace(f"{recorded}/predictions.jsonl: ", "")
+            for id, line in lines.items()
+            if line["status"] == "failed"
+        }
+        assert errors == {
+            "few": "question few at 32 frames has 3 completions, and 5 are asked for; give "
+            "SparseToDense.num_samples no more than were recorded",
+            "given-up": "question given-up at 32 frames has 1 completions that an early stop gave "
+            "up and that are needed here; record the run with SparseToDense.early_stop: false",
+            "denser": "question denser at 64 frames has 1 completions that an early stop gave "
+            "up and that are needed here; record the run with SparseToDense.early_stop: false",
+            "few-denser": "question few-denser at 64 frames has 4 completions, and 5 are asked "
+            "for; give SparseToDense.num_samples no more than were recorded",
+            "none-denser": "question none-denser is recorded at [32] frames and not at 64; "
+            "predict it at that level with the model first",
+            "no-video": "no such file",
+        }
+        answers = {id: lines[id]["prediction"] for id in lines.keys() - errors.keys()}
+        assert answers == {"agreed": "A", "stopped": "B", "sure": "A", "right": "A"}
+        metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+        assert (metrics["num_questions"], metrics["num_failed"]) == (10, 6)
+        assert metrics["failed"] == [id for id in lines if id in errors]
+        assert metrics["accuracy"] == 0.3
+        report = (tmp_path / "out/report.html").read_text()
+        assert report.rstrip().endswith("</html>")
+        assert all(f'"id":"{id}"' in report for id in lines)
+        assert "│ failed" in capsys.readouterr().out
 
     def test_a_missing_recording_is_named(self, tmp_path, capsys):
         assert self.replay(tmp_path / "none", tmp_path) == 1

@@ -42,6 +42,7 @@ def make_round(
     num_tokens: Sequence[int] = (),
     mean_logprobs: Sequence[float] = (),
     abandoned: Sequence[bool] = (),
+    is_last: bool = False,
 ) -> Round:
     """Parse completions of one question into a round.
 
@@ -53,6 +54,7 @@ def make_round(
         num_tokens: of each completion.
         mean_logprobs: of each completion.
         abandoned: which completions were given up; they have no answer, whatever they say.
+        is_last: whether the video has no more frames to show.
     """
     answers = tuple(
         None if given_up else parse_answer(text, question)
@@ -67,6 +69,7 @@ def make_round(
         tuple(num_tokens),
         tuple(mean_logprobs),
         tuple(abandoned),
+        is_last,
     )
 
 
@@ -76,7 +79,9 @@ def decide(
     rule: VotingRule | None = None,
     clip: Clip | None = None,
 ) -> Prediction:
-    """Answer a question by the vote of its last round; it fails where the model has no numbers.
+    """Answer a question by the vote of its last round.
+
+    It fails where that round has an error, and where the model has no numbers.
 
     Args:
         question: what was asked.
@@ -87,6 +92,8 @@ def decide(
     Raises:
         VoteError: the rule's vote raises, or gives something that is no weight.
     """
+    if rounds[-1].error is not None:
+        return fail(question, rounds[-1].error, rounds[:-1])
     if not all(map(math.isfinite, rounds[-1].mean_logprobs)):
         # what is sampled from such a model is no answer, not even a wrong one
         reason = (

@@ -14,7 +14,7 @@ ROUNDS = (
         4, ("<answer>A</answer>", "Hm?"), ("A", None), 1 / 3,
         (0.0, 1 / 3, 2.0, 3.0), (9, 3), (-0.1234, -2.0), (False, True),
     ),
-    Round(8, ("<answer>B</answer>", "**B**"), ("B", "B"), 1.0),
+    Round(8, ("<answer>B</answer>", "**B**"), ("B", "B"), 1.0, is_last=True),
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def test_the_line_of_an_answer():
                 "num_tokens": [9, 3],
                 "mean_logprobs": [-0.1234, -2.0],
                 "abandoned": [False, True],
+                "is_last": False,
             },
             {
                 "num_frames": 8,
@@ -46,6 +47,7 @@ def test_the_line_of_an_answer():
                 "num_tokens": [],
                 "mean_logprobs": [],
                 "abandoned": [],
+                "is_last": True,
             },
         ],
         "status": "ok",

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.callbacks.plugins import QuestionList, ask
+from tests.callbacks.plugins import AtMostFour, QuestionList, ask
 from tests.callbacks.runs import (
     by_id,
     make_data,
@@ -153,9 +153,53 @@ def test_a_round_that_is_not_recorded_fails_its_question_by_name(tmp_path, recor
     assert metrics["failed"] == ["q1", "q3", "q5", "q6", "q7", "q8", "fragile"]
 
 
-def test_more_samples_than_were_recorded_end_the_run_by_name(tmp_path, recorded):
-    with pytest.raises(InputError, match=r"question q0 at 4 frames has 3 completions, and 4 are"):
-        replay(tmp_path, recorded, num_samples=4)
+def test_more_samples_than_were_recorded_fail_the_questions_by_name(tmp_path, recorded):
+    lines, metrics = replay(tmp_path, recorded, num_samples=4)
+    found = by_id(lines)
+    assert "question q0 at 4 frames has 3 completions, and 4 are" in found["q0"]["error"]
+    assert "no such" not in found["q3"]["error"]
+    assert found["q3"]["error"] == by_id(read_predictions(recorded))["q3"]["error"]
+    assert metrics["num_failed"] == len(lines) == 12
+
+
+def copy_with(folder, recorded, change):
+    """A copy of a recorded folder whose lines are changed, by a function of each."""
+    folder.mkdir()
+    (folder / "settings.json").write_bytes((recorded / "settings.json").read_bytes())
+    lines = [change(line) for line in read_predictions(recorded)]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(("place", "rounds"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize("batch_size", [1, 12])
+def test_what_is_needed_and_lacks_fails_alone_at_any_level(
+    tmp_path, recorded, place, rounds, batch_size
+):
+    """q2 lacks a completion or has one given up; its neighbours are as they were."""
+
+    def spoil(line):
+        if line["id"] == "q2":
+            line["rounds"][place]["abandoned"][1] = True
+        if line["id"] == "q4":
+            for name in ("completions", "answers", "num_tokens", "mean_logprobs", "abandoned"):
+                line["rounds"][place][name].pop()
+        return line
+
+    spoilt = copy_with(tmp_path / "spoilt", recorded, spoil)
+    # a vote by log-probs without early stop needs all completions
+    vote = LogProbVote()
+    want, before = replay(tmp_path / "whole", recorded, vote=vote)
+    lines, metrics = replay(tmp_path / "again", spoilt, vote=vote, eval_batch_size=batch_size)
+    found = by_id(lines)
+    assert {id: line for id, line in found.items() if id not in ("q2", "q4")} == {
+        line["id"]: line for line in want if line["id"] not in ("q2", "q4")
+    }
+    frames = [4, 8][place]
+    assert f"question q2 at {frames} frames has 1 completions that" in found["q2"]["error"]
+    assert f"question q4 at {frames} frames has 2 completions, and 3" in found["q4"]["error"]
+    assert [len(found[id]["rounds"]) for id in ("q2", "q4")] == [rounds, rounds]
+    assert metrics["num_failed"] == before["num_failed"] + 2
 
 
 def test_a_replay_goes_on_where_it_ended_and_knows_its_recording(tmp_path, recorded, asked):
@@ -184,3 +228,111 @@ def test_other_stages_decode_as_usual(tmp_path, videos):
     policy = scripted()
     trainer.test(make_module(policy), datamodule=data, verbose=False)
     assert policy.asked == [[("q", 4)]]
+
+
+LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 40)
+"""Frames of the videos, several of which end within the levels or exactly at one."""
+
+
+@pytest.fixture(scope="module")
+def ragged(videos, tmp_path_factory, make_video):
+    """Questions about videos of different lengths, a picture and videos that fail, and a script
+    of 5 answers for each number of frames."""
+    folder, rng = tmp_path_factory.mktemp("ragged"), random.Random(7)
+    asked = [ask("fragile", videos["fragile"]), ask("damaged", videos["damaged"])]
+    for T in LENGTHS:
+        video = make_video(folder / f"{T}.mp4", num_frames=T, size=(56, 56))
+        asked += [ask(f"{T}-{i}", video, rng.choice("ABC")) for i in range(4)]
+    script = {
+        question.id: {
+            T: "".join(rng.choice(rng.choice(["AAAA", "AAAB", "ABC-"])) for _ in range(5))
+            for T in range(2, 17, 2)
+        }
+        for question in asked
+    }
+    for T in (2, 4, 6, 8):  # agreed on all that the video has
+        script[f"{T}-0"][T] = "AAAAB"
+    capped = dataclasses.replace(asked[-1], id="capped", metadata={"max_frames": 8})
+    script["capped"] = dict.fromkeys(range(2, 17, 2), "ABCAB")
+    return [*asked, capped], script
+
+
+def fresh(folder, ragged, levels, num_samples, consensus=None, vote=None):
+    """What the model says by itself, and none of it given up; lines and metrics."""
+    asked, script = ragged
+    cut = {id: {T: said[:num_samples] for T, said in own.items()} for id, own in script.items()}
+    s2d = {"consensus": consensus, "vote": vote, "early_stop": False}
+    return predict(folder, scripted(cut), asked, levels=levels, num_samples=num_samples, s2d=s2d)
+
+
+@pytest.mark.parametrize("recorded_consensus", [None, 4])
+@pytest.mark.parametrize(
+    ("levels", "num_samples", "consensus", "vote"),
+    [
+        ([4, 8, 16], 5, None, LogProbVote()),
+        ([4, 8, 16], 5, 3, None),
+        ([4, 8, 16], 4, 2, LogProbVote()),
+        ([4, 16], 5, None, None),
+        ([8, 16], 3, None, None),
+        ([6, 8], 5, 4, LogProbVote()),
+        ([16], 5, None, None),
+    ],
+)
+def test_a_replay_is_what_the_model_says_by_itself(
+    tmp_path, ragged, recorded_consensus, levels, num_samples, consensus, vote
+):
+    recorded = tmp_path / "recorded"
+    seen, _ = fresh(recorded, ragged, [4, 8, 16], 5, recorded_consensus)
+    want, _ = fresh(tmp_path / "fresh", ragged, levels, num_samples, consensus, vote)
+    path = recorded / "predictions.jsonl"
+    callbacks = [
+        Replay(),
+        SparseToDense(levels, num_samples, consensus=consensus, vote=vote, early_stop=False),
+        PredictionWriter(str(tmp_path / "replayed")),
+    ]
+    module = make_module(ReplayPolicy(str(path)))
+    data = make_data(predict=RecordedReader(str(path)), eval_batch_size=7)
+    trainer = make_trainer(tmp_path / "replayed", callbacks)
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    replayed = read_predictions(tmp_path / "replayed")
+
+    def frames(line):
+        return [found["num_frames"] for found in line["rounds"]]
+
+    known = {line["id"]: set(frames(line)) for line in seen}
+    same = 0
+    for line, expected in zip(replayed, want, strict=True):
+        if expected["status"] == "ok" and set(frames(expected)) <= known[line["id"]]:
+            assert line == expected
+            same += 1
+        elif line["error"] != expected["error"]:
+            assert f"question {line['id']} is recorded at" in line["error"]
+            assert line["rounds"] == expected["rounds"][: len(line["rounds"])]
+        else:
+            assert expected["status"] == "failed"
+    assert same >= len(LENGTHS)
+
+
+def test_the_end_of_a_video_is_recorded(tmp_path, ragged):
+    lines, _ = fresh(tmp_path, ragged, [4, 8, 16], 5, consensus=4)
+    checked = 0
+    for line in lines:
+        length, _, rest = line["id"].partition("-")
+        if rest:
+            available = max(int(length) // 2 * 2, 2)
+            flags = [found["num_frames"] == available for found in line["rounds"]]
+            assert [found["is_last"] for found in line["rounds"]] == flags
+            checked += any(flags)
+        if line["id"] == "capped":
+            assert [found["is_last"] for found in line["rounds"]] == [False, True]
+    assert checked > len(LENGTHS)
+    (agreed,) = by_id(lines)["4-0"]["rounds"]
+    assert agreed["is_last"], "of one that ended by agreement too"
+
+
+def test_an_end_that_only_the_sampler_knows_is_recorded(tmp_path, videos):
+    asked, script = [ask("q", videos["long"])], {"q": {4: "ABA"}}
+    lines, _ = predict(tmp_path, scripted(script), asked, data={"sampler": AtMostFour()})
+    assert [(found["num_frames"], found["is_last"]) for found in lines[0]["rounds"]] == [(4, True)]
+    replayed, _ = replay(tmp_path / "again", tmp_path)
+    assert replayed == lines

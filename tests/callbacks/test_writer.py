@@ -88,6 +88,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
                 "num_tokens": [1, 1, 1],
                 "mean_logprobs": means[0],
                 "abandoned": [False] * 3,
+                "is_last": False,
             },
             {
                 "num_frames": 8,
@@ -98,6 +99,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
                 "num_tokens": [1, 1, 1],
                 "mean_logprobs": means[1],
                 "abandoned": [False] * 3,
+                "is_last": False,
             },
         ],
         "status": "ok",

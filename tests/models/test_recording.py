@@ -63,6 +63,16 @@ def test_a_question_that_went_no_further_without_agreement_had_no_more_frames(tm
     assert found(path, "silent", 16) == (4, True)
 
 
+@pytest.mark.parametrize("letters", ["AAA", "AAB", "---"])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_what_was_recorded_of_a_video_s_end_counts_and_no_guess(tmp_path, letters, is_last):
+    recorded = line("q", (4, letters))
+    recorded["rounds"][0]["is_last"] = is_last
+    path = write(tmp_path, recorded)
+    assert found(path, "q", 4) == (4, is_last)
+    assert found(path, "q", 16) == (4, True) if is_last else "not at 16" in found(path, "q", 16)
+
+
 @pytest.mark.parametrize(
     ("letters", "consensus", "agreed"),
     [("AAA", None, True), ("AAB", None, False), ("AAB", 2, True), ("A-B", 2, False),

@@ -1,11 +1,15 @@
 """The policy that says again what was recorded."""
 
+import re
+
 import pytest
 import torch
 
 from tests.models.test_recording import line, write
+from vrts.models.answering import RoundPlan, ask
 from vrts.models.replay import ReplayPolicy
 from vrts.types import Clip, InputError, Question, Sample, Sampling
+from vrts.voting import decide, fail
 
 
 def question(id):
@@ -18,6 +22,10 @@ def load(path):
     policy.load()
     assert policy.loaded
     return policy
+
+
+def plan(num_samples):
+    return RoundPlan((Sampling(),) * num_samples)
 
 
 def roll_out(policy, samples, num_samples, stop_early=None):
@@ -74,10 +82,19 @@ def test_what_is_not_recorded_fails_by_name(tmp_path):
     assert policy.refuses(policy.sample(question("a"), 4), 8) is None
 
 
-def test_more_samples_than_recorded_are_refused(tmp_path):
-    policy = load(write(tmp_path, line("a", (4, "AAA"))))
-    with pytest.raises(InputError, match=r"question a at 4 frames has 3 completions, and 5 are"):
-        roll_out(policy, [policy.sample(question("a"), 4)], 5)
+def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
+    policy = load(write(tmp_path, line("a", (4, "AAA")), line("b", (4, "CABAC"))))
+    samples = [policy.sample(question(id), 4) for id in "ab"]
+    rollout = roll_out(policy, samples, 5)
+    error, none = rollout.errors
+    assert "question a at 4 frames has 3 completions, and 5 are" in error
+    assert none is None
+    assert len(rollout.texts) == len(rollout.lengths) == 10
+    assert rollout.texts[5:] == tuple(f"<answer>{letter}</answer>" for letter in "CABAC")
+    first, second = ask(policy, samples, policy.encode(samples, 8), plan(5), 0, 8)
+    assert (first.error, first.answers) == (error, ())
+    assert (second.error, second.answers) == (None, tuple("CABAC"))
+    assert decide(question("a"), [second, first]) == fail(question("a"), error, [second])
 
 
 def abandoned(tmp_path):
@@ -98,11 +115,12 @@ def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_p
     rollout = roll_out(policy, [sample], 4, stop)
     assert rollout.abandoned.tolist() == [False, False, True, False]
     assert rollout.finished.tolist() == [True, True, False, True]
+    assert rollout.errors == (None,)
     told = ["<answer>A</answer>", "<answer>B</answer>", None, "<answer>A</answer>"]
     assert asked == [(0, told)]
     for refusing in (None, lambda *_: False):
-        with pytest.raises(InputError, match=r"question a at 4 frames has 1 .*early_stop: false"):
-            roll_out(policy, [sample], 4, refusing)
+        (error,) = roll_out(policy, [sample], 4, refusing).errors
+        assert re.search(r"question a at 4 frames has 1 .*early_stop: false", error)
     assert roll_out(policy, [sample], 2).texts == ("<answer>A</answer>", "<answer>B</answer>")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -230,9 +231,9 @@ class SparseToDense(Callback):
             return fail(question, sample.error, before)
         if sample.clip.num_frames > prediction.num_frames:
             return decide(question, [*before, next(rounds)], self.rule, sample.clip)
-        if _is_cut_short(prediction, sample.clip):
-            return decide(question, [*before[:-1], next(repeated)], self.rule, prediction.clip)
-        return prediction
+        last = next(repeated) if _is_cut_short(prediction, sample.clip) else before[-1]
+        seen = [*before[:-1], replace(last, is_last=True)]
+        return decide(question, seen, self.rule, prediction.clip)
 
 
 def _is_cut_short(prediction: Prediction, denser: Clip) -> bool:

@@ -35,6 +35,7 @@ def prediction_line(prediction: Prediction) -> Line:
                 "num_tokens": list(r.num_tokens),
                 "mean_logprobs": [round(mean, DIGITS) for mean in r.mean_logprobs],
                 "abandoned": list(r.abandoned),
+                "is_last": r.is_last,
             }
             for r in prediction.rounds
         ],
@@ -73,7 +74,7 @@ def _is_ours(line: Line) -> bool:
 
 
 def _is_round(value: Any) -> bool:
-    """Whether a JSON value is a round; lists that an older version did not write may be absent."""
+    """Whether a JSON value is a round; what an older version did not write may be absent."""
     if not isinstance(value, dict):
         return False
     agreement = value.get("agreement")
@@ -85,6 +86,7 @@ def _is_round(value: Any) -> bool:
         and _holds(value.get("answers", []), (str, type(None)))
         and _holds(value.get("abandoned", []), bool)
         and isinstance(value.get("times_s", []), list)
+        and isinstance(value.get("is_last", False), bool)
     )
 
 

@@ -36,11 +36,23 @@ class RoundPlan:
             question: its benchmark may give a video no more than so many frames.
             clip: that it is asked on.
         """
-        available = clip.num_source_frames // FRAMES_PER_PAIR * FRAMES_PER_PAIR
-        if question.max_frames is not None:
-            most_pairs = round(question.max_frames / FRAMES_PER_PAIR)
-            available = min(available, most_pairs * FRAMES_PER_PAIR)
-        return self.level is None or not self.level <= clip.num_frames < available
+        return (
+            self.level is None or clip.num_frames < self.level or shows_all_frames(question, clip)
+        )
+
+
+def shows_all_frames(question: Question, clip: Clip) -> bool:
+    """Whether a clip has all pairs of frames that its question may be asked on.
+
+    Args:
+        question: its benchmark may give a video no more than so many frames.
+        clip: of its video.
+    """
+    available = clip.num_source_frames // FRAMES_PER_PAIR * FRAMES_PER_PAIR
+    if question.max_frames is not None:
+        most_pairs = round(question.max_frames / FRAMES_PER_PAIR)
+        available = min(available, most_pairs * FRAMES_PER_PAIR)
+    return clip.num_frames >= available
 
 
 def ask(
@@ -63,7 +75,7 @@ def ask(
         max_new_tokens: completions are cut off there.
 
     Returns:
-        One round for each sample.
+        One round for each sample, with an error where its completions cannot be had.
     """
     pairs = [(s.question, s.clip) for s in samples if s.clip is not None]
     M = len(plan.sampling)
@@ -92,8 +104,12 @@ def ask(
         for row, length in zip(rollout.logprobs.tolist(), lengths, strict=True)
     ]
     abandoned = [False] * len(lengths) if rollout.abandoned is None else rollout.abandoned.tolist()
+    errors = rollout.errors or (None,) * len(pairs)
     rounds = []
     for b, (question, clip) in enumerate(pairs):
+        if errors[b] is not None:
+            rounds.append(Round(clip.num_frames, (), (), 0.0, error=errors[b]))
+            continue
         own = slice(b * M, (b + 1) * M)
         rounds.append(
             make_round(
@@ -104,6 +120,7 @@ def ask(
                 num_tokens=lengths[own],
                 mean_logprobs=logprobs[own],
                 abandoned=abandoned[own],
+                is_last=shows_all_frames(question, clip),
             )
         )
     return rounds

@@ -11,7 +11,6 @@ from typing import Any, Self, cast
 
 import torch
 from jsonargparse.typing import PositiveInt
-from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
@@ -34,6 +33,7 @@ from vrts.models.qwen_loading import (
     Lora,
     adapter_base,
     add_lora,
+    is_adapted,
     load_adapter,
     load_empty_model,
     load_model,
@@ -164,7 +164,7 @@ class QwenPolicy(Policy):
     @property
     def base(self) -> Any:
         """The transformers model, adapter layers in place but without peft's wrapper."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model.get_base_model() if is_adapted(self.model) else self.model
 
     @property
     def device(self) -> torch.device:
@@ -368,7 +368,7 @@ class QwenPolicy(Policy):
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """See `Policy.adapter_disabled`."""
-        if not isinstance(self.model, PeftModel):
+        if not is_adapted(self.model):
             raise InputError(
                 "model.reference: AdapterOff needs an adapter; set model.policy.init_args.lora, "
                 "or use FrozenCopy for full fine-tuning"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -19,6 +19,9 @@ from vrts.models.attention import SHARED_PREFIX
 from vrts.models.shard_loading import build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS
 from vrts.types import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
 LANGUAGE_MODEL_LINEAR = (
@@ -231,6 +234,8 @@ def load_adapter(model: Any, folder: str, lora: Lora | None) -> PeftModel:
         InputError: the weights are missing, damaged or do not fit the base model, or `lora` asks
             for another adapter.
     """
+    from peft import PeftModel  # takes half a second, which runs without an adapter need not wait
+
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise InputError(f"model.policy.path: {folder} has no adapter_model.safetensors")
     try:
@@ -245,6 +250,12 @@ def load_adapter(model: Any, folder: str, lora: Lora | None) -> PeftModel:
             "the adapter first"
         )
     return adapted
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model is wrapped with an adapter. Asking loads no peft: an adapted model has."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def _check_complete(name: str, info: Mapping[str, Any]) -> None:
@@ -263,6 +274,8 @@ def add_lora(model: Any, lora: Lora) -> PeftModel:
     Raises:
         InputError: no module fits the expression.
     """
+    from peft import LoraConfig, get_peft_model  # as in `load_adapter`
+
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -14,8 +14,8 @@ from typing import Any
 
 from vrts.types import InputError
 
-KEPT_QUESTIONS = 1024
-"""Questions whose completions are kept in memory, more than a batch has."""
+KEPT_QUESTIONS = 256
+"""Questions whose completions are kept in memory, more than a batch has: some 20 kB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +155,14 @@ def parse_question(
         consensus: answers that had to agree, all where it is None.
     """
     rounds = line["rounds"]
-    flags = [found["num_frames"] < asked for found, asked in zip(rounds, levels, strict=False)]
-    if line["error"] is None and len(rounds) < len(levels):
-        # it ended before the last level: its answers agreed, or there were no more frames
+    flags = [
+        found["num_frames"] < asked or found.get("is_last", False) is True
+        for found, asked in zip(rounds, levels, strict=False)
+    ]
+    ended = line["error"] is None and len(rounds) < len(levels)
+    if ended and "is_last" not in rounds[-1]:
+        # an older version did not write why it ended before the last level: its answers agreed,
+        # or there were no more frames
         answers = rounds[-1]["answers"]
         votes = Counter(answer for answer in answers if answer is not None)
         agreed = max(votes.values(), default=0) >= (consensus or len(answers))

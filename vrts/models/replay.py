@@ -30,7 +30,7 @@ class ReplayPolicy(Policy):
     A round is found by its question and its number of frames; where a video has fewer frames than
     were asked for, the recorded run knows it. With fewer samples than recorded, the first ones are
     taken. Completions that an early stop gave up are given up again where the replay's own stop
-    says so, and cannot be replayed elsewhere.
+    says so. Where one is needed, or more samples than were recorded, the question fails by name.
 
     Args:
         path: ``predictions.jsonl``, with the run's ``settings.json`` beside it.
@@ -120,16 +120,23 @@ class ReplayPolicy(Policy):
     ) -> Rollout:
         """Give the recorded completions, the first G of each question; tokens are blank.
 
-        Raises:
-            InputError: fewer were recorded, or ones that were given up are needed.
+        Fewer that were recorded, and given up ones that are needed, are an error of the question.
         """
         assert isinstance(prompts, ReplayPrompts)
         G = len(sampling)
-        for b, (question, found) in enumerate(zip(prompts.questions, prompts.rounds, strict=True)):
-            self._check(b, question, found, G, stop_early)
-        lengths = torch.tensor([n for found in prompts.rounds for n in found.num_tokens[:G]])
-        means = [mean for found in prompts.rounds for mean in found.mean_logprobs[:G]]
-        abandoned = torch.tensor([a for found in prompts.rounds for a in found.abandoned[:G]])
+        errors = tuple(
+            self._lacks(b, question, found, G, stop_early)
+            for b, (question, found) in enumerate(
+                zip(prompts.questions, prompts.rounds, strict=True)
+            )
+        )
+        rounds = [
+            found if error is None else _blank(G)
+            for found, error in zip(prompts.rounds, errors, strict=True)
+        ]
+        lengths = torch.tensor([n for found in rounds for n in found.num_tokens[:G]])
+        means = [mean for found in rounds for mean in found.mean_logprobs[:G]]
+        abandoned = torch.tensor([a for found in rounds for a in found.abandoned[:G]])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         return Rollout(
             completion_ids=torch.zeros(mask.shape, dtype=torch.int64),
@@ -137,8 +144,9 @@ class ReplayPolicy(Policy):
             # every token has the mean, in float64, so that their mean is the recorded one again
             logprobs=torch.tensor(means, dtype=torch.float64)[:, None] * mask,
             finished=~abandoned,
-            texts=tuple(text for found in prompts.rounds for text in found.texts[:G]),
+            texts=tuple(text for found in rounds for text in found.texts[:G]),
             abandoned=None if stop_early is None else abandoned,
+            errors=errors,
         )
 
     def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
@@ -157,18 +165,18 @@ class ReplayPolicy(Policy):
         """Which predictions are replayed: a checksum of the file's content."""
         return {"policy": "ReplayPolicy", "replayed": self._recording.checksum()}
 
-    def _check(
+    def _lacks(
         self,
         index: int,
         question: Question,
         found: RecordedRound,
         num_samples: int,
         stop_early: StopEarly | None,
-    ) -> None:
-        """Raise `InputError` where the completions that are needed were not recorded."""
+    ) -> str | None:
+        """Which of the completions that are needed were not recorded, or None."""
         where = f"{self._recording.path}: question {question.id} at {found.num_frames} frames"
         if len(found.texts) < num_samples:
-            raise InputError(
+            return (
                 f"{where} has {len(found.texts)} completions, and {num_samples} are asked for; "
                 "give SparseToDense.num_samples no more than were recorded"
             )
@@ -176,13 +184,27 @@ class ReplayPolicy(Policy):
         known = [None if g else text for text, g in zip(found.texts, gone, strict=False)]
         means = found.mean_logprobs[:num_samples]
         if any(gone) and (stop_early is None or not stop_early(index, known, means)):
-            raise InputError(
+            return (
                 f"{where} has {sum(gone)} completions that an early stop gave up and that are "
                 "needed here; record the run with SparseToDense.early_stop: false"
             )
+        return None
 
     def _refuse(self) -> NoReturn:
         raise InputError(
             "ReplayPolicy holds recorded completions and no weights: it predicts, and cannot be "
             "trained or exported; give model.policy a model"
         )
+
+
+def _blank(num_samples: int) -> RecordedRound:
+    """Rows in place of completions that cannot be had."""
+    return RecordedRound(
+        num_frames=0,
+        texts=("",) * num_samples,
+        times_s=(),
+        num_tokens=(1,) * num_samples,
+        mean_logprobs=(0.0,) * num_samples,
+        abandoned=(True,) * num_samples,
+        is_last=False,
+    )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.callbacks.report.lines import decided, failed, question
-from vrts.callbacks.report.items import TAGS, report_item
+from vrts.callbacks.report.items import TAGS, outline, report_item
 from vrts.callbacks.report.page import render_report
 from vrts.callbacks.report.thumbnails import make_strip
 from vrts.callbacks.summary import summarise
@@ -101,8 +101,9 @@ def path(tmp_path_factory, lines_and_items):
     metrics = summarise(lines, [8, 16, 32]) | {"breakdown": breakdown}
     settings = {"seed": 0, "presence_penalty": [0.4] * 30, "hostile": HOSTILE}
     path = tmp_path_factory.mktemp("report") / "report.html"
-    page = render_report(items, metrics, strips, settings, f"run {HOSTILE}")
-    path.write_text(page, encoding="utf-8")
+    outlines = [outline(item) for item in items]
+    page = render_report(outlines, iter(items), metrics, strips, settings, f"run {HOSTILE}")
+    path.write_text("".join(page), encoding="utf-8")
     return path
 
 

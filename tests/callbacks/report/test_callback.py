@@ -18,9 +18,12 @@ from tests.callbacks.runs import (
     scripted,
 )
 from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.replay import Replay
 from vrts.callbacks.report.callback import ReportWriter
 from vrts.callbacks.report.thumbnails import strip_path
 from vrts.callbacks.writer import PredictionWriter
+from vrts.data.recorded import RecordedReader
+from vrts.models.replay import ReplayPolicy
 from vrts.types import InputError
 
 SCRIPT = {"q0": {4: "ABC", 8: "BBB"}, "q1": {4: "BBB"}, "q2": {4: "A-C", 8: "A-C"}}
@@ -99,6 +102,38 @@ def test_without_thumbnails_no_frames_are_kept(tmp_path, videos):
     predict_with_report(tmp_path, videos, report=ReportWriter(max_thumbnails=0))
     assert embedded(tmp_path, "strips") == {}
     assert not (tmp_path / "thumbnails").exists()
+
+
+def frames_note(folder):
+    """What the report says of frames that it lacks; None where it says nothing."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    found = re.search('<p class="quiet" id="frames-note">(.*?)</p>', text)
+    return found and found.group(1)
+
+
+def test_the_report_says_why_frames_are_missing(tmp_path, videos, whole):
+    assert frames_note(whole).startswith("Frames are shown of 5 of 6 questions: where there are")
+    none = tmp_path / "none"
+    predict_with_report(none, videos, report=ReportWriter(max_thumbnails=0))
+    assert frames_note(none) == "No frames are shown: ReportWriter.max_thumbnails is 0."
+    path = str(whole / "predictions.jsonl")
+    again = tmp_path / "again"
+    callbacks = [Replay(), SparseToDense([4, 8], 3), PredictionWriter(str(again)), ReportWriter()]
+    data = make_data(predict=RecordedReader(path))
+    module = make_module(ReplayPolicy(path))
+    make_trainer(again, callbacks).predict(module, datamodule=data, return_predictions=False)
+    assert embedded(again, "strips") == {}
+    assert "scored recorded completions and decoded no video" in frames_note(again)
+    assert embedded(again, "items") == embedded(whole, "items")
+
+
+def test_a_report_of_which_all_frames_are_there_says_nothing_of_them(tmp_path, videos):
+    callbacks = [SparseToDense([4, 8], 3), PredictionWriter(str(tmp_path)), ReportWriter()]
+    data = make_data(predict=questions(videos["long"], 2))
+    module = make_module(scripted())
+    make_trainer(tmp_path, callbacks).predict(module, datamodule=data, return_predictions=False)
+    assert set(embedded(tmp_path, "strips")) == {"q0", "q1"}
+    assert frames_note(tmp_path) is None
 
 
 def test_long_completions_are_shortened(tmp_path, videos):

@@ -9,6 +9,7 @@ from vrts.callbacks.report.items import (
     by_priority,
     completion_limit,
     item_tags,
+    outline,
     report_item,
 )
 
@@ -105,3 +106,14 @@ def test_frames_of_wrong_questions_come_first():
     lines = [decided(RIGHT, f4=v) for v in ("AAA", "AAB", "BBB")] + [failed(RIGHT)]
     items = [report_item(line, RIGHT, 10) | {"id": i} for i, line in enumerate(lines)]
     assert [item["id"] for item in by_priority(items)] == [2, 3, 1, 0]
+
+
+def test_an_outline_has_no_texts_and_all_that_charts_and_filters_need():
+    asked = question("q", metadata={"breakdown": {"domain": "kitchen"}})
+    item = report_item(decided(asked, f4="ABB", f8="AAA"), asked, 1000)
+    assert outline(item) == {
+        "id": "q",
+        "tags": ["right"],
+        "groups": {"domain": "kitchen", "problem type": "multiple choice"},
+        "rounds": [{"frames": 4, "right": False}, {"frames": 8, "right": True}],
+    }

@@ -32,7 +32,7 @@ def level_accuracies(items: Sequence[Item], levels: Sequence[str]) -> list[Level
     level has that level's answer. Questions whose right answer is not known do not count.
 
     Args:
-        items: of the report.
+        items: of the report, or their outlines.
         levels: frames asked for in each round.
     """
     scored = [item for item in items if "unscored" not in item["tags"]]

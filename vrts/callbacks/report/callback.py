@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.folders import make_folder
 from vrts.callbacks.records import Line
-from vrts.callbacks.report.items import Item, by_priority, completion_limit, report_item
+from vrts.callbacks.report.items import Item, by_priority, completion_limit, outline, report_item
 from vrts.callbacks.report.page import render_report
 from vrts.callbacks.report.thumbnails import keep_strip, strip_path
 from vrts.callbacks.writer import PredictionWriter
@@ -129,7 +129,8 @@ class ReportWriter(Callback):
         temporary = self.path.with_name(self.path.name + ".part")
         try:
             # what is no character (half a surrogate pair in an annotation) becomes "?"
-            temporary.write_bytes(page.encode("utf-8", errors="replace"))
+            with temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:
+                file.writelines(page)
             temporary.replace(self.path)
         except OSError as error:
             raise InputError(
@@ -137,14 +138,51 @@ class ReportWriter(Callback):
                 "metrics.json are whole, and the same command writes the report once it can"
             ) from error
 
-    def _render(self, data: VideoQADataModule) -> str:
-        questions = {question.id: question for question in data.questions("predict")}
+    def _render(self, data: VideoQADataModule) -> Iterator[str]:
         limit = completion_limit(self._lines(), self.most_characters, TEXT_BUDGET)
-        items = [report_item(line, questions.get(line["id"]), limit) for line in self._lines()]
+        # read twice rather than kept: texts of a long run take more memory than all else
+        outlines = [outline(item) for item in self._items(data, 0)]
+        strips = self._chosen_strips(outlines)
         metrics = json.loads((self._folder / "metrics.json").read_text(encoding="utf-8"))
         settings = json.loads((self._folder / "settings.json").read_text(encoding="utf-8"))
         title = f"{self._folder.resolve().name}: vrts predict"
-        return render_report(items, metrics, self._chosen_strips(items), settings, title)
+        return render_report(
+            outlines,
+            self._items(data, limit),
+            metrics,
+            strips,
+            settings,
+            title,
+            self._frames_note(data, len(strips), len(outlines)),
+        )
+
+    def _items(self, data: VideoQADataModule, limit: int) -> Iterator[Item]:
+        """What the report says of each question, one at a time.
+
+        Args:
+            data: has the questions.
+            limit: characters of a completion.
+        """
+        questions = {question.id: question for question in data.questions("predict")}
+        for line in self._lines():
+            yield report_item(line, questions.get(line["id"]), limit)
+
+    def _frames_note(self, data: VideoQADataModule, num_shown: int, num_questions: int) -> str:
+        """Which questions' frames the report lacks, and why."""
+        if data.make_sample is not None:
+            return (
+                "No frames are shown: this run scored recorded completions and decoded no video. "
+                "The report of the recorded run shows them."
+            )
+        if self.max_thumbnails == 0:
+            return "No frames are shown: ReportWriter.max_thumbnails is 0."
+        if num_shown < num_questions:
+            return (
+                f"Frames are shown of {num_shown:,} of {num_questions:,} questions: where there "
+                f"are any, and of {self.max_thumbnails:,} at most (ReportWriter.max_thumbnails), "
+                "those of wrong answers first."
+            )
+        return ""
 
     def _lines(self) -> Iterator[Line]:
         """Lines of the merged file, one at a time: all of them may be large."""

@@ -33,7 +33,7 @@ def make_charts(items: Sequence[Item], metrics: Mapping[str, Any]) -> list[Chart
     """Draw what there is to draw of a run.
 
     Args:
-        items: of the report.
+        items: of the report, or their outlines.
         metrics: content of ``metrics.json``.
     """
     decided = {k: v for k, v in metrics.get("decided_at", {}).items() if v is not None}

@@ -61,6 +61,19 @@ def report_item(line: Line, question: Question | None, most_characters: int) -> 
     }
 
 
+def outline(item: Item) -> Item:
+    """What is needed of all questions at a time: no texts, which fill most of a report.
+
+    Args:
+        item: as `report_item` gives it.
+
+    Returns:
+        ``id``, ``tags``, ``groups`` and ``rounds``, these with ``frames`` and ``right``.
+    """
+    rounds = [{"frames": r["frames"], "right": r["right"]} for r in item["rounds"]]
+    return {"id": item["id"], "tags": item["tags"], "groups": item["groups"], "rounds": rounds}
+
+
 def item_tags(line: Line) -> list[str]:
     """Which of `TAGS` a line has. A failed question is no wrong answer here; both are wrong."""
     failed, correct = line["status"] == "failed", line["correct"]
@@ -92,7 +105,7 @@ def completion_limit(lines: Iterable[Line], most_characters: int, budget: int) -
 
 
 def by_priority(items: Sequence[Item]) -> list[Item]:
-    """Items in the order in which their frames are worth showing: wrong, undecided, others."""
+    """Items or outlines, those whose frames are most worth showing first: wrong, undecided."""
 
     def rank(item: Item) -> int:
         tags = item["tags"]

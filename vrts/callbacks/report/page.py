@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -33,23 +33,28 @@ class Inline:
 
 
 def render_report(
-    items: Sequence[Item],
+    outlines: Sequence[Item],
+    items: Iterable[Item],
     metrics: Mapping[str, Any],
     strips: Mapping[str, bytes],
     settings: Mapping[str, Any] | None = None,
     title: str = "vrts predict",
-) -> str:
-    """Render a run's page.
+    frames_note: str = "",
+) -> Iterator[str]:
+    """Render a run's page piece by piece, so that its questions are never in memory together.
 
     Text from outside stays text: it is escaped here, and becomes text nodes in the browser; the
     page's content security policy forbids all scripts but its own, and all that is fetched.
 
     Args:
-        items: questions, as `report_item` gives them.
+        outlines: of the questions, as `outline` gives them.
+        items: the questions themselves, as `report_item` gives them, in the same order; taken one
+            at a time.
         metrics: content of ``metrics.json``.
         strips: JPEGs of frames by question id, of some questions.
         settings: of the run, by name.
         title: of the page.
+        frames_note: which questions' frames are missing and why, where some are.
     """
     environment = Environment(
         loader=PackageLoader(PACKAGE, "."),
@@ -59,17 +64,19 @@ def render_report(
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["base64"] = _base64
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template("page.html.j2").generate(
         title=title,
         style=_inline("page.css"),
         script=_inline("page.js"),
         tables=[_cells(table) for table in metrics_tables(metrics).renderables],
-        charts=make_charts(items, metrics),
+        charts=make_charts(outlines, metrics),
         settings=settings or {},
         tag_names=TAGS,
-        tag_counts=Counter(tag for item in items for tag in item["tags"]),
-        groups=_group_counts(items),
+        tag_counts=Counter(tag for item in outlines for tag in item["tags"]),
+        groups=_group_counts(outlines),
+        num_items=len(outlines),
         items=items,
+        frames_note=frames_note,
         strips={name: f"data:image/jpeg;base64,{_base64(data)}" for name, data in strips.items()},
     )
 
