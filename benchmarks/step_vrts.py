@@ -55,6 +55,7 @@ class OneQuestion(LightningDataModule):
     def __init__(self, sample: Sample, num_steps: int) -> None:
         super().__init__()
         self._sample, self._num_steps = sample, num_steps
+        self.readers: dict[str, None] = {"val": None}  # nothing is validated
 
     def questions(self, split: str) -> list[Question]:
         """The one question."""

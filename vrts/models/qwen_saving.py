@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 
-from vrts.models.merging import check_mergeable, merge_adapters
+from vrts.models.qwen_loading import is_adapted
 from vrts.models.sharding import full_state
 from vrts.types import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 MAX_ROUNDING = 0.05
 """Share of a merged update that rounding may change without a warning."""
@@ -38,11 +40,13 @@ def save_model(model: Any, processor: Any, folder: Path, merge: bool, is_sharded
     Raises:
         InputError: the adapter cannot be merged, or the folder cannot be written to.
     """
-    merge = merge and isinstance(model, PeftModel)
+    merge = merge and is_adapted(model)
     if merge:
+        from vrts.models.merging import check_mergeable, merge_adapters  # with peft
+
         model = model.get_base_model()
         check_mergeable(model)
-    elif isinstance(model, PeftModel):
+    elif is_adapted(model):
         _name_base(model)
     state = full_state(model) if is_sharded else dict(model.state_dict())
     if not state:
@@ -59,7 +63,7 @@ def save_model(model: Any, processor: Any, folder: Path, merge: bool, is_sharded
     try:
         _check_space(folder, model, state)
         model.save_pretrained(folder, state_dict=state)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base: Any = model.get_base_model() if is_adapted(model) else model
         base.generation_config.save_pretrained(folder)
         processor.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
@@ -83,7 +87,7 @@ def _check_space(folder: Path, model: Any, state: dict[str, torch.Tensor]) -> No
         OSError: it does not.
     """
     written = state
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         written = {name: tensor for name, tensor in state.items() if "lora_" in name}
     # tied weights are written once
     sizes = {t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in written.values()}
