@@ -52,7 +52,7 @@ VIDEO_RTS = [
 ]
 """Each answer less cautious than the one before: most questions of so small a model go on."""
 CAUTIOUS = [Sampling(0.3, stop=("</answer>",))] * 5
-"""More of the answers agree, as those of a surer model."""
+"""All five answers at a low temperature."""
 
 
 class Given(Reader):
