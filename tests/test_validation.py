@@ -1,17 +1,20 @@
 """Validation within ``vrts fit``: what it finds, what it keeps, and that it disturbs nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from safetensors.torch import load_file
 
 from tests.test_cli import lines_of
 from vrts.callbacks.step_checkpoint import StepCheckpoint
 from vrts.cli import main, run
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
+from vrts.models.shard_loading import _current_name
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -65,6 +68,7 @@ def fit_args(data: dict[str, Path], root: Path, *more: str, validates: bool = Tr
         [
             "{class_path: StepCheckpoint, init_args: {every_n_steps: 1, keep: 2}}",
             "{class_path: CurveWriter}",
+            "{class_path: ExportPretrained}",
             *((S2D, BEST) if validates else ()),
         ]
     )
@@ -215,10 +219,62 @@ def test_a_run_without_improvement_stops(data, tmp_path):
     assert list(validations(tmp_path)) == [2, 4]
 
 
-def test_the_best_is_given_by_its_path(validated, data, capsys):
-    assert main(fit_args(data, validated, "--ckpt_path=best")) == 1
-    (path,) = (validated / "checkpoints").glob("best-*.ckpt")
-    assert str(path) in capsys.readouterr().err
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Trained weights of a checkpoint, by their names in an exported folder."""
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return {name.removeprefix("policy.model."): weight for name, weight in state.items()}
+
+
+def differing(folder: Path, path: Path) -> list[str]:
+    """Names of the weights that an exported folder has otherwise than a checkpoint."""
+    stored, trained = load_file(folder / "model.safetensors"), weights(path)
+    exported = {_current_name(name): weight for name, weight in stored.items()}
+    shared = exported.keys() & trained.keys()
+    assert len(shared) > 10
+    return [name for name in shared if not torch.equal(exported[name], trained[name])]
+
+
+def test_the_model_is_that_of_the_best_validation(validated):
+    (best,) = (validated / "checkpoints").glob("best-*.ckpt")
+    last = validated / "checkpoints/last.ckpt"
+    found = validations(validated)
+    step = max(found, key=lambda step: found[step]["val/accuracy"])
+    assert step != 6, "the last one is the best, so that this shows nothing"
+    assert differing(validated / "model", best) == []
+    assert len(differing(validated / "model", last)) > 10
+    facts = json.loads((validated / "model/vrts.json").read_text())
+    accuracy = pytest.approx(found[step]["val/accuracy"])
+    assert facts["steps"] == step
+    assert facts["selected"] == {"metric": "val/accuracy", "value": accuracy}
+    card = (validated / "model/README.md").read_text()
+    assert f"best of the run: `val/accuracy` `{found[step]['val/accuracy']:.4g}`" in card
+    assert f"in {step} optimizer steps" in card
+
+
+def export_args(data: dict[str, Path], run: Path, out: Path, *more: str) -> list[str]:
+    drop = ("--data.val.", "--trainer.val_check_interval")
+    args = [arg for arg in fit_args(data, run) if not arg.startswith(drop)]
+    return ["export", *args[1:], f"--output_dir={out}", *more]
+
+
+def test_export_finds_the_best_in_a_run_that_was_moved(validated, data, tmp_path):
+    shutil.copytree(validated, tmp_path / "run")
+    args = export_args(data, tmp_path / "run", tmp_path / "model", "--ckpt_path=best")
+    assert main(args) == 0
+    for name in ("README.md", "vrts.json", "model.safetensors"):
+        want = (validated / "model" / name).read_bytes()
+        assert (tmp_path / "model" / name).read_bytes() == want, name
+
+
+def test_a_best_that_is_not_there_is_named(validated, data, tmp_path, capsys):
+    args = export_args(data, tmp_path / "run", tmp_path / "model", "--ckpt_path=best")
+    assert main(args) == 1
+    assert "records a best one; --config configs/validate.yaml" in capsys.readouterr().err
+    shutil.copytree(validated / "checkpoints", tmp_path / "run/checkpoints")
+    (best,) = (tmp_path / "run/checkpoints").glob("best-*.ckpt")
+    best.unlink()
+    assert main(args) == 1
+    assert f"{best}, which is recorded as the best, is missing" in capsys.readouterr().err
 
 
 class TestRefused:

@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 
-from tests.callbacks.runs import make_videos, started
+from tests.callbacks.runs import make_module, make_policy, make_videos, started
 from tests.validation_runs import STRATEGIES, run
+from vrts.models.checkpoint_weights import load_trained
+from vrts.models.qwen_loading import Lora
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +52,25 @@ def test_two_processes_find_and_keep_what_one_does(name, folders):
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)
         assert rank["found"] == alone["found"]
         assert rank["kept"] == alone["kept"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_model_is_that_of_the_best_validation(name, index, folders):
+    """From the first process, out of a file or out of shards."""
+    folder = folders[index]
+    (best,) = (folder / f"{name}-kept").glob("best-*.ckpt")
+    sharded = name == "fsdp" and index == 1
+    assert best.is_dir() == sharded
+    policy = make_policy(Path(__file__).parents[1] / "assets/tiny", lora=Lora(rank=4, alpha=8))
+    policy.load()
+    module = make_module(policy)
+    checkpoint = load_trained(module, best)
+    kept = get_peft_model_state_dict(policy.model)
+    exported = load_file(folder / f"{name}-model/adapter_model.safetensors")
+    assert exported.keys() == kept.keys()
+    assert all(torch.equal(exported[key], kept[key]) for key in kept)
+    facts = json.loads((folder / f"{name}-model/vrts.json").read_text())
+    assert facts["steps"] == checkpoint["global_step"]
+    assert facts["selected"]["metric"] == "val/accuracy"

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
 from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.export import ExportPretrained
 from vrts.callbacks.step_checkpoint import StepCheckpoint
 from vrts.models.objectives import GRPO
 from vrts.models.qwen_loading import Lora
@@ -85,6 +86,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, devices:
                 save_on_train_epoch_end=False,
             ),
             EarlyStopping("val/accuracy", mode="max", patience=9),
+            ExportPretrained(str(folder / f"{name}-model")),
         ],
         max_epochs=1,
         val_check_interval=2,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from vrts.models.best import find_best
 from vrts.models.latest import is_complete, newest, surviving
 from vrts.types import InputError
 
@@ -35,7 +36,7 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
     """Find out before the weights are loaded whether there is a checkpoint.
 
     Args:
-        config: of a subcommand; its ``last`` is replaced by what that is.
+        config: of a subcommand; its ``last`` or ``best`` is replaced by what that is.
         subcommand: only ``fit`` may begin without a checkpoint.
 
     Raises:
@@ -43,7 +44,7 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
     """
     given = config.get("ckpt_path")
     if given == "best":
-        _refuse_best(_run_folder(config.trainer))
+        config.ckpt_path = str(find_best(_run_folder(config.trainer)))
     if given == "last":
         config.ckpt_path = _find_last(config.trainer, subcommand)
     if config.get("ckpt_path") in (None, "last", "hpc") or "://" in str(given):
@@ -97,19 +98,6 @@ def _find_last(trainer: Any, subcommand: str) -> str | None:
         raise InputError(f"--ckpt_path last: no checkpoint in {where}; give the path of one")
     rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, so the run begins anew")
     return None
-
-
-def _refuse_best(folder: Path) -> NoReturn:
-    """Say which checkpoints may be the best: Lightning knows that of its own process alone.
-
-    Raises:
-        InputError: always.
-    """
-    found = sorted(str(file) for file in folder.glob("best*.ckpt"))
-    raise InputError(
-        "--ckpt_path best: give the path of the checkpoint, whose name has step and accuracy: "
-        + (", ".join(found) or f"none in {folder}; --config configs/validate.yaml keeps one")
-    )
 
 
 def _run_folder(trainer: Any) -> Path:

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from vrts.callbacks.export import FACTS, export_model
+from vrts.callbacks.export import FACTS, export_model, selected
 from vrts.callbacks.export_folder import prepare_target
 from vrts.callbacks.recipe import training_facts
 from vrts.checkpoint_paths import find_checkpoint, keep_in_run_folder
@@ -43,7 +43,7 @@ class ExportingTrainer(Trainer):
             datamodule: of the run's configuration; its files are not needed.
             output_dir: folder to write; one with an earlier export is replaced.
             ckpt_path: a file that fit wrote, or a folder where it was sharded; ``last`` for the
-                newest of the run.
+                newest of the run, ``best`` for that of its best validation.
             merge: write the whole model with its LoRA adapter merged in, in the base model's dtype
                 (``--model.policy.init_args.dtype float32`` for float32).
             weights_only: null or true; checkpoints are never unpickled here.
@@ -65,6 +65,7 @@ class ExportingTrainer(Trainer):
             "steps": checkpoint.get("global_step"),
             "metrics": {"training": {}, "validation": {}},
         }
+        facts |= selected(checkpoint, path)
         export_model(model.policy.eval(), folder, merge, facts)
         rank_zero_info(f"wrote the model of {path} (step {facts['steps']}) to {folder}")
 

@@ -1,5 +1,9 @@
-"""Trains for a long time, on two processes with decode workers, and counts its steps."""
+"""Trains for a long time, on two processes with decode workers, and counts its steps.
 
+Arguments: folder, model, video, strategy (``ddp`` or ``fsdp``).
+"""
+
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,18 +13,26 @@ from lightning import Callback, Trainer
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
 from vrts.callbacks.interruption import SaveOnInterrupt
 from vrts.models.objectives import GRPO
+from vrts.models.strategy import FullySharded
 
 
 class Count(Callback):
+    def on_train_start(self, trainer: Trainer, *_args: Any) -> None:
+        print(f"rank {trainer.global_rank} is {os.getpid()}", flush=True)  # noqa: T201
+
     def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:
         print(f"step {trainer.global_step}", flush=True)  # noqa: T201
 
 
 def main() -> None:
-    folder, model, video = sys.argv[1:]
+    folder, model, video, strategy = sys.argv[1:]
     module = make_module(make_policy(Path(model)), objective=GRPO(beta=0))
     trainer = make_trainer(
-        Path(folder), [Count(), SaveOnInterrupt(folder)], max_epochs=1000, devices=2, strategy="ddp"
+        Path(folder),
+        [Count(), SaveOnInterrupt(folder)],
+        max_epochs=1000,
+        devices=2,
+        strategy=FullySharded(timeout_s=60) if strategy == "fsdp" else strategy,
     )
     data = make_data(train=questions(video, 4), num_workers=1)
     trainer.fit(module, datamodule=data)

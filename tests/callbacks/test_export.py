@@ -7,6 +7,7 @@ import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from tests.callbacks.plugins import ask
@@ -21,6 +22,7 @@ from tests.callbacks.runs import (
 from vrts.callbacks.export import ExportPretrained
 from vrts.models.objectives import GRPO
 from vrts.models.qwen_loading import Lora
+from vrts.models.shard_loading import _current_name
 from vrts.types import InputError, Sampling
 
 
@@ -207,6 +209,89 @@ def test_a_checkpoint_tells_what_it_was_trained_with(tmp_path, model_folder, vid
     assert written["recipe"] == facts["recipe"]
     card = (tmp_path / "out/README.md").read_text()
     assert f"| `val/accuracy` | `{best['best']:.4g}` | {best['step']} |" in card
+
+
+def with_keeper(folder, model, videos, export, steps=2, interval=1):
+    """A run with a callback that keeps the best checkpoint, and the same batches every time."""
+    keep = ModelCheckpoint(
+        folder / "kept", "best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=False
+    )
+    seed_everything(0, verbose=False)
+    module = make_module(make_policy(model), lr=0.5, objective=GRPO(beta=0))
+    trainer = make_trainer(
+        folder, [keep, export], max_steps=steps, max_epochs=9, val_check_interval=interval,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0,
+    )  # fmt: skip
+    data = make_data(
+        train=questions(videos["long"], 4), val=questions(videos["long"], 3), batch_size=2
+    )
+    trainer.fit(module, datamodule=data)
+    trained = {n: p.detach().clone() for n, p in module.policy.model.named_parameters()}
+    return trained, keep
+
+
+@pytest.mark.parametrize("best", [None, True, False])
+def test_the_best_weights_are_written_and_the_last_ones_stay(best, tmp_path, model_folder, videos):
+    """Nobody answers right, so that the first validation stays the best."""
+    export = ExportPretrained(str(tmp_path / "out"), best=best)
+    last, keep = with_keeper(tmp_path, model_folder, videos, export, steps=3)
+    kept = torch.load(keep.best_model_path, weights_only=True)
+    assert kept["global_step"] < 3
+    first = {n.removeprefix("policy.model."): w for n, w in kept["state_dict"].items()}
+    stored = load_file(tmp_path / "out/model.safetensors")
+    exported = {_current_name(name): weight for name, weight in stored.items()}
+    names = exported.keys() & first.keys() & last.keys()
+    assert any(not torch.equal(first[n], last[n]) for n in names)
+    want = last if best is False else first
+    assert len(names) > 10
+    assert all(torch.equal(exported[n], want[n]) for n in names)
+    facts = json.loads((tmp_path / "out/vrts.json").read_text())
+    assert facts["steps"] == (3 if best is False else kept["global_step"])
+    assert ("selected" in facts) == (best is not False)
+
+
+def test_a_best_that_nothing_keeps_is_refused_before_training(tmp_path, model_folder, videos):
+    policy = make_policy(model_folder)
+    with pytest.raises(InputError, match=r"ExportPretrained\.best is true.*validate\.yaml"):
+        fit(tmp_path, policy, videos, [ExportPretrained(best=True)])
+    assert not policy.loaded
+
+
+class NoValidation(ModelCheckpoint):
+    """Has found nothing at the end."""
+
+    def on_validation_end(self, *_args):
+        pass
+
+    def on_train_epoch_end(self, *_args):
+        pass
+
+
+@pytest.mark.parametrize("best", [None, True])
+def test_without_a_validation_the_last_weights_are_written_unless_the_best_are_asked_for(
+    best, tmp_path, model_folder, videos, monkeypatch
+):
+    monkeypatch.setattr("tests.callbacks.test_export.ModelCheckpoint", NoValidation)
+    export = ExportPretrained(str(tmp_path / "out"), best=best)
+    if best:
+        with pytest.raises(InputError, match="no validation that found val/accuracy; vrts export"):
+            with_keeper(tmp_path, model_folder, videos, export)
+        assert not (tmp_path / "out").exists()
+        return
+    with pytest.warns(UserWarning, match="weights of the last step: there was no validation"):
+        with_keeper(tmp_path, model_folder, videos, export)
+    assert json.loads((tmp_path / "out/vrts.json").read_text())["steps"] == 2
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(tmp_path, model_folder, videos):
+    class Losing(ExportPretrained):
+        def on_train_end(self, trainer, pl_module):
+            (tmp_path / "kept/best.ckpt").unlink()
+            super().on_train_end(trainer, pl_module)
+
+    with pytest.raises(InputError, match=r"best checkpoint cannot be loaded .*best\.ckpt"):
+        with_keeper(tmp_path, model_folder, videos, Losing(str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_folder_is_refused_before_training(tmp_path, model_folder, videos):

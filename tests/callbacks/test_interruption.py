@@ -1,8 +1,10 @@
 """Real signals in real training runs: a checkpoint between two steps, and a run that goes on."""
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tests.callbacks.runs import (
     started,
 )
 from vrts.callbacks.interruption import SaveOnInterrupt
+from vrts.models.latest import is_complete
 from vrts.models.objectives import GRPO
 from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff, FrozenCopy
@@ -107,8 +110,7 @@ def test_a_signal_anywhere_in_a_step_saves_at_its_end(
     code = interrupted(tmp_path, model_folder, videos, Send(hook, call, number))
     assert code != 0
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
-    # this callback's own end of a batch comes before that of `Send`
-    assert saved["global_step"] == call + (hook == "on_train_batch_end")
+    assert saved["global_step"] == call
 
 
 @pytest.mark.parametrize(
@@ -188,19 +190,124 @@ def test_without_a_folder_checkpoints_go_where_others_go(tmp_path, model_folder,
     folder = tmp_path / "kept" if keeper else tmp_path
     assert torch.load(folder / "last.ckpt", weights_only=False)["global_step"] == 2
     names = sorted(path.name for path in folder.glob("*.ckpt"))
-    assert names == (["epoch=0-step=1.ckpt", "last.ckpt"] if keeper else ["last.ckpt"])
+    assert names == (["epoch=0-step=2.ckpt", "last.ckpt"] if keeper else ["last.ckpt"])
+
+
+class Found(Callback):
+    """What each validation found, by step; the newest is part of checkpoints."""
+
+    def __init__(self) -> None:
+        self.accuracy: dict[int, float] = {}
+        self.num_asked = 0
+
+    def on_validation_batch_end(self, trainer, *_args):
+        self.num_asked += 1
+
+    def on_validation_end(self, trainer, pl_module):
+        self.accuracy[trainer.global_step] = float(trainer.callback_metrics["val/accuracy"])
+
+    def state_dict(self):
+        return {"accuracy": dict(self.accuracy)}
+
+    def load_state_dict(self, state):
+        self.accuracy = state["accuracy"]
+
+
+def validated(folder, model_folder, videos, callbacks, ckpt_path=None, **options):
+    """Eight batches, a validation of two after every fourth, or after each epoch."""
+    seed_everything(0, verbose=False)
+    module = make_module(make_policy(model_folder), lr=0.1, objective=GRPO(beta=0))
+    history, found = History(), Found()
+    keep = ModelCheckpoint(folder / "kept", monitor="val/accuracy", save_on_train_epoch_end=False)
+    defaults = {"val_check_interval": 4, "check_val_every_n_epoch": None}
+    trainer = make_trainer(
+        folder, [*callbacks, history, found, keep], max_epochs=2, num_sanity_val_steps=0,
+        **(defaults | options),
+    )  # fmt: skip
+    video = videos["long"]
+    data = make_data(train=questions(video, 4), val=questions(video, 2, "v"))
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return history, found
+
+
+@pytest.mark.parametrize(
+    ("hook", "call"),
+    [("on_train_batch_start", 4), ("on_validation_batch_start", 1), ("on_validation_end", 1)],
+)
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}])
+def test_a_validation_that_is_due_is_made_before_the_checkpoint(
+    tmp_path, model_folder, videos, hook, call, options
+):
+    """With a signal on its very step or in it; what it has found is saved, also by others."""
+    history, found = validated(tmp_path / "whole", model_folder, videos, [], **options)
+    assert list(found.accuracy) == [4, 8]
+    stop = [SaveOnInterrupt(str(tmp_path)), Send(hook, call, signal.SIGTERM)]
+    with pytest.raises(SystemExit):
+        validated(tmp_path, model_folder, videos, stop, **options)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == 4
+    assert saved["callbacks"]["Found"]["accuracy"] == {4: found.accuracy[4]}
+    (keeper,) = (s for s in saved["callbacks"].values() if s.get("monitor") == "val/accuracy")
+    assert float(keeper["best_model_score"]) == found.accuracy[4]
+    resumed, found_again = validated(
+        tmp_path, model_folder, videos, [], str(tmp_path / "last.ckpt"), **options
+    )
+    assert found_again.accuracy == found.accuracy
+    assert found_again.num_asked == 2, "the first validation is not made again"
+    assert resumed.losses == history.losses[4:]
+    assert resumed.ids == history.ids[4:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
+    tmp_path, model_folder, videos, strategy, rank
+):
+    """As when one node of several is taken away."""
+    log = tmp_path / "log"
+    args = (str(tmp_path), str(model_folder), videos["long"], strategy)
+    with started("tests.callbacks.long_fit", log, *args) as process:
+        wait_for("step 2", log, process)
+        (pid,) = {int(pid) for pid in re.findall(rf"rank {rank} is (\d+)", log.read_text())}
+        os.kill(pid, signal.SIGTERM)
+        status = process.wait(60)
+        assert status == 1, log.read_text()
+        for found in re.findall(r"rank \d is (\d+)", log.read_text()):
+            deadline_s = time.monotonic() + 10
+            while is_running(found) and time.monotonic() < deadline_s:
+                time.sleep(0.05)
+            assert not is_running(found), "a process was left behind"
+    assert "go on with --ckpt_path" in log.read_text()
+    path = tmp_path / "last.ckpt"
+    assert is_complete(path)
+    assert path.is_dir() == (strategy == "fsdp")
+    rest = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=False)
+    assert rest["global_step"] >= 2
+
+
+def is_running(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(text, log, process):
+    deadline_s = time.monotonic() + 240
+    while text not in log.read_text() and time.monotonic() < deadline_s:
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_interrupts_two_processes(tmp_path, model_folder, videos):
     """There the signal goes to all processes of the group, decode workers among them."""
     log = tmp_path / "log"
-    args = (str(tmp_path), str(model_folder), videos["long"])
+    args = (str(tmp_path), str(model_folder), videos["long"], "ddp")
     with started("tests.callbacks.long_fit", log, *args) as process:
-        deadline_s = time.monotonic() + 240
-        while "step 2" not in log.read_text() and time.monotonic() < deadline_s:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
+        wait_for("step 2", log, process)
         os.killpg(process.pid, signal.SIGINT)
         status = process.wait(60)
     assert status == 1, log.read_text()

@@ -30,16 +30,20 @@ class Saves(Callback):
         self.seen.append((self.batch, self.hook))
 
 
-def fit(folder: Path, model: Path, videos, keeper: ModelCheckpoint, ckpt_path=None, **options):
+def fit(
+    folder: Path, model: Path, videos, keeper: ModelCheckpoint, ckpt_path=None, validates=True,
+    **options,
+):  # fmt: skip
     """Eight batches of one question each; two of them make a step."""
     saves = Saves()
     module = make_module(make_policy(model), lr=0.01, objective=GRPO(beta=0))
     trainer = make_trainer(
-        folder, [keeper, saves], accumulate_grad_batches=2, num_sanity_val_steps=1,
-        check_val_every_n_epoch=None, **({"max_epochs": 1} | options),
+        folder, [keeper, saves], accumulate_grad_batches=2,
+        **({"max_epochs": 1, "num_sanity_val_steps": 1, "check_val_every_n_epoch": None} | options),
     )  # fmt: skip
     video = videos["long"]
-    data = make_data(train=questions(video, 8), val=questions(video, 1, "v"), batch_size=1)
+    val = questions(video, 1, "v") if validates else None
+    data = make_data(train=questions(video, 8), val=val, batch_size=1)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return saves.seen, trainer
 
@@ -63,6 +67,28 @@ def test_a_validation_that_comes_later_holds_nothing_up(tmp_path, model_folder, 
     keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
     seen, _ = fit(tmp_path, model_folder, videos, keeper, val_check_interval=6)
     assert seen == [(8, "batch")] * 2
+
+
+@pytest.mark.parametrize("every", [None, 1, 2])
+def test_the_end_of_an_epoch_is_saved_where_nothing_is_validated(
+    every, tmp_path, model_folder, videos
+):
+    """There Lightning begins a validation that asks nothing."""
+    keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
+    seen, _ = fit(
+        tmp_path, model_folder, videos, keeper, validates=False, max_epochs=2,
+        check_val_every_n_epoch=every,
+    )  # fmt: skip
+    assert seen == [(8, "batch")] * 4
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_end_of_an_epoch_is_saved_after_its_validation(every, tmp_path, model_folder, videos):
+    keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
+    options = {"max_epochs": 2, "check_val_every_n_epoch": every, "num_sanity_val_steps": 0}
+    seen, _ = fit(tmp_path, model_folder, videos, keeper, **options)
+    first = "validation" if every == 1 else "batch"
+    assert seen == [(8, first)] * 2 + [(8, "validation")] * 2
 
 
 def test_a_resumed_run_saves_no_half_of_a_step(tmp_path, model_folder, videos):

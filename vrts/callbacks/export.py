@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch.distributed.tensor import DTensor
 
 from vrts.callbacks.export_folder import (
     partial_folder,
@@ -16,6 +21,8 @@ from vrts.callbacks.export_folder import (
 )
 from vrts.callbacks.model_card import write_card
 from vrts.callbacks.recipe import training_facts
+from vrts.models.best import WATCHED, recorded_best
+from vrts.models.checkpoint_weights import load_trained
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
 from vrts.types import InputError
@@ -36,21 +43,34 @@ class ExportPretrained(Callback):
         merge: after LoRA write the whole model with the adapter merged in, in the base model's
             dtype. In bfloat16 that rounds a part of a small update away (a warning tells how much);
             the adapter keeps it exactly.
+        best: write the weights of the best validation, out of the checkpoint of the first
+            ModelCheckpoint that watches a metric ``val/…``, and not those of the last step. Where
+            null that is done if there is such a callback and it has a checkpoint, with a warning if
+            it has none. True insists on both. It takes the memory of the trained weights once more.
     """
 
-    def __init__(self, output_dir: str | None = None, merge: bool = False) -> None:
+    def __init__(
+        self, output_dir: str | None = None, merge: bool = False, best: bool | None = None
+    ) -> None:
         self.output_dir = output_dir
         self.merge = merge
+        self.best = best
         self._validation: dict[str, dict[str, Any]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """See that the folder can be written: training may take days, its end is no time to miss.
 
         Raises:
-            InputError: it cannot, or holds something else than an earlier export.
+            InputError: it cannot, or holds something else than an earlier export; or `best` is
+                asked for, and no ModelCheckpoint keeps it.
         """
         if stage != "fit":
             return
+        if self.best and _keeper(trainer) is None:
+            raise InputError(
+                "ExportPretrained.best is true, but no ModelCheckpoint watches val/accuracy; put "
+                "--config configs/validate.yaml behind the others, or set it to null"
+            )
         problem = self._problem(trainer) if trainer.is_global_zero else None
         # all processes raise what the first one found, so that none waits for it in vain
         problem = trainer.strategy.broadcast(problem)
@@ -86,10 +106,50 @@ class ExportPretrained(Callback):
         """Write the folder, from one process; all take part where weights are sharded.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written, or the best checkpoint is not there or damaged.
         """
         module = cast(VideoQAModule, pl_module)
         facts = self._facts(trainer, pl_module)  # on all processes: metrics may be synchronised
+        best = self._best_path(trainer)
+        if best is None:
+            self._write(trainer, module, facts)
+            return
+        trainer.strategy.checkpoint_io.teardown()  # where it writes in the background: to its end
+        if not (trainer.is_global_zero or module.is_sharded):
+            return
+        with _weights_put_back(module):
+            try:
+                found = load_trained(module, best)
+            except InputError as error:
+                raise InputError(
+                    f"ExportPretrained: the best checkpoint cannot be loaded ({error}); vrts "
+                    "export writes the model of another one"
+                ) from error
+            facts = found.get(FACTS, facts) | selected(found, best)
+            self._write(trainer, module, facts)
+        rank_zero_info(
+            f"wrote the model of step {facts['steps']}, whose validation was the best "
+            f"({best.name}), to {self._folder(trainer)}; training ended at step "
+            f"{trainer.global_step}"
+        )
+
+    def _best_path(self, trainer: Trainer) -> Path | None:
+        """The checkpoint to write the weights of; None for those of the last step."""
+        keeper = _keeper(trainer)
+        if self.best is False or keeper is None:
+            return None
+        if keeper.best_model_path:
+            return Path(keeper.best_model_path)
+        problem = f"there was no validation that found {keeper.monitor}"
+        if self.best:
+            raise InputError(
+                f"ExportPretrained.best: {problem}; vrts export writes the model of the last step"
+            )
+        rank_zero_warn(f"ExportPretrained writes the weights of the last step: {problem}")
+        return None
+
+    def _write(self, trainer: Trainer, module: VideoQAModule, facts: dict[str, Any]) -> None:
+        """Write the weights that the module has, from one process."""
         if trainer.is_global_zero:
             export_model(module.policy, self._folder(trainer), self.merge, facts)
         elif module.is_sharded:
@@ -137,6 +197,37 @@ def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any
         policy.save_pretrained(part, merge)
         write_card(part, folder.name, merge, facts)
         write_manifest(part, facts)
+
+
+def selected(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What the model card says where a checkpoint was the best of its run when it was saved.
+
+    Args:
+        checkpoint: Lightning's.
+        path: of it.
+    """
+    best = recorded_best(checkpoint, path)
+    return {} if best is None else {"selected": {"metric": best.metric, "value": best.value}}
+
+
+def _keeper(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that keeps the best checkpoint."""
+    callbacks = trainer.checkpoint_callbacks
+    keepers = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
+    return next((c for c in keepers if str(c.monitor).startswith(WATCHED)), None)
+
+
+@contextmanager
+def _weights_put_back(module: VideoQAModule) -> Iterator[None]:
+    """Context after which trained weights are as before: callbacks may save them yet."""
+    trained = [p.detach() for p in module.parameters() if p.requires_grad]
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+    kept = [p.to("cpu", copy=True) for p in local]
+    try:
+        yield
+    finally:
+        for own, last in zip(local, kept, strict=True):
+            own.copy_(last)
 
 
 def _logged(trainer: Trainer, prefix: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from vrts.callbacks.folders import make_folder
+from vrts.callbacks.validation import validation_follows
 from vrts.models.module import VideoQAModule
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -23,6 +24,8 @@ class SaveOnInterrupt(Callback):
     """On Ctrl-C or SIGTERM, finishes the step, saves ``last.ckpt`` and ends the run.
 
     A checkpoint from between two steps resumes exactly; one from the middle of a step would not.
+    Where a validation follows the step, it is made first: a run that goes on leaves it out. A
+    signal to any one process is enough.
     A second signal ends the run at once, and the last regular checkpoint is what remains.
 
     Args:
@@ -33,32 +36,53 @@ class SaveOnInterrupt(Callback):
         self.dirpath = dirpath
         self._signal: int | None = None
         self._step = 0
+        self._may_stop = False
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder, rather than find out when the checkpoint is to be saved.
+
+        Comes after all other callbacks, so that what they know is saved.
 
         Raises:
             InputError: it cannot be made.
         """
         if stage == "fit" and self.dirpath is not None and trainer.is_global_zero:
             make_folder(Path(self.dirpath), "SaveOnInterrupt.dirpath")
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        # a new list: the old one is being gone through
+        trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; Lightning has installed its own handlers by now."""
         self._step = trainer.global_step
         self._signal = None
+        self._may_stop = False
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, if a signal came and this is a place from which a run can go on."""
+        """Save and stop, if a signal came and this is a place from which a run can go on.
+
+        Not yet where a validation follows.
+        """
         stepped = trainer.global_step != self._step
         self._step = trainer.global_step
         rollout_used_up = (batch_idx + 1) % cast(VideoQAModule, pl_module).updates_per_rollout == 0
-        if not (stepped and rollout_used_up):
+        self._may_stop = stepped and rollout_used_up
+        if not validation_follows(trainer):
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save and stop, if a signal came before the validation or in it."""
+        if not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """Save and stop, if a signal came to any process and a run can go on from here."""
+        if not self._may_stop:
             return
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if not stop:

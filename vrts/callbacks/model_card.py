@@ -84,7 +84,7 @@ def render_card(
         is_merged=kind == MERGED,
         is_adapter=kind == ADAPTER,
         dtype=dtype,
-        facts=facts,
+        facts={"selected": None, **facts},
         rows=list(_rows(recipe)),
         rewards=[
             (_class(reward), reward.get("weight"), _options({**reward, "weight": None}))

@@ -8,6 +8,8 @@ from jsonargparse.typing import PositiveInt
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vrts.callbacks.validation import validation_follows
+
 
 class StepCheckpoint(ModelCheckpoint):
     """Saves every n optimizer steps: ``last.ckpt``, and the newest k under their own names.
@@ -58,9 +60,7 @@ class StepCheckpoint(ModelCheckpoint):
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if not stepped or self._step % self._every_n_steps:
             return
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
-        self._is_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        self._is_due = validation_follows(trainer)
         if not self._is_due:
             self._save(trainer)
 

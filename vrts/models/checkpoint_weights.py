@@ -1,4 +1,4 @@
-"""Trained weights out of checkpoints, by one process; nothing but tensors is unpickled."""
+"""Trained weights out of checkpoints; nothing but tensors is unpickled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.tensor import DTensor
 
 from vrts.models.checkpoints import check_same_model
 from vrts.models.latest import REST, SHARDS
+from vrts.models.sharding import sharded_like
 from vrts.types import InputError
 
 PREFIX = "state_dict."
@@ -53,7 +55,8 @@ def load_trained(module: nn.Module, path: Path) -> dict[str, Any]:
     """Load trained weights of a checkpoint into a module.
 
     Args:
-        module: whose policy is loaded, on the CPU.
+        module: whose policy is loaded. Where it is sharded (FSDP2) it stays so, and all processes
+            have to call this.
         path: a file, or a folder that sharded training wrote with any number of processes.
 
     Returns:
@@ -83,7 +86,11 @@ def _load_file(module: nn.Module, path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"--ckpt_path: {path} has no state_dict; give a file that fit wrote")
     check_same_model(module, checkpoint)
-    module.load_state_dict(checkpoint.pop("state_dict"), strict=False)
+    named = dict(module.named_parameters(remove_duplicate=False))
+    state = checkpoint.pop("state_dict")
+    with torch.no_grad():
+        for name, whole in state.items():
+            named[name].copy_(sharded_like(whole, named[name]))
     checkpoint.pop("optimizer_states", None)
     return checkpoint
 
@@ -108,10 +115,11 @@ def _load_folder(module: nn.Module, path: Path) -> dict[str, Any]:
     check_same_model(module, {"state_dict": tensors})
     named = dict(module.named_parameters(remove_duplicate=False))
     target = {PREFIX.rstrip("."): {name: named[name].data for name in sizes}}
+    sharded = any(isinstance(weight, DTensor) for weight in named.values())
     with warnings.catch_warnings():
         # this is one process on purpose
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(target, storage_reader=reader, no_dist=True)
+        load(target, storage_reader=reader, no_dist=not sharded)
     rest = torch.load(path / REST, "cpu", mmap=True, weights_only=True)
     assert isinstance(rest, dict)
     return rest
