@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import make_data, make_trainer, questions
 from tests.models.sharded_runs import Trace, build
+from vrts.callbacks.export import ExportPretrained
 from vrts.models.fsdp1 import FSDP1, whole_weights
 
 
@@ -57,7 +58,8 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         data = make_data(train=asked, batch_size=2 // case["devices"], shuffle=False)
         kept = folder / f"{name}-checkpoints"
         last = case.get("resume") and part == 0
-        callbacks = [trace, *([ModelCheckpoint(kept, save_last=True)] if last else [])]
+        export = ExportPretrained(str(folder / f"{name}-model"), merge=case.get("merge", False))
+        callbacks = [trace, ModelCheckpoint(kept, save_last=True) if last else export]
         trainer = make_trainer(
             folder,
             callbacks,
@@ -82,7 +84,6 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
             trained = state(module)
     else:
         trained = state(module)
-    module.policy.save_pretrained(folder / f"{name}-model")
     (folder / f"{target}.json").write_text(json.dumps(found))
     torch.save(trained, folder / f"{target}.pt")
 

@@ -25,6 +25,7 @@ from vrts.types import InputError
 CASES: dict[str, dict[str, Any]] = {
     "full": {"checkpointing": True, "clip": 0.05, "count": 7, "damaged": [3]},
     "lora": {"lora": True, "checkpointing": True, "accumulate": 2, "count": 9},
+    "merged": {"lora": True, "merge": True},
     "mixed_dtypes": {"lora": True, "dtype": "bfloat16", "beta": 0.0},
     "resumed": {"adam": True, "resume": 1},
 }
@@ -70,7 +71,8 @@ def test_training_is_that_of_one_process(folders, name):
     assert alone["norms"][0] > 1e-3
     if "adam" in CASES[name]:
         return  # it makes steps of rounding noise around zero
-    file = "adapter_model.safetensors" if "lora" in CASES[name] else "model.safetensors"
+    is_adapter = "lora" in CASES[name] and "merge" not in CASES[name]
+    file = "adapter_model.safetensors" if is_adapter else "model.safetensors"
     weights = [torch.load(folder / f"{name}-0.pt") for folder in folders]
     exported = [load_file(folder / f"{name}-model" / file) for folder in folders]
     for want, got in (weights, exported):

@@ -27,7 +27,7 @@ class FSDP1(FSDPStrategy):
 
     A layer is gathered where a step first uses it and stays until the step's backward pass
     (``SHARD_GRAD_OP``), so that rollouts of different lengths never wait for one another. A
-    checkpoint is one file, as that of a run that is not sharded, and goes on as one.
+    checkpoint is one file, as that of a run that is not sharded.
 
     Args:
         process_group_backend: of torch; null takes NCCL on CUDA and gloo on CPUs.
@@ -98,10 +98,10 @@ class FSDP1(FSDPStrategy):
         plugin.clip_grad_by_norm = lambda _, value: root.clip_grad_norm_(value)
         save = module.policy.save_pretrained
 
-        def save_whole(folder: Path) -> None:
+        def save_whole(folder: Path, merge: bool = False) -> None:
             with whole_weights(root):
                 if self.global_rank == 0:
-                    save(folder)
+                    save(folder, merge)
 
         module.policy.save_pretrained = save_whole
         return root
