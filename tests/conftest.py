@@ -1,5 +1,6 @@
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import av
@@ -7,6 +8,20 @@ import numpy as np
 import pytest
 
 SHARED = Path(__file__).parents[1] / "../shared"
+LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Forget where Lightning said that this process stands.
+
+    A run of one process under ``ddp`` or ``fsdp`` leaves it in the environment, and processes that
+    a later test starts would take themselves for ranks whose peers somebody else starts.
+    """
+    result = yield
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+    return result
 
 
 @pytest.fixture(autouse=True)

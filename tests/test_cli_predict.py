@@ -13,6 +13,7 @@ from vrts.demo.model import build_model_folder
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
 from vrts.models.qwen import QwenPolicy
+from vrts.votes import VoteError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -236,6 +237,22 @@ class TestReplay:
         assert report.rstrip().endswith("</html>")
         assert all(f'"id":"{id}"' in report for id in lines)
         assert "│ failed" in capsys.readouterr().out
+
+    def test_a_vote_that_fails_is_named_with_its_traceback(self, tmp_path):
+        line = recorded_line("q1", [(32, "AAB")])
+        line["rounds"][0]["mean_logprobs"] = [-1.0, -2.0, -0.1]
+        (tmp_path / "settings.json").write_text('{"levels": [32]}')
+        (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+        vote = "{class_path: tests.own_plugins.SteepVote, init_args: {steepness: -1e9}}"
+        options = {"SparseToDense": f"{{levels: [32], num_samples: 3, vote: {vote}}}"}
+        callbacks = ", ".join(
+            f"{{class_path: {name}, init_args: {options.get(name, {})}}}"
+            for name in ("Replay", "SparseToDense", "PredictionWriter")
+        )
+        again = f"--trainer.callbacks=[{callbacks}]"
+        with pytest.raises(VoteError, match=r"^question q1: SteepVote raised Over") as caught:
+            self.replay(tmp_path, tmp_path / "again", again)
+        assert isinstance(caught.value.__cause__, OverflowError), "which shows the user's line"
 
     def test_a_missing_recording_is_named(self, tmp_path, capsys):
         assert self.replay(tmp_path / "none", tmp_path) == 1

@@ -72,7 +72,7 @@ def run(nodes: list[tuple[list[str], dict[str, str]]], args: list[str]) -> None:
         )
     try:
         for process in started:
-            output, _ = process.communicate(timeout=150)
+            output, _ = process.communicate(timeout=600)
             assert process.returncode == 0, output[-4000:]
     finally:
         for process in started:

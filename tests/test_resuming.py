@@ -20,7 +20,7 @@ KEEPER = "{class_path: ModelCheckpoint, init_args: {every_n_train_steps: 1, save
 KEEP_LAST = f"--trainer.callbacks=[{KEEPER % 0}]"
 KEEP_ALL = f"--trainer.callbacks=[{KEEPER % -1}]"
 
-SHARDED = "{class_path: FullySharded, init_args: {timeout_s: 60}}"
+SHARDED = "{class_path: FullySharded, init_args: {timeout_s: 300}}"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ SHARDED = (
     "--trainer.accelerator=cpu",
     "--trainer.devices=2",
     "--trainer.precision=32-true",
-    "--trainer.strategy.init_args.timeout_s=150",
+    "--trainer.strategy.init_args.timeout_s=300",
     "--trainer.max_epochs=2",  # Lightning takes an epoch that max_steps cut short for a whole one
 )
 

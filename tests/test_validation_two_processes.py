@@ -24,7 +24,7 @@ def folders(tmp_path_factory, make_video):
     run(one, model, clips, devices=1)
     job = {"folder": str(two), "model": str(model), "videos": clips, "devices": 2}
     with started("tests.validation_runs", root / "log", json.dumps(job)) as process:
-        assert process.wait(280) == 0, (root / "log").read_text()
+        assert process.wait(600) == 0, (root / "log").read_text()
     return one, two
 
 

@@ -93,7 +93,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, devices:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=1,
         devices=devices,
-        strategy="auto" if devices == 1 else FullySharded(timeout_s=60) if sharded else "ddp",
+        strategy="auto" if devices == 1 else FullySharded(timeout_s=300) if sharded else "ddp",
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     found = {key: getattr(trace, key) for key in ("losses", "found", "depths")}

@@ -32,7 +32,7 @@ def main() -> None:
         [Count(), SaveOnInterrupt(folder)],
         max_epochs=1000,
         devices=2,
-        strategy=FullySharded(timeout_s=60) if strategy == "fsdp" else strategy,
+        strategy=FullySharded(timeout_s=300) if strategy == "fsdp" else strategy,
     )
     data = make_data(train=questions(video, 4), num_workers=1)
     trainer.fit(module, datamodule=data)

@@ -100,7 +100,7 @@ def test_two_processes_of_which_some_are_killed_go_on_as_one(tmp_path, videos, r
     folder, log = tmp_path / "run", tmp_path / "log"
     job = {"folder": str(folder), "videos": videos, "ranks": ranks}
     with run_module("tests.callbacks.killed_ranks", log, json.dumps(job)) as process:
-        assert process.wait(100) != 0, log.read_text()
+        assert process.wait(600) != 0, log.read_text()
         if ranks == [0]:
             wait_for("RuntimeError: the first process of this run is gone", log)
     assert not (folder / "metrics.json").exists()

@@ -23,7 +23,7 @@ def test_two_processes_come_to_the_same_as_one(tmp_path, model_folder, videos):
     job = {"folder": str(two), "model": str(model_folder), "videos": videos, "devices": 2}
     log = tmp_path / "log"
     with started("tests.callbacks.two_processes", log, json.dumps(job)) as process:
-        assert process.wait(280) == 0, log.read_text()
+        assert process.wait(600) == 0, log.read_text()
     for name in OBJECTIVES:
         check_training(one, two, model_folder, name)
     check_completions(one, two)

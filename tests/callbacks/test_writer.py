@@ -455,7 +455,7 @@ def test_a_killed_run_leaves_whole_lines_and_goes_on(tmp_path, videos, whole):
     job = {"folder": str(tmp_path), "videos": videos, "script": SCRIPT, "stop_after": 4}
     log = tmp_path / "log"
     with started("tests.callbacks.killed_run", log, json.dumps(job)) as process:
-        assert process.wait(240) == -signal.SIGKILL, log.read_text()
+        assert process.wait(600) == -signal.SIGKILL, log.read_text()
     lines = read_predictions(tmp_path)
     assert lines == whole[0][: len(lines)]
     assert len(lines) == 2

@@ -21,6 +21,23 @@ def test_options_make_a_multiple_choice(tmp_path):
     assert (question.problem_type, question.options) == (ProblemType.FREE_FORM, ())
 
 
+def test_the_fingerprint_tells_the_content(tmp_path):
+    """And of a long film not all is read for it."""
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"one")
+    reader = SingleQuestionReader(str(video), "Why?", ["red", "blue"])
+    before = reader.fingerprint()
+    assert before["options"] == ["red", "blue"]
+    video.write_bytes(b"two")
+    assert reader.fingerprint()["video"] != before["video"]
+    assert reader.fingerprint()["question"] == before["question"]
+    with video.open("wb") as file:
+        file.truncate(2**40)
+    assert reader.fingerprint()["video"].startswith("clip.mp4 ")
+    folder = SingleQuestionReader(str(tmp_path), "Why?")
+    assert folder.fingerprint()["video"] == str(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "is_image"), [("a.JPG", True), ("a.png", True), ("a.mkv", False)])
 def test_a_picture_is_one(tmp_path, name, is_image):
     (tmp_path / name).touch()

@@ -201,7 +201,7 @@ def test_several_processes_share_a_folder(tmp_path):
         )
         for step in ("1", "5", "7")
     ]  # fmt: skip
-    results = [process.communicate(timeout=200) for process in running]
+    results = [process.communicate(timeout=400) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], results
     assert sum(int(out) for out, _ in results) > 0
     cache.store("last", clip(1))

@@ -72,7 +72,7 @@ def test_the_pool_takes_folders_with_their_rates(tmp_path, num_workers):
     pool = DecodePool(PyAVDecoder(), UniformSampler(), SMALL, num_workers, frames_fps=3.0)
     try:
         asked = [Question("1", "?", path), Question("2", "?", path, metadata={"fps": 6})]
-        first, second = [pool.submit(q, 4).result(timeout=120) for q in asked]
+        first, second = [pool.submit(q, 4).result(timeout=300) for q in asked]
     finally:
         pool.close()
     assert (first.clip.fps, second.clip.fps) == (3.0, 6.0)

@@ -40,9 +40,9 @@ def gated(tmp_path):
 
     def free(futures):
         (tmp_path / "gate").touch()
-        busy.result(timeout=120)
+        busy.result(timeout=300)
         for future in futures:
-            future.result(timeout=120)
+            future.result(timeout=300)
         return (tmp_path / "log").read_text().split()[1:]
 
     yield pool, free

@@ -35,8 +35,8 @@ def test_adjacent_questions_about_a_video_decode_it_once(tmp_path, num_workers):
     pool = DecodePool(CountingDecoder(log), UniformSampler(), Resolution(), num_workers)
     try:
         asked = [ask("1"), ask("2"), ask("3", "b.mp4"), ask("4"), ask("5", start_s=2.0), ask("6")]
-        samples = [f.result(timeout=120) for f in [pool.submit(q, 4) for q in asked]]
-        denser = [f.result(timeout=120) for f in [pool.submit(q, 8) for q in asked[:2]]]
+        samples = [f.result(timeout=300) for f in [pool.submit(q, 4) for q in asked]]
+        denser = [f.result(timeout=300) for f in [pool.submit(q, 8) for q in asked[:2]]]
     finally:
         pool.close()
     assert sorted(log.read_text().splitlines()) == [
@@ -52,7 +52,7 @@ def test_a_failure_is_shared_too_and_names_the_video(num_workers):
     pool = DecodePool(NaughtyDecoder(), UniformSampler(), Resolution(), num_workers)
     try:
         futures = [pool.submit(ask(id, "bad.mp4"), 4) for id in "123"]
-        errors = [future.result(timeout=120).error for future in futures]
+        errors = [future.result(timeout=300).error for future in futures]
     finally:
         pool.close()
     assert errors == ["bad.mp4: has no frame"] * 3
@@ -114,7 +114,7 @@ def test_many_threads_ask_at_once(tmp_path):
         with ThreadPoolExecutor(8) as threads:
             questions = [ask(str(i), f"{i % 4}.mp4") for i in range(64)]
             futures = list(threads.map(lambda q: pool.submit(q, 2), questions))
-        assert [f.result(timeout=120).question.id for f in futures] == [q.id for q in questions]
+        assert [f.result(timeout=300).question.id for f in futures] == [q.id for q in questions]
     finally:
         pool.close()
     assert len(log.read_text().splitlines()) == 4

@@ -49,7 +49,7 @@ def test_bad_videos_fail_by_name_and_the_rest_goes_on(no_traces):
     decoding.submit(question("warm up"), 2).result()
     began = time.monotonic()
     futures = [decoding.submit(question(name), 4) for name in names]
-    samples = [future.result(timeout=120) for future in futures]
+    samples = [future.result(timeout=300) for future in futures]
     assert time.monotonic() - began < 100
     errors = {sample.question.id: sample.error for sample in samples}
     assert errors == {
@@ -94,7 +94,7 @@ def test_without_workers_decoding_is_in_the_calling_thread(no_traces):
 def test_a_worker_that_cannot_start_is_no_fault_of_the_video(no_traces, capfd):
     decoding = pool(BrokenDecoder(), num_workers=1)
     with pytest.raises(WorkerStartError, match="ended with status 1 at its start"):
-        decoding.submit(question("good"), 2).result(timeout=120)
+        decoding.submit(question("good"), 2).result(timeout=300)
     decoding.close()
     assert "no-such-codec" in capfd.readouterr().err
 
@@ -144,7 +144,7 @@ def test_workers_end_with_their_parent(tmp_path, how):
     )
     child = int(parent.stdout.readline())
     os.killpg(parent.pid, how)
-    _, errors = parent.communicate(timeout=240)
+    _, errors = parent.communicate(timeout=600)
     assert errors.count("Traceback") == (how == signal.SIGINT)
     for _ in range(100):
         if not Path(f"/proc/{child}").exists():

@@ -70,7 +70,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
             gradient_clip_val=case.get("clip"),
             precision=case.get("precision", "32-true"),
             devices=case["devices"],
-            strategy=FSDP1(timeout_s=60) if case.get("sharded", True) else "auto",
+            strategy=FSDP1(timeout_s=300) if case.get("sharded", True) else "auto",
         )
         path = str(kept / "last.ckpt") if part else None
         trainer.fit(module, datamodule=data, ckpt_path=path)

@@ -48,7 +48,7 @@ def folders(tmp_path_factory, make_video) -> tuple[Path, Path]:
     job = {"folder": root / "two", "model": model, "videos": videos, "cases": CASES, "devices": 2}
     log = root / "log"
     with started("tests.models.flat_runs", log, json.dumps(job, default=str)) as process:
-        assert process.wait(200) == 0, log.read_text()[-4000:]
+        assert process.wait(600) == 0, log.read_text()[-4000:]
     return root / "one", root / "two"
 
 

@@ -36,7 +36,7 @@ def fails(log: Path, args: list[str], **variables: str) -> str:
             start_new_session=True,
         )
         try:
-            assert process.wait(100) != 0
+            assert process.wait(600) != 0
             deadline = time.monotonic() + 10
             while is_alive(process.pid):
                 assert time.monotonic() < deadline, f"a process is left; {log.read_text()[-2000:]}"

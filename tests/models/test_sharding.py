@@ -68,7 +68,7 @@ def start(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, An
     job = {"folder": folder, "model": model, "videos": videos, "cases": cases, "devices": 2}
     log = folder / "log"
     with started("tests.models.sharded_runs", log, json.dumps(job, default=str)) as process:
-        assert process.wait(400) == 0, log.read_text()[-4000:]
+        assert process.wait(600) == 0, log.read_text()[-4000:]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def test_two_processes_leave_what_one_leaves(tmp_path, model_folder, videos):
     job = {"folder": str(two), "model": str(model_folder), "videos": videos, "devices": 2}
     log = tmp_path / "log"
     with started("tests.callbacks.report.two_processes", log, json.dumps(job)) as process:
-        assert process.wait(240) == 0, log.read_text()
+        assert process.wait(600) == 0, log.read_text()
     for name in ("items", "strips"):
         assert embedded(two / "predicted", name) == embedded(one / "predicted", name)
     assert len(embedded(two / "predicted", "strips")) == 5
