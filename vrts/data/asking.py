@@ -4,7 +4,9 @@ import mimetypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from vrts.data.content import class_name, video_digest
 from vrts.data.fields import strip_letters
 from vrts.data.readers import Reader
 from vrts.types import InputError, ProblemType, Question
@@ -49,6 +51,16 @@ class SingleQuestionReader(Reader):
                 is_image=(guessed or "").startswith("image/"),
             )
         ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the answer depends on; of a long film not every byte is read for it."""
+        path = Path(self.video)
+        return {
+            "class": class_name(self),
+            "video": self.video if path.is_dir() else f"{path.name} {video_digest(path)}",
+            "question": self.question,
+            "options": self.options,
+        }
 
     def _options(self) -> tuple[str, ...]:
         if self.options is None:
