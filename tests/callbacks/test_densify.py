@@ -659,6 +659,6 @@ def without_reuse(setup):
     def plain_setup(densifier, trainer, pl_module, stage):
         setup(densifier, trainer, pl_module, stage)
         densifier._plans = [replace(plan, reuse_features=False) for plan in densifier._plans]
-        pl_module.plan = densifier._plans[0]
+        pl_module.answerer.plan = densifier._plans[0]
 
     return plain_setup

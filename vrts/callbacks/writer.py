@@ -73,7 +73,7 @@ class PredictionWriter(Callback):
         self.folder = PredictionFolder(path, places)
         self._right_before = None if self.before is None else _read_before(self.before, places)
         settings = {
-            **cast(VideoQAModule, pl_module).fingerprint(),
+            **cast(VideoQAModule, pl_module).answerer.fingerprint(),
             **data.fingerprint(),
             "precision": str(trainer.precision),
             **(
