@@ -15,6 +15,7 @@ from vrts.callbacks.lookahead import FrameLookahead
 from vrts.data.content import describe
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.sampling import NestedPairSampler
+from vrts.models.answerer import Answerer
 from vrts.models.answering import RoundPlan
 from vrts.models.module import VideoQAModule
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
@@ -120,7 +121,7 @@ class SparseToDense(Callback):
         )
         _data(trainer).watcher = self._ahead.watch
         _data(trainer).predict_num_frames = self.levels[0]
-        module.plan = self._plans[0]
+        module.answerer.plan = self._plans[0]
 
     def on_predict_batch_start(
         self,
@@ -147,12 +148,12 @@ class SparseToDense(Callback):
         for level in range(1, len(self.levels)):
             undecided = [i for i, p in enumerate(predictions) if self._needs(p, level)]
             denser = self._densify(
-                cast(VideoQAModule, pl_module), [predictions[i] for i in undecided], level
+                cast(VideoQAModule, pl_module).answerer, [predictions[i] for i in undecided], level
             )
             for index, prediction in zip(undecided, denser, strict=True):
                 predictions[index] = prediction
         self._ahead.drop()
-        cast(VideoQAModule, pl_module).known_prompts = None
+        cast(VideoQAModule, pl_module).answerer.known_prompts = None
 
     def on_validation_batch_end(
         self,
@@ -180,7 +181,7 @@ class SparseToDense(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave module and data as they were, for runs without this callback."""
         module = cast(VideoQAModule, pl_module)
-        module.plan = RoundPlan((module.evaluation,))
+        module.answerer.plan = RoundPlan((module.evaluation,))
         _data(trainer).predict_num_frames = None
         _data(trainer).watcher = None
         self._ahead.close()
@@ -199,23 +200,23 @@ class SparseToDense(Callback):
             return not self.rule.is_settled(prediction.rounds[-1])
 
     def _densify(
-        self, module: VideoQAModule, predictions: Sequence[Prediction], level: int
+        self, answerer: Answerer, predictions: Sequence[Prediction], level: int
     ) -> list[Prediction]:
         """Ask questions once more, on more frames."""
         loaded = self._ahead.take([p.question for p in predictions], level)
-        samples = [module.check(sample) for sample in loaded]
+        samples = [answerer.check(sample) for sample in loaded]
         pairs = list(zip(predictions, samples, strict=True))
         asked = [s for p, s in pairs if s.clip is not None and s.clip.num_frames > p.num_frames]
         self._ahead.ask(asked, level)
         # The model has seen all frames that the sampler finds: what was given up, since the
         # question seemed to go on, is needed after all. Same seeds, same completions.
         unfinished = [p for p, s in pairs if s.clip is not None and _is_cut_short(p, s.clip)]
-        known = module.known_prompts
+        known = answerer.known_prompts
         repeated = iter(
-            module.answer([Sample(p.question, p.clip) for p in unfinished], self._plans[-1])
+            answerer.answer([Sample(p.question, p.clip) for p in unfinished], self._plans[-1])
         )
-        module.known_prompts = known  # of the level before, for the denser clips to build on
-        rounds = iter(module.answer(asked, self._plans[level]))
+        answerer.known_prompts = known  # of the level before, for the denser clips to build on
+        rounds = iter(answerer.answer(asked, self._plans[level]))
         return [self._next(p, s, rounds, repeated) for p, s in pairs]
 
     def _next(

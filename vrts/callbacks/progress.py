@@ -84,7 +84,7 @@ class PredictionProgress(Callback):
             return
         self._tally = Tally()
         writers = [c for c in trainer.callbacks if isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
-        for line in read_lines(writers[0].predictions_path) if writers else []:
+        for line in read_lines(writers[0].folder.predictions_path) if writers else []:
             self._tally.add(line)
         self._before = self._tally.done
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]

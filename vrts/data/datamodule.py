@@ -16,15 +16,15 @@ from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
-from vrts.data.position import Course, Layout, Position, to_state
+from vrts.data.position import Layout, Position
+from vrts.data.progress import TrainingProgress
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
-from vrts.data.resuming import go_on
 from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import SampleStream, Watcher, start
+from vrts.data.streaming import SampleStream, Watcher
 from vrts.data.workers import DecodePool
 from vrts.types import InputError, Question, Sample
 
@@ -135,8 +135,7 @@ class VideoQADataModule(LightningDataModule):
         self._excluded: frozenset[str] = frozenset()
         self._questions: dict[str, list[Question]] = {}
         self._pool: SampleSource | None = None
-        self._course: Course | None = None
-        self._resumed: dict[str, Any] = {}
+        self._progress = TrainingProgress(seed, shuffle)
 
     def setup(self, stage: str) -> None:
         """Read the annotation files of a stage.
@@ -146,7 +145,7 @@ class VideoQADataModule(LightningDataModule):
                 cannot be used, or the training questions do not fill one batch on every rank.
         """
         if stage == "fit":
-            self._course, self._resumed = None, {}
+            self._progress.forget()
         if self.cache is not None:
             self.cache.prepare()
         for name in READERS[stage]:
@@ -239,12 +238,7 @@ class VideoQADataModule(LightningDataModule):
         rank, world_size = self._rank()
         num_train_batches(len(questions), self.batch_size, world_size)
         layout = Layout(len(questions), self.batch_size, world_size, self.updates_per_rollout)
-        if self._course is None or self._course.layout != layout:
-            self._course = Course(layout)
-        if self._resumed and self.trainer is not None:
-            ids = [question.id for question in questions]
-            self._course = go_on(self.trainer, self._resumed, layout, ids, self.seed, self.shuffle)
-            self._resumed = {}
+        self._progress.begin(self.trainer, layout, [question.id for question in questions])
 
         def batches(position: Position) -> list[list[int]]:
             order = epoch_order(len(questions), self.seed, position.epoch, self.shuffle)
@@ -257,19 +251,16 @@ class VideoQADataModule(LightningDataModule):
             self.num_frames,
             self.prefetch_batches,
             self.updates_per_rollout,
-            self._position,
+            lambda: self._progress.position(self.trainer),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training is in its questions, and what their order depends on."""
-        if self._course is None or self.trainer is None:
-            return {}
-        order = {"seed": self.seed, "shuffle": self.shuffle}
-        return to_state(self._position(), self._course.layout) | order
+        return self._progress.state_dict(self.trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Note where the run that is resumed was; see `train_dataloader`."""
-        self._resumed = dict(state_dict)
+        self._progress.load_state_dict(state_dict)
 
     def val_dataloader(self) -> SampleStream | list[SampleStream]:
         """Return the rank's validation stream, or none where ``data.val`` is not given."""
@@ -334,12 +325,3 @@ class VideoQADataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-    def _position(self) -> Position:
-        """Return where the Trainer is in training, right when it asks for its next batch."""
-        if self.trainer is None or self._course is None:
-            return start()
-        # Lightning counts an epoch that max_steps cut short as a whole one, so its own epoch and
-        # batch counters disagree with each other after a resume; the number of all batches is right
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        return self._course.at(done, int(self.trainer.num_training_batches))

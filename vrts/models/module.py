@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +14,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch.distributed.device_mesh import DeviceMesh
 
-from vrts.models.answering import RoundPlan, ask
-from vrts.models.checkpoints import check_same_model, keep_trained, keep_trained_only
+from vrts.models.answerer import Answerer
+from vrts.models.checkpoints import check_same_model, keep_trained
 from vrts.models.checks import (
     check_comparable,
-    check_groups,
     check_reference,
     check_rewards,
     check_updates,
@@ -30,24 +27,23 @@ from vrts.models.checks import (
 )
 from vrts.models.collecting import Collector
 from vrts.models.evaluation import Evaluation
-from vrts.models.experience import Experience
 from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
 from vrts.models.nonfinite import NonFiniteGuard
 from vrts.models.objectives import GRPO, Objective
 from vrts.models.patience import Patience
-from vrts.models.policy import Policy, Prompts
+from vrts.models.placing import data_parallel, load, shard
+from vrts.models.policy import Policy
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
+from vrts.models.rollouts import Peers, Rollouts
 from vrts.models.sampling import row_seed
 from vrts.models.seeding import seed_globally
-from vrts.models.sharding import Sharder, Sharding, announce, keep_company, stand_in
+from vrts.models.sharding import Sharding
 from vrts.models.temporal import TemporalReward
 from vrts.models.work import BatchWork
-from vrts.terminal import printable
-from vrts.types import InputError, Prediction, Rollout, Round, Sample, Sampling
-from vrts.voting import decide, fail
+from vrts.types import Prediction, Sample, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -120,10 +116,8 @@ class VideoQAModule(LightningModule):
         self.is_sharded = False
         """Whether each process holds a part of the weights only."""
         self.seed = seed
-        self.plan = RoundPlan((self.evaluation,))
-        """How questions are asked where nothing is trained; a callback may set it."""
-        self.known_prompts: Prompts | None = None
-        """Of the last round, where the next one may take features from it."""
+        self.answerer = Answerer(policy, self.evaluation, self.max_new_tokens, seed)
+        """Asks where nothing is trained; callbacks may ask it too."""
         self.last_rollout: RolloutRecord | None = None
         """Of the newest batch, for callbacks that show or keep completions; None before the first
         batch and after one without a usable video."""
@@ -133,7 +127,7 @@ class VideoQAModule(LightningModule):
         """What the newest batch took on this process, for callbacks that watch the speed."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
-        self._collect = Collector(
+        collect = Collector(
             policy,
             self.rewards,
             temporal,
@@ -147,9 +141,16 @@ class VideoQAModule(LightningModule):
         self._attached = False
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self._experience: Experience | None = None
-        self._stand_in: tuple[Prompts, Rollout] | None = None
-        self._asked: tuple[str, ...] = ()
+        self._rollouts = Rollouts(
+            policy,
+            collect,
+            self.objective,
+            self.num_generations,
+            self.num_groups,
+            self.updates_per_rollout,
+            self.temperature,
+            mask_truncated,
+        )
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
         self._step_metrics: list[torch.Tensor] = []
@@ -178,38 +179,20 @@ class VideoQAModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done."""
-        if self.device_mesh is None:
-            if self.sharding != Sharding():
-                _log.warning(
-                    "model.sharding has no effect: trainer.strategy does not shard; put --config "
-                    "configs/fsdp.yaml behind the others"
-                )
-            self.policy.load()
-            self.is_sharded = isinstance(self.trainer.strategy, FSDPStrategy)
-        elif self.device_mesh["tensor_parallel"].size() > 1:
-            raise InputError(
-                "trainer.strategy: tensor_parallel_size must be 1, the model is sharded by data "
-                "parallel processes; use FullySharded, or set data_parallel_size to all of them"
-            )
-        else:
-            self.policy.load_empty()
+        mesh = data_parallel(self.device_mesh)
+        load(self.policy, mesh, self.sharding)
         if self._fitting and self.reference is not None and not self._attached:
             self.reference.attach(self.policy)
             self._attached = True
-        if self.device_mesh is not None and not self.is_sharded:
-            self._shard(self.device_mesh["data_parallel"])
+        if mesh is None:
+            self.is_sharded = isinstance(self.trainer.strategy, FSDPStrategy)
+        elif not self.is_sharded:
+            reference = self.reference if self._attached else None
+            shard(self, self.policy, reference, mesh, self.sharding, str(self.trainer.precision))
+            self.is_sharded = True
+        self.answerer.prepare(mesh, self.trainer.precision_plugin.forward_context)
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
         self.policy.train(self._fitting)
-
-    def _shard(self, mesh: DeviceMesh) -> None:
-        """Leave each process its part of the weights."""
-        mixed = self.trainer.precision == "bf16-mixed"
-        sharder = Sharder(mesh, self.sharding, torch.bfloat16 if mixed else None)
-        sharder(self.policy)
-        if self._attached and self.reference is not None:
-            self.reference.shard(sharder)
-        keep_trained_only(self)
-        self.is_sharded = True
 
     @property
     def reference(self) -> Reference | None:
@@ -243,12 +226,16 @@ class VideoQAModule(LightningModule):
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         seed_globally(row_seed(self.seed, "batch", done, self.global_rank))
         self.work = BatchWork()
-        samples = self._usable(batch)
+        samples = self._patience.usable([self.answerer.check(sample) for sample in batch])
         skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
-        if self._needs_rollout(batch, batch_idx):
-            self._experience = self._roll_out(samples, batch)
+        if self._rollouts.is_due(batch, batch_idx):
+            peers = Peers(self._mean_over_processes, self.device, self.is_sharded)
+            epoch = self._epoch()
+            self._rollouts.make(samples, batch, epoch, self.reference, peers, self.work)
+            made = self._rollouts.experience
+            self.last_rollout = None if made is None else made.record()
         self._update_start_s = time.perf_counter()
-        experience = self._experience
+        experience = self._rollouts.experience
         if experience is None:
             return self._no_loss(skipped)
         self.work.update = self.policy.workload(experience.prompts, experience.groups.rollout)
@@ -280,10 +267,15 @@ class VideoQAModule(LightningModule):
             self.reference.after_step(self.policy, self.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
-        """Log how long this process's update took, its optimizer step included."""
+        """Log how long this process's update took, its optimizer step included.
+
+        Raises:
+            InputError: none of the first batches had a usable sample, on any process.
+        """
         self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
         self.num_batches_trained += 1
-        self._check_progress()
+        found = self._rollouts.experience is not None
+        self._patience.check(found, self.num_batches_trained, self.trainer)
 
     def on_train_end(self) -> None:
         """Do not call a run a success that has changed nothing.
@@ -295,90 +287,6 @@ class VideoQAModule(LightningModule):
         self._patience.check_end(self.num_batches_trained)
         self._guard.check_end(self.trainer.global_step)
 
-    def _check_progress(self) -> None:
-        """Stop a run that has found nothing to train on, instead of calling its end a success.
-
-        Raises:
-            InputError: none of the first batches had a usable sample, on any process.
-        """
-        if self._patience.satisfied:
-            return
-        self._patience.satisfied = self.trainer.strategy.reduce_boolean_decision(
-            self._experience is not None, all=False
-        )
-        expected = int(self.trainer.num_training_batches)
-        if self.trainer.max_steps > 0:
-            expected = min(expected, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
-        self._patience.check(self.num_batches_trained, expected)
-
-    def _usable(self, batch: Sequence[Sample]) -> list[Sample]:
-        """Samples that can be trained on; the others are named in the log."""
-        checked = [self.check(sample) for sample in batch]
-        for sample in checked:
-            if sample.clip is None:
-                self._patience.last_reason = sample.error
-                _log.warning(printable(f"skipped question {sample.question.id}: {sample.error}"))
-        return [sample for sample in checked if sample.clip is not None]
-
-    def _needs_rollout(self, batch: Sequence[Sample], batch_idx: int) -> bool:
-        """Whether this batch is a new one and no further update from the last rollout.
-
-        All processes find the same, whatever became of their videos.
-        """
-        asked = tuple(sample.question.id for sample in batch)
-        again = batch_idx % self.updates_per_rollout > 0 and asked == self._asked
-        self._asked = asked
-        return not again
-
-    def _roll_out(self, samples: list[Sample], batch: Sequence[Sample]) -> Experience | None:
-        """Sample and reward groups of completions, and ask the reference.
-
-        Args:
-            samples: that can be trained on.
-            batch: that they are from.
-
-        Returns:
-            None without samples; this process has then taken part in what all do together.
-
-        Raises:
-            InputError: the batch cannot have as many groups as are asked for.
-        """
-        check_groups(self.num_groups, len(batch))
-        start_s = time.perf_counter()
-        asked = samples
-        if self.is_sharded and not samples:
-            asked = [stand_in(batch[0].question)]  # the others need this process to gather weights
-        found = self._collect(asked, self._epoch(), self._mean_over_processes)
-        self.work.rollout_waiting_s = self.work.waiting_s
-        self.work.rollout_s = time.perf_counter() - start_s - self.work.waiting_s
-        nothing = torch.zeros(0, dtype=torch.float32, device=self.device)
-        rewards = found.groups.total if found and samples else nothing
-        advantages = self.objective.advantages(
-            rewards, self.num_generations, self._mean_over_processes
-        )
-        self.last_rollout = self._stand_in = None
-        if found is None:
-            return None
-        rollout, reference = found.groups.rollout, None
-        if self.reference is not None:
-            reference = self.reference.logprobs(
-                self.policy, found.prompts, rollout, self.temperature
-            )
-        if not samples:
-            self._stand_in = found.prompts, rollout
-            return None
-        seconds = time.perf_counter() - start_s
-        speed = found.num_tokens / max(seconds, 1e-9)
-        metrics = found.metrics | {"rollout_s": seconds, "tokens_per_s": speed}
-        mask = self._counted(rollout)
-        self.work.num_questions = len(samples)
-        self.work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
-        self.work.sampled = found.sampled
-        self.work.has_reference = reference is not None
-        made = Experience(found.groups, found.prompts, advantages, mask, reference, metrics)
-        self.last_rollout = made.record()
-        return made
-
     def _epoch(self) -> int:
         """Times that the training questions were gone through before.
 
@@ -387,23 +295,13 @@ class VideoQAModule(LightningModule):
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
         return batches // int(self.trainer.num_training_batches)
 
-    def _counted(self, rollout: Rollout) -> torch.Tensor:
-        """Tokens ``[N, L]`` that count in the loss."""
-        if not self.mask_truncated:
-            return rollout.completion_mask
-        return rollout.completion_mask & rollout.finished[:, None]
-
     def _no_loss(self, metrics: dict[str, float | torch.Tensor]) -> torch.Tensor:
         """Take part in what all processes do together where no sample of this batch is usable.
 
         Returns:
             A loss without effect whose backward still reaches every parameter.
         """
-        if self._stand_in is None:
-            trainable = [p for p in self.parameters() if p.requires_grad]
-            loss = torch.stack([(p * 0.0).sum() for p in trainable]).sum()
-        else:
-            loss = (self.policy.score(*self._stand_in, self.temperature).logprobs * 0.0).sum()
+        loss = self._rollouts.loss_without_effect(self.parameters())
         self._mean_over_processes(torch.zeros((), dtype=torch.float32, device=self.device))
         # the loss of the others is divided by the mean over all processes, so this one counts too
         self._log({**metrics, "loss": 0.0}, num_tokens=0)
@@ -428,45 +326,9 @@ class VideoQAModule(LightningModule):
 
     # ---- answering
 
-    def check(self, sample: Sample) -> Sample:
-        """Give a sample back, without its clip and with the reason where it cannot be asked."""
-        if sample.clip is None:
-            return sample
-        reason = self.policy.refuses(sample, self.max_new_tokens)
-        return sample if reason is None else Sample(sample.question, error=reason)
-
-    def answer(self, samples: Sequence[Sample], plan: RoundPlan) -> list[Round]:
-        """Ask questions whose clips are at hand.
-
-        Args:
-            samples: all with clips, and checked.
-            plan: how they are asked.
-
-        Returns:
-            One round for each sample; see `ask`.
-        """
-        if not samples:
-            return []
-        if self.device_mesh is not None:
-            announce(self.device_mesh["data_parallel"])
-        # a callback may ask from outside of a step, where Lightning's autocast is not on
-        with self.trainer.precision_plugin.forward_context():
-            prompts = self.policy.encode(samples, self.max_new_tokens, self.known_prompts)
-            self.known_prompts = prompts if plan.reuse_features else None
-            return ask(self.policy, samples, prompts, plan, self.seed, self.max_new_tokens)
-
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Prediction]:
         """Ask each question in one round, with the frames that its sample has."""
-        self.known_prompts = None
-        checked = [self.check(sample) for sample in batch]
-        asked = [sample for sample in checked if sample.clip is not None]
-        rounds = iter(self.answer(asked, self.plan))
-        return [
-            fail(sample.question, sample.error)
-            if sample.clip is None
-            else decide(sample.question, [next(rounds)], self.plan.rule, sample.clip)
-            for sample in checked
-        ]
+        return self.answerer.predict(batch)
 
     def on_predict_batch_end(
         self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
@@ -496,7 +358,7 @@ class VideoQAModule(LightningModule):
         checking = trainer.sanity_checking
         count = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
         if batch_idx + 1 == count[0]:
-            self._keep_company()
+            self.answerer.keep_company()
 
     def on_test_batch_end(
         self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
@@ -505,18 +367,11 @@ class VideoQAModule(LightningModule):
         self._evaluation.count(outputs["predictions"])
         self._evaluation.log(self, "test")
         if batch_idx + 1 == self.trainer.num_test_batches[0]:
-            self._keep_company()
+            self.answerer.keep_company()
 
     def on_predict_epoch_end(self) -> None:
         """Keep company."""
-        self._keep_company()
-
-    def _keep_company(self) -> None:
-        """Gather sharded weights along with processes that still have something to ask."""
-        if self.device_mesh is None:
-            return
-        with self.trainer.precision_plugin.forward_context():
-            keep_company(self.policy, self.device_mesh["data_parallel"], self.max_new_tokens)
+        self.answerer.keep_company()
 
     # ---- checkpoints
 
@@ -537,19 +392,3 @@ class VideoQAModule(LightningModule):
             self.reference.load_state_dict(state)
         self._guard.load_state_dict(checkpoint.get("skipped_steps", {}))
         self._patience.satisfied = checkpoint.get("had_usable_video", True)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What identifies the answering side of a prediction run, as plain JSON values.
-
-        Sampling is that of `plan`, whoever has set it.
-        """
-        if self.policy.is_recorded:
-            return self.policy.fingerprint()
-        first, *others = self.plan.sampling
-        alike = all(sampling == first for sampling in others)
-        return {
-            **self.policy.fingerprint(),
-            "max_new_tokens": self.max_new_tokens,
-            **(asdict(first) if alike else {"sampling": list(map(asdict, self.plan.sampling))}),
-            "seed": self.seed,
-        }

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from vrts.types import InputError
+import logging
+from collections.abc import Sequence
+
+from lightning import Trainer
+
+from vrts.terminal import printable
+from vrts.types import InputError, Sample
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = 20
 """Batches without any usable video after which a run that has had none ends."""
@@ -14,19 +22,33 @@ class Patience:
     def __init__(self) -> None:
         self.satisfied = False
         """Whether there has been one."""
-        self.last_reason: str | None = None
-        """Why the newest sample was not usable."""
+        self._last_reason: str | None = None
 
-    def check(self, num_batches: int, num_expected: int) -> None:
-        """Give up where it has taken too long.
+    def usable(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Samples that have a clip; the others are named in the log."""
+        for sample in samples:
+            if sample.clip is None:
+                self._last_reason = sample.error
+                _log.warning(printable(f"skipped question {sample.question.id}: {sample.error}"))
+        return [sample for sample in samples if sample.clip is not None]
+
+    def check(self, found: bool, num_batches: int, trainer: Trainer) -> None:
+        """Give up where it has taken too long; every process has to ask.
 
         Args:
+            found: whether there was a usable sample on this process.
             num_batches: that the run has seen.
-            num_expected: that it will see at most.
+            trainer: of the run.
 
         Raises:
-            InputError: none of the first batches had a usable sample.
+            InputError: none of the first batches had a usable sample, on any process.
         """
+        if self.satisfied:
+            return
+        self.satisfied = trainer.strategy.reduce_boolean_decision(found, all=False)
+        num_expected = int(trainer.num_training_batches)
+        if trainer.max_steps > 0:
+            num_expected = min(num_expected, trainer.max_steps * trainer.accumulate_grad_batches)
         if num_batches >= min(PATIENCE, num_expected):
             self.check_end(num_batches)
 
@@ -42,5 +64,5 @@ class Patience:
         if not self.satisfied:
             raise InputError(
                 f"none of the first {num_batches} training batches had a usable video; the last "
-                f"reason: {self.last_reason}"
+                f"reason: {self._last_reason}"
             )

@@ -15,19 +15,19 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
-from vrts.models.attention import Layout, PackedLayout
 from vrts.models.decode_layout import DecodeLayout
 from vrts.models.decoder import Decoder
 from vrts.models.decoding import CompletionBuffer
 from vrts.models.flops import Workload
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
-from vrts.models.head import ban, token_logprobs
+from vrts.models.head import token_logprobs
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
 from vrts.models.pairs import pair_features, pair_keys
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.qwen_flops import qwen_workload
 from vrts.models.qwen_inputs import PromptEncoder, end_token_ids, vision_token_ids
+from vrts.models.qwen_language import QwenLanguage
 from vrts.models.qwen_loading import (
     Dtype,
     Lora,
@@ -157,6 +157,7 @@ class QwenPolicy(Policy):
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
         self._encoder = PromptEncoder(self.processor, model.config, self._template)
+        self._language = QwenLanguage(model, self._encoder.vision_ids)
         self._banned_ids = vision_token_ids(model.config)
         self._end_ids = end_token_ids(model.generation_config, self.processor.tokenizer)
         self.model = model
@@ -227,31 +228,6 @@ class QwenPolicy(Policy):
         out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grids)
         return cast(torch.Tensor, out.pooler_output)
 
-    def _embed(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Token embeddings ``[S, D]`` of a packed row with vision features in their places."""
-        embeds = self.base.model.language_model.embed_tokens(ids)
-        is_video = torch.isin(ids, self._encoder.vision_ids.to(ids.device))
-        return cast(
-            torch.Tensor, embeds.masked_scatter(is_video[:, None], features.to(embeds.dtype))
-        )
-
-    def _hidden(
-        self,
-        embeds: torch.Tensor,
-        positions: torch.Tensor,
-        layout: Layout,
-    ) -> torch.Tensor:
-        """Last hidden states ``[rows, tokens, D]`` of the language model."""
-        out = self.base.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            # The layout masks; a mapping keeps transformers from building masks of its own.
-            attention_mask={"full_attention": None, "sliding_attention": None},
-            use_cache=False,
-            layout=layout,
-        )
-        return cast(torch.Tensor, out.last_hidden_state)
-
     @torch.no_grad()
     def rollout(
         self,
@@ -270,10 +246,10 @@ class QwenPolicy(Policy):
         positions = torch.tensor([p.next_position for p in prompts.encoded], device=device)
         banned = self._banned_ids.to(device)
         with self._sampling_mode():
-            prefill, last_hidden = self._prefill(prompts)
-            logits = self._logits(last_hidden, banned).repeat_interleave(G, dim=0)
+            prefill, logits = self._language.prefill(prompts, banned, device)
+            logits = logits.repeat_interleave(G, dim=0)
             Decoder(
-                partial(self._decode, banned),
+                partial(self._language.decode, banned),
                 DecodeLayout(prefill, G, max_new_tokens),
                 buffer,
                 RowSampler([*sampling] * B, logits.shape[1], device),
@@ -302,32 +278,6 @@ class QwenPolicy(Policy):
             stack.enter_context(without_cast_cache(self.device.type))
             yield
 
-    def _decode(
-        self,
-        banned: torch.Tensor,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        cache: DecodeLayout,
-    ) -> torch.Tensor:
-        """See `decoder.Forward`; `banned` ids are on the device already."""
-        embeds = self.base.model.language_model.embed_tokens(tokens[:, None])
-        hidden = self._hidden(embeds, positions.expand(3, -1)[..., None], cache)
-        return self._logits(hidden[:, 0], banned)
-
-    def _logits(self, hidden: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
-        """Float32 logits ``[R, V]`` of hidden states ``[R, D]``."""
-        return ban(self.base.lm_head(hidden).float(), banned)
-
-    def _prefill(self, prompts: QwenPrompts) -> tuple[PackedLayout, torch.Tensor]:
-        """Forward B prompts once; their keys and values, and ``[B, D]`` last hidden states."""
-        lengths = [len(p.input_ids) for p in prompts.encoded]
-        layout = PackedLayout(lengths, [[] for _ in lengths], self.device, keep_prompt_kv=True)
-        ids = torch.cat([p.input_ids for p in prompts.encoded]).to(self.device)
-        positions = torch.cat([p.positions for p in prompts.encoded], 1).to(self.device)
-        embeds = self._embed(ids, prompts.features)
-        hidden = self._hidden(embeds[None], positions[:, None], layout)[0]
-        return layout, hidden[torch.tensor(lengths, device=self.device).cumsum(0) - 1]
-
     def _texts(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[str, ...]:
         """Decode completions without special tokens."""
         decode = self.processor.tokenizer.decode
@@ -343,8 +293,7 @@ class QwenPolicy(Policy):
             # Also without gradient: weights have moved since the prompts were encoded, or these
             # are another policy's features and this one is the reference.
             features = self._video_features(prompts.patches, prompts.grids)
-        embeds = self._embed(packed.input_ids, features)
-        hidden = self._hidden(embeds[None], packed.positions[:, None], packed.layout)[0]
+        hidden = self._language.hidden(packed.input_ids, packed.positions, features, packed.layout)
         logprobs, entropy = token_logprobs(
             hidden[packed.predictors],
             rollout.completion_ids[rollout.completion_mask],

@@ -77,7 +77,7 @@ class ReportWriter(Callback):
                 "PredictionWriter before it"
             )
         self._writer = writers[0]
-        self._predictions_path = writers[0].predictions_path
+        self._predictions_path = writers[0].folder.predictions_path
         self._folder = self._predictions_path.parent
         self._keeps_strips = self.max_thumbnails > 0
         if self.path.is_dir():

@@ -1,0 +1,96 @@
+"""Answers in validation, test and prediction, and what they depend on."""
+
+import pytest
+from lightning import Callback
+
+from tests.callbacks.plugins import ask
+from tests.callbacks.runs import (
+    build_model,
+    make_data,
+    make_module,
+    make_policy,
+    make_trainer,
+    make_videos,
+    questions,
+    scripted,
+)
+from tests.models.steps import fit
+from vrts.models.answering import RoundPlan
+from vrts.models.objectives import GRPO
+from vrts.types import Sampling
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A model whose completions differ in length."""
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, make_video):
+    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
+
+
+def test_these_do_not_matter_to_prediction(tmp_path, videos):
+    module = make_module(scripted(), num_generations=1, rewards=[], objective=GRPO(beta=1.0))
+    data = make_data(test=questions(videos["long"], 1))
+    (result,) = make_trainer(tmp_path).test(module, datamodule=data, verbose=False)
+    assert result["test/accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_evaluation_counts_failures_and_missing_answers_as_wrong(tmp_path, videos, batch):
+    """Right, wrong, without an answer, damaged, of unknown answer, right: 2 of 5."""
+    asked = [
+        ask("right", videos["long"], "A"), ask("wrong", videos["long"], "B"),
+        ask("silent", videos["long"], "A"), ask("damaged", videos["damaged"], "A"),
+        ask("unknown", videos["long"], None), ask("right too", videos["long"], "C"),
+    ]  # fmt: skip
+    policy = scripted({"silent": {4: "-"}, "right too": {4: "C"}})
+    for stage, run in (("val", "validate"), ("test", "test")):
+        data = make_data(**{stage: asked}, eval_batch_size=batch)
+        (result,) = getattr(make_trainer(tmp_path), run)(
+            make_module(policy), datamodule=data, verbose=False
+        )
+        assert result == {
+            f"{stage}/accuracy": pytest.approx(2 / 5),
+            f"{stage}/failures": 1,
+            f"{stage}/mean_frames": 4,
+            # the silent one's only completion gives no answer
+            f"{stage}/agreement": pytest.approx(4 / 5),
+        }
+
+
+def test_validation_within_training_starts_anew_each_time(tmp_path, model_folder, videos):
+    seen = []
+
+    class Look(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            seen.append(float(trainer.callback_metrics["val/accuracy"]))
+            assert not pl_module.training
+
+        def on_train_batch_start(self, trainer, pl_module, *_args):
+            assert pl_module.policy.model.training
+
+    fit(
+        tmp_path, make_policy(model_folder), questions(videos["long"], 4), [Look()],
+        objective=GRPO(beta=0), trainer={"val_check_interval": 1, "num_sanity_val_steps": 0},
+        data={"val": questions(videos["damaged"], 2, "v")},
+    )  # fmt: skip
+    assert seen == [0, 0]
+
+
+def test_the_fingerprint_names_what_answers_depend_on(model_folder):
+    module = make_module(
+        make_policy(model_folder), seed=3, evaluation=Sampling(temperature=0.5, top_p=0.9, top_k=7)
+    )
+    found = module.answerer.fingerprint()
+    assert found["path"] == str(model_folder)
+    assert found["prompt"]["multiple_choice"] == ""
+    assert {k: found[k] for k in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")} == {
+        "max_new_tokens": 8, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3,
+    }  # fmt: skip
+    module.answerer.plan = RoundPlan((Sampling(0.2), Sampling(0.3)))
+    found = module.answerer.fingerprint()
+    assert [sampling["temperature"] for sampling in found["sampling"]] == [0.2, 0.3]
+    assert "temperature" not in found
