@@ -3,8 +3,10 @@
 ``python -m benchmarks.gpu`` or ``python benchmarks/gpu.py`` measures, within nine minutes, what the
 card can do, whether results are exact on it, rollout, decoding, update and memory, and writes
 ``results/gpu.json`` after every row. A case that does not fit into memory is a result, and named
-as one; what there was no time for is listed. ``--small`` runs every case with a tiny model,
-on a CPU too, to try the script itself.
+as one; what there was no time for is listed. Sections of ``vrts fit`` itself run where they are
+asked for, in further eight minutes:
+``--only "sharded command" "resumed command" "tuning command"``. ``--small`` runs every case with a
+tiny model, on a CPU too, to try the script itself.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import RESULTS, machine
-from benchmarks.gpu_cases import FULL, TINY, Bench, Case, Row, cases
+from benchmarks.gpu_bench import FULL, TINY, Bench, Case, Row
+from benchmarks.gpu_cases import cases
 
 BUDGET_S = 520.0
 """No case begins that is expected to end later."""
@@ -143,7 +146,11 @@ def main(args: list[str] | None = None) -> None:
     if torch.cuda.is_available():
         facts["gpu_memory_gb"] = torch.cuda.get_device_properties(0).total_memory / 1e9
     found: dict[str, Any] = {"machine": facts, "rows": {}, "not run": {}, "summary": []}
-    todo = (case for case in cases(bench) if not options.only or case.section in options.only)
+    todo = (
+        case
+        for case in cases(bench)
+        if (case.section in options.only if options.only else options.small or not case.on_request)
+    )
     run(found, todo, bench, path)
     print_summary(found)
     print(f"wrote {path}")

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import seconds
+from benchmarks.common import random_rollout, seconds
+from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_prompts import QwenPrompts
 
 
 def matmul_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -44,34 +46,14 @@ def decode_bytes(policy: Any, P: int, G: int, L: float) -> float:
     return float(sum(w.nbytes for w in weights) + token * size * (P + G * L))
 
 
-def update_flops(policy: Any, P: int, G: int, L: int) -> float:
-    """Floating point operations of log-probs with gradient, the prompt forwarded once.
-
-    Those of the model: what gradient checkpointing computes again does not count, nor does the
-    vision tower. Backward is twice forward.
+def update_flops(policy: QwenPolicy, prompts: QwenPrompts, G: int, L: int) -> float:
+    """Floating point operations of log-probs with gradient, as `vrts.models.flops` counts them.
 
     Args:
         policy: whose language model is updated.
-        P: prompt tokens of the one question.
-        G: completions.
-        L: tokens of each, of which the last one is not forwarded.
+        prompts: each is forwarded once.
+        G: completions of each.
+        L: tokens of each.
     """
-    text = policy.base.config.text_config
-    layers = policy.base.model.language_model.layers
-    matrices = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
-    head = 2 * policy.base.lm_head.weight.numel() * G * L
-    attention = attention_flops(text, P, G, L)
-    return float(3 * (2 * matrices * (P + G * (L - 1)) + attention + head))
-
-
-def attention_flops(text: Any, P: int, G: int, L: int) -> float:
-    """Of attention alone, forward: two products over every pair of tokens that see each other.
-
-    Args:
-        text: configuration of the language model.
-        P: prompt tokens.
-        G: completions.
-        L: tokens of each, of which the last one is not forwarded.
-    """
-    pairs = P * P / 2 + G * (L - 1) * P + G * (L - 1) ** 2 / 2
-    return float(4 * text.hidden_size * text.num_hidden_layers * pairs)
+    rollout = random_rollout([L] * G * len(prompts.encoded), 256, policy.device)
+    return policy.workload(prompts, rollout).update_flops

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from vrts.models.qwen import QwenPolicy
+from vrts.models.sharding import Sharder, Sharding
 
 
 @contextmanager
@@ -23,10 +23,6 @@ def sharded(policy: QwenPolicy, dtype: torch.dtype) -> Iterator[QwenPolicy]:
         policy: loaded; of no use afterwards.
         dtype: that weights are gathered in.
     """
-    # absent in versions without sharding, where this is not called
-    from vrts.models import sharding
-
-    module: Any = sharding
     device = policy.device.type
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(
@@ -37,7 +33,7 @@ def sharded(policy: QwenPolicy, dtype: torch.dtype) -> Iterator[QwenPolicy]:
         )
         try:
             mesh = init_device_mesh(device, (1,))
-            module.Sharder(mesh, module.Sharding(), dtype)(policy)
+            Sharder(mesh, Sharding(), dtype)(policy)
             yield policy
         finally:
             dist.destroy_process_group()

@@ -2,35 +2,38 @@
 
 import json
 from functools import partial
-from importlib.util import find_spec
 
 import pytest
 import torch
 
 from benchmarks.common import flops
-from benchmarks.gpu import attempt, main, run, summary
-from benchmarks.gpu_cases import FULL, TINY, Bench, Case, cases
+from benchmarks.gpu import BUDGET_S, attempt, main, run, summary
+from benchmarks.gpu_bench import FULL, TINY, Bench, Case
+from benchmarks.gpu_cases import cases
 from benchmarks.gpu_passes import shared_update
-from benchmarks.gpu_rates import attention_flops, bandwidth, decode_bytes, update_flops
+from benchmarks.gpu_rates import bandwidth, decode_bytes, update_flops
+from vrts.models.flops import attention_flops, visible_pairs
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_case_runs_with_a_tiny_model(tmp_path, capsys):
     path = tmp_path / "out" / "gpu.json"
     main(["--small", "--output", str(path)])
     found = json.loads(path.read_text())
     sections = {
         "rates", "exactness", "decode", "generate", "update", "update memory", "profile",
-        "full fine-tuning", "sharding",
+        "full fine-tuning", "sharding", "sharded command", "resumed command", "tuning command",
     }  # fmt: skip
-    absent = {"whole step: TRL"}
-    if find_spec("vrts.models.sharding") is None:
-        sections.remove("sharding")
-        absent.add("sharding: FSDP2, one process")
     assert set(found["rows"]) == sections
-    assert set(found["not run"]) == absent
+    assert set(found["not run"]) == {"whole step: TRL"}
+    commands = [*found["rows"]["sharded command"], *found["rows"]["resumed command"]]
+    assert [row["ok"] for row in commands] == [True] * 3
+    for row in found["rows"]["tuning command"]:
+        assert row["mfu_update"] > 0
+        assert row["MFU is of TFLOP/s"] == 989
     assert all(row["ok"] for row in found["rows"]["exactness"])
     assert len(found["rows"]["update"]) == 12
     assert len({row["P"] for row in found["rows"]["decode"]}) == 3
@@ -88,9 +91,11 @@ def test_no_case_begins_that_would_end_too_late(tmp_path):
 
 
 def test_all_cases_fit_into_the_budget():
-    expected_s = [case.expected_s for case in cases(Bench(CPU, FULL))]
+    everything = list(cases(Bench(CPU, FULL)))
+    expected_s = [case.expected_s for case in everything if not case.on_request]
     assert len(expected_s) > 25
     assert sum(expected_s) <= 540
+    assert sum(case.expected_s for case in everything if case.on_request) <= BUDGET_S
 
 
 def test_operations_are_those_that_torch_counts():
@@ -99,9 +104,11 @@ def test_operations_are_those_that_torch_counts():
     P, G, L = len(prompts.encoded[0].input_ids), 3, 7
     counted = flops(partial(shared_update, policy, prompts, G, L))
     # torch counts no attention on a CPU; backward computes the head's logits again
-    attention = attention_flops(policy.base.config.text_config, P, G, L)
+    text = policy.base.config.text_config
+    pairs = visible_pairs(P, [L - 1] * G)
+    attention = attention_flops(text.hidden_size * text.num_hidden_layers, pairs)
     head = 2 * policy.base.lm_head.weight.numel() * G * L
-    assert counted == update_flops(policy, P, G, L) - 3 * attention + head
+    assert counted == update_flops(policy, prompts, G, L) - 3 * attention + head
 
 
 def test_bytes_of_a_step():

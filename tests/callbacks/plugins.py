@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -180,6 +181,22 @@ class FragileDecoder(FallbackDecoder):
         if Path(path).stem == "fragile" and num_frames > 4:
             raise VideoError(f"{path}: frame 5 is damaged")
         return super().decode(path, num_frames, sampler, resolution, window)
+
+
+class SlowDecoder(FragileDecoder):
+    """Takes a while for each video.
+
+    Args:
+        seconds: to sleep.
+    """
+
+    def __init__(self, seconds: float = 0.5) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def decode(self, *args, **kwargs):
+        time.sleep(self.seconds)
+        return super().decode(*args, **kwargs)
 
 
 class MarkingDecoder(FragileDecoder):

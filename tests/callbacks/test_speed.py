@@ -172,7 +172,9 @@ def test_a_slow_device_is_named():
 
 
 def test_of_two_ranks_the_slow_one_is_named():
-    assert kinds([WELL, replace(WELL, step_s=30, rollout_s=19.0)]) == ["rank/1/rollout_s"]
+    assert kinds([WELL, replace(WELL, step_s=14, rollout_s=9.0)]) == ["rank/1/rollout_s"]
+    assert kinds([replace(WELL, step_s=14, rollout_s=9.0), WELL]) == ["rank/0/rollout_s"]
+    assert kinds([WELL, replace(WELL, step_s=12, rollout_s=7.0)]) == [], "a third of the usual 6 s"
 
 
 def test_a_rollout_that_lasts_too_long_is_named_with_its_reason():

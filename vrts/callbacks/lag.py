@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 from vrts.callbacks.speed import Interval
 
@@ -18,7 +18,7 @@ class Limits:
     rollout_share: float
     """Share of the time that is spent on the rollout."""
     lag: float
-    """How many times as long as the median a rank takes."""
+    """How many times as long as usual, the (lower) median, a rank takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +116,14 @@ def _ranks(ranks: Sequence[Interval], limits: Limits, setup: Setup) -> list[Caus
     """
     if len(ranks) == 1:
         return []
-    usual_s = median(r.data_s + r.rollout_s for r in ranks)
+    usual_s = median_low(r.data_s + r.rollout_s for r in ranks)
     found = []
     for part, text, remedy in (
         ("data_s", "waiting for data", "see to its disk and whether its CPUs are busy"),
         ("rollout_s", "the rollout", "see whether its device is throttled or shared (nvidia-smi)"),
     ):
         times = [getattr(r, part) for r in ranks]
-        middle = median(times)
+        middle = median_low(times)
         for rank, seconds in enumerate(times):
             over = seconds - middle
             if over > (limits.lag - 1) * usual_s:

@@ -1,0 +1,38 @@
+"""Trains on two gloo processes, the second of which takes longer for its rollouts.
+
+``python -m tests.callbacks.slow_rank '<job as JSON>'`` is what Lightning starts again for the
+second process.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from vrts.callbacks.throughput import ThroughputLog
+from vrts.models.objectives import GRPO
+
+
+def run(folder: Path, model: Path, video: str, seconds: float) -> None:
+    policy = make_policy(model)
+    module = make_module(policy, objective=GRPO(beta=0))
+    rollout = policy.rollout
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        if module.global_rank == 1:
+            time.sleep(seconds)
+        return rollout(*args, **kwargs)
+
+    policy.rollout = slow
+    callbacks = [ThroughputLog(window=2)]
+    trainer = make_trainer(folder, callbacks, devices=2, strategy="ddp", max_epochs=1)
+    trainer.fit(module, datamodule=make_data(train=questions(video, 6), batch_size=1))
+    found = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    (folder / f"{trainer.global_rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    run(Path(job["folder"]), Path(job["model"]), job["video"], job["seconds"])
