@@ -1,7 +1,9 @@
 """Kills training runs at random moments, resumes them, and compares with one that was left alone.
 
 ``python -m benchmarks.kills`` trains the embedded model on a CPU, with LoRA, dropout and gradient
-accumulation, alone and as two ranks over gloo. Of two ranks, one is killed or both. Each run that
+accumulation, alone and as two ranks over gloo, of which each has the whole model (DDP) or a shard
+of it (FSDP2). Of two ranks, one is killed or both. A sharded checkpoint is a folder, which takes
+two renames to replace: half the kills of sharded runs come right after one of them. Each run that
 was killed goes on with ``--ckpt_path last`` until it is finished; its curves, completions and
 adapter must then be those of the uninterrupted run, to the last bit.
 """
@@ -14,6 +16,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import tempfile
 import time
@@ -29,21 +32,58 @@ from safetensors.torch import load_file
 from benchmarks.common import report
 from vrts.cli import main as vrts
 from vrts.demo.videos import make_dataset
+from vrts.models.latest import OLD, surviving
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODEL = CONFIGS.parent / "assets/tiny"
 TIMED = ("train/rollout_s", "train/update_s", "train/tokens_per_s")
 """Metrics that are about time and so differ from run to run."""
-PATIENCE_S = 120
+PATIENCE_S = 400
 """A rank that waits for a dead one longer than that has hung."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a run is spread over processes."""
+
+    num_ranks: int
+    strategy: str
+    """``trainer.strategy``."""
+    swaps_folders: bool = False
+    """Whether its checkpoints are folders, which are replaced by two renames."""
+
+
+SPREADS = {
+    "one process": Spread(1, "auto"),
+    "two ranks, DDP": Spread(2, "ddp"),
+    "two ranks, FSDP2": Spread(
+        2, "{class_path: FullySharded, init_args: {timeout_s: 60}}", swaps_folders=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A moment: right after the n-th rename of a folder to a name with this end."""
+
+    end: str
+    count: int
+
+
+SWAP_ENDS = (OLD, ".ckpt")
+"""Of the older checkpoint, which is moved aside, and of the newer one that takes its name."""
 
 
 @dataclass
 class Tally:
-    """What became of the runs with so many ranks."""
+    """What became of the runs that were spread in one way."""
 
-    num_ranks: int
+    spread: str
     kills: int = 0
+    at_swaps: int = 0
+    """Kills right after one of the renames that replace a folder."""
+    between_swaps: int = 0
+    """Kills after which ``last.ckpt`` had no folder of its own name."""
     runs: int = 0
     starts: int = 0
     killed_at_steps: list[int] = field(default_factory=list)
@@ -66,44 +106,49 @@ class Job:
         self._context = context
         self._annotations = make_dataset(root / "data", num_videos=6, seed=5)
 
-    def start(self, folder: Path, num_ranks: int, *more: str) -> list[ForkServerProcess]:
+    def start(
+        self, folder: Path, spread: Spread, *more: str, dies_after: Swap | None = None
+    ) -> list[ForkServerProcess]:
         """Start or resume the run of a folder.
 
         Args:
             folder: of the run.
-            num_ranks: processes over gloo.
+            spread: over processes that are connected by gloo.
             more: command-line words.
+            dies_after: when the first process kills itself.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        args = [*self._args(folder, num_ranks), *more]
-        port = _free_port()
+        args = [*self._args(folder, spread), *more]
+        port, log, count = _free_port(), folder / "log", spread.num_ranks
+        deaths = [dies_after, *[None] * (count - 1)]
         processes = [
-            self._context.Process(target=_train, args=(args, folder / "log", rank, num_ranks, port))
-            for rank in range(num_ranks)
+            self._context.Process(target=_train, args=(args, log, rank, count, port, death))
+            for rank, death in enumerate(deaths)
         ]
         for process in processes:
             process.start()
         return processes
 
-    def _args(self, folder: Path, num_ranks: int) -> list[str]:
+    def _args(self, folder: Path, spread: Spread) -> list[str]:
         return [
             "fit",
             *(f"--config={CONFIGS / name}.yaml" for name in ("grpo", "lora", "tiny")),
             f"--model.policy.init_args.path={MODEL}",
             "--model.policy.init_args.lora={rank: 4, alpha: 8, dropout: 0.2}",
             f"--trainer.default_root_dir={folder}",
-            f"--trainer.devices={num_ranks}",
-            f"--trainer.strategy={'ddp' if num_ranks > 1 else 'auto'}",
+            f"--trainer.devices={spread.num_ranks}",
+            f"--trainer.strategy={spread.strategy}",
             "--trainer.logger=false",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
             "--trainer.accumulate_grad_batches=2",
             "--trainer.max_epochs=2",
-            "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {every_n_train_steps: 1,"
-            " save_last: true, enable_version_counter: false}}, {class_path: CompletionLog, "
-            "init_args: {every_n_steps: 1, num_shown: 0}}, CurveWriter, ExportPretrained]",
+            "--trainer.callbacks=[{class_path: StepCheckpoint, init_args: {every_n_steps: 1}}, "
+            "{class_path: CompletionLog, init_args: {every_n_steps: 1, num_shown: 0}}, "
+            "CurveWriter, ExportPretrained]",
             "--model.optimizer.init_args.lr=0.001",
             "--model.num_generations=4",
+            "--model.max_new_tokens=16",
             "--data.train=VideoR1Reader",
             f"--data.train.init_args.path={self._annotations}",
             "--data.train.init_args.video_root=null",
@@ -113,8 +158,12 @@ class Job:
         ]
 
 
-def _train(args: list[str], log: Path, rank: int, num_ranks: int, port: int) -> None:
+def _train(
+    args: list[str], log: Path, rank: int, num_ranks: int, port: int, dies_after: Swap | None
+) -> None:
     """One rank, started as torchrun would start it."""
+    if dies_after is not None:
+        _die_after(dies_after)
     with log.open("ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
@@ -131,6 +180,21 @@ def _train(args: list[str], log: Path, rank: int, num_ranks: int, port: int) -> 
         }
     torch.set_num_threads(1)
     raise SystemExit(vrts(args))
+
+
+def _die_after(swap: Swap) -> None:
+    """Have this process kill itself at a moment that no other process could meet."""
+    replace, left = os.replace, swap.count
+
+    def replace_and_die(source: Any, target: Any, **options: Any) -> None:
+        nonlocal left
+        replace(source, target, **options)
+        if Path(target).is_dir() and str(target).endswith(swap.end):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_die  # type: ignore[assignment]  # pathlib renames by it
 
 
 def _free_port() -> int:
@@ -180,46 +244,63 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def kill_and_resume(job: Job, root: Path, num_ranks: int, num_kills: int, seed: int) -> Tally:
+def kill_and_resume(job: Job, root: Path, name: str, num_kills: int, seed: int) -> Tally:
     """Kill runs until there were enough kills, and see each of them through.
 
     Args:
         job: what is run.
         root: for the folders of the runs.
-        num_ranks: 1, or 2, of which one or both are killed by turns.
+        name: of a spread; where it has two ranks, one or both are killed by turns.
         num_kills: in all.
         seed: of the moments.
     """
-    whole = root / "whole"
+    spread, whole = SPREADS[name], root / "whole"
     begin_s = time.monotonic()
-    finish(job.start(whole, num_ranks), whole)
+    finish(job.start(whole, spread), whole)
     duration_s = time.monotonic() - begin_s
-    want, rng, tally = outcome(whole), random.Random(seed), Tally(num_ranks)
+    want, rng, tally = outcome(whole), random.Random(seed), Tally(name)
     while tally.kills < num_kills:
         folder = root / f"run{tally.runs}"
         tally.runs += 1
-        while True:
-            processes = job.start(folder, num_ranks)
-            tally.starts += 1
-            if tally.kills == num_kills:
-                finish(processes, folder)
-                break
-            processes[0].join(rng.uniform(0.1, 1.1) * duration_s)
-            if processes[0].exitcode is not None:
-                finish(processes, folder)
-                break
-            tally.killed_at_steps.append(_count_lines(folder / "curves.jsonl"))
-            one = num_ranks > 1 and tally.kills % 2 == 0
-            victims = [processes[rng.randrange(num_ranks)]] if one else processes
-            _end(victims)
-            tally.kills += 1
-            for process in processes:
-                process.join(PATIENCE_S)
-                tally.hung += process.exitcode is None
-            _end(processes)
+        while not _is_finished(job, folder, spread, tally, num_kills, duration_s, rng):
+            pass
         got = outcome(folder)
-        tally.differing += [f"{folder.name}/{name}" for name in want if got[name] != want[name]]
+        tally.differing += [f"{folder.name}/{file}" for file in want if got[file] != want[file]]
     return tally
+
+
+def _is_finished(
+    job: Job, folder: Path, spread: Spread, tally: Tally, num_kills: int, duration_s: float,
+    rng: random.Random,
+) -> bool:  # fmt: skip
+    """Start a run once more and kill it, unless it ends before or there were kills enough."""
+    enough, number = tally.kills == num_kills, tally.kills
+    at_swap = spread.swaps_folders and number // 2 % 2 == 0 and not enough
+    swap = Swap(SWAP_ENDS[number // 4 % 2], rng.randint(1, 4)) if at_swap else None
+    processes = job.start(folder, spread, dies_after=swap)
+    tally.starts += 1
+    if not enough:
+        wait_s = PATIENCE_S if at_swap else rng.uniform(0.1, 1.1) * duration_s
+        processes[0].join(wait_s)
+    killed_itself = at_swap and processes[0].exitcode == -signal.SIGKILL
+    if enough or not (killed_itself or processes[0].exitcode is None):
+        finish(processes, folder)
+        return True
+    tally.killed_at_steps.append(_count_lines(folder / "curves.jsonl"))
+    one = spread.num_ranks > 1 and number % 2 == 0
+    victims = processes
+    if one:
+        victims = [processes[0 if killed_itself else rng.randrange(spread.num_ranks)]]
+    _end(victims)
+    last = folder / "checkpoints/last.ckpt"
+    tally.kills += 1
+    tally.at_swaps += killed_itself
+    tally.between_swaps += surviving(last) != last
+    for process in processes:
+        process.join(PATIENCE_S)
+        tally.hung += process.exitcode is None
+    _end(processes)
+    return False
 
 
 def _count_lines(path: Path) -> int:
@@ -244,14 +325,15 @@ def forked(root: Path) -> Iterator[Job]:
 def main() -> None:
     """Kill and resume, write ``results/kills.json``, and fail where anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="half of them with two ranks")
+    parser.add_argument("--kills", type=int, default=20, help="most of them of sharded runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, forked(Path(name)) as job:
-        shares = {1: options.kills - options.kills // 2, 2: options.kills // 2}
+    third = 3 * options.kills // 10
+    shares = dict(zip(SPREADS, (third, third, options.kills - 2 * third), strict=True))
+    with tempfile.TemporaryDirectory() as root, forked(Path(root)) as job:
         tallies = [
-            kill_and_resume(job, Path(name) / str(ranks), ranks, kills, options.seed)
-            for ranks, kills in shares.items()
+            kill_and_resume(job, Path(root) / str(i), name, kills, options.seed)
+            for i, (name, kills) in enumerate(shares.items())
         ]
     report("kills", [vars(tally) for tally in tallies], seed=options.seed)
     if any(tally.differing or tally.hung for tally in tallies):

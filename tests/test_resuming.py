@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.kills import finish, forked
+from benchmarks.kills import Spread, finish, forked
 from tests.test_cli import broken, fit_args, own_train
 from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
@@ -188,11 +188,10 @@ def test_other_numbers_of_ranks_go_on_with_what_is_left(tmp_path, strategy):
             plan = strategy if shared or num_ranks > 1 else "auto"
             more = [
                 *common,
-                f"--trainer.strategy={plan}",
                 f"--data.batch_size={2 // num_ranks}",
                 f"--trainer.max_steps={max_steps}",
             ]
-            finish(job.start(folder, num_ranks, *more), folder)
+            finish(job.start(folder, Spread(num_ranks, plan), *more), folder)
 
         train(tmp_path / "whole", 1, 14)
         for num_ranks, max_steps in ((1, 2), (2, 5), (1, 6), (2, 14)):

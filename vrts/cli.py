@@ -122,7 +122,8 @@ class VrtsCLI(LightningCLI):
             raise
         except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
             raise InputError(f"trainer: {error}") from error
-        check_precision(self.config[self.subcommand].trainer.precision, trainer)
+        if self.subcommand != "export":  # that converts weights and computes nothing
+            check_precision(self.config[self.subcommand].trainer.precision, trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -247,8 +248,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         run(list(args) if args is not None else None)
     except MisconfigurationException as error:
-        hint = "without such a device, put --config configs/cpu.yaml behind the others"
-        return _fail(f"trainer: {error}; {hint}")
+        return _fail(f"trainer: {error}; {_hint(error)}")
     except (DivergenceError, RewardError, VoteError) as error:
         if not isinstance(error, DivergenceError) and error.__cause__ is not None:
             raise  # the traceback shows where in the user's code
@@ -270,6 +270,13 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return _fail(found)
     return 0
+
+
+def _hint(error: MisconfigurationException) -> str:
+    """What to do about an option of the Trainer that this machine cannot follow."""
+    if "deepspeed" in str(error).lower():  # Lightning would have it installed
+        return "vrts shards with FSDP2 instead: --trainer.strategy=FullySharded"
+    return "without such a device, put --config configs/cpu.yaml behind the others"
 
 
 def _fail(message: object) -> int:

@@ -33,6 +33,8 @@ def test_overlays_that_need_cuda(overlay, capsys):
     ("args", "named"),
     [
         (["--trainer.precision=16-mixed"], "trainer.precision: 16-mixed is not possible"),
+        (["--trainer.precision=16-true"], "trainer.precision: 16-true is not possible"),
+        (["--trainer.strategy=deepspeed"], "--trainer.strategy=FullySharded"),
         (["--trainer.precision=transformer-engine"], "pip install"),
         (["--trainer.strategy={class_path: FullySharded}", "--trainer.precision=16-mixed"],
          "Choose a different precision among: 32-true, bf16-mixed"),

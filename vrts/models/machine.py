@@ -17,7 +17,7 @@ def check_precision(asked: str | int | None, trainer: Trainer) -> None:
         trainer: made with it.
 
     Raises:
-        InputError: the machine cannot compute in it.
+        InputError: the machine cannot compute in it, or only without what training needs.
     """
     got = str(trainer.precision)
     if asked is not None and got != _convert_precision_to_unified_args(asked):  # type: ignore[arg-type]
@@ -26,6 +26,11 @@ def check_precision(asked: str | int | None, trainer: Trainer) -> None:
             "--trainer.precision 32-true or bf16-mixed"
         )
     device = trainer.strategy.root_device
+    if got.startswith("16") and device.type == "cpu":
+        raise InputError(
+            f"trainer.precision: {got} is not possible on a CPU, where float16 is slow and "
+            "overflows; set --trainer.precision 32-true or bf16-mixed"
+        )
     if not got.startswith("bf16") or device.type != "cuda":
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):
