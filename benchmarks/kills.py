@@ -57,7 +57,7 @@ SPREADS = {
     "one process": Spread(1, "auto"),
     "two ranks, DDP": Spread(2, "ddp"),
     "two ranks, FSDP2": Spread(
-        2, "{class_path: FullySharded, init_args: {timeout_s: 60}}", swaps_folders=True
+        2, "{class_path: FullySharded, init_args: {timeout_s: 240}}", swaps_folders=True
     ),
 }
 

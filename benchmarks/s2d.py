@@ -191,7 +191,7 @@ class Timing:
 
     side: int = 112
     levels: tuple[int, ...] = (8, 16, 32)
-    num_questions: int = 24
+    num_questions: int = 72
     max_new_tokens: int = 48
     num_workers: int = 1
     eval_batch_size: int = 1
