@@ -1,6 +1,9 @@
 """The ``vrts`` command as users call it, on real video files and a small random model."""
 
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 
 from vrts.callbacks.step_checkpoint import StepCheckpoint
 from vrts.cli import main, run
+from vrts.data.readers import VideoR1Reader
 from vrts.demo.model import build_model_folder
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
@@ -187,6 +191,24 @@ class TestCommands:
             [sys.executable, "-m", "vrts", "--help"], capture_output=True, text=True, check=True
         ).stdout
         assert "predict" in out
+
+
+def test_sigterm_while_questions_are_read_ends_the_run_at_once(
+    model, annotations, tmp_path, monkeypatch, caplog
+):
+    def read(_reader):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(VideoR1Reader, "read", read)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as end:
+        main(fit_args(model, tmp_path, *own_train(annotations)))
+    assert end.value.code == 1
+    assert "Received SIGTERM before the first training step" in caplog.text
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 class TestSwapping:

@@ -161,6 +161,12 @@ class VrtsCLI(LightningCLI):
         find_checkpoint(config, str(self.subcommand))
         check_kind(config)
 
+    def before_fit(self) -> None:
+        """Let signals end the run while questions are read, before any callback is set up."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, interruption.SaveOnInterrupt):
+                callback.begin()
+
     def after_fit(self) -> None:
         """Tell of a run that had nothing left to do."""
         module = cast(VideoQAModule, self.model)

@@ -17,7 +17,7 @@ from vrts.models.strategy import FullySharded
 
 
 class Count(Callback):
-    def on_train_start(self, trainer: Trainer, *_args: Any) -> None:
+    def setup(self, trainer: Trainer, *_args: Any, **_options: Any) -> None:
         print(f"rank {trainer.global_rank} is {os.getpid()}", flush=True)  # noqa: T201
 
     def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     module = make_module(make_policy(Path(model)), objective=GRPO(beta=0))
     trainer = make_trainer(
         Path(folder),
-        [Count(), SaveOnInterrupt(folder)],
+        [SaveOnInterrupt(folder), Count()],
         max_epochs=1000,
         devices=2,
         strategy=FullySharded(timeout_s=300) if strategy == "fsdp" else strategy,

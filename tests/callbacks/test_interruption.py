@@ -1,5 +1,6 @@
 """Real signals in real training runs: a checkpoint between two steps, and a run that goes on."""
 
+import logging
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from tests.callbacks.plugins import FragileDecoder
 from tests.callbacks.runs import (
     History,
     make_data,
@@ -37,7 +39,7 @@ class Send(Callback):
     def __init__(self, hook: str, call: int, *numbers: int) -> None:
         self.calls = 0
 
-        def send(*_args):
+        def send(*_args, **_options):
             self.calls += 1
             if self.calls == call:
                 for number in numbers:
@@ -213,19 +215,20 @@ class Found(Callback):
         self.accuracy = state["accuracy"]
 
 
-def validated(folder, model_folder, videos, callbacks, ckpt_path=None, **options):
+def validated(
+    folder, model_folder, videos, callbacks, ckpt_path=None, data_options=None, **options
+):
     """Eight batches, a validation of two after every fourth, or after each epoch."""
     seed_everything(0, verbose=False)
     module = make_module(make_policy(model_folder), lr=0.1, objective=GRPO(beta=0))
     history, found = History(), Found()
     keep = ModelCheckpoint(folder / "kept", monitor="val/accuracy", save_on_train_epoch_end=False)
-    defaults = {"val_check_interval": 4, "check_val_every_n_epoch": None}
+    defaults = {"val_check_interval": 4, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
     trainer = make_trainer(
-        folder, [*callbacks, history, found, keep], max_epochs=2, num_sanity_val_steps=0,
-        **(defaults | options),
-    )  # fmt: skip
-    video = videos["long"]
-    data = make_data(train=questions(video, 4), val=questions(video, 2, "v"))
+        folder, [*callbacks, history, found, keep], max_epochs=2, **(defaults | options)
+    )
+    train, val = questions(videos["long"], 4), questions(videos["short"], 2, "v")
+    data = make_data(train=train, val=val, **(data_options or {}))
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return history, found
 
@@ -258,6 +261,133 @@ def test_a_validation_that_is_due_is_made_before_the_checkpoint(
     assert resumed.ids == history.ids[4:]
 
 
+class SendWhileDecoding(FragileDecoder):
+    """Sends a signal to this process while it decodes its n-th video; each is decoded once."""
+
+    def __init__(self, call: int, number: int) -> None:
+        super().__init__()
+        self.calls = 0
+        self.call, self.number = call, number
+
+    def decode(self, *args, **options):
+        self.calls += 1
+        if self.calls == self.call:
+            os.kill(os.getpid(), self.number)
+        return super().decode(*args, **options)
+
+
+def ended_at_start(folder, model_folder, videos, callbacks=(), **options):
+    """A run that a signal ends before its first training step, with nothing saved."""
+    history = History()
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(SystemExit) as end:
+        validated(
+            folder, model_folder, videos,
+            [SaveOnInterrupt(str(folder)), *callbacks, history], **options,
+        )  # fmt: skip
+    assert end.value.code == 1
+    assert history.ids == [], "no step is finished"
+    assert not list(folder.rglob("*.ckpt"))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("hook", "sanity"),
+    [
+        ("setup", 0),  # before weights are loaded
+        ("on_fit_start", 0),
+        ("on_sanity_check_start", 2),
+        ("on_validation_batch_start", 2),
+        ("on_sanity_check_end", 2),
+        ("on_train_start", 2),
+        ("on_train_start", 0),
+        ("on_train_epoch_start", 2),  # before the first batch has come
+        ("on_train_epoch_start", 0),
+    ],
+)
+def test_a_signal_before_the_first_step_ends_the_run_at_once(
+    tmp_path, model_folder, videos, caplog, number, hook, sanity
+):
+    caplog.set_level(logging.INFO)
+    send = Send(hook, 1, number)
+    ended_at_start(tmp_path, model_folder, videos, [send], num_sanity_val_steps=sanity)
+    assert send.calls == 1
+    message = f"Received {signal.Signals(number).name} before the first training step"
+    assert caplog.text.count(message) == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("call", "sanity"), [(1, 0), (1, 2), (2, 2)])
+def test_so_does_one_while_the_first_batches_are_decoded(
+    tmp_path, model_folder, videos, number, call, sanity
+):
+    decoder = SendWhileDecoding(call, number)
+    ended_at_start(
+        tmp_path, model_folder, videos,
+        num_sanity_val_steps=sanity, data_options={"decoder": decoder},
+    )  # fmt: skip
+    assert decoder.calls == call, "nothing is decoded after the signal"
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_resumed_run_ends_at_once_before_its_first_step(tmp_path, model_folder, videos, sanity):
+    """What an earlier run had done makes none of its own."""
+    first = tmp_path / "first"
+    stop = [SaveOnInterrupt(str(first)), Send("on_train_batch_start", 2, signal.SIGTERM)]
+    with pytest.raises(SystemExit):
+        validated(first, model_folder, videos, stop)
+    for hook in ("on_train_start", "on_train_batch_start"):
+        folder, send = tmp_path / hook, Send(hook, 1, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            validated(
+                folder, model_folder, videos, [SaveOnInterrupt(str(folder)), send],
+                str(first / "last.ckpt"), num_sanity_val_steps=sanity,
+            )  # fmt: skip
+        assert (folder / "last.ckpt").exists() == (hook == "on_train_batch_start")
+    saved = torch.load(folder / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == 3, "a step that has begun is finished"
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_step_leaves_no_decode_worker(tmp_path, model_folder, videos):
+    class Look(Callback):
+        found: str = ""
+
+        def on_train_start(self, *_args):
+            self.found = "".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    look = Look()
+    ended_at_start(
+        tmp_path, model_folder, videos, [look],
+        num_sanity_val_steps=2, data_options={"num_workers": 1},
+    )  # fmt: skip
+    assert look.found.split(), "there was a worker"
+    assert not any(is_running(pid) for pid in look.found.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two_processes_at_their_start_ends_both(
+    tmp_path, model_folder, videos, rank
+):
+    log = tmp_path / "log"
+    args = (str(tmp_path), str(model_folder), videos["long"], "ddp")
+    with started("tests.callbacks.long_fit", log, *args) as process:
+        for each in (0, 1):
+            wait_for(f"rank {each} is ", log, process)
+        (pid,) = {int(pid) for pid in re.findall(rf"rank {rank} is (\d+)", log.read_text())}
+        os.kill(pid, signal.SIGTERM)
+        status = process.wait(240)
+        assert status != 0, log.read_text()
+        wait_until_gone(log)
+    assert "step 1" not in log.read_text()
+    assert not (tmp_path / "last.ckpt").exists()
+    if rank == 0:
+        assert "Received SIGTERM before the first training step" in log.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("rank", [0, 1])
@@ -273,11 +403,7 @@ def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
         os.kill(pid, signal.SIGTERM)
         status = process.wait(240)
         assert status == 1, log.read_text()
-        for found in re.findall(r"rank \d is (\d+)", log.read_text()):
-            deadline_s = time.monotonic() + 10
-            while is_running(found) and time.monotonic() < deadline_s:
-                time.sleep(0.05)
-            assert not is_running(found), "a process was left behind"
+        wait_until_gone(log)
     assert "go on with --ckpt_path" in log.read_text()
     path = tmp_path / "last.ckpt"
     assert is_complete(path)
@@ -292,6 +418,15 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def wait_until_gone(log):
+    """Until the ranks that a log names have ended."""
+    for found in re.findall(r"rank \d is (\d+)", log.read_text()):
+        deadline_s = time.monotonic() + 10
+        while is_running(found) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert not is_running(found), "a process was left behind"
 
 
 def wait_for(text, log, process):

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from vrts.callbacks.folders import make_folder
+from vrts.callbacks.termination import Termination
 from vrts.callbacks.validation import validation_follows
 from vrts.models.module import VideoQAModule
 
@@ -28,6 +29,9 @@ class SaveOnInterrupt(Callback):
     signal to any one process is enough.
     A second signal ends the run at once, and the last regular checkpoint is what remains.
 
+    Before the first training batch is there, the first signal ends the run at once: there is
+    nothing to save.
+
     Args:
         dirpath: folder of the checkpoint; that of the Trainer's ModelCheckpoint where null.
     """
@@ -37,29 +41,48 @@ class SaveOnInterrupt(Callback):
         self._signal: int | None = None
         self._step = 0
         self._may_stop = False
-        self._handlers: dict[int, Any] = {}
+        self._trainer: Trainer | None = None
+        """From the start of training on."""
+        self._batches_before = 0
+        self._termination = Termination(SIGNALS, self._on_signal)
+
+    def begin(self) -> None:
+        """Take over the signals; ``vrts fit`` does so before it reads questions."""
+        self._signal = None
+        self._trainer = None
+        self._may_stop = False
+        self._termination.take_over()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the folder, rather than find out when the checkpoint is to be saved.
+        """Take over the signals, and make the folder: not only when the checkpoint is to be saved.
 
         Comes after all other callbacks, so that what they know is saved.
 
         Raises:
             InputError: it cannot be made.
         """
+        if stage == "fit":
+            self.begin()
         if stage == "fit" and self.dirpath is not None and trainer.is_global_zero:
             make_folder(Path(self.dirpath), "SaveOnInterrupt.dirpath")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         # a new list: the old one is being gone through
         trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # type: ignore[attr-defined]
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over again: Lightning has installed its own handlers by now.
+
+        Its one for SIGTERM calls this callback's, but has all processes exchange a number before,
+        for which they would have to be at the same place.
+        """
+        self._termination.take_over()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals; Lightning has installed its own handlers by now."""
+        """Take over again, where there was no sanity check."""
         self._step = trainer.global_step
-        self._signal = None
-        self._may_stop = False
-        for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        self._trainer = trainer
+        self._batches_before = self._num_batches(trainer)
+        self._termination.take_over()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,29 +116,41 @@ class SaveOnInterrupt(Callback):
         rank_zero_info(f"Interrupted: saved {path}; go on with --ckpt_path {path}")
         raise KeyboardInterrupt
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
-        self._restore()
+        self._restore(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give the signals back."""
-        self._restore()
+        self._restore(trainer)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
+        name = signal.Signals(number).name
+        trainer = self._trainer
+        if trainer is None or self._num_batches(trainer) == self._batches_before:
+            rank_zero_info(
+                f"\nReceived {name} before the first training step: the run ends at once; there is "
+                "nothing to save yet"
+            )
+            raise KeyboardInterrupt
         rank_zero_info(
-            f"\nReceived {signal.Signals(number).name}: finishing this step, then saving. "
-            "Once more ends the run at once."
+            f"\nReceived {name}: finishing this step, then saving. Once more ends the run at once."
         )
 
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+    def _num_batches(self, trainer: Trainer) -> int:
+        """Training batches that have come, those of the run that is gone on with among them."""
+        return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+    def _restore(self, trainer: Trainer) -> None:
+        had = self._termination.give_back()
+        self._trainer = None
+        # Lightning gives back what it found, which was this callback's
+        trainer._signal_connector._original_handlers.update(had)
 
     def _path(self, trainer: Trainer) -> Path:
         """Where to save, the same on every rank."""

@@ -1,25 +1,50 @@
-"""SIGTERM for a prediction run: what ``kill``, ``timeout`` and cluster schedulers send."""
+"""SIGTERM, which ``kill``, ``timeout`` and cluster schedulers send, and signals like it."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 
 class Termination:
-    """Has SIGTERM end the run as Ctrl-C does; Lightning takes note of it and predicts on."""
+    """Has SIGTERM end the run as Ctrl-C does; Lightning takes note of it and goes on.
 
-    def __init__(self) -> None:
-        self._had: Any = None
+    Args:
+        numbers: signals.
+        handler: what they do.
+    """
+
+    def __init__(
+        self,
+        numbers: Sequence[int] = (signal.SIGTERM,),
+        handler: Callable[[int, FrameType | None], Any] = signal.default_int_handler,
+    ) -> None:
+        self._numbers = numbers
+        self._handler = handler
+        self._had: dict[int, Any] = {}
 
     def take_over(self) -> None:
-        """Begin; in another thread than the main one signals are left as they are."""
-        if threading.current_thread() is threading.main_thread():
-            self._had = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        """Begin, or begin again where another handler was put in place meanwhile.
 
-    def give_back(self) -> None:
-        """End; harmless twice."""
-        if self._had is not None:
-            signal.signal(signal.SIGTERM, self._had)
-            self._had = None
+        In another thread than the main one signals are left as they are.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in self._numbers:
+            had = signal.signal(number, self._handler)
+            if had is not None:
+                self._had.setdefault(number, had)
+
+    def give_back(self) -> dict[int, Any]:
+        """End; harmless twice.
+
+        Returns:
+            The handlers that are in place again, those from before the first `take_over`.
+        """
+        for number, handler in self._had.items():
+            signal.signal(number, handler)
+        had, self._had = self._had, {}
+        return had
