@@ -35,6 +35,7 @@ from vrts.callbacks import (
     writer,
 )
 from vrts.callbacks.report import callback as report
+from vrts.callbacks.run_folders import check_run_folders
 from vrts.checkpoint_paths import check_kind, find_checkpoint, keep_in_run_folder
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, recorded, sampling
 from vrts.data.benchmarks import (
@@ -94,8 +95,12 @@ EXPECTED = (
 """Warnings that say nothing to the user of vrts, and why."""
 
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-"""What a disk without room, a quota, or permissions answer: no fault of the program."""
+REFUSED = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+"""What a disk without room, a quota, permissions, or a file in the place of a folder answer: no
+fault of the program."""
 
 
 class VrtsCLI(LightningCLI):
@@ -136,6 +141,8 @@ class VrtsCLI(LightningCLI):
             end_others(self.trainer)
             if isinstance(error, DistNetworkError | DistStoreError):
                 raise explain(error) from error
+            if subcommand == "fit" and isinstance(error, OSError) and error.filename is None:
+                check_run_folders(self.trainer)  # names the folder, where its disk is full
             raise
 
     def before_instantiate_classes(self) -> None:
@@ -162,10 +169,15 @@ class VrtsCLI(LightningCLI):
         check_kind(config)
 
     def before_fit(self) -> None:
-        """Let signals end the run while questions are read, before any callback is set up."""
+        """Let signals end the run from now on, and see to its folders before anything is started.
+
+        Raises:
+            InputError: one of the folders cannot be written to.
+        """
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, interruption.SaveOnInterrupt):
                 callback.begin()
+        check_run_folders(self.trainer)
 
     def after_fit(self) -> None:
         """Tell of a run that had nothing left to do."""

@@ -55,6 +55,15 @@ def test_what_a_killed_swap_left_is_kept_until_the_next_one_is_whole(tmp_path, w
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_file_of_an_earlier_run_is_replaced_too(tmp_path, written):
+    strategy, path = FullySharded(), tmp_path / "last.ckpt"
+    path.write_text("of one process")
+    for value in ("1", "2"):
+        strategy.save_checkpoint({"value": value, "fails": False}, path)
+        assert written(path) == {"shard": value, ".metadata": value}
+        assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
 def test_an_incomplete_checkpoint_is_named(tmp_path, written):
     (tmp_path / "last.ckpt").mkdir()
     with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint, or an incomplete one"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.curve_plot import Point, read_points, write_curves
-from vrts.callbacks.folders import make_folder
-from vrts.callbacks.step_lines import keep_steps
+from vrts.callbacks.folders import check_file, make_folder
+from vrts.callbacks.step_lines import append_lines, keep_steps
 from vrts.types import InputError
 
 _log = logging.getLogger(__name__)
@@ -43,10 +42,12 @@ class CurveWriter(Callback):
         """Make the folder.
 
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be made, or a folder stands in the place of a file.
         """
         if stage == "fit" and trainer.is_global_zero:
             make_folder(self._folder(trainer), "CurveWriter.output_dir")
+            for file in (self._path(trainer), self._picture(trainer)):
+                check_file(file, "CurveWriter.output_dir")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the lines of the steps that this run goes on after.
@@ -144,13 +145,12 @@ class CurveWriter(Callback):
 
     def _append(self, trainer: Trainer, point: Point) -> None:
         if trainer.is_global_zero:
-            with self._path(trainer).open("a", encoding="utf-8") as file:
-                file.write(_to_text(point))
+            append_lines(self._path(trainer), [point])
 
     def _draw(self, trainer: Trainer) -> None:
         points = read_points(self._path(trainer))
         if points:
-            write_curves(self._folder(trainer) / "curves.png", points)
+            write_curves(self._picture(trainer), points)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output_dir or trainer.default_root_dir)
@@ -158,12 +158,11 @@ class CurveWriter(Callback):
     def _path(self, trainer: Trainer) -> Path:
         return self._folder(trainer) / "curves.jsonl"
 
+    def _picture(self, trainer: Trainer) -> Path:
+        return self._folder(trainer) / "curves.png"
+
 
 def _values(trainer: Trainer, prefix: str) -> Mapping[str, float]:
     """Newest logged metrics whose names begin so."""
     metrics = trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items() if name.startswith(prefix)}
-
-
-def _to_text(point: Point) -> str:
-    return json.dumps(point) + "\n"

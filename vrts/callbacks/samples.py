@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vrts.callbacks.folders import make_folder
-from vrts.callbacks.step_lines import keep_steps
+from vrts.callbacks.folders import check_file, make_folder
+from vrts.callbacks.step_lines import append_lines, keep_steps
 from vrts.models.module import VideoQAModule
 from vrts.models.record import RolloutRecord
 from vrts.terminal import printable
@@ -50,10 +49,11 @@ class CompletionLog(Callback):
         """Make the folder.
 
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be made, or a folder stands in the place of the file.
         """
         if stage == "fit" and trainer.is_global_zero:
-            make_folder(self._folder(trainer), "CompletionLog.output_dir")
+            folder = make_folder(self._folder(trainer), "CompletionLog.output_dir")
+            check_file(folder / FILE_NAME, "CompletionLog.output_dir")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the lines of the steps that this run goes on after.
@@ -82,9 +82,7 @@ class CompletionLog(Callback):
         self._kept = record
         self._next = self._after(step)
         lines = record_lines(record, step)
-        path = self._folder(trainer) / FILE_NAME
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        append_lines(self._folder(trainer) / FILE_NAME, lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))
 

@@ -62,7 +62,7 @@ class FullySharded(ModelParallelStrategy):
             if survivor != path:  # perhaps what this run went on from, and the only one
                 survivor.replace(path)
             for left in (fresh, old):
-                shutil.rmtree(left, ignore_errors=True)
+                _remove(left)
         self.barrier()
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
@@ -70,7 +70,7 @@ class FullySharded(ModelParallelStrategy):
             if path.exists():
                 path.replace(old)
             fresh.replace(path)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         self.barrier()
 
     def load_checkpoint(
@@ -113,6 +113,14 @@ class FullySharded(ModelParallelStrategy):
         """Take all processes; Lightning's ``auto`` would take one a node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, also one that an earlier run in this place wrote as a file."""
+    if path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_sharded(file: Path) -> None:
