@@ -389,8 +389,7 @@ def test_a_signal_to_one_of_two_processes_at_their_start_ends_both(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("strategy", "rank"), [("ddp", 0), ("fsdp", 1)])
 def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
     tmp_path, model_folder, videos, strategy, rank
 ):
