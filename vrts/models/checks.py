@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.models.rewards import Reward
 from vrts.models.temporal import TemporalReward
@@ -61,6 +63,35 @@ def check_updates(updates_per_rollout: int, accumulate_grad_batches: int) -> Non
             f"model.updates_per_rollout is {updates_per_rollout} and "
             f"trainer.accumulate_grad_batches {accumulate_grad_batches}: an optimizer step would "
             "take the same batch several times; set one of them to 1, or raise data.batch_size"
+        )
+
+
+def warn_of_checkpoints_within_a_step(trainer: Trainer) -> None:
+    """Tell of regular checkpoints that may be of the middle of an optimizer step.
+
+    Lightning's ModelCheckpoint asks after each batch; gradients that are accumulated so far are
+    in no checkpoint. In a run that goes on it doesn't know that its newest step is saved already.
+
+    Args:
+        trainer: of a run that trains.
+    """
+    if trainer.accumulate_grad_batches == 1:
+        return
+    names = [
+        type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint)
+        # one that decides otherwise when to save, as StepCheckpoint does, is fine
+        and type(callback).on_train_batch_end is ModelCheckpoint.on_train_batch_end
+        and (callback._every_n_train_steps or callback._train_time_interval is not None)
+    ]
+    if names:
+        rank_zero_warn(
+            f"trainer.callbacks: {names[0]} with every_n_train_steps or train_time_interval may "
+            "save in the middle of an optimizer step, since trainer.accumulate_grad_batches is "
+            f"{trainer.accumulate_grad_batches}; a run that goes on from such a checkpoint comes "
+            "to other values. Put vrts.callbacks.step_checkpoint.StepCheckpoint (every_n_steps) "
+            "in its place"
         )
 
 

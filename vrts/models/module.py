@@ -24,6 +24,7 @@ from vrts.models.checks import (
     check_updates,
     check_validation,
     check_validation_comes,
+    warn_of_checkpoints_within_a_step,
 )
 from vrts.models.collecting import Collector
 from vrts.models.evaluation import Evaluation
@@ -171,6 +172,7 @@ class VideoQAModule(LightningModule):
         check_rewards(self.rewards, self.temporal)
         check_updates(self.updates_per_rollout, self.trainer.accumulate_grad_batches)
         check_reference(self.objective.beta, self._reference is not None)
+        warn_of_checkpoints_within_a_step(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             check_all(self.rewards, data.questions("train"))
