@@ -158,12 +158,16 @@ def test_a_run_that_fails_leaves_its_curves_and_its_own_error(tmp_path, model_fo
 def test_what_cannot_be_drawn_does_not_hide_why_a_run_failed(
     tmp_path, model_folder, videos, caplog
 ):
-    (tmp_path / "curves.png").mkdir()
+    class Block(Callback):
+        def on_train_start(self, *_args):
+            (tmp_path / "curves.png").mkdir()
+
     with pytest.raises(RuntimeError, match="odd"):
-        fit(tmp_path, model_folder, videos, [Fail()])
+        fit(tmp_path, model_folder, videos, [Block(), Fail()])
     assert "cannot draw the curves" in caplog.text
+    (tmp_path / "curves.png").rmdir()
     with pytest.raises(InputError, match=r"curves\.png.*the model is saved"):
-        fit(tmp_path, model_folder, videos, max_steps=1)
+        fit(tmp_path, model_folder, videos, [Block()], max_steps=1)
 
 
 def test_a_file_that_is_not_of_a_run_is_refused(tmp_path, model_folder, videos):

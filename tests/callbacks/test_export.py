@@ -1,6 +1,7 @@
 """Folders that training leaves behind, loaded with transformers, peft and vrts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ def test_an_interrupted_run_exports_nothing(tmp_path, model_folder, videos):
 
     with pytest.raises(SystemExit):
         fit(tmp_path, make_policy(model_folder), videos, [Stop(str(tmp_path / "out"))])
-    assert [path.name for path in tmp_path.iterdir()] == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.vrts-lock"]
 
 
 def test_a_checkpoint_tells_what_it_was_trained_with(tmp_path, model_folder, videos):
@@ -311,3 +312,29 @@ def test_an_unusable_folder_is_named_before_training(tmp_path, model_folder, vid
     with pytest.raises(InputError, match=r"ExportPretrained\.output_dir"):
         fit(tmp_path, policy, videos, [ExportPretrained(str(folder))])
     assert not policy.loaded
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_process_gathers_weights_for_a_folder_that_cannot_be_made(tmp_path, rank):
+    """The first process finds it out, and all raise it."""
+    (tmp_path / ".model.vrts-part").write_text("")
+    told = []
+
+    def broadcast(problem):
+        told.append(problem)
+        return problem if rank == 0 else "cannot write the model: told by the first"
+
+    def save_pretrained(folder, merge):
+        pytest.fail("weights are gathered")
+
+    trainer = SimpleNamespace(
+        is_global_zero=rank == 0,
+        default_root_dir=str(tmp_path),
+        strategy=SimpleNamespace(broadcast=broadcast),
+    )
+    policy = SimpleNamespace(save_pretrained=save_pretrained)
+    module = SimpleNamespace(is_sharded=True, policy=policy)
+    with pytest.raises(InputError, match="cannot write the model"):
+        ExportPretrained()._write(trainer, module, {})
+    assert len(told) == 1
+    assert (told[0] is not None) == (rank == 0)

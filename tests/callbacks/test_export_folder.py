@@ -5,11 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from threading import Thread
 
 import pytest
 
 from vrts.callbacks.export_folder import prepare_target, whole_folder, write_manifest
 from vrts.types import InputError
+
+
+def listed(folder):
+    """Names of what is there, without the lock, which stays."""
+    return [path.name for path in folder.iterdir() if path.name != ".model.vrts-lock"]
 
 
 def write(folder, text, *names):
@@ -29,7 +35,7 @@ def test_it_is_there_when_it_is_whole(tmp_path):
     assert {path.name for path in folder.iterdir()} == {"weights", "vrts.json"}
     manifest = json.loads((folder / "vrts.json").read_text())
     assert manifest == {"steps": 2, "files": ["vrts.json", "weights"]}
-    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert listed(folder.parent) == ["model"]
 
 
 def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
@@ -41,7 +47,7 @@ def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
         write_manifest(part, {})
     assert {path.name for path in folder.iterdir()} == {"weights", "vrts.json"}
     assert (folder / "weights").read_text() == "2"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert listed(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -57,7 +63,7 @@ def test_an_error_leaves_the_earlier_one(tmp_path, error):
     with pytest.raises(error):
         interrupted()
     assert (folder / "weights").read_text() == "1"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert listed(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("when", ["writing", "renaming"])
@@ -87,7 +93,42 @@ with whole_folder(folder) as part:
     assert (folder / "weights").read_text() == "1"
     write(folder, "3")
     assert (folder / "weights").read_text() == "3"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert listed(tmp_path) == ["model"]
+
+
+def test_two_exports_at_once_do_not_mix(tmp_path, monkeypatch):
+    """The second is told so before its long work; one that has trained waits, then replaces."""
+    folder = tmp_path / "model"
+    prepare_target(folder, "output_dir")
+    with whole_folder(folder) as part:
+        (part / "first").write_text("1")
+        with pytest.raises(
+            InputError, match=r"^output_dir: another export to .*model is under way"
+        ):
+            prepare_target(folder, "output_dir")
+        with monkeypatch.context() as patch:
+            patch.setattr("vrts.callbacks.export_folder.WAIT_S", 0)
+            with pytest.raises(InputError, match=r"another export .* with vrts export, or give"):
+                write(folder, "2", "second")
+        waiting = Thread(target=write, args=(folder, "2", "second"))
+        waiting.start()
+        write_manifest(part, {})
+        assert {path.name for path in part.iterdir()} == {"first", "vrts.json"}
+    waiting.join(60)
+    assert {path.name for path in folder.iterdir()} == {"second", "vrts.json"}
+    assert listed(tmp_path) == ["model"]
+
+
+def test_a_killed_export_of_another_process_is_not_taken_up_while_it_lives(tmp_path):
+    """Between its two renames the older export has another name."""
+    folder = tmp_path / "model"
+    with whole_folder(folder) as part:
+        write_manifest(part, {})
+        earlier = tmp_path / ".model.vrts-earlier"
+        earlier.mkdir()
+        with pytest.raises(InputError, match="another export"):
+            prepare_target(folder, "output_dir")
+        assert earlier.is_dir()
 
 
 def test_an_empty_folder_is_taken(tmp_path):
@@ -139,7 +180,7 @@ def test_anything_else_is_refused_and_kept(tmp_path, make, reason):
     with pytest.raises(InputError, match=reason):
         write(folder, "2")
     assert sorted(folder.rglob("*")) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert listed(tmp_path) == ["model"]
 
 
 def test_a_mount_point_is_refused(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,10 +150,26 @@ class ExportPretrained(Callback):
 
     def _write(self, trainer: Trainer, module: VideoQAModule, facts: dict[str, Any]) -> None:
         """Write the weights that the module has, from one process."""
-        if trainer.is_global_zero:
-            export_model(module.policy, self._folder(trainer), self.merge, facts)
-        elif module.is_sharded:
-            module.policy.save_pretrained(partial_folder(self._folder(trainer)), self.merge)
+        folder = self._folder(trainer)
+        if not module.is_sharded:
+            if trainer.is_global_zero:
+                export_model(module.policy, folder, self.merge, facts)
+            return
+        with ExitStack() as stack:
+            problem = None
+            if trainer.is_global_zero:
+                try:
+                    part = stack.enter_context(whole_folder(folder))
+                except InputError as error:
+                    problem = str(error)
+            # no process begins to gather weights where the first one has no place for them
+            problem = trainer.strategy.broadcast(problem)
+            if problem:
+                raise InputError(problem)
+            if trainer.is_global_zero:
+                _fill(module.policy, part, folder.name, self.merge, facts)
+            else:
+                module.policy.save_pretrained(partial_folder(folder), self.merge)
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the model card tells of this run so far."""
@@ -180,9 +196,7 @@ class ExportPretrained(Callback):
 
 
 def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any]) -> None:
-    """Write a policy with its card, as a whole.
-
-    Where weights are sharded the other processes call the policy's `save_pretrained` meanwhile.
+    """Write a policy with its card, as a whole, from a process that has all of its weights.
 
     Args:
         policy: loaded.
@@ -194,9 +208,17 @@ def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any
         InputError: it cannot be written.
     """
     with whole_folder(folder) as part:
-        policy.save_pretrained(part, merge)
-        write_card(part, folder.name, merge, facts)
-        write_manifest(part, facts)
+        _fill(policy, part, folder.name, merge, facts)
+
+
+def _fill(policy: Policy, part: Path, name: str, merge: bool, facts: dict[str, Any]) -> None:
+    """Write all files of a model that is called so.
+
+    Where weights are sharded the other processes call the policy's `save_pretrained` meanwhile.
+    """
+    policy.save_pretrained(part, merge)
+    write_card(part, name, merge, facts)
+    write_manifest(part, facts)
 
 
 def selected(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -10,11 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from vrts.callbacks.folders import make_folder
 from vrts.types import InputError
 
 MANIFEST = "vrts.json"
 """In every exported folder: what it is, and which files belong to it."""
+
+WAIT_S = 600
+"""How long a trained model waits for another export to its folder, which takes minutes at most."""
 
 
 def prepare_target(folder: Path, option: str) -> None:
@@ -25,13 +30,15 @@ def prepare_target(folder: Path, option: str) -> None:
         option: that names it, for the message.
 
     Raises:
-        InputError: it holds something else than an earlier export, or cannot be written.
+        InputError: it holds something else than an earlier export, cannot be written, or another
+            process is exporting to it.
     """
     folder = folder.resolve()
     make_folder(folder.parent, option)
-    earlier = _earlier(folder)
-    if earlier.exists() and not folder.exists():
-        earlier.replace(folder)  # an export was killed between its two renames
+    with _alone(folder, 0, option):
+        earlier = _earlier(folder)
+        if earlier.exists() and not folder.exists():
+            earlier.replace(folder)  # an export was killed between its two renames
     reason = _reason_to_keep(folder)
     if reason:
         raise InputError(f"{option}: {folder} {reason}; give another folder")
@@ -41,6 +48,8 @@ def prepare_target(folder: Path, option: str) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Context in which to write a folder that gets its name, and its manifest, when it is whole.
 
+    One process at a time: others wait, and then replace it.
+
     Args:
         folder: as given to `prepare_target`.
 
@@ -48,12 +57,51 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         An empty folder beside it to write to. It is removed where an error leaves the context.
 
     Raises:
-        InputError: meanwhile something else has come to the folder.
+        InputError: meanwhile something else has come to the folder; the place beside it cannot be
+            written; or another process writes there for longer than `WAIT_S`.
     """
     folder = folder.resolve()
+    with _alone(folder, WAIT_S, "cannot write the model"), _swapped_in(folder) as part:
+        yield part
+
+
+@contextmanager
+def _alone(folder: Path, wait_s: float, what: str) -> Iterator[None]:
+    """Context in which no other process exports to a folder.
+
+    Args:
+        folder: absolute.
+        wait_s: how long to wait for another one, in seconds.
+        what: begins the message.
+
+    Raises:
+        InputError: there still is another one; or the lock cannot be made.
+    """
+    lock = FileLock(folder.with_name(f".{folder.name}.vrts-lock"))
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout as error:
+        raise InputError(
+            f"{what}: another export to {folder} is under way; wait for its end and write the "
+            "model from its run's checkpoint with vrts export, or give another folder"
+        ) from error
+    except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
+        raise InputError(f"{what}: cannot use {folder.parent} ({error}); {_REMEDY}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _swapped_in(folder: Path) -> Iterator[Path]:
+    """Context in which to write what then takes the place of a folder that nobody else writes."""
     part, earlier = partial_folder(folder), _earlier(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+    except OSError as error:
+        raise InputError(f"cannot write the model to {part} ({error}); {_REMEDY}") from error
     try:
         yield part
         _sync(part)
@@ -86,6 +134,12 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     names = sorted([path.name for path in folder.iterdir()] + [MANIFEST])
     text = json.dumps({**facts, "files": names}, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+_REMEDY = (
+    "put that right or give another folder, then write the model from the run's checkpoint with "
+    "vrts export"
+)
 
 
 def _earlier(folder: Path) -> Path:
