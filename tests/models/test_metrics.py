@@ -81,6 +81,16 @@ def test_batches_of_one_optimizer_step_are_averaged():
     }
 
 
+def test_what_a_step_lacks_is_not_that_of_the_step_before():
+    module, logged = Gathered(), set()
+    log_means(module, {"skipped": 0.0, "kl": 0.25}, [], 10, [], logged)
+    log_means(module, {"skipped": 2.0, "loss": 0.0}, [], 0, [], logged)  # no usable video
+    assert module.logged.keys() == {"train/skipped", "train/kl", "train/loss"}
+    assert math.isnan(module.logged["train/kl"])
+    log_means(module, {"skipped": 0.0, "kl": 0.5}, [], 10, [], logged)
+    assert module.logged["train/kl"] == 0.5
+
+
 def test_few_metrics_are_in_the_progress_bar():
     module = Gathered()
     log_means(module, dict.fromkeys(TRAIN_METRICS, 1.0), [], 3)

@@ -104,6 +104,7 @@ def _swapped_in(folder: Path) -> Iterator[Path]:
         raise InputError(f"cannot write the model to {part} ({error}); {_REMEDY}") from error
     try:
         yield part
+        _share(part)
         _sync(part)
         reason = _reason_to_keep(folder)
         if reason:
@@ -164,6 +165,14 @@ def _reason_to_keep(folder: Path) -> str | None:
         return f"holds something else than an earlier export: it has no {MANIFEST} that tells so"
     other = sorted(found - files)
     return f"holds {other[0]}, which no export wrote" if other else None
+
+
+def _share(folder: Path) -> None:
+    """Give files the permissions of any new file: safetensors' are for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
 
 
 def _sync(folder: Path) -> None:

@@ -93,7 +93,9 @@ def render_card(
         prompt=shlex.quote(json.dumps(prompt)) if prompt else None,
         template=f"PromptTemplate({arguments})",
         resolution=", ".join(f"{key}={python_text(value)}" for key, value in resolution.items()),
+        resolution_option=shlex.quote(json.dumps(resolution)),
         num_frames=recipe.get("num_frames", 32),
+        max_new_tokens=recipe.get("max_new_tokens", 768),
         base=base,
         base_source=base if "/" in base else "BASE",
     )

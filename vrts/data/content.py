@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_BLOCKS, BLOCK_BYTES = 16, 256 * 1024
-"""Of a large video that `video_digest` reads."""
+"""Of a large file that `sampled_digest` reads."""
 
 
 def file_digest(path: Path) -> str:
@@ -25,11 +25,25 @@ def file_digest(path: Path) -> str:
 def video_digest(path: Path) -> str:
     """Return what tells a video's content from others, in hexadecimal, after little reading.
 
-    Of a file of up to 4 MiB it is the SHA-256 of the whole. Of a larger one it is that of its size,
-    its time of change and 16 blocks from head to tail: reading all of a long film for a few frames
-    of it would take minutes from a slow disk. Another version of such a file is missed only where
-    it has the same size, the same time of change to the nanosecond and the same blocks. A copy
-    that does not keep the time of change counts as another file.
+    As `sampled_digest`, with a large file's time of change: another version of such a file is
+    missed only where it has the same size, the same time of change to the nanosecond and the same
+    blocks. A copy that does not keep the time of change counts as another file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return sampled_digest(path, with_time=True)
+
+
+def sampled_digest(path: Path, with_time: bool = False) -> str:
+    """Return a digest of a file, in hexadecimal, after little reading.
+
+    Of a file of up to 4 MiB it is the SHA-256 of the whole. Of a larger one it is that of its size
+    and of 16 blocks from head to tail: reading all of it would take minutes from a slow disk.
+
+    Args:
+        path: of the file.
+        with_time: whether a large file's time of change counts too.
 
     Raises:
         OSError: it cannot be read.
@@ -38,7 +52,8 @@ def video_digest(path: Path) -> str:
         state = os.fstat(file.fileno())
         if state.st_size <= NUM_BLOCKS * BLOCK_BYTES:
             return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(f"{state.st_size} {state.st_mtime_ns} ".encode())
+        changed = f"{state.st_mtime_ns} " if with_time else ""
+        digest = hashlib.sha256(f"{state.st_size} {changed}".encode())
         last = state.st_size - BLOCK_BYTES
         for i in range(NUM_BLOCKS):
             file.seek(last * i // (NUM_BLOCKS - 1))

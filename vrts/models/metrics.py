@@ -43,6 +43,7 @@ def log_means(
     rewards: Sequence[str],
     num_tokens: int,
     step: list[torch.Tensor] | None = None,
+    logged: set[str] | None = None,
 ) -> None:
     """Log means over the processes that train together, under ``train/``.
 
@@ -50,7 +51,8 @@ def log_means(
     the earlier ones, that is the mean over all of them.
 
     Every process takes part with the same names in the same order. One that lacks a value (its
-    videos all failed) does not count for it.
+    videos all failed) does not count for it. What all of them lack and was logged before is logged
+    as NaN: loggers would repeat its last value.
 
     Args:
         module: logs.
@@ -58,8 +60,10 @@ def log_means(
         rewards: names of the rewards.
         num_tokens: completion tokens of this process.
         step: earlier batches of the same optimizer step; this one is appended.
+        logged: names that were logged before; grows.
     """
     step = [] if step is None else step
+    logged = set() if logged is None else logged
     names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
     assert values.keys() <= set(names), values.keys() - set(names)
     numbers = [float(values.get(name, math.nan)) for name in names]
@@ -73,5 +77,6 @@ def log_means(
     sums = (all_values * all_weights).where(known, 0.0).sum(0)
     means = sums / all_weights.where(known, 0.0).sum(0)
     for name, value in zip(names, means.tolist(), strict=True):
-        if not math.isnan(value):
+        if not math.isnan(value) or name in logged:
+            logged.add(name)
             module.log(f"train/{name}", value, prog_bar=name in SHOWN, batch_size=1)

@@ -155,6 +155,7 @@ class VideoQAModule(LightningModule):
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
         self._update_start_s = 0.0
         self._step_metrics: list[torch.Tensor] = []
+        self._logged: set[str] = set()
         self._patience = Patience()
         self._evaluation = Evaluation()
 
@@ -314,7 +315,7 @@ class VideoQAModule(LightningModule):
         names = [reward.name for reward in self.rewards]
         if self.temporal is not None:
             names.append(self.temporal.name)
-        log_means(self, metrics, names, num_tokens, self._step_metrics)
+        log_means(self, metrics, names, num_tokens, self._step_metrics, self._logged)
 
     def _mean_over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """Average a number over the processes that train together."""

@@ -195,7 +195,8 @@ class QwenPolicy(Policy):
         return (
             f"question {sample.question.id}: {num_tokens} prompt tokens ({num_video_tokens} of "
             f"them video) and {max_new_tokens} new ones exceed the model's {limit}; lower "
-            "data.num_frames, data.resolution.max_pixels or model.max_new_tokens"
+            "data.num_frames (SparseToDense.levels in prediction), data.resolution.max_pixels or "
+            "model.max_new_tokens"
         )
 
     def encode(
@@ -343,5 +344,6 @@ class QwenPolicy(Policy):
             "lora": self.lora is not None,
             "dtype": self._dtype,
             "prompt": asdict(self._template),
-            "weights": [*weights_stamp(self.path), *(weights_stamp(base) if base else [])],
+            "weights": weights_stamp(self.path),
+            "base_weights": weights_stamp(base) if base else {},
         }

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from vrts.data.content import sampled_digest
 from vrts.models.attention import SHARED_PREFIX
 from vrts.models.shard_loading import build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS
@@ -194,10 +195,13 @@ def check_type(config: Any, name: str) -> None:
         )
 
 
-def weights_stamp(name_or_path: str) -> list[list[str | int]]:
-    """Name, size in bytes and time of change of a local folder's weights; empty for a hub id."""
+def weights_stamp(name_or_path: str) -> dict[str, str]:
+    """Digests of a local folder's weights by file name; empty for a hub id.
+
+    Of large files parts are read (see `sampled_digest`): training changes weights everywhere.
+    """
     files = sorted(Path(name_or_path).glob("*.safetensors"))
-    return [[file.name, file.stat().st_size, int(file.stat().st_mtime)] for file in files]
+    return {file.name: sampled_digest(file) for file in files}
 
 
 def adapter_base(name_or_path: str) -> str | None:

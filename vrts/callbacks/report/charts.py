@@ -67,6 +67,7 @@ def _accuracy_chart(found: Sequence[LevelAccuracy]) -> Chart:
         axes.set_xlabel("mean frames of all rounds")
         axes.set_ylabel("accuracy, %")
         axes.margins(x=0.3, y=0.5)
+        axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 105))
         axes.grid(alpha=0.3)
 
     words = [f"{s:.1f} % up to {f.level} frames" for s, f in zip(shares, found, strict=True)]
