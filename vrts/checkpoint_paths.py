@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from vrts.models.best import find_best
@@ -60,7 +61,34 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
             f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
             "the newest one that is complete"
         )
+    if path.is_file():
+        _check_content(path, subcommand)
     config.ckpt_path = str(path)
+
+
+def _check_content(path: Path, subcommand: str) -> None:
+    """Refuse a file of torch's that is no checkpoint, or not enough of one.
+
+    Raises:
+        InputError: it lacks what Lightning needs.
+        pickle.UnpicklingError: it would have to be unpickled.
+    """
+    found = torch.load(path, "cpu", mmap=True, weights_only=True)
+    needed = ["state_dict", "pytorch-lightning_version"]
+    if subcommand == "fit":
+        needed += ["loops", "optimizer_states"]
+    missing = [name for name in needed if not isinstance(found, dict) or not found.get(name)]
+    if missing[:1] == ["optimizer_states"] or missing[:1] == ["loops"]:
+        raise InputError(
+            f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot go "
+            "on from it; write its model with vrts export and begin from that "
+            "(model.policy.init_args.path)"
+        )
+    if missing:
+        raise InputError(
+            f"--ckpt_path: {path} is no checkpoint of vrts fit: it has no {missing[0]}; give "
+            "another"
+        )
 
 
 def check_kind(config: Any) -> None:
@@ -88,8 +116,9 @@ def _find_last(trainer: Any, subcommand: str) -> str | None:
     callbacks = [c for c in trainer.callbacks or [] if c.class_path.endswith(keepers)]
     folders = [(callback.get("init_args") or {}).get("dirpath") for callback in callbacks]
     paths = sorted({Path(folder) for folder in folders if folder})
-    if not paths:
+    if not paths and subcommand == "fit":
         return "last"  # Lightning's own ModelCheckpoint knows where it saves
+    paths = paths or [_run_folder(trainer)]
     found = newest(paths)
     if found is not None:
         return str(found)

@@ -61,7 +61,7 @@ from vrts.models import (
 )
 from vrts.models import replay as replay_policy
 from vrts.models.checkpoint_files import AtomicCheckpointIO
-from vrts.models.machine import check_precision
+from vrts.models.machine import check_launcher, check_precision
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.processes import end_others, explain
@@ -129,6 +129,7 @@ class VrtsCLI(LightningCLI):
             raise InputError(f"trainer: {error}") from error
         if self.subcommand != "export":  # that converts weights and computes nothing
             check_precision(self.config[self.subcommand].trainer.precision, trainer)
+            check_launcher(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -178,6 +179,12 @@ class VrtsCLI(LightningCLI):
             if isinstance(callback, interruption.SaveOnInterrupt):
                 callback.begin()
         check_run_folders(self.trainer)
+
+    def before_predict(self) -> None:
+        """Tell the writer whose weights answer: it refuses to mix answers of two models."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, writer.PredictionWriter):
+                callback.checkpoint = self.config.predict.ckpt_path
 
     def after_fit(self) -> None:
         """Tell of a run that had nothing left to do."""

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from vrts.callbacks.export import FACTS, export_model, selected
+from vrts.callbacks.export import FACTS, check_base_stays, export_model, selected
 from vrts.callbacks.export_folder import prepare_target
 from vrts.callbacks.recipe import training_facts
 from vrts.checkpoint_paths import find_checkpoint, keep_in_run_folder
@@ -56,10 +56,12 @@ class ExportingTrainer(Trainer):
         if weights_only is False:
             raise InputError("--weights_only: vrts export does not unpickle; leave it null")
         folder, path = Path(output_dir), Path(str(ckpt_path))
+        check_base_stays(model.policy, folder, "--output_dir")
         prepare_target(folder, "--output_dir")
         model.policy.load()
         self.precision_plugin.convert_module(model)
         checkpoint = load_trained(model, path)
+        _check_finite(model, path)
         facts = checkpoint.get(FACTS) or {
             **training_facts(self, model, datamodule),
             "steps": checkpoint.get("global_step"),
@@ -68,6 +70,20 @@ class ExportingTrainer(Trainer):
         facts |= selected(checkpoint, path)
         export_model(model.policy.eval(), folder, merge, facts)
         rank_zero_info(f"wrote the model of {path} (step {facts['steps']}) to {folder}")
+
+
+def _check_finite(model: VideoQAModule, path: Path) -> None:
+    """Refuse weights that no model can compute with.
+
+    Raises:
+        InputError: there are some.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.isfinite().all():
+            raise InputError(
+                f"--ckpt_path: {path} has weights that are not finite, {name} first: training "
+                "diverged, or the file is damaged; give an earlier one"
+            )
 
 
 def prepare_export(config: Namespace) -> None:

@@ -40,6 +40,7 @@ def test_overlays_that_need_cuda(overlay, capsys):
          "Choose a different precision among: 32-true, bf16-mixed"),
         (["--trainer.strategy=fsdp"], "requires a GPU accelerator"),
         (["--trainer.strategy=nonsense"], "strategy='nonsense'"),
+        (["--trainer.strategy=ddp_spawn"], "set --trainer.strategy ddp, which starts them"),
         (["--trainer.num_nodes=0"], "num_nodes"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint import save
 
 from vrts.models.strategy import FullySharded
 from vrts.types import InputError
@@ -78,3 +79,17 @@ def test_a_checkpoint_that_was_not_sharded_is_named(tmp_path):
     torch.save({"optimizer_states": [optimizer.state_dict()]}, tmp_path / "last.ckpt")
     with pytest.raises(InputError, match=r"last\.ckpt is of a run that was not sharded"):
         FullySharded().load_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, cut):
+    path = tmp_path / "last.ckpt"
+    save({"state_dict": {"weight": torch.ones(3)}}, checkpoint_id=path, no_dist=True)
+    torch.save({}, path / "meta.pt")
+    (part,) = path.glob("*.distcp")
+    if cut:
+        part.write_bytes(part.read_bytes()[:10])
+    else:
+        part.unlink()
+    with pytest.raises(InputError, match=rf"incomplete: {part.name} is missing or cut off"):
+        FullySharded().load_checkpoint(path)

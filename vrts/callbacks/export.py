@@ -71,7 +71,8 @@ class ExportPretrained(Callback):
                 "ExportPretrained.best is true, but no ModelCheckpoint watches val/accuracy; put "
                 "--config configs/validate.yaml behind the others, or set it to null"
             )
-        problem = self._problem(trainer) if trainer.is_global_zero else None
+        policy = cast(VideoQAModule, pl_module).policy
+        problem = self._problem(trainer, policy) if trainer.is_global_zero else None
         # all processes raise what the first one found, so that none waits for it in vain
         problem = trainer.strategy.broadcast(problem)
         if problem:
@@ -183,16 +184,40 @@ class ExportPretrained(Callback):
             },
         }
 
-    def _problem(self, trainer: Trainer) -> str | None:
+    def _problem(self, trainer: Trainer, policy: Policy) -> str | None:
         """Why the folder cannot be written, or None."""
+        option, folder = "ExportPretrained.output_dir", self._folder(trainer)
         try:
-            prepare_target(self._folder(trainer), "ExportPretrained.output_dir")
+            check_base_stays(policy, folder, option)
+            prepare_target(folder, option)
         except InputError as error:
             return str(error)
         return None
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output_dir or Path(trainer.default_root_dir) / "model")
+
+
+def check_base_stays(policy: Policy, folder: Path, option: str) -> None:
+    """See that an export does not take the place of the model that training begins from.
+
+    An adapter would be left without it, and so would a run that is to go on.
+
+    Args:
+        policy: tells what it is loaded from.
+        folder: to write.
+        option: that names it, for the message.
+
+    Raises:
+        InputError: it would.
+    """
+    found = policy.fingerprint()
+    for source in (found.get("path"), found.get("base")):
+        if source and Path(source).is_dir() and Path(source).resolve() == folder.resolve():
+            raise InputError(
+                f"{option}: {folder} holds the model that training begins from, and the export "
+                "would take its place; give another folder"
+            )
 
 
 def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any]) -> None:

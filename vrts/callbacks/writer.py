@@ -18,6 +18,7 @@ from vrts.callbacks.records import prediction_line, read_other_run
 from vrts.callbacks.summary import summarise
 from vrts.callbacks.tables import metrics_tables
 from vrts.callbacks.termination import Termination
+from vrts.data.content import folder_digests, sampled_digest
 from vrts.data.datamodule import VideoQADataModule
 from vrts.models.module import VideoQAModule
 from vrts.terminal import printable
@@ -50,6 +51,9 @@ class PredictionWriter(Callback):
         self._termination = Termination()
         self._right_before: dict[str, bool] | None = None
         self._metrics: dict[str, Any] | None = None
+        self.checkpoint: str | None = None
+        """Whose weights take the place of the policy's own; ``vrts predict`` sets it, since
+        Lightning tells callbacks too late."""
         self.is_unfinished = False
         """Whether questions are left for this run."""
 
@@ -76,6 +80,7 @@ class PredictionWriter(Callback):
             **cast(VideoQAModule, pl_module).answerer.fingerprint(),
             **data.fingerprint(),
             "precision": str(trainer.precision),
+            "checkpoint": _content(self.checkpoint),
             **(
                 densifiers[0].fingerprint()
                 if densifiers
@@ -182,6 +187,14 @@ def _read_before(path: Path, ids: Collection[str]) -> dict[str, bool]:
             f"{option}: {path} has no answer to any question of data.predict; give another"
         )
     return known
+
+
+def _content(checkpoint: str | None) -> str | dict[str, str] | None:
+    """What tells a checkpoint from others."""
+    if checkpoint is None or "://" in checkpoint:
+        return checkpoint
+    path = Path(checkpoint)
+    return folder_digests(path) if path.is_dir() else sampled_digest(path)
 
 
 def _tell(message: str) -> None:

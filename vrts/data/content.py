@@ -61,6 +61,20 @@ def sampled_digest(path: Path, with_time: bool = False) -> str:
     return digest.hexdigest()
 
 
+def folder_digests(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """Return the `sampled_digest` of each file of a folder, by name.
+
+    Args:
+        folder: its subfolders are left out.
+        pattern: of the names.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {file.name: sampled_digest(file) for file in files}
+
+
 def describe(value: Any) -> Any:
     """Return an object as plain JSON values: its class and its public attributes, or its fields.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from lightning import Trainer
 from lightning.fabric.connector import _convert_precision_to_unified_args
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from vrts.types import InputError
 
@@ -38,4 +39,20 @@ def check_precision(asked: str | int | None, trainer: Trainer) -> None:
         raise InputError(
             f"trainer.precision: {got} is not possible on {name}, which computes in no bfloat16 "
             "(compute capability 8.0 and newer do); set --trainer.precision 32-true"
+        )
+
+
+def check_launcher(trainer: Trainer) -> None:
+    """Refuse strategies that train in copies of this process: what they learn stays there.
+
+    Args:
+        trainer: is asked for its strategy.
+
+    Raises:
+        InputError: the strategy forks or spawns.
+    """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise InputError(
+            "trainer.strategy: spawned and forked processes (ddp_spawn, ddp_fork, ddp_notebook) "
+            "are not supported; set --trainer.strategy ddp, which starts them as commands"
         )

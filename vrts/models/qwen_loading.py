@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from vrts.data.content import sampled_digest
+from vrts.data.content import folder_digests
 from vrts.models.attention import SHARED_PREFIX
 from vrts.models.shard_loading import build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS
@@ -200,8 +200,7 @@ def weights_stamp(name_or_path: str) -> dict[str, str]:
 
     Of large files parts are read (see `sampled_digest`): training changes weights everywhere.
     """
-    files = sorted(Path(name_or_path).glob("*.safetensors"))
-    return {file.name: sampled_digest(file) for file in files}
+    return folder_digests(Path(name_or_path), "*.safetensors")
 
 
 def adapter_base(name_or_path: str) -> str | None:

@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 
 from vrts.models.checkpoints import check_same_model
@@ -89,7 +89,9 @@ class FullySharded(ModelParallelStrategy):
                 raise InputError(
                     f"--ckpt_path: {path} is no checkpoint, or an incomplete one; give another"
                 )
-            saved = FileSystemReader(path).read_metadata().state_dict_metadata
+            contents = FileSystemReader(path).read_metadata()
+            _check_shards(path, contents)
+            saved = contents.state_dict_metadata
             prefix = "state_dict."
             tensors = {
                 name.removeprefix(prefix): torch.empty(value.size, device="meta")
@@ -121,6 +123,25 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_shards(path: Path, contents: Metadata) -> None:
+    """See that all parts of a checkpoint are there, before processes read their own.
+
+    Raises:
+        InputError: one is missing, or too short.
+    """
+    needed: dict[str, int] = {}
+    for part in contents.storage_data.values():
+        needed[part.relative_path] = max(
+            needed.get(part.relative_path, 0), part.offset + part.length
+        )
+    for name, size in sorted(needed.items()):
+        file = path / name
+        if not file.is_file() or file.stat().st_size < size:
+            raise InputError(
+                f"--ckpt_path: {path} is incomplete: {name} is missing or cut off; give another"
+            )
 
 
 def _check_sharded(file: Path) -> None:

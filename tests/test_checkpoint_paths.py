@@ -1,0 +1,71 @@
+"""Which checkpoint a run goes on from: found, or refused by name, before weights are loaded."""
+
+import pytest
+import torch
+from jsonargparse import Namespace
+
+from vrts.checkpoint_paths import find_checkpoint
+from vrts.types import InputError
+
+WHOLE = {
+    "state_dict": {"weight": torch.ones(2)},
+    "pytorch-lightning_version": "2.6",
+    "loops": {"fit_loop": {}},
+    "optimizer_states": [{}],
+}
+
+
+def config(root, ckpt_path, callbacks=()):
+    trainer = Namespace(default_root_dir=str(root), callbacks=list(callbacks))
+    return Namespace(trainer=trainer, ckpt_path=str(ckpt_path))
+
+
+def without(name):
+    return {key: value for key, value in WHOLE.items() if key != name}
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "predict", "export"])
+def test_a_whole_one_is_taken(tmp_path, subcommand):
+    path = tmp_path / "last.ckpt"
+    torch.save(WHOLE, path)
+    found = config(tmp_path, path)
+    find_checkpoint(found, subcommand)
+    assert found.ckpt_path == str(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.ones(3),
+        [1, 2],
+        {"weight": torch.ones(2)},
+        {"state_dict": {"weight": torch.ones(2)}},
+        WHOLE | {"state_dict": None},
+        without("pytorch-lightning_version"),
+    ],
+)
+@pytest.mark.parametrize("subcommand", ["fit", "predict", "export"])
+def test_another_file_of_torch_is_refused(tmp_path, content, subcommand):
+    torch.save(content, tmp_path / "foreign.ckpt")
+    with pytest.raises(InputError, match=r"foreign\.ckpt is no checkpoint of vrts fit: it has no"):
+        find_checkpoint(config(tmp_path, tmp_path / "foreign.ckpt"), subcommand)
+
+
+@pytest.mark.parametrize("name", ["loops", "optimizer_states"])
+def test_weights_alone_answer_and_do_not_train(tmp_path, name):
+    path = tmp_path / "weights.ckpt"
+    torch.save(without(name), path)
+    find_checkpoint(config(tmp_path, path), "predict")
+    with pytest.raises(InputError, match=f"weights alone and no {name}.*vrts export"):
+        find_checkpoint(config(tmp_path, path), "fit")
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test", "predict", "export"])
+def test_the_last_is_looked_for_in_the_run_folder_also_without_callbacks(tmp_path, subcommand):
+    with pytest.raises(InputError, match=f"no checkpoint in {tmp_path}/checkpoints; give"):
+        find_checkpoint(config(tmp_path, "last"), subcommand)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(WHOLE, tmp_path / "checkpoints/last.ckpt")
+    found = config(tmp_path, "last")
+    find_checkpoint(found, subcommand)
+    assert found.ckpt_path == str(tmp_path / "checkpoints/last.ckpt")
