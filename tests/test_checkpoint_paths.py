@@ -69,3 +69,15 @@ def test_the_last_is_looked_for_in_the_run_folder_also_without_callbacks(tmp_pat
     found = config(tmp_path, "last")
     find_checkpoint(found, subcommand)
     assert found.ckpt_path == str(tmp_path / "checkpoints/last.ckpt")
+
+
+def test_bytes_that_have_changed_are_noticed(tmp_path):
+    path = tmp_path / "last.ckpt"
+    weight = torch.arange(1000.0)
+    torch.save(WHOLE | {"state_dict": {"weight": weight}}, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(weight.numpy().tobytes())
+    content[place + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged: .*data/0 in it does not match"):
+        find_checkpoint(config(tmp_path, path), "predict")

@@ -405,6 +405,11 @@ class TestBadInput:
         args = fit_args(tmp_path / "nothing", tmp_path, *own_train(annotations))
         self.check(args, capsys, "model.policy.path", "nothing")
 
+    def test_a_learning_rate_that_the_optimizer_refuses(self, model, annotations, tmp_path, capsys):
+        rate = "--model.optimizer.init_args.lr=-1"
+        args = fit_args(model, tmp_path, *own_train(annotations), rate)
+        self.check(args, capsys, "model.optimizer: Invalid learning rate: -1", "init_args")
+
     def test_model_folder_without_weights(self, model, annotations, tmp_path, capsys):
         folder = tmp_path / "m"
         folder.mkdir()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from vrts.models.best import find_best
 from vrts.models.latest import is_complete, newest, surviving
@@ -70,9 +71,10 @@ def _check_content(path: Path, subcommand: str) -> None:
     """Refuse a file of torch's that is no checkpoint, or not enough of one.
 
     Raises:
-        InputError: it lacks what Lightning needs.
+        InputError: it lacks what Lightning needs, or its bytes have changed since it was written.
         pickle.UnpicklingError: it would have to be unpickled.
     """
+    _check_sums(path)
     found = torch.load(path, "cpu", mmap=True, weights_only=True)
     needed = ["state_dict", "pytorch-lightning_version"]
     if subcommand == "fit":
@@ -87,6 +89,24 @@ def _check_content(path: Path, subcommand: str) -> None:
     if missing:
         raise InputError(
             f"--ckpt_path: {path} is no checkpoint of vrts fit: it has no {missing[0]}; give "
+            "another"
+        )
+
+
+@rank_zero_only
+def _check_sums(path: Path) -> None:
+    """See that a file's bytes are those that were written, which `torch.load` does not.
+
+    It takes reading all of it, which one process does for all.
+
+    Raises:
+        InputError: they are not.
+    """
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise InputError(
+            f"--ckpt_path: {path} is damaged: {damaged} in it does not match its checksum; give "
             "another"
         )
 

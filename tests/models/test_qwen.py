@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.conftest import make_sample
 from tests.models.naive import plain_logprobs
 from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_loading import Lora
+from vrts.models.qwen_loading import Lora, load_processor
 from vrts.types import Clip, InputError, Rollout, Sample, Sampling
 
 G = 3
@@ -358,3 +359,12 @@ class TestBadModels:
             load_policy().adapter_disabled(),
         ):
             pass
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
+    """In place of the missing files transformers makes a tokenizer that knows next to nothing."""
+    assets = Path(__file__).parents[2] / "assets/tiny"
+    shutil.copytree(assets, tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"model\.policy\.path: .*(tokenizer|processor)"):
+        load_processor(str(tmp_path / "model"))

@@ -44,7 +44,7 @@ from vrts.models.seeding import seed_globally
 from vrts.models.sharding import Sharding
 from vrts.models.temporal import TemporalReward
 from vrts.models.work import BatchWork
-from vrts.types import Prediction, Sample, Sampling
+from vrts.types import InputError, Prediction, Sample, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -208,8 +208,15 @@ class VideoQAModule(LightningModule):
         return self.trainer.state.fn == TrainerFn.FITTING
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer over the trainable parameters, and its schedule by step."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        """Optimizer over the trainable parameters, and its schedule by step.
+
+        Raises:
+            InputError: the optimizer refuses one of its options.
+        """
+        try:
+            optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model.optimizer: {error}; correct its init_args") from error
         if self._lr_scheduler is None:
             return optimizer
         scheduler: Any = self._lr_scheduler(optimizer)

@@ -116,6 +116,12 @@ def load_processor(name_or_path: str) -> Any:
             f"model.policy.path: {name_or_path} has no video processor or no chat template; "
             "it must hold all of Qwen2.5-VL's processor files"
         )
+    # transformers makes an empty tokenizer where its files are missing
+    if processor.video_token not in processor.tokenizer.get_vocab():
+        raise InputError(
+            f"model.policy.path: the tokenizer in {name_or_path} does not know "
+            f"{processor.video_token}; its files are missing or of another model"
+        )
     return processor
 
 
