@@ -10,13 +10,15 @@ TEXT = {"completions", "choices", "mentions", "numbers", "spans", "answers", "sc
 ALLOWED = {
     "types": set(),
     "terminal": set(),
+    "digests": set(),
     **{name: {"types", *TEXT} for name in TEXT},
     "votes": {"types"},
     "voting": {"types", "prompts", "votes"},
-    "data": {"types", "prompts", "data"},
-    "models": {"types", "terminal", "prompts", "votes", "voting", "models"},
+    "data": {"types", "digests", "prompts", "data"},
+    "models": {"types", "terminal", "digests", "prompts", "votes", "voting", "models"},
     "callbacks": {
-        *("types", "terminal", "prompts", "votes", "voting", "data", "models", "callbacks")
+        *("types", "terminal", "digests", "prompts", "votes", "voting"),
+        *("data", "models", "callbacks"),
     },
     "checkpoint_paths": {"types", "models"},
     "exporting": {"types", "data", "models", "callbacks", "checkpoint_paths"},

@@ -352,10 +352,12 @@ def test_a_resumed_run_ends_at_once_before_its_first_step(tmp_path, model_folder
 @pytest.mark.slow
 def test_a_signal_before_the_first_step_leaves_no_decode_worker(tmp_path, model_folder, videos):
     class Look(Callback):
-        found: str = ""
+        found: tuple[str, ...] | list[str] = ()
 
         def on_train_start(self, *_args):
-            self.found = "".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
+            children = Path("/proc/self/task").glob("*/children")
+            found = "".join(path.read_text() for path in children).split()
+            self.found = [pid for pid in found if "vrts.data.worker" in command(pid)]
             os.kill(os.getpid(), signal.SIGTERM)
 
     look = Look()
@@ -363,8 +365,8 @@ def test_a_signal_before_the_first_step_leaves_no_decode_worker(tmp_path, model_
         tmp_path, model_folder, videos, [look],
         num_sanity_val_steps=2, data_options={"num_workers": 1},
     )  # fmt: skip
-    assert look.found.split(), "there was a worker"
-    assert not any(is_running(pid) for pid in look.found.split())
+    assert look.found, "there was a worker"
+    assert not any(is_running(pid) for pid in look.found)
 
 
 @pytest.mark.slow
@@ -409,6 +411,11 @@ def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
     assert path.is_dir() == (strategy == "fsdp")
     rest = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=False)
     assert rest["global_step"] >= 2
+
+
+def command(pid):
+    """What a process was started with; other tests of this process may have left some."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
 
 
 def is_running(pid):

@@ -14,11 +14,12 @@ from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
 from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.benchmarks.videommmu import VideoMMMUReader
 from vrts.data.cache import FrameCache
-from vrts.data.content import BLOCK_BYTES, NUM_BLOCKS, describe, video_digest
+from vrts.data.content import describe, video_digest
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import VideoRTSReader
 from vrts.data.resolution import Resolution
+from vrts.digests import BLOCK_BYTES, NUM_BLOCKS
 
 
 def fingerprint(reader, **options):

@@ -1,11 +1,13 @@
 """Folders with a LoRA adapter: loading, going on with it, and what may be wrong with one."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.models.test_qwen import perturb_adapter, roll
 from vrts.models.qwen_loading import Lora
@@ -141,6 +143,19 @@ def test_the_fingerprint_names_the_base_and_its_weights(load_policy, adapter, mo
     _, folder = adapter
     found = load_policy(folder).fingerprint()
     assert found["base"] == str(model_folder)
-    names = [name for name, *_ in found["weights"]]
-    assert names == ["adapter_model.safetensors", "model.safetensors"]
+    assert found["weights"].keys() == {"adapter_model.safetensors"}
+    assert found["base_weights"].keys() == {"model.safetensors"}
     assert load_policy().fingerprint()["base"] is None
+
+
+def test_weights_are_told_by_their_content(load_policy, adapter):
+    """A copy is the same model, whenever it was made."""
+    _, folder = adapter
+    before = load_policy(folder).fingerprint()
+    path = folder / "adapter_model.safetensors"
+    os.utime(path, (1e9, 1e9))
+    assert load_policy(folder).fingerprint() == before
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] += 1
+    save_file(tensors, path)
+    assert load_policy(folder).fingerprint()["weights"] != before["weights"]

@@ -18,8 +18,8 @@ from vrts.callbacks.records import prediction_line, read_other_run
 from vrts.callbacks.summary import summarise
 from vrts.callbacks.tables import metrics_tables
 from vrts.callbacks.termination import Termination
-from vrts.data.content import folder_digests, sampled_digest
 from vrts.data.datamodule import VideoQADataModule
+from vrts.digests import folder_digests, sampled_digest
 from vrts.models.module import VideoQAModule
 from vrts.terminal import printable
 from vrts.types import InputError, Prediction
