@@ -177,5 +177,6 @@ def test_prompts_longer_than_the_model_are_named_with_numbers(model, fit, tmp_pa
     assert main(fit(folder)) == 1
     error = capsys.readouterr().err
     assert "prompt tokens (8 of them video) and 8 new ones exceed the model's 30" in error
-    assert "lower data.num_frames, data.resolution.max_pixels or model.max_new_tokens" in error
+    assert "lower data.num_frames (SparseToDense.levels in prediction), data.resolution" in error
+    assert "max_pixels or model.max_new_tokens" in error
     assert "Traceback" not in error
