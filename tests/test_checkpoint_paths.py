@@ -1,5 +1,8 @@
 """Which checkpoint a run goes on from: found, or refused by name, before weights are loaded."""
 
+from pathlib import Path
+from pickle import UnpicklingError
+
 import pytest
 import torch
 from jsonargparse import Namespace
@@ -49,6 +52,15 @@ def test_another_file_of_torch_is_refused(tmp_path, content, subcommand):
     torch.save(content, tmp_path / "foreign.ckpt")
     with pytest.raises(InputError, match=r"foreign\.ckpt is no checkpoint of vrts fit: it has no"):
         find_checkpoint(config(tmp_path, tmp_path / "foreign.ckpt"), subcommand)
+
+
+def test_a_pickle_is_for_the_user_to_allow(tmp_path):
+    torch.save(WHOLE | {"of a callback": {Path("x")}}, tmp_path / "own.ckpt")
+    found = config(tmp_path, tmp_path / "own.ckpt")
+    with pytest.raises(UnpicklingError):
+        find_checkpoint(found, "fit")
+    found.weights_only = False
+    find_checkpoint(found, "fit")
 
 
 @pytest.mark.parametrize("name", ["loops", "optimizer_states"])

@@ -63,7 +63,9 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
             "the newest one that is complete"
         )
     if path.is_file():
-        _check_content(path, subcommand)
+        _check_sums(path)
+        if config.get("weights_only") is not False:  # the user's word for unpickling it
+            _check_content(path, subcommand)
     config.ckpt_path = str(path)
 
 
@@ -71,10 +73,9 @@ def _check_content(path: Path, subcommand: str) -> None:
     """Refuse a file of torch's that is no checkpoint, or not enough of one.
 
     Raises:
-        InputError: it lacks what Lightning needs, or its bytes have changed since it was written.
+        InputError: it lacks what Lightning needs.
         pickle.UnpicklingError: it would have to be unpickled.
     """
-    _check_sums(path)
     found = torch.load(path, "cpu", mmap=True, weights_only=True)
     needed = ["state_dict", "pytorch-lightning_version"]
     if subcommand == "fit":

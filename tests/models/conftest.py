@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.callbacks.runs import build_model, make_videos
 from vrts.demo.model import build_model_folder
 from vrts.models.qwen import QwenPolicy
 from vrts.prompts import PromptTemplate
@@ -16,6 +17,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     build_model_folder(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def varied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose completions differ in length."""
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video) -> dict[str, str]:
+    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from lightning import Callback
 
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import (
-    build_model,
     make_data,
     make_module,
     make_policy,
     make_trainer,
-    make_videos,
     questions,
     scripted,
 )
@@ -18,17 +16,6 @@ from tests.models.steps import fit
 from vrts.models.answering import RoundPlan
 from vrts.models.objectives import GRPO
 from vrts.types import Sampling
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A model whose completions differ in length."""
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory, make_video):
-    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
 
 
 def test_these_do_not_matter_to_prediction(tmp_path, videos):
@@ -61,7 +48,7 @@ def test_evaluation_counts_failures_and_missing_answers_as_wrong(tmp_path, video
         }
 
 
-def test_validation_within_training_starts_anew_each_time(tmp_path, model_folder, videos):
+def test_validation_within_training_starts_anew_each_time(tmp_path, varied_model, videos):
     seen = []
 
     class Look(Callback):
@@ -73,19 +60,19 @@ def test_validation_within_training_starts_anew_each_time(tmp_path, model_folder
             assert pl_module.policy.model.training
 
     fit(
-        tmp_path, make_policy(model_folder), questions(videos["long"], 4), [Look()],
+        tmp_path, make_policy(varied_model), questions(videos["long"], 4), [Look()],
         objective=GRPO(beta=0), trainer={"val_check_interval": 1, "num_sanity_val_steps": 0},
         data={"val": questions(videos["damaged"], 2, "v")},
     )  # fmt: skip
     assert seen == [0, 0]
 
 
-def test_the_fingerprint_names_what_answers_depend_on(model_folder):
+def test_the_fingerprint_names_what_answers_depend_on(varied_model):
     module = make_module(
-        make_policy(model_folder), seed=3, evaluation=Sampling(temperature=0.5, top_p=0.9, top_k=7)
+        make_policy(varied_model), seed=3, evaluation=Sampling(temperature=0.5, top_p=0.9, top_k=7)
     )
     found = module.answerer.fingerprint()
-    assert found["path"] == str(model_folder)
+    assert found["path"] == str(varied_model)
     assert found["prompt"]["multiple_choice"] == ""
     assert {k: found[k] for k in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")} == {
         "max_new_tokens": 8, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3,

@@ -10,7 +10,6 @@ from tests.callbacks.runs import (
     make_module,
     make_policy,
     make_trainer,
-    make_videos,
     predict,
     questions,
     read_predictions,
@@ -28,11 +27,6 @@ KINDS = {
     "vision": {"freeze_vision": False},
     "lora": {"lora": Lora(rank=4)},
 }
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory, make_video):
-    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
 
 
 def fit(folder, model_folder, videos, kind, steps=2, ckpt_path=None):

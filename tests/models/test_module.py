@@ -13,12 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import (
     History,
-    build_model,
     make_data,
     make_module,
     make_policy,
     make_trainer,
-    make_videos,
     questions,
 )
 from tests.models.naive import plain_logprobs
@@ -33,17 +31,6 @@ from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.rewards import AccuracyReward, FormatReward
 from vrts.models.sharding import Sharding
 from vrts.types import InputError
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A model whose completions differ in length."""
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory, make_video):
-    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
 
 
 def padded_logprobs(policy, experience, temperature):
@@ -84,19 +71,19 @@ def plain_gradient(policy, objective, experience, old, reference, temperature):
     ],
 )
 def test_the_gradient_of_each_step_is_that_of_the_formula(
-    tmp_path, model_folder, videos, kind, objective, updates, temperature
+    tmp_path, varied_model, videos, kind, objective, updates, temperature
 ):
     """Two rollouts, so that policy, old policy and reference all differ."""
     options, reference = KINDS[kind]
     snapshots, history = Snapshots(perturb_adapter), History()
     train = [*questions(videos["long"], 3), ask("short", videos["short"])]
     fit(
-        tmp_path, make_policy(model_folder, **options), train, [snapshots, history],
+        tmp_path, make_policy(varied_model, **options), train, [snapshots, history],
         lr=0.2, objective=objective, reference=reference() if objective.beta else None,
         updates_per_rollout=updates, temperature=temperature,
     )  # fmt: skip
     assert len(snapshots.gradients) == 2 * updates
-    policy, base = make_policy(model_folder, **options), make_policy(model_folder)
+    policy, base = make_policy(varied_model, **options), make_policy(varied_model)
     policy.load()
     base.load()
     old, ratios = None, []
@@ -124,12 +111,12 @@ def test_the_gradient_of_each_step_is_that_of_the_formula(
 
 
 @pytest.mark.parametrize("objective", [GRPO(beta=0.1), DrGRPO(beta=0.0)])
-def test_accumulated_batches_are_one_large_batch(tmp_path, model_folder, videos, objective):
+def test_accumulated_batches_are_one_large_batch(tmp_path, varied_model, videos, objective):
     train = questions(videos["long"], 4)
     results = []
     for accumulate in (1, 2):
         module, trainer = fit(
-            tmp_path, make_policy(model_folder), train, objective=objective,
+            tmp_path, make_policy(varied_model), train, objective=objective,
             reference=FrozenCopy(), lr=0.2, trainer={"accumulate_grad_batches": accumulate},
             data={"batch_size": 2 // accumulate},
         )  # fmt: skip
@@ -144,13 +131,13 @@ def test_accumulated_batches_are_one_large_batch(tmp_path, model_folder, videos,
     [("vision", GRPO, 0.1), *itertools.product(["full", "lora"], [GRPO, DrGRPO, DAPO], [0.0, 0.1])],
 )
 def test_a_run_logs_everything_and_trains_what_it_should(
-    tmp_path, model_folder, videos, kind, objective, beta
+    tmp_path, varied_model, videos, kind, objective, beta
 ):
     options, reference = KINDS[kind]
-    policy = make_policy(model_folder, **options)
+    policy = make_policy(varied_model, **options)
     rewards = [*make_module(policy).rewards, AccuracyReward(), FormatReward(weight=0.5)]
     logger = CSVLogger(tmp_path)
-    before = make_policy(model_folder, **options)
+    before = make_policy(varied_model, **options)
     before.load()
     module, trainer = fit(
         tmp_path, policy, questions(videos["long"], 4), objective=objective(beta=beta),
@@ -210,9 +197,9 @@ def test_a_run_logs_everything_and_trains_what_it_should(
     ],
 )
 def test_what_cannot_work_is_refused_before_training(
-    tmp_path, model_folder, videos, options, message
+    tmp_path, varied_model, videos, options, message
 ):
-    policy = make_policy(model_folder)
+    policy = make_policy(varied_model)
     steps = History()
     with pytest.raises(InputError, match=message):
         fit(
@@ -224,7 +211,7 @@ def test_what_cannot_work_is_refused_before_training(
 
 
 def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(
-    tmp_path, model_folder, videos
+    tmp_path, varied_model, videos
 ):
     """Without it in effect, long completions of a large model would not fit in memory."""
     counts, gradients = [], []
@@ -238,7 +225,7 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(
 
         snapshots = Snapshots(watch)
         fit(
-            tmp_path, make_policy(model_folder, gradient_checkpointing=checkpointing),
+            tmp_path, make_policy(varied_model, gradient_checkpointing=checkpointing),
             questions(videos["long"], 2), [snapshots], objective=GRPO(beta=0),
         )  # fmt: skip
         counts.append(sum(calls))
@@ -249,23 +236,23 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_the_module_loads_in_training_mode_for_fit_alone(tmp_path, model_folder, videos):
-    policy = make_policy(model_folder, gradient_checkpointing=True)
+def test_the_module_loads_in_training_mode_for_fit_alone(tmp_path, varied_model, videos):
+    policy = make_policy(varied_model, gradient_checkpointing=True)
     fit(tmp_path, policy, questions(videos["long"], 2), objective=GRPO(beta=0))
     assert policy.model.training
-    policy = make_policy(model_folder)
+    policy = make_policy(varied_model)
     data = make_data(test=questions(videos["long"], 1))
     make_trainer(tmp_path).test(make_module(policy), datamodule=data, verbose=False)
     assert not policy.model.training
 
 
-def test_a_policy_that_has_predicted_trains_as_a_fresh_one(tmp_path, model_folder, videos):
+def test_a_policy_that_has_predicted_trains_as_a_fresh_one(tmp_path, varied_model, videos):
     """Fitting after another stage in one process: reference, training mode and all."""
     train = questions(videos["long"], 4)
     options = {"objective": GRPO(beta=0.5), "lr": 0.2}
-    fresh, history = make_policy(model_folder), History()
+    fresh, history = make_policy(varied_model), History()
     fit(tmp_path, fresh, train, [history], **options, reference=FrozenCopy())
-    used, again = make_policy(model_folder), History()
+    used, again = make_policy(varied_model), History()
     data = make_data(predict=train)
     make_trainer(tmp_path).predict(make_module(used), datamodule=data)
     assert not used.model.training
@@ -274,10 +261,10 @@ def test_a_policy_that_has_predicted_trains_as_a_fresh_one(tmp_path, model_folde
     assert again.losses == history.losses
 
 
-def test_a_second_fit_keeps_the_reference_of_the_first(tmp_path, model_folder, videos):
+def test_a_second_fit_keeps_the_reference_of_the_first(tmp_path, varied_model, videos):
     train = questions(videos["long"], 2)
     module, trainer = fit(
-        tmp_path, make_policy(model_folder), train, objective=GRPO(beta=0.5),
+        tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0.5),
         reference=FrozenCopy(), lr=0.5,
     )  # fmt: skip
     assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-9)
@@ -286,7 +273,7 @@ def test_a_second_fit_keeps_the_reference_of_the_first(tmp_path, model_folder, v
     assert trainer.callback_metrics["train/kl"] > 1e-4
 
 
-def test_the_schedule_follows_optimizer_steps(tmp_path, model_folder, videos):
+def test_the_schedule_follows_optimizer_steps(tmp_path, varied_model, videos):
     rates = []
 
     class Look(Callback):
@@ -294,7 +281,7 @@ def test_the_schedule_follows_optimizer_steps(tmp_path, model_folder, videos):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     fit(
-        tmp_path, make_policy(model_folder), questions(videos["long"], 8), [Look()], lr=1.0,
+        tmp_path, make_policy(varied_model), questions(videos["long"], 8), [Look()], lr=1.0,
         objective=GRPO(beta=0), trainer={"accumulate_grad_batches": 2},
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 0.5**step
@@ -303,7 +290,7 @@ def test_the_schedule_follows_optimizer_steps(tmp_path, model_folder, videos):
     assert rates == [1, 0.5, 0.5, 0.25]
 
 
-def test_metrics_of_a_step_are_of_all_its_batches(tmp_path, model_folder, videos, monkeypatch):
+def test_metrics_of_a_step_are_of_all_its_batches(tmp_path, varied_model, videos, monkeypatch):
     lengths, logged = [], []
     rollout = QwenPolicy.rollout
 
@@ -321,7 +308,7 @@ def test_metrics_of_a_step_are_of_all_its_batches(tmp_path, model_folder, videos
 
     monkeypatch.setattr(QwenPolicy, "rollout", record)
     fit(
-        tmp_path, make_policy(model_folder), questions(videos["long"], 5), [Look()],
+        tmp_path, make_policy(varied_model), questions(videos["long"], 5), [Look()],
         objective=GRPO(beta=0), trainer={"accumulate_grad_batches": 2}, data={"batch_size": 1},
     )  # fmt: skip
     assert len(set(lengths)) > 1, "batches of different lengths are needed here"
@@ -330,16 +317,16 @@ def test_metrics_of_a_step_are_of_all_its_batches(tmp_path, model_folder, videos
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_sharding_options_without_effect_are_told(tmp_path, model_folder, videos, caplog, resident):
+def test_sharding_options_without_effect_are_told(tmp_path, varied_model, videos, caplog, resident):
     fit(
-        tmp_path, make_policy(model_folder), questions(videos["long"], 2), objective=GRPO(beta=0),
+        tmp_path, make_policy(varied_model), questions(videos["long"], 2), objective=GRPO(beta=0),
         sharding=Sharding(resident_rollout=resident),
     )  # fmt: skip
     assert ("model.sharding has no effect" in caplog.text) == (not resident)
 
 
-def test_the_optimizer_has_what_is_trained_alone(tmp_path, model_folder, videos):
-    policy = make_policy(model_folder, lora=Lora(rank=4))
+def test_the_optimizer_has_what_is_trained_alone(tmp_path, varied_model, videos):
+    policy = make_policy(varied_model, lora=Lora(rank=4))
     _, trainer = fit(
         tmp_path, policy, questions(videos["long"], 2), objective=GRPO(beta=0.1),
         reference=AdapterOff(),
@@ -350,12 +337,12 @@ def test_the_optimizer_has_what_is_trained_alone(tmp_path, model_folder, videos)
     ]
 
 
-def test_clipping_by_norm(tmp_path, model_folder, videos, caplog):
+def test_clipping_by_norm(tmp_path, varied_model, videos, caplog):
     caplog.set_level(logging.WARNING)
-    before = make_policy(model_folder)
+    before = make_policy(varied_model)
     before.load()
     module, _ = fit(
-        tmp_path, make_policy(model_folder), questions(videos["long"], 2), lr=1.0,
+        tmp_path, make_policy(varied_model), questions(videos["long"], 2), lr=1.0,
         objective=GRPO(beta=0), trainer={"gradient_clip_val": 1e-3},
     )  # fmt: skip
     start = dict(before.named_parameters())

@@ -5,12 +5,10 @@ import torch
 
 from tests.callbacks.runs import (
     History,
-    build_model,
     make_data,
     make_module,
     make_policy,
     make_trainer,
-    make_videos,
     questions,
     scripted,
 )
@@ -24,25 +22,14 @@ from vrts.models.temporal import TemporalReward
 from vrts.types import Sampling
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A model whose completions differ in length."""
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory, make_video):
-    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_reduced_precision_starts_on_the_reference(tmp_path, model_folder, videos, kind, precision):
+def test_reduced_precision_starts_on_the_reference(tmp_path, varied_model, videos, kind, precision):
     """Policy and reference compute alike, so that the KL of the first step is zero."""
     options, reference = KINDS[kind]
     dtype = "float32" if precision == "bf16-mixed" else "bfloat16"
     _, trainer = fit(
-        tmp_path, make_policy(model_folder, dtype=dtype, **options), questions(videos["long"], 2),
+        tmp_path, make_policy(varied_model, dtype=dtype, **options), questions(videos["long"], 2),
         objective=GRPO(beta=0.1), reference=reference(), trainer={"precision": precision},
     )  # fmt: skip
     assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-6)
@@ -50,16 +37,16 @@ def test_reduced_precision_starts_on_the_reference(tmp_path, model_folder, video
     assert 1e-4 < trainer.callback_metrics["train/rollout_logprob_gap"] < 0.1
 
 
-def test_bf16_true_converts_weights_but_no_rotary_frequencies(tmp_path, model_folder, videos):
+def test_bf16_true_converts_weights_but_no_rotary_frequencies(tmp_path, varied_model, videos):
     """The reference's weights too; frequencies of 8 bits would misplace distant tokens."""
-    policy = make_policy(model_folder)
+    policy = make_policy(varied_model)
     _, trainer = fit(
         tmp_path, policy, questions(videos["long"], 2), objective=GRPO(beta=0.1),
         reference=FrozenCopy(), trainer={"precision": "bf16-true"},
     )  # fmt: skip
     assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-6)
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
-    untouched = make_policy(model_folder)
+    untouched = make_policy(varied_model)
     untouched.load()
     frequencies = {n: b for n, b in policy.named_buffers() if "inv_freq" in n}
     assert len(frequencies) >= 2
@@ -75,13 +62,13 @@ def test_bf16_true_converts_weights_but_no_rotary_frequencies(tmp_path, model_fo
         CISPO(beta=0.5, advantages=BatchScaled()),
     ],
 )  # fmt: skip
-def test_bf16_true_trains_as_bfloat16_weights_do(tmp_path, model_folder, videos, objective):
+def test_bf16_true_trains_as_bfloat16_weights_do(tmp_path, varied_model, videos, objective):
     """It makes bfloat16 torch's default dtype, which nothing may take unasked."""
     results = []
     for precision in ("32-true", "bf16-true"):
         snapshots, history = Snapshots(), History()
         module, trainer = fit(
-            tmp_path, make_policy(model_folder, dtype="bfloat16"), questions(videos["long"], 3),
+            tmp_path, make_policy(varied_model, dtype="bfloat16"), questions(videos["long"], 3),
             [snapshots, history], objective=objective, reference=FrozenCopy(), lr=0.2,
             temperature=0.9, updates_per_rollout=2, data={"batch_size": 3},
             num_groups=2, temporal=TemporalReward(alpha=0.3, mu=0),

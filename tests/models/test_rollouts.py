@@ -5,7 +5,7 @@ import torch
 from lightning import Callback
 
 from tests.callbacks.plugins import ask
-from tests.callbacks.runs import History, build_model, make_policy, make_videos, questions
+from tests.callbacks.runs import History, make_policy, questions
 from tests.models.steps import KINDS, G, Snapshots, fit
 from vrts.models.experience import Experience
 from vrts.models.objectives import GRPO
@@ -13,20 +13,9 @@ from vrts.models.patience import Patience
 from vrts.models.qwen import QwenPolicy
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A model whose completions differ in length."""
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory, make_video):
-    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
-
-
 @pytest.mark.parametrize("updates", [1, 2, 3])
-def test_one_rollout_serves_its_updates(tmp_path, model_folder, videos, updates, monkeypatch):
-    policy = make_policy(model_folder)
+def test_one_rollout_serves_its_updates(tmp_path, varied_model, videos, updates, monkeypatch):
+    policy = make_policy(varied_model)
     calls = []
     rollout = type(policy).rollout
 
@@ -45,10 +34,10 @@ def test_one_rollout_serves_its_updates(tmp_path, model_folder, videos, updates,
 
 @pytest.mark.parametrize(("updates", "accumulate"), [(1, 1), (3, 1), (1, 2)])
 def test_the_old_policys_logprobs_cost_no_pass(
-    tmp_path, model_folder, videos, updates, accumulate, monkeypatch
+    tmp_path, varied_model, videos, updates, accumulate, monkeypatch
 ):
     """One score an update and no other; later updates compare with the first one's, to the bit."""
-    policy = make_policy(model_folder)
+    policy = make_policy(varied_model)
     scores, old = [], []
     score, completions = QwenPolicy.score, Experience.completions
 
@@ -77,17 +66,17 @@ def test_the_old_policys_logprobs_cost_no_pass(
 
 @pytest.mark.parametrize("position", [0, 1])
 def test_one_damaged_video_is_skipped_counted_and_named(
-    tmp_path, model_folder, videos, position, caplog
+    tmp_path, varied_model, videos, position, caplog
 ):
     """The others give what they would give alone."""
     train = questions(videos["long"], 2)
     train[position] = ask("x", videos["damaged"])
-    whole, trainer = fit(tmp_path, make_policy(model_folder), train, objective=GRPO(beta=0))
+    whole, trainer = fit(tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0))
     assert trainer.callback_metrics["train/skipped"] == 1
     assert "skipped question x: " in caplog.text
     assert "damaged.mp4" in caplog.text
     alone, _ = fit(
-        tmp_path, make_policy(model_folder), [train[1 - position]], objective=GRPO(beta=0),
+        tmp_path, make_policy(varied_model), [train[1 - position]], objective=GRPO(beta=0),
         data={"batch_size": 1},
     )  # fmt: skip
     for name, parameter in whole.named_parameters():
@@ -97,7 +86,7 @@ def test_one_damaged_video_is_skipped_counted_and_named(
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_batch_of_damaged_videos_changes_nothing(
-    tmp_path, model_folder, videos, kind, beta, monkeypatch
+    tmp_path, varied_model, videos, kind, beta, monkeypatch
 ):
     # as if there had been a usable batch before; a run without any is an error
     monkeypatch.setattr(Patience, "check_end", lambda *_: None)
@@ -105,7 +94,7 @@ def test_a_batch_of_damaged_videos_changes_nothing(
     snapshots, history = Snapshots(), History()
     train = questions(videos["damaged"], 2, "x")
     module, trainer = fit(
-        tmp_path, make_policy(model_folder, **options), train, [snapshots, history],
+        tmp_path, make_policy(varied_model, **options), train, [snapshots, history],
         objective=GRPO(beta=beta), reference=reference() if beta else None,
     )  # fmt: skip
     assert trainer.global_step == 1
@@ -120,10 +109,10 @@ def test_a_batch_of_damaged_videos_changes_nothing(
         assert torch.equal(parameter, snapshots.parameters[0][name]), name
 
 
-def test_a_prompt_that_is_too_long_is_skipped(tmp_path, model_folder, videos, caplog):
+def test_a_prompt_that_is_too_long_is_skipped(tmp_path, varied_model, videos, caplog):
     """A question of 8192 words and more does not fit the tiny model's context."""
     train = [ask("q0", videos["long"]), ask("long " * 8200, videos["long"])]
-    _, trainer = fit(tmp_path, make_policy(model_folder), train, objective=GRPO(beta=0))
+    _, trainer = fit(tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0))
     assert trainer.callback_metrics["train/skipped"] == 1
     assert "exceed the model's 8192" in caplog.text
 
@@ -143,19 +132,19 @@ def rollouts(folder, policy, train, **options):
     return kept
 
 
-def test_completions_depend_on_question_epoch_and_seed_alone(tmp_path, model_folder, videos):
+def test_completions_depend_on_question_epoch_and_seed_alone(tmp_path, varied_model, videos):
     train = questions(videos["long"], 4)
     run = {"trainer": {"max_epochs": 2}}
-    first, second, third, fourth = rollouts(tmp_path, make_policy(model_folder), train, **run)
+    first, second, third, fourth = rollouts(tmp_path, make_policy(varied_model), train, **run)
     assert first.keys() == third.keys() == {"q0", "q1"}
     assert all(len(set(texts)) == G for texts in first.values())
     assert first["q0"] != third["q0"], "another epoch draws anew"
     backwards = rollouts(
-        tmp_path, make_policy(model_folder), train[::-1], **run, data={"batch_size": 4}
+        tmp_path, make_policy(varied_model), train[::-1], **run, data={"batch_size": 4}
     )
     assert [*first.items(), *second.items()] == [
         (id, backwards[0][id]) for id in ("q0", "q1", "q2", "q3")
     ]
     assert fourth["q3"] == backwards[1]["q3"]
-    (other, *_) = rollouts(tmp_path, make_policy(model_folder), train, seed=1)
+    (other, *_) = rollouts(tmp_path, make_policy(varied_model), train, seed=1)
     assert other["q0"] != first["q0"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.callbacks.runs import build_model, make_videos, read_predictions, started
+from tests.callbacks.runs import build_model, read_predictions, started
 from tests.models.sharded_runs import run
 
 GIVEN_BACK = {"resident_rollout": False}
@@ -74,11 +74,6 @@ def start(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, An
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory, make_video) -> dict[str, str]:
-    return make_videos(tmp_path_factory.mktemp("videos"), make_video)
 
 
 @pytest.fixture(scope="module")

@@ -211,13 +211,11 @@ def check_base_stays(policy: Policy, folder: Path, option: str) -> None:
     Raises:
         InputError: it would.
     """
-    found = policy.fingerprint()
-    for source in (found.get("path"), found.get("base")):
-        if source and Path(source).is_dir() and Path(source).resolve() == folder.resolve():
-            raise InputError(
-                f"{option}: {folder} holds the model that training begins from, and the export "
-                "would take its place; give another folder"
-            )
+    if folder.is_dir() and folder.resolve() in {Path(s).resolve() for s in policy.sources}:
+        raise InputError(
+            f"{option}: {folder} holds the model that training begins from, and the export would "
+            "take its place; give another folder"
+        )
 
 
 def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any]) -> None:

@@ -173,6 +173,11 @@ class Policy(nn.Module, ABC):
             "one device"
         )
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Folders, or names on a hub, that the weights are loaded from."""
+        return ()
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the model in records of a run, as plain JSON values."""

@@ -334,6 +334,12 @@ class QwenPolicy(Policy):
         """See `Policy.layers`."""
         return list(self.base.model.visual.blocks), list(self.base.model.language_model.layers)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See `Policy.sources`."""
+        base = adapter_base(self.path)
+        return (self.path,) if base is None else (self.path, base)
+
     def fingerprint(self) -> dict[str, Any]:
         """See `Policy.fingerprint`."""
         base = adapter_base(self.path)
