@@ -325,7 +325,12 @@ def forked(root: Path) -> Iterator[Job]:
 def main() -> None:
     """Kill and resume, write ``results/kills.json``, and fail where anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="most of them of sharded runs")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=20,
+        help="three tenths of one process, as many under DDP, the rest under FSDP2",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     third = 3 * options.kills // 10
