@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.kills`` trains the embedded model on a CPU, with LoRA, dropout and gradient
 accumulation, alone and as two ranks over gloo, of which each has the whole model (DDP) or a shard
-of it (FSDP2). Of two ranks, one is killed or both. A sharded checkpoint is a folder, which takes
-two renames to replace: half the kills of sharded runs come right after one of them. Each run that
+of it (FSDP2), whose checkpoints are written at once or in the background. Of two ranks, one is
+killed or both. A sharded checkpoint is a folder, which gets its name when it is whole and loses it
+before it is removed: half the kills of sharded runs come right after one of these. Each run that
 was killed goes on with ``--ckpt_path last`` until it is finished; its curves, completions and
 adapter must then be those of the uninterrupted run, to the last bit.
 """
@@ -32,7 +33,7 @@ from safetensors.torch import load_file
 from benchmarks.common import report
 from vrts.cli import main as vrts
 from vrts.demo.videos import make_dataset
-from vrts.models.latest import OLD, surviving
+from vrts.models.latest import GONE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODEL = CONFIGS.parent / "assets/tiny"
@@ -53,13 +54,14 @@ class Spread:
     """Whether its checkpoints are folders, which are replaced by two renames."""
 
 
+SHARDED = "{class_path: FullySharded, init_args: {timeout_s: 60, save_in_background: %s}}"
 SPREADS = {
     "one process": Spread(1, "auto"),
-    "two ranks, DDP": Spread(2, "ddp"),
-    "two ranks, FSDP2": Spread(
-        2, "{class_path: FullySharded, init_args: {timeout_s: 240}}", swaps_folders=True
-    ),
+    "two ranks, DDP": Spread(2, '{class_path: DDPStrategy, init_args: {timeout: "0:01:00"}}'),
+    "two ranks, FSDP2": Spread(2, SHARDED % "false", swaps_folders=True),
+    "two ranks, FSDP2, saved in the background": Spread(2, SHARDED % "true", swaps_folders=True),
 }
+"""Nothing like torchrun ends a rank whose peer was killed before they met: its timeout does."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ class Swap:
     count: int
 
 
-SWAP_ENDS = (OLD, ".ckpt")
-"""Of the older checkpoint, which is moved aside, and of the newer one that takes its name."""
+SWAP_ENDS = (GONE, ".ckpt")
+"""Of the older checkpoint, which is about to be removed, and of the newer one (or of the link to
+it), which gets its name."""
 
 
 @dataclass
@@ -81,9 +84,9 @@ class Tally:
     spread: str
     kills: int = 0
     at_swaps: int = 0
-    """Kills right after one of the renames that replace a folder."""
-    between_swaps: int = 0
-    """Kills after which ``last.ckpt`` had no folder of its own name."""
+    """Kills right after one of the renames of folders."""
+    without_last: int = 0
+    """Kills after which ``last.ckpt`` led nowhere."""
     runs: int = 0
     starts: int = 0
     killed_at_steps: list[int] = field(default_factory=list)
@@ -295,7 +298,7 @@ def _is_finished(
     last = folder / "checkpoints/last.ckpt"
     tally.kills += 1
     tally.at_swaps += killed_itself
-    tally.between_swaps += surviving(last) != last
+    tally.without_last += last.is_symlink() and not last.exists()
     for process in processes:
         process.join(PATIENCE_S)
         tally.hung += process.exitcode is None
@@ -329,12 +332,11 @@ def main() -> None:
         "--kills",
         type=int,
         default=20,
-        help="three tenths of one process, as many under DDP, the rest under FSDP2",
+        help="a quarter of them for each way to spread a run and to save it",
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    third = 3 * options.kills // 10
-    shares = dict(zip(SPREADS, (third, third, options.kills - 2 * third), strict=True))
+    shares = {name: -(-options.kills // len(SPREADS)) for name in SPREADS}
     with tempfile.TemporaryDirectory() as root, forked(Path(root)) as job:
         tallies = [
             kill_and_resume(job, Path(root) / str(i), name, kills, options.seed)

@@ -144,6 +144,22 @@ class TestAnotherModel:
         args = fit(rank % 2, reference, f"--ckpt_path={tmp_path / 'checkpoints/last.ckpt'}")
         self.check(args, capsys, "lora_A", "(4, ", "(2, ")
 
+    def test_lora_alpha(self, fit, tmp_path, capsys):
+        """It is in no shape, but another alpha is another model."""
+        reference = "--model.reference=AdapterOff"
+        lora = "--model.policy.init_args.lora={rank: 4, alpha: %d}"
+        assert main(fit(KEEP_LAST, lora % 8, reference, "--trainer.max_steps=1")) == 0
+        path = tmp_path / "checkpoints/last.ckpt"
+        capsys.readouterr()
+        assert main(fit(lora % 16, reference, f"--ckpt_path={path}")) == 1
+        err = capsys.readouterr().err
+        assert "trained with lora.alpha 8, but model.policy has 16; give" in err
+        assert "--model.policy.init_args.lora.alpha=8" in err
+        export = ["export", *fit(lora % 16)[1:], f"--ckpt_path={path}"]
+        assert main([*export, f"--output_dir={tmp_path / 'exported'}"]) == 1
+        assert "trained with lora.alpha 8" in capsys.readouterr().err
+        assert not (tmp_path / "exported").exists()
+
     def test_vocabulary(self, fit, full, model, tmp_path, capsys):
         other = tmp_path / "other"
         shutil.copytree(model, other)
@@ -170,7 +186,6 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
 @pytest.mark.parametrize("strategy", ["ddp", SHARDED])
 def test_other_numbers_of_ranks_go_on_with_what_is_left(tmp_path, strategy):
     """1, 2 and 1 ranks, two questions a step: as one rank that was not interrupted."""

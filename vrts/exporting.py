@@ -14,6 +14,7 @@ from vrts.callbacks.export_folder import prepare_target
 from vrts.callbacks.recipe import training_facts
 from vrts.checkpoint_paths import find_checkpoint, keep_in_run_folder
 from vrts.models.checkpoint_weights import load_trained
+from vrts.models.checkpoints import check_same_options
 from vrts.models.module import VideoQAModule
 from vrts.types import InputError
 
@@ -61,6 +62,7 @@ class ExportingTrainer(Trainer):
         model.policy.load()
         self.precision_plugin.convert_module(model)
         checkpoint = load_trained(model, path)
+        check_same_options(model.policy, checkpoint)
         _check_finite(model, path)
         facts = checkpoint.get(FACTS) or {
             **training_facts(self, model, datamodule),

@@ -18,7 +18,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_every_case_runs_with_a_tiny_model(tmp_path, capsys):
     path = tmp_path / "out" / "gpu.json"
     main(["--small", "--output", str(path)])

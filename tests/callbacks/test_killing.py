@@ -49,7 +49,6 @@ def started():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
 def test_a_run_killed_at_thirty_moments_comes_to_the_same(tmp_path, videos, started):
     want = tmp_path / "whole"
     first = started(tmp_path / "first", videos)  # the server starts with it

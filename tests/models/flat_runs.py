@@ -30,7 +30,7 @@ class FlatTrace(Trace):
     ) -> None:
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
         squares = torch.stack([grad.square().sum() for grad in grads]).sum()
-        if trainer.world_size > 1:
+        if isinstance(trainer.strategy, FSDP1):
             dist.all_reduce(squares)
         self.norms.append(float(squares.sqrt()))
 
@@ -70,7 +70,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
             gradient_clip_val=case.get("clip"),
             precision=case.get("precision", "32-true"),
             devices=case["devices"],
-            strategy=FSDP1(timeout_s=300) if case.get("sharded", True) else "auto",
+            strategy=strategy(case, part),
         )
         path = str(kept / "last.ckpt") if part else None
         trainer.fit(module, datamodule=data, ckpt_path=path)
@@ -86,6 +86,13 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         trained = state(module)
     (folder / f"{target}.json").write_text(json.dumps(found))
     torch.save(trained, folder / f"{target}.pt")
+
+
+def strategy(case: dict[str, Any], part: int) -> Any:
+    """FSDP1, but where the case or this part of it is not sharded."""
+    if case.get("sharded", True) and case.get("parts", (True, True))[part]:
+        return FSDP1(timeout_s=300)
+    return "ddp" if case["devices"] > 1 else "auto"
 
 
 def state(module: LightningModule) -> dict[str, torch.Tensor]:

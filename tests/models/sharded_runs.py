@@ -195,7 +195,8 @@ def answer(folder: Path, model: Path, videos: dict[str, str], name: str, case: d
 def strategy(case: dict[str, Any]) -> dict[str, Any]:
     devices = case["devices"]
     several = DDPStrategy(timeout=timedelta(seconds=300)) if case.get("ddp") else None
-    chosen = (several or FullySharded(timeout_s=300)) if devices > 1 else "auto"
+    sharded = FullySharded(timeout_s=300, save_in_background=case.get("background", False))
+    chosen = (several or sharded) if devices > 1 else "auto"
     return {"devices": devices, "strategy": chosen}
 
 

@@ -28,28 +28,39 @@ CASES: dict[str, dict[str, Any]] = {
     "merged": {"lora": True, "merge": True},
     "mixed_dtypes": {"lora": True, "dtype": "bfloat16", "beta": 0.0},
     "resumed": {"adam": True, "resume": 1},
+    "to_ddp": {"adam": True, "resume": 1, "parts": (True, False)},
+    "lora_to_ddp": {"adam": True, "resume": 1, "parts": (True, False), "lora": True},
 }
 """By one process and by two."""
+ALONE: dict[str, dict[str, Any]] = {
+    "full": CASES["full"],
+    "lora": CASES["lora"],
+    "resumed": CASES["resumed"],
+    "resumed_lora": {"adam": True, "resume": 1, "lora": True},
+}
+"""By one process with and without FSDP1, which shards nothing there."""
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, make_video) -> tuple[Path, Path]:
-    """What one process and two left; all cases at once, since starting takes longest."""
+def root(tmp_path_factory, make_video) -> Path:
+    """What the processes left; all cases at once, since starting takes longest."""
     root = tmp_path_factory.mktemp("flat")
-    for name in ("one", "two", "model", "videos"):
+    for name in ("one", "two", "alone", "model", "videos"):
         (root / name).mkdir()
     model = build_model(root / "model")
     file = model / "model.safetensors"
     exact = {key: weight.bfloat16().float() for key, weight in load_file(file).items()}
     save_file(exact, file, metadata={"format": "pt"})  # so that dtype changes no number
     videos = make_videos(root / "videos", make_video)
-    alone = {name: case | {"sharded": False, "dtype": "float32"} for name, case in CASES.items()}
-    run(root / "one", model, videos, alone, devices=1)
-    job = {"folder": root / "two", "model": model, "videos": videos, "cases": CASES, "devices": 2}
+    whole = {n: c | {"sharded": False, "dtype": "float32"} for n, c in (CASES | ALONE).items()}
+    run(root / "one", model, videos, whole, devices=1)
     log = root / "log"
-    with started("tests.models.flat_runs", log, json.dumps(job, default=str)) as process:
-        assert process.wait(600) == 0, log.read_text()[-4000:]
-    return root / "one", root / "two"
+    for name, cases, devices in (("two", CASES, 2), ("alone", ALONE, 1)):
+        job = {"folder": root / name, "model": model, "videos": videos, "cases": cases}
+        args = json.dumps(job | {"devices": devices}, default=str)
+        with started("tests.models.flat_runs", log, args) as process:
+            assert process.wait(600) == 0, log.read_text()[-4000:]
+    return root
 
 
 def read(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
@@ -58,21 +69,37 @@ def read(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_training_is_that_of_one_process(folders, name):
+def test_training_is_that_of_one_process(root, name):
     """The same losses, gradient norms and weights; the exported folder has them too."""
-    one, two = folders
     # a fresh adapter has been rounded to the dtype of the model beside it
     rel = 1e-2 if "dtype" in CASES[name] else 1e-5
-    alone, ranks = read(one, name), [read(two, name, rank) for rank in (0, 1)]
-    for found in ranks:
+    alone = read(root / "one", name)
+    check_same(root, "two", name, CASES[name], rel)
+    for rank in (0, 1):
+        share = read(root / "two", name, rank)["share"]
+        ends_sharded = CASES[name].get("parts", (True, True))[1]
+        assert share < 0.7 * alone["share"] if ends_sharded else share == alone["share"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALONE)
+def test_one_process_trains_as_without_it(root, name):
+    check_same(root, "alone", name, ALONE[name], rel=1e-5)
+
+
+def check_same(root: Path, folder: str, name: str, case: dict[str, Any], rel: float) -> None:
+    """Compare what ``folder`` has of a case with what one process without FSDP1 left."""
+    alone = read(root / "one", name)
+    for path in (root / folder).glob(f"{name}-[01].json"):
+        found = json.loads(path.read_text())
         assert found["losses"] == pytest.approx(alone["losses"], rel=rel, abs=1e-6)
         assert found["norms"] == pytest.approx(alone["norms"], rel=rel)
-        assert found["share"] < 0.7 * alone["share"]
     assert alone["norms"][0] > 1e-3
-    if "adam" in CASES[name]:
+    if "adam" in case:
         return  # it makes steps of rounding noise around zero
-    is_adapter = "lora" in CASES[name] and "merge" not in CASES[name]
+    is_adapter = "lora" in case and "merge" not in case
     file = "adapter_model.safetensors" if is_adapter else "model.safetensors"
+    folders = (root / "one", root / folder)
     weights = [torch.load(folder / f"{name}-0.pt") for folder in folders]
     exported = [load_file(folder / f"{name}-model" / file) for folder in folders]
     for want, got in (weights, exported):

@@ -58,6 +58,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "choices_given_back": CHOICES | {"sharding": GIVEN_BACK},
     "resumed": {"do": "resume", "adam": True, "frozen": {"sync_every_n_steps": 2}},
     "resumed_lora": {"do": "resume", "adam": True, "lora": True},
+    "resumed_background": {"do": "resume", "adam": True, "background": True},
     "long": {"max_new_tokens": 32},
     "mixed": {"precision": "bf16-mixed"},
 }
@@ -93,7 +94,6 @@ def read(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", TRAINED)
 def test_sharded_training_is_training(folders, name):
     """The same losses, gradient norms and weights."""
@@ -180,7 +180,7 @@ def test_a_sharded_policy_is_exported_whole(folders, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resumed", "resumed_lora"])
+@pytest.mark.parametrize("name", ["resumed", "resumed_lora", "resumed_background"])
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(folders, name):
     for rank in (0, 1):
         found = read(folders[1], name, rank)

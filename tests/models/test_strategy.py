@@ -1,12 +1,16 @@
 """Checkpoints of sharded training: replaced as a whole, and refused by name."""
 
+import resource
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint import save
+from torch.distributed.checkpoint import FileSystemWriter, load, save
 
+from vrts.models.latest import newest
 from vrts.models.strategy import FullySharded
 from vrts.types import InputError
 
@@ -93,3 +97,141 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, cut):
         part.unlink()
     with pytest.raises(InputError, match=rf"incomplete: {part.name} is missing or cut off"):
         FullySharded().load_checkpoint(path)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    yield
+    dist.destroy_process_group()
+    (tmp_path / "group").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def no_file_larger_than_a_page():
+    """What the system then answers is as final as a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_value(strategy: FullySharded, path: Path, value: float) -> torch.Tensor:
+    weight = torch.full((10_000,), value)
+    strategy.save_checkpoint({"state_dict": {"weight": weight}, "value": value}, path)
+    return weight
+
+
+def loaded_value(path: Path) -> float:
+    """Of all parts of a checkpoint."""
+    state = {"state_dict": {"weight": torch.zeros(10_000)}}
+    load(state, checkpoint_id=path)
+    (value,) = state["state_dict"]["weight"].unique().tolist()
+    assert torch.load(path / "meta.pt")["value"] == value
+    return value
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("background", [False, True])
+class TestSaving:
+    def test_a_checkpoint_is_saved_replaced_and_removed(self, tmp_path, background):
+        strategy = FullySharded(save_in_background=background)
+        for value in (1.0, 2.0):
+            save_value(strategy, tmp_path / "last.ckpt", value)
+            strategy.finish_saves()
+            assert loaded_value(tmp_path / "last.ckpt") == value
+        save_value(strategy, tmp_path / "other.ckpt", 3.0)
+        strategy.remove_checkpoint(tmp_path / "last.ckpt")
+        strategy.finish_saves()
+        assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["other.ckpt"]
+
+    def test_a_link_is_replaced_and_what_it_names_stays(self, tmp_path, background):
+        strategy = FullySharded(save_in_background=background)
+        save_value(strategy, tmp_path / "step=1.ckpt", 1.0)
+        strategy.finish_saves()
+        (tmp_path / "last.ckpt").symlink_to("step=1.ckpt")
+        save_value(strategy, tmp_path / "last.ckpt", 2.0)
+        strategy.finish_saves()
+        assert loaded_value(tmp_path / "step=1.ckpt") == 1
+        assert loaded_value(tmp_path / "last.ckpt") == 2
+        assert len(list(tmp_path.glob("*.ckpt*"))) == 2
+
+    def test_a_write_that_fails_is_named_and_leaves_the_older_one(
+        self, tmp_path, no_file_larger_than_a_page, background
+    ):
+        strategy, path = FullySharded(save_in_background=background), tmp_path / "last.ckpt"
+        save_value(strategy, path, 1.0)
+        strategy.finish_saves()
+        no_file_larger_than_a_page()
+
+        def save() -> None:
+            save_value(strategy, path, 2.0)
+            strategy.finish_saves()
+
+        with pytest.raises(InputError, match=r"cannot write the checkpoint .*last\.ckpt \(is the"):
+            save()
+        assert loaded_value(path) == 1
+
+
+@pytest.mark.usefixtures("alone")
+class TestBackground:
+    @pytest.fixture
+    def gate(self, monkeypatch):
+        """Writes wait for it."""
+        gate, original = threading.Event(), FileSystemWriter.write_data
+
+        def slow(*args):
+            assert gate.wait(60)
+            return original(*args)
+
+        monkeypatch.setattr(FileSystemWriter, "write_data", slow)
+        yield gate
+        gate.set()
+
+    def test_it_is_of_the_moment_at_which_it_was_asked_for(self, tmp_path, gate):
+        strategy, path = FullySharded(save_in_background=True), tmp_path / "last.ckpt"
+        weight = save_value(strategy, path, 1.0)
+        weight.zero_()
+        assert not path.exists(), "training is not held up"
+        gate.set()
+        strategy.finish_saves()
+        assert loaded_value(path) == 1
+
+    def test_the_older_one_is_removed_after_the_newer_one_is_written(self, tmp_path, gate):
+        strategy = FullySharded(save_in_background=True)
+        gate.set()
+        save_value(strategy, tmp_path / "1.ckpt", 1.0)
+        strategy.finish_saves()
+        gate.clear()
+        save_value(strategy, tmp_path / "2.ckpt", 2.0)
+        strategy.remove_checkpoint(tmp_path / "1.ckpt")
+        assert loaded_value(tmp_path / "1.ckpt") == 1
+        gate.set()
+        strategy.finish_saves()
+        assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["2.ckpt"]
+
+    def test_the_older_one_stays_where_the_newer_one_failed(
+        self, tmp_path, no_file_larger_than_a_page
+    ):
+        strategy = FullySharded(save_in_background=True)
+        save_value(strategy, tmp_path / "1.ckpt", 1.0)
+        strategy.finish_saves()
+        no_file_larger_than_a_page()
+        save_value(strategy, tmp_path / "2.ckpt", 2.0)
+        strategy.remove_checkpoint(tmp_path / "1.ckpt")
+        with pytest.raises(InputError, match=r"cannot write the checkpoint .*2\.ckpt"):
+            save_value(strategy, tmp_path / "3.ckpt", 3.0)
+        assert loaded_value(tmp_path / "1.ckpt") == 1
+
+    def test_a_removal_that_was_cut_short_counts_for_nothing(self, tmp_path, monkeypatch):
+        strategy = FullySharded()
+        save_value(strategy, tmp_path / "1.ckpt", 1.0)
+        save_value(strategy, tmp_path / "2.ckpt", 2.0)
+        monkeypatch.setattr("vrts.models.strategy.delete", lambda _: None)
+        strategy.remove_checkpoint(tmp_path / "1.ckpt")
+        monkeypatch.undo()
+        assert newest([tmp_path]) == tmp_path / "2.ckpt"
+        save_value(strategy, tmp_path / "3.ckpt", 3.0)
+        assert sorted(path.name for path in tmp_path.glob("*.ckpt*")) == ["2.ckpt", "3.ckpt"]

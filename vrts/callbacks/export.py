@@ -25,6 +25,7 @@ from vrts.models.best import WATCHED, recorded_best
 from vrts.models.checkpoint_weights import load_trained
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
+from vrts.models.strategy import finish_saves
 from vrts.types import InputError
 
 FACTS = "training"
@@ -115,7 +116,7 @@ class ExportPretrained(Callback):
         if best is None:
             self._write(trainer, module, facts)
             return
-        trainer.strategy.checkpoint_io.teardown()  # where it writes in the background: to its end
+        finish_saves(trainer.strategy)
         if not (trainer.is_global_zero or module.is_sharded):
             return
         with _weights_put_back(module):

@@ -15,6 +15,7 @@ from vrts.callbacks.folders import make_folder
 from vrts.callbacks.termination import Termination
 from vrts.callbacks.validation import validation_follows
 from vrts.models.module import VideoQAModule
+from vrts.models.strategy import finish_saves
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FILE_NAME = "last.ckpt"
@@ -112,7 +113,7 @@ class SaveOnInterrupt(Callback):
             return
         path = self._path(trainer)
         trainer.save_checkpoint(path)
-        trainer.strategy.checkpoint_io.teardown()  # where it writes in the background: to its end
+        finish_saves(trainer.strategy)
         rank_zero_info(f"Interrupted: saved {path}; go on with --ckpt_path {path}")
         raise KeyboardInterrupt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import PositiveInt
@@ -9,10 +10,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vrts.callbacks.validation import validation_follows
+from vrts.models.latest import GONE, OLD, PART, delete
+
+NEW = ".new"
+"""End of the name of a link that is to take the place of another one."""
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves every n optimizer steps: ``last.ckpt``, and the newest k under their own names.
+    """Saves every n optimizer steps. The newest k stay; ``last.ckpt`` is a link to the newest.
 
     Where a validation follows the step, it is saved after that: a run that goes on from there has
     the best accuracy so far and the patience of an early stop as they were. Lightning's
@@ -32,7 +37,7 @@ class StepCheckpoint(ModelCheckpoint):
             monitor="step",
             mode="max",
             save_top_k=int(keep),
-            save_last=True,
+            save_last="link",
             every_n_train_steps=int(every_n_steps),
             save_on_train_epoch_end=False,
             enable_version_counter=False,  # a resumed run goes on with its last.ckpt
@@ -72,6 +77,26 @@ class StepCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save nothing: steps are counted, not epochs."""
+
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        """Let ``last.ckpt`` name the newest checkpoint, in one step.
+
+        Lightning's deletes what has the name first; a run killed while it deletes a folder, as an
+        interrupted sharded run leaves it, would leave a part that seems whole.
+        """
+        if trainer.is_global_zero:
+            link, target = Path(linkpath), Path(filepath)
+            fresh, gone, *old = (link.with_name(link.name + end) for end in (NEW, GONE, PART, OLD))
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(target.relative_to(link.parent))
+            if link.is_dir() and not link.is_symlink():
+                link.replace(gone)
+            fresh.replace(link)
+            # what a swap that was cut short has left counts where the link leads nowhere
+            for left in (gone, *(old if target.exists() else ())):
+                delete(left)
+        trainer.strategy.barrier()
 
     def _save(self, trainer: Trainer) -> None:
         if self._should_skip_saving_checkpoint(trainer):

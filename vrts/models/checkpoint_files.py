@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning_utilities.core.apply_func import apply_to_collection
 
+from vrts.models.background import Background
 from vrts.models.latest import PART
 from vrts.types import InputError
 
@@ -55,13 +54,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _sync_folder(file.parent)
         except (OSError, RuntimeError) as error:  # torch hides a full disk behind the latter
             _remove(part)
-            reason = _reason(error)
+            reason = reason_of(error)
             if reason is None:
                 raise
-            raise InputError(
-                f"cannot write the checkpoint {file} ({reason}); checkpoints saved before are "
-                "whole: put this right, then give the same command again with --ckpt_path last"
-            ) from error
+            raise InputError(unwritten(file, reason)) from error
 
 
 class BackgroundCheckpointIO(AtomicCheckpointIO):
@@ -74,8 +70,7 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
     """
 
     def __init__(self) -> None:
-        self._thread: ThreadPoolExecutor | None = None
-        self._pending: list[Future[None]] = []
+        self._background = Background()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
@@ -92,11 +87,11 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         """
         self.wait()
         copied = apply_to_collection(checkpoint, torch.Tensor, _to_host)
-        self._submit(super().save_checkpoint, copied, path, storage_options)
+        self._background.submit(super().save_checkpoint, copied, path, storage_options)
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Remove a checkpoint, after those that are to take its place are written."""
-        self._submit(super().remove_checkpoint, path)
+        self._background.submit(super().remove_checkpoint, path)
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint, one that was just saved too."""
@@ -109,30 +104,11 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         Raises:
             InputError: something could not be.
         """
-        pending, self._pending = self._pending, []
-        for future in pending:
-            future.result()
+        self._background.wait()
 
     def teardown(self) -> None:
         """Wait, and end the thread; raises as `wait` does."""
-        try:
-            self.wait()
-        finally:
-            if self._thread is not None:
-                self._thread.shutdown()
-                self._thread = None
-
-    def _submit(self, work: Callable[..., None], *args: Any) -> None:
-        """Let the thread work, unless what it was to do before has failed."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(max_workers=1)
-        before = list(self._pending)
-
-        def run() -> None:
-            if all(future.exception() is None for future in before):
-                work(*args)
-
-        self._pending.append(self._thread.submit(run))
+        self._background.close()
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -156,10 +132,30 @@ def _remove(part: Path) -> None:
         _log.warning("cannot remove %s (%s); the next checkpoint overwrites it", part, error)
 
 
-def _reason(error: BaseException | None) -> str | None:
-    """What the system said; None where the error is none of writing."""
+def reason_of(error: BaseException | None) -> str | None:
+    """What the system said of a write that failed.
+
+    Args:
+        error: or what it was caused by.
+
+    Returns:
+        None where the error is none of writing.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
         error = error.__cause__ or error.__context__
     return None
+
+
+def unwritten(path: Path, reason: str) -> str:
+    """Message about a checkpoint that could not be written.
+
+    Args:
+        path: of it.
+        reason: of the system.
+    """
+    return (
+        f"cannot write the checkpoint {path} ({reason}); checkpoints saved before are whole: put "
+        "this right, then give the same command again with --ckpt_path last"
+    )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 
+from vrts.models.policy import Policy
 from vrts.types import InputError
+
+TRAINED_WITH = "trained_with"
+"""Key in a checkpoint of the policy's options of that name."""
 
 
 def keep_trained(module: nn.Module, checkpoint: dict[str, Any]) -> None:
@@ -52,6 +58,44 @@ def check_same_model(module: nn.Module, checkpoint: dict[str, Any]) -> None:
             f"--ckpt_path: the checkpoint is of another model or LoRA setting: "
             f"{len(differing)} tensors differ, the first {k}: {have.get(k)} in the "
             f"checkpoint, {want.get(k)} in model.policy"
+        )
+
+
+def check_same_options(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse trained weights that would be another model with the policy's options.
+
+    Args:
+        policy: loaded.
+        checkpoint: Lightning's.
+
+    Raises:
+        InputError: an option differs from that of the run that wrote the checkpoint.
+    """
+    have = policy.trained_with
+    for name, value in checkpoint.get(TRAINED_WITH, {}).items():
+        if have.get(name) != value:
+            raise InputError(
+                f"--ckpt_path: the checkpoint was trained with {name} {value}, but model.policy "
+                f"has {have.get(name)}; give --model.policy.init_args.{name}={value}"
+            )
+
+
+def check_sharded(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose optimizer states have numbers for names.
+
+    Args:
+        path: of the file.
+        checkpoint: Lightning's.
+
+    Raises:
+        InputError: it was written without sharding.
+    """
+    states = checkpoint.get("optimizer_states", [])
+    if any(isinstance(name, int) for state in states for name in state["state"]):
+        raise InputError(
+            f"--ckpt_path: {path} is of a run that was not sharded, whose optimizer states do not "
+            "fit; go on with that run's trainer.strategy, or begin anew from its exported model "
+            "(model.policy.init_args.path)"
         )
 
 

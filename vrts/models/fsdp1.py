@@ -12,11 +12,17 @@ import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    ShardingStrategy,
+)
 from torch.distributed.fsdp.wrap import CustomPolicy
+from torch.optim import Optimizer
 
-from vrts.models.checkpoints import check_same_model
+from vrts.models.checkpoints import check_same_model, check_sharded, unwrapped
 from vrts.models.policy import Policy, Scores
 from vrts.models.reference import FrozenCopy
 from vrts.types import InputError
@@ -106,6 +112,27 @@ class FSDP1(FSDPStrategy):
         module.policy.save_pretrained = save_whole
         return root
 
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Whole states of the optimizer by names of parameters, on the first process.
+
+        Lightning's numbers count frozen parameters too, those of a run that is not sharded do not.
+        torch may return parts of one tensor, which files keep together: whoever reads them would
+        have two states in one memory.
+        """
+        state: dict[str, Any] = super().optimizer_state(optimizer)
+        if self.global_rank > 0:
+            return state
+        assert self.model is not None
+        names = [unwrapped(name) for name, _ in self.model.named_parameters()]
+        state = {
+            "state": {names[number]: found for number, found in state["state"].items()},
+            "param_groups": [
+                {**group, "params": [names[number] for number in group["params"]]}
+                for group in state["param_groups"]
+            ],
+        }
+        return cast(dict[str, Any], apply_to_collection(state, torch.Tensor, torch.clone))
+
     def _shard_frozen(self, policy: Policy) -> None:
         """Shard a policy that is only asked for scores, in place."""
         sharded = self._wrap(_Scorer(policy), policy)
@@ -123,6 +150,10 @@ class FSDP1(FSDPStrategy):
         """
         if len({parameter.dtype for parameter in policy.parameters()}) > 1:
             policy.float()
+        if self.world_size == 1:
+            # nothing is sharded, and torch loses sight of frozen weights that it looks after alone
+            policy.to(self.root_device)
+            self.kwargs["ignored_states"] = [p for p in policy.parameters() if not p.requires_grad]
         vision, language = policy.layers()
         layers = {id(layer) for layer in (*vision, *language)}
         self.kwargs["auto_wrap_policy"] = CustomPolicy(lambda part: id(part) in layers)
@@ -131,15 +162,19 @@ class FSDP1(FSDPStrategy):
 
 @contextmanager
 def whole_weights(root: FullyShardedDataParallel) -> Iterator[None]:
-    """Context in which the first process has all weights, in the host's memory, by their own names.
+    """Context in which the first process has all weights by their own names.
+
+    Of several processes, it has them in the host's memory.
 
     Every process has to enter it. Changes are lost.
 
     Args:
         root: what FSDP1 put around the module.
     """
+    # one process has all weights where they are, and torch cannot move them
+    several = root.sharding_strategy != ShardingStrategy.NO_SHARD
     with FullyShardedDataParallel.summon_full_params(
-        root, writeback=False, rank0_only=True, offload_to_cpu=True
+        root, writeback=False, rank0_only=several, offload_to_cpu=several
     ):
         wrapped = [
             (parent, name, child)
@@ -178,4 +213,6 @@ def _check_checkpoint(module: Any) -> None:
         raise InputError(
             f"--ckpt_path: {path} is a folder, as configs/fsdp.yaml writes it; go on with that"
         )
-    check_same_model(module, torch.load(path, "cpu", mmap=True, weights_only=True))
+    checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
+    check_same_model(module, checkpoint)
+    check_sharded(Path(path), checkpoint)

@@ -16,7 +16,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from vrts.models.answerer import Answerer
-from vrts.models.checkpoints import check_same_model, keep_trained
+from vrts.models.checkpoints import (
+    TRAINED_WITH,
+    check_same_model,
+    check_same_options,
+    keep_trained,
+)
 from vrts.models.checks import (
     check_comparable,
     check_reference,
@@ -388,15 +393,21 @@ class VideoQAModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights stay in the policy's own folder."""
         keep_trained(self, checkpoint)
+        checkpoint[TRAINED_WITH] = self.policy.trained_with
         if self.reference is not None and (state := self.reference.state_dict()):
             checkpoint["reference"] = state
         checkpoint["skipped_steps"] = self._guard.state_dict()
         checkpoint["had_usable_video"] = self._patience.satisfied
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model; raises as `check_same_model` says."""
+        """Refuse the checkpoint of another model.
+
+        Raises:
+            InputError: as `check_same_model` and `check_same_options` say.
+        """
         if "state_dict" in checkpoint:  # else the strategy has loaded shards already
             check_same_model(self, checkpoint)
+        check_same_options(self.policy, checkpoint)
         state = checkpoint.get("reference")
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)

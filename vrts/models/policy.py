@@ -178,6 +178,15 @@ class Policy(nn.Module, ABC):
         """Folders, or names on a hub, that the weights are loaded from."""
         return ()
 
+    @property
+    def trained_with(self) -> dict[str, float]:
+        """Options without which the trained weights are another model, by their place in ours.
+
+        Checkpoints keep them, and are refused where they differ. What shows in the names or shapes
+        of weights need not be among them.
+        """
+        return {}
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the model in records of a run, as plain JSON values."""

@@ -323,7 +323,10 @@ class QwenPolicy(Policy):
                 "model.reference: AdapterOff needs an adapter; set model.policy.init_args.lora, "
                 "or use FrozenCopy for full fine-tuning"
             )
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with self.model.disable_adapter():
+            for parameter in trained:  # FSDP1 forgets gradients of what peft freezes meanwhile
+                parameter.requires_grad_(True)
             yield
 
     def save_pretrained(self, folder: Path, merge: bool = False) -> None:
@@ -339,6 +342,13 @@ class QwenPolicy(Policy):
         """See `Policy.sources`."""
         base = adapter_base(self.path)
         return (self.path,) if base is None else (self.path, base)
+
+    @property
+    def trained_with(self) -> dict[str, float]:
+        """See `Policy.trained_with`: what an adapter's update is scaled by."""
+        if not is_adapted(self.model):
+            return {}
+        return {"lora.alpha": self.model.peft_config["default"].lora_alpha}
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Policy.fingerprint`."""

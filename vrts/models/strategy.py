@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,18 @@ from typing import Any
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed import new_group
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.fsdp import FSDPModule
 
-from vrts.models.checkpoints import check_same_model
-from vrts.models.latest import OLD, PART, is_complete, surviving
+from vrts.models.background import Background
+from vrts.models.checkpoint_files import reason_of, unwritten
+from vrts.models.checkpoints import check_same_model, check_sharded
+from vrts.models.latest import GONE, OLD, PART, REST, delete, is_complete, surviving
 from vrts.types import InputError
 
 
@@ -28,6 +37,8 @@ class FullySharded(ModelParallelStrategy):
             folder then; false gathers everything into one file.
         process_group_backend: of torch; null takes NCCL on CUDA and gloo on CPUs.
         timeout_s: processes that wait so long for one another end with an error.
+        save_in_background: copy what is saved to the host, and write it while training goes on. A
+            save that failed ends the run at the next one, or at the end.
     """
 
     def __init__(
@@ -35,6 +46,7 @@ class FullySharded(ModelParallelStrategy):
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout_s: PositiveInt = 1800,
+        save_in_background: bool = False,
     ) -> None:
         super().__init__(
             data_parallel_size="auto",
@@ -43,6 +55,9 @@ class FullySharded(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timedelta(seconds=int(timeout_s)),
         )
+        self._save_in_background = save_in_background
+        self._saves = Background()
+        self._host_group: Any = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None
@@ -51,27 +66,67 @@ class FullySharded(ModelParallelStrategy):
 
         Lightning writes into the older folder. A run that is killed meanwhile would leave a
         mixture of both, which loads without a word.
+
+        Raises:
+            InputError: it cannot be written, or, in the background, the one before; older ones are
+                whole.
         """
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
+        self._saves.wait()
         path = Path(self.broadcast(filepath))
-        fresh, old = (path.with_name(path.name + end) for end in (PART, OLD))
+        fresh = path.with_name(path.name + PART)
         if self.global_rank == 0:
-            survivor = surviving(path)
-            if survivor != path:  # perhaps what this run went on from, and the only one
-                survivor.replace(path)
-            for left in (fresh, old):
-                _remove(left)
+            _clear(path)
         self.barrier()
-        super().save_checkpoint(checkpoint, fresh, storage_options)
+        if self._save_in_background:
+            self._begin_to_save(checkpoint, fresh, path)
+            return
+        with naming(path):
+            super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.global_rank == 0:
-            if path.exists():
-                path.replace(old)
-            fresh.replace(path)
-            _remove(old)
+            _replace(path, fresh)
         self.barrier()
+
+    def _begin_to_save(self, checkpoint: dict[str, Any], fresh: Path, path: Path) -> None:
+        """Copy a checkpoint to the host, and have it written while training goes on.
+
+        Processes tell one another over gloo when they have written, beside what they exchange in
+        training. The first one learns of all of them, and gives the folder its name.
+        """
+        if self._host_group is None:
+            self._host_group = new_group(backend="gloo", timeout=self._timeout)
+        parts = {"state_dict": checkpoint.pop("state_dict")}
+        for index, state in enumerate(checkpoint.pop("optimizer_states", [])):
+            parts[f"optimizer_{index}"] = state
+        written = async_save(parts, checkpoint_id=fresh, process_group=self._host_group)
+        assert isinstance(written, Future)
+        rest = io.BytesIO()
+        torch.save(checkpoint, rest)
+        self._saves.submit(_finish, written, rest if self.global_rank == 0 else None, fresh, path)
+
+    def remove_checkpoint(self, filepath: _PATH) -> None:
+        """Remove a checkpoint, after those that are to take its place are written.
+
+        It loses its name first: of one whose removal was cut short nothing is taken for whole.
+        """
+        if self.global_rank == 0:
+            self._saves.submit(_remove, Path(filepath))
+            if not self._save_in_background:
+                self._saves.wait()
+
+    def finish_saves(self) -> None:
+        """Wait until all checkpoints are written; raises as `save_checkpoint`."""
+        self._saves.wait()
+
+    def teardown(self) -> None:
+        """Finish what is being saved."""
+        try:
+            self._saves.close()
+        finally:
+            super().teardown()
 
     def load_checkpoint(
         self, checkpoint_path: _PATH, weights_only: bool | None = None
@@ -83,7 +138,7 @@ class FullySharded(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_file():
-            _check_sharded(path)
+            check_sharded(path, torch.load(path, "cpu", mmap=True, weights_only=True))
         else:
             if not is_complete(path):
                 raise InputError(
@@ -117,12 +172,80 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
 
+def finish_saves(strategy: Strategy) -> None:
+    """Wait until all checkpoints are written, where that is done in the background.
+
+    Args:
+        strategy: of any kind.
+    """
+    strategy.checkpoint_io.teardown()
+    if isinstance(strategy, FullySharded):
+        strategy.finish_saves()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context in which a disk's refusal becomes a message that names the checkpoint.
+
+    Args:
+        path: of the checkpoint.
+
+    Raises:
+        InputError: it could not be written.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        failure, _ = next(iter(error.failures.values()))
+        # what the system said does not survive the way between processes
+        said = reason_of(failure) or f"is the disk full? torch says: {failure}"
+        raise InputError(unwritten(path, said)) from error
+    except (OSError, RuntimeError) as error:
+        reason = reason_of(error)
+        if reason is None:
+            raise
+        raise InputError(unwritten(path, reason)) from error
+
+
+def _clear(path: Path) -> None:
+    """Make room for a checkpoint: put what is left of one of its name in order."""
+    survivor = surviving(path)
+    if survivor != path:  # perhaps what this run went on from, and the only one
+        survivor.replace(path)
+    for end in (PART, OLD):
+        delete(path.with_name(path.name + end))
+    for left in path.parent.glob(f"*{GONE}"):
+        delete(left)
+
+
+def _finish(written: Future[Any], rest: io.BytesIO | None, fresh: Path, path: Path) -> None:
+    """Wait until all processes have written their parts; the one that has the rest adds it."""
+    with naming(path):
+        written.result()
+        if rest is None:
+            return
+        with (fresh / REST).open("wb") as out:
+            out.write(rest.getbuffer())
+            out.flush()
+            os.fsync(out.fileno())
+        _replace(path, fresh)
+
+
+def _replace(path: Path, fresh: Path) -> None:
+    """Let a checkpoint that is whole take the place of an older one."""
+    old = path.with_name(path.name + OLD)
+    if path.exists() or path.is_symlink():
+        path.replace(old)
+    fresh.replace(path)
+    delete(old)
+
+
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, also one that an earlier run in this place wrote as a file."""
-    if path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove a checkpoint, its name first."""
+    gone = path.with_name(path.name + GONE)
+    if path.exists():
+        path.replace(gone)
+    delete(gone)
 
 
 def _check_shards(path: Path, contents: Metadata) -> None:
@@ -142,18 +265,3 @@ def _check_shards(path: Path, contents: Metadata) -> None:
             raise InputError(
                 f"--ckpt_path: {path} is incomplete: {name} is missing or cut off; give another"
             )
-
-
-def _check_sharded(file: Path) -> None:
-    """Refuse a checkpoint whose optimizer states have numbers for names.
-
-    Raises:
-        InputError: it was written without sharding.
-    """
-    states = torch.load(file, "cpu", mmap=True, weights_only=True).get("optimizer_states", [])
-    if any(isinstance(name, int) for state in states for name in state["state"]):
-        raise InputError(
-            f"--ckpt_path: {file} is of a run that was not sharded, whose optimizer states do not "
-            "fit; go on with that run's trainer.strategy, or begin anew from its exported model "
-            "(model.policy.init_args.path)"
-        )
