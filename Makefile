@@ -25,10 +25,10 @@ test: install ## Lint, types and all tests but those that need a GPU
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PY) -m pytest -n 2 -m "not gpu"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu"
 
 test-fast: install ## The tests that take no more than a few seconds each
-	$(PY) -m pytest -n 2 -m "not gpu and not slow"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu and not slow"
 
 lint: install ## Check style and docstrings
 	$(VENV)/bin/ruff check .

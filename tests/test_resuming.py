@@ -101,6 +101,32 @@ def test_a_run_with_nothing_left_to_do_says_so(fit):
         assert main(fit(KEEP_LAST, "--ckpt_path=last")) == 0
 
 
+@pytest.mark.slow
+def test_a_run_interrupted_at_ends_of_epochs_trains_as_long(fit, tmp_path):
+    """Two steps an epoch, three epochs; the checkpoints of resumed runs are gone on from too."""
+    keep = "{class_path: StepCheckpoint, init_args: {every_n_steps: 1, keep: 9}}"
+    more = (f"--trainer.callbacks=[{keep}, CurveWriter]", "--trainer.max_epochs=3")
+    more += ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=99", "--data.batch_size=2")
+    assert main(fit(*more, root=tmp_path / "whole")) == 0
+    want = curves(tmp_path / "whole")
+    assert [point["step"] for point in want] == [1, 2, 3, 4, 5, 6]
+    for steps in ((2, 4, 6), (2, 3, 6), (4, 6)):
+        cut = tmp_path / "-".join(map(str, steps))
+        shutil.copytree(tmp_path / "whole", cut, symlinks=True)
+        for step in steps:
+            for path in (cut / "checkpoints").glob("epoch*.ckpt"):
+                if step_of(path) > step:
+                    path.unlink()
+            assert main(fit(*more, "--ckpt_path=last", root=cut)) == 0
+            assert curves(cut) == want, (steps, step)
+
+
+def curves(folder: Path) -> list[dict]:
+    """What a run logged, without times."""
+    points = map(json.loads, (folder / "curves.jsonl").read_text().splitlines())
+    return [{k: v for k, v in point.items() if not k.endswith("_s")} for point in points]
+
+
 @pytest.mark.parametrize("plugin", ["AtomicCheckpointIO", "BackgroundCheckpointIO"])
 def test_checkpoints_are_written_whole_by_whichever_plugin(fit, tmp_path, plugin):
     cli = run(fit(KEEP_ALL, f"--trainer.plugins={plugin}"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from vrts.cli import main
 from vrts.demo.model import build_model_folder
 from vrts.demo.videos import make_dataset
 
@@ -70,6 +71,9 @@ def fit(
 ) -> list[dict]:
     """Run ``vrts fit`` and return what it logged at each step."""
     args = fit_args(model, annotations, root, devices, *more, more_last=more_last)
+    if devices == 1:  # no need of a process of its own, nor of a group of processes
+        assert main([*args, "--trainer.strategy=auto"]) == 0
+        return logged(root)
     done = subprocess.run(
         [sys.executable, "-m", "vrts", *args],
         cwd=Path(__file__).parents[1],

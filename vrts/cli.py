@@ -244,7 +244,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
-    return VrtsCLI(
+    return _cli_for(sys.argv[1:] if args is None else args)(
         VideoQAModule,
         VideoQADataModule,
         trainer_class=ExportingTrainer,
@@ -254,6 +254,25 @@ def run(args: ArgsType = None) -> VrtsCLI:
         parser_kwargs={"parser_mode": "yaml"},
         save_config_kwargs={"overwrite": True},
     )
+
+
+def _cli_for(words: ArgsType) -> type[VrtsCLI]:
+    """The CLI with only the subcommand that is asked for: options of all take half a second more.
+
+    Args:
+        words: of the command line.
+    """
+    known = VrtsCLI.subcommands()
+    first = words[0] if isinstance(words, list) and words else None
+    if first not in known:
+        return VrtsCLI
+
+    class Asked(VrtsCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {str(first): known[str(first)]}
+
+    return Asked
 
 
 def _is_no_advert(record: logging.LogRecord) -> bool:

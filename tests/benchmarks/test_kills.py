@@ -9,9 +9,9 @@ from benchmarks.kills import forked, kill_and_resume
 @pytest.mark.parametrize(
     ("spread", "num_kills", "at_swaps", "without_last"),
     [
-        ("one process", 3, 0, 0),
-        ("two ranks, DDP", 2, 0, 0),
-        ("two ranks, FSDP2", 2, 2, 2),
+        ("one process", 2, 0, 0),
+        ("two ranks, DDP", 1, 0, 0),
+        ("two ranks, FSDP2", 1, 1, 1),
         ("two ranks, FSDP2, saved in the background", 1, 1, 0),
     ],
 )

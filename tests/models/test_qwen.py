@@ -184,7 +184,9 @@ def test_adapter_disabled_gives_the_base_model(load_policy, samples):
     prompts, rollout = roll(base, samples)
     want = base.score(prompts, rollout, 1.0).logprobs
     assert (lora.score(prompts, rollout, 1.0).logprobs - want).abs().max() > 1e-3
+    trained = [name for name, p in lora.named_parameters() if p.requires_grad]
     with lora.adapter_disabled():
+        assert [name for name, p in lora.named_parameters() if p.requires_grad] == trained
         torch.testing.assert_close(lora.score(prompts, rollout, 1.0).logprobs, want)
 
 

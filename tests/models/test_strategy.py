@@ -225,6 +225,15 @@ class TestBackground:
             save_value(strategy, tmp_path / "3.ckpt", 3.0)
         assert loaded_value(tmp_path / "1.ckpt") == 1
 
+    def test_what_a_run_went_on_from_is_removed_under_the_name_it_should_have(self, tmp_path):
+        """A run that was killed before a rename goes on from the folder's other name."""
+        strategy = FullySharded()
+        save_value(strategy, tmp_path / "1.ckpt", 1.0)
+        (tmp_path / "1.ckpt").rename(tmp_path / "1.ckpt.part")
+        save_value(strategy, tmp_path / "2.ckpt", 2.0)
+        strategy.remove_checkpoint(tmp_path / "1.ckpt")
+        assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["2.ckpt"]
+
     def test_a_removal_that_was_cut_short_counts_for_nothing(self, tmp_path, monkeypatch):
         strategy = FullySharded()
         save_value(strategy, tmp_path / "1.ckpt", 1.0)

@@ -32,6 +32,7 @@ from vrts.models.checks import (
     warn_of_checkpoints_within_a_step,
 )
 from vrts.models.collecting import Collector
+from vrts.models.epochs import leave_finished_epoch
 from vrts.models.evaluation import Evaluation
 from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
@@ -235,6 +236,7 @@ class VideoQAModule(LightningModule):
     def on_train_start(self) -> None:
         """Check that the run is long enough to be validated; raises as `check_validation_comes`."""
         check_validation_comes(self.trainer)
+        leave_finished_epoch(self.trainer)
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""

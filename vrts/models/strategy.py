@@ -241,11 +241,12 @@ def _replace(path: Path, fresh: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, its name first."""
-    gone = path.with_name(path.name + GONE)
+    """Remove a checkpoint, its name first, and what a swap that was cut short has left of it."""
+    gone, *left = (path.with_name(path.name + end) for end in (GONE, PART, OLD))
     if path.exists():
         path.replace(gone)
-    delete(gone)
+    for other in (gone, *left):
+        delete(other)
 
 
 def _check_shards(path: Path, contents: Metadata) -> None:
