@@ -1,5 +1,7 @@
 """When regular checkpoints are saved, and which of them stay."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,16 @@ class TestLink:
             (tmp_path / f"last.ckpt{end}/shard").write_text("interrupted")
         assert link("step=2.ckpt").read_text() == "2"
         assert len(list(tmp_path.iterdir())) == 3
+
+    def test_a_disk_without_links_goes_without_it(self, link, tmp_path, monkeypatch):
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        (tmp_path / "last.ckpt").write_text("an older one")
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+        with pytest.warns(UserWarning, match=r"cannot link .*last\.ckpt to step=2\.ckpt \(Operat"):
+            link("step=2.ckpt")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step=1.ckpt", "step=2.ckpt"]
 
     def test_what_a_swap_has_left_stays_until_the_newest_is_written(self, link, tmp_path):
         (tmp_path / "last.ckpt.part").mkdir()

@@ -225,6 +225,15 @@ class TestBackground:
             save_value(strategy, tmp_path / "3.ckpt", 3.0)
         assert loaded_value(tmp_path / "1.ckpt") == 1
 
+    def test_what_a_swap_has_left_stands_beside_a_link_that_leads_nowhere(self, tmp_path):
+        strategy, path = FullySharded(), tmp_path / "last.ckpt"
+        save_value(strategy, path, 1.0)
+        path.rename(tmp_path / "last.ckpt.part")
+        path.symlink_to("step=9.ckpt")
+        save_value(strategy, path, 2.0)
+        assert loaded_value(path) == 2
+        assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["last.ckpt"]
+
     def test_what_a_run_went_on_from_is_removed_under_the_name_it_should_have(self, tmp_path):
         """A run that was killed before a rename goes on from the folder's other name."""
         strategy = FullySharded()

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.callbacks.validation import validation_follows
 from vrts.models.latest import GONE, OLD, PART, delete
@@ -86,16 +87,7 @@ class StepCheckpoint(ModelCheckpoint):
         interrupted sharded run leaves it, would leave a part that seems whole.
         """
         if trainer.is_global_zero:
-            link, target = Path(linkpath), Path(filepath)
-            fresh, gone, *old = (link.with_name(link.name + end) for end in (NEW, GONE, PART, OLD))
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(target.relative_to(link.parent))
-            if link.is_dir() and not link.is_symlink():
-                link.replace(gone)
-            fresh.replace(link)
-            # what a swap that was cut short has left counts where the link leads nowhere
-            for left in (gone, *(old if target.exists() else ())):
-                delete(left)
+            _link(Path(linkpath), Path(filepath))
         trainer.strategy.barrier()
 
     def _save(self, trainer: Trainer) -> None:
@@ -104,3 +96,24 @@ class StepCheckpoint(ModelCheckpoint):
         candidates = self._monitor_candidates(trainer)
         self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let a name stand for a checkpoint beside it."""
+    fresh, gone, *old = (link.with_name(link.name + end) for end in (NEW, GONE, PART, OLD))
+    fresh.unlink(missing_ok=True)
+    try:
+        fresh.symlink_to(target.relative_to(link.parent))
+    except OSError as error:
+        delete(link)  # it would be taken for the newest
+        rank_zero_warn(
+            f"cannot link {link} to {target.name} ({error.strerror}), so it is left out; "
+            "--ckpt_path last finds the newest checkpoint without it"
+        )
+        return
+    if link.is_dir() and not link.is_symlink():
+        link.replace(gone)
+    fresh.replace(link)
+    # what a swap that was cut short has left counts where the link leads nowhere
+    for left in (gone, *(old if target.exists() else ())):
+        delete(left)

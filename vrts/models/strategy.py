@@ -211,6 +211,7 @@ def _clear(path: Path) -> None:
     """Make room for a checkpoint: put what is left of one of its name in order."""
     survivor = surviving(path)
     if survivor != path:  # perhaps what this run went on from, and the only one
+        path.unlink(missing_ok=True)  # a link that leads nowhere
         survivor.replace(path)
     for end in (PART, OLD):
         delete(path.with_name(path.name + end))
