@@ -101,24 +101,67 @@ def test_a_run_with_nothing_left_to_do_says_so(fit):
         assert main(fit(KEEP_LAST, "--ckpt_path=last")) == 0
 
 
+THREE_EPOCHS = (
+    "--trainer.max_epochs=3",
+    "--trainer.accumulate_grad_batches=2",
+    "--data.batch_size=2",
+)
+"""Of two steps each."""
+
+
+def kept(keeper: str) -> str:
+    return f"--trainer.callbacks=[{keeper}, CurveWriter]"
+
+
+def keep_steps(number: int) -> str:
+    return kept(f"{{class_path: StepCheckpoint, init_args: {{every_n_steps: {number}, keep: 9}}}}")
+
+
+@pytest.fixture
+def whole(fit, tmp_path) -> Path:
+    """The folder of a run of three epochs that was not interrupted."""
+    folder = tmp_path / "whole"
+    assert main(fit(*THREE_EPOCHS, keep_steps(1), "--trainer.max_steps=99", root=folder)) == 0
+    assert [point["step"] for point in curves(folder)] == [1, 2, 3, 4, 5, 6]
+    return folder
+
+
 @pytest.mark.slow
-def test_a_run_interrupted_at_ends_of_epochs_trains_as_long(fit, tmp_path):
-    """Two steps an epoch, three epochs; the checkpoints of resumed runs are gone on from too."""
-    keep = "{class_path: StepCheckpoint, init_args: {every_n_steps: 1, keep: 9}}"
-    more = (f"--trainer.callbacks=[{keep}, CurveWriter]", "--trainer.max_epochs=3")
-    more += ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=99", "--data.batch_size=2")
-    assert main(fit(*more, root=tmp_path / "whole")) == 0
-    want = curves(tmp_path / "whole")
-    assert [point["step"] for point in want] == [1, 2, 3, 4, 5, 6]
+def test_a_run_interrupted_at_ends_of_epochs_trains_as_long(fit, whole, tmp_path):
+    """Checkpoints of runs that were gone on with are gone on from too."""
+    want = curves(whole)
     for steps in ((2, 4, 6), (2, 3, 6), (4, 6)):
         cut = tmp_path / "-".join(map(str, steps))
-        shutil.copytree(tmp_path / "whole", cut, symlinks=True)
+        shutil.copytree(whole, cut, symlinks=True)
         for step in steps:
-            for path in (cut / "checkpoints").glob("epoch*.ckpt"):
+            for path in (cut / "checkpoints").glob("step*.ckpt"):
                 if step_of(path) > step:
                     path.unlink()
-            assert main(fit(*more, "--ckpt_path=last", root=cut)) == 0
+            more = (*THREE_EPOCHS, keep_steps(1), "--trainer.max_steps=99", "--ckpt_path=last")
+            assert main(fit(*more, root=cut)) == 0
             assert curves(cut) == want, (steps, step)
+
+
+@pytest.mark.slow
+def test_a_run_that_max_steps_ended_with_an_epoch_goes_on(fit, whole, tmp_path):
+    for step in (2, 4):
+        root = tmp_path / str(step)
+        more = (*THREE_EPOCHS, keep_steps(50))
+        assert main(fit(*more, f"--trainer.max_steps={step}", root=root)) == 0
+        assert main(fit(*more, "--trainer.max_steps=99", "--ckpt_path=last", root=root)) == 0
+        assert curves(root) == curves(whole), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_steps", [99, -1])
+def test_checkpoints_that_lightning_writes_after_an_epoch_go_on(fit, whole, tmp_path, max_steps):
+    keeper = kept("{class_path: ModelCheckpoint, init_args: {save_top_k: -1}}")
+    more = (*THREE_EPOCHS, keeper, f"--trainer.max_steps={max_steps}")
+    assert main(fit(*more, root=tmp_path)) == 0
+    for step in (2, 4):
+        (path,) = (tmp_path / "checkpoints").glob(f"*step={step}.ckpt")
+        assert main(fit(*more, f"--ckpt_path={path}", root=tmp_path)) == 0
+        assert curves(tmp_path) == curves(whole), step
 
 
 def curves(folder: Path) -> list[dict]:

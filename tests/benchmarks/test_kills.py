@@ -12,7 +12,7 @@ from benchmarks.kills import forked, kill_and_resume
         ("one process", 2, 0, 0),
         ("two ranks, DDP", 1, 0, 0),
         ("two ranks, FSDP2", 1, 1, 1),
-        ("two ranks, FSDP2, saved in the background", 1, 1, 0),
+        ("two ranks, FSDP2, saved in the background", 1, 1, 1),
     ],
 )
 def test_a_run_that_was_killed_comes_to_the_same(

@@ -2,16 +2,20 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Callback
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
 from vrts.callbacks.step_checkpoint import StepCheckpoint
+from vrts.models.checkpoint_files import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.models.objectives import GRPO
+from vrts.types import InputError
 
 
 class Saves(Callback):
@@ -56,8 +60,8 @@ def test_after_the_validation_where_one_follows(keep, tmp_path, model_folder, vi
     seen, trainer = fit(tmp_path, model_folder, videos, keeper, val_check_interval=4)
     assert seen == [(2, "batch"), (4, "validation"), (6, "batch"), (8, "validation")]
     assert trainer.callbacks[-1] is keeper
-    newest = [f"epoch=0-step={step}.ckpt" for step in range(5 - keep, 5)]
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [*newest, "last.ckpt"]
+    newest = [f"step={step}.ckpt" for step in range(5 - keep, 5)]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["last.ckpt", *newest]
     last = tmp_path / "kept/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 4
     # the run's folder may be moved
@@ -119,7 +123,8 @@ class TestLink:
 
         (tmp_path / "step=1.ckpt").write_text("1")
         (tmp_path / "step=2.ckpt").write_text("2")
-        return link
+        yield link
+        FakeTrainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def test_of_a_link(self, link, tmp_path):
         for step in ("1", "2", "2"):
@@ -148,19 +153,55 @@ class TestLink:
             link("step=2.ckpt")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step=1.ckpt", "step=2.ckpt"]
 
-    def test_what_a_swap_has_left_stays_until_the_newest_is_written(self, link, tmp_path):
-        (tmp_path / "last.ckpt.part").mkdir()
-        assert not link("step=3.ckpt").exists()
-        assert (tmp_path / "last.ckpt.part").exists()
-        (tmp_path / "step=3.ckpt").write_text("3")
-        assert link("step=3.ckpt").read_text() == "3"
-        assert not (tmp_path / "last.ckpt.part").exists()
+    def test_it_stays_until_the_newest_is_written(self, link, tmp_path):
+        """What has the name may be the only checkpoint that is whole."""
+        (tmp_path / "last.ckpt").write_text("interrupted")
+        FakeTrainer.strategy.checkpoint_io = io = BackgroundCheckpointIO()
+        gate = threading.Event()
+        io.when_saved(gate.wait, 60)
+        assert link("step=2.ckpt").read_text() == "interrupted"
+        gate.set()
+        io.wait()
+        assert (tmp_path / "last.ckpt").read_text() == "2"
+
+    def test_it_stays_where_the_newest_cannot_be_written(self, link, tmp_path):
+        (tmp_path / "last.ckpt").write_text("interrupted")
+        FakeTrainer.strategy.checkpoint_io = io = BackgroundCheckpointIO()
+        io.save_checkpoint({}, tmp_path / "step=1.ckpt/impossible")
+        link("step=2.ckpt")
+        with pytest.raises(InputError, match="cannot write the checkpoint"):
+            io.wait()
+        assert (tmp_path / "last.ckpt").read_text() == "interrupted"
+
+
+def test_a_save_that_failed_does_not_hide_why_the_run_ended(tmp_path, model_folder, videos, caplog):
+    """It is told, and so is the error of the run."""
+
+    class Fails(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if batch_idx == 2:
+                raise ValueError("the run's own")
+
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/step=1.ckpt.part").mkdir()  # in the way of the file
+    keeper = StepCheckpoint(every_n_steps=1, dirpath=str(tmp_path / "kept"))
+    module = make_module(make_policy(model_folder), lr=0.01, objective=GRPO(beta=0))
+    trainer = make_trainer(
+        tmp_path, [keeper, Fails()], accumulate_grad_batches=2, max_epochs=1,
+        plugins=BackgroundCheckpointIO(),
+    )  # fmt: skip
+    data = make_data(train=questions(videos["long"], 8), batch_size=1)
+    with pytest.raises(ValueError, match="the run's own"):
+        trainer.fit(module, datamodule=data)
+    assert "cannot write the checkpoint" in caplog.text
 
 
 class FakeTrainer:
     is_global_zero = True
 
     class strategy:
+        checkpoint_io: TorchCheckpointIO = AtomicCheckpointIO()
+
         @staticmethod
         def barrier() -> None:
             """Nobody else is there."""

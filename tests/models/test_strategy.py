@@ -140,20 +140,20 @@ class TestSaving:
         strategy = FullySharded(save_in_background=background)
         for value in (1.0, 2.0):
             save_value(strategy, tmp_path / "last.ckpt", value)
-            strategy.finish_saves()
+            strategy.wait_for_saves()
             assert loaded_value(tmp_path / "last.ckpt") == value
         save_value(strategy, tmp_path / "other.ckpt", 3.0)
         strategy.remove_checkpoint(tmp_path / "last.ckpt")
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["other.ckpt"]
 
     def test_a_link_is_replaced_and_what_it_names_stays(self, tmp_path, background):
         strategy = FullySharded(save_in_background=background)
         save_value(strategy, tmp_path / "step=1.ckpt", 1.0)
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         (tmp_path / "last.ckpt").symlink_to("step=1.ckpt")
         save_value(strategy, tmp_path / "last.ckpt", 2.0)
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         assert loaded_value(tmp_path / "step=1.ckpt") == 1
         assert loaded_value(tmp_path / "last.ckpt") == 2
         assert len(list(tmp_path.glob("*.ckpt*"))) == 2
@@ -163,12 +163,12 @@ class TestSaving:
     ):
         strategy, path = FullySharded(save_in_background=background), tmp_path / "last.ckpt"
         save_value(strategy, path, 1.0)
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         no_file_larger_than_a_page()
 
         def save() -> None:
             save_value(strategy, path, 2.0)
-            strategy.finish_saves()
+            strategy.wait_for_saves()
 
         with pytest.raises(InputError, match=r"cannot write the checkpoint .*last\.ckpt \(is the"):
             save()
@@ -196,20 +196,20 @@ class TestBackground:
         weight.zero_()
         assert not path.exists(), "training is not held up"
         gate.set()
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         assert loaded_value(path) == 1
 
     def test_the_older_one_is_removed_after_the_newer_one_is_written(self, tmp_path, gate):
         strategy = FullySharded(save_in_background=True)
         gate.set()
         save_value(strategy, tmp_path / "1.ckpt", 1.0)
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         gate.clear()
         save_value(strategy, tmp_path / "2.ckpt", 2.0)
         strategy.remove_checkpoint(tmp_path / "1.ckpt")
         assert loaded_value(tmp_path / "1.ckpt") == 1
         gate.set()
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["2.ckpt"]
 
     def test_the_older_one_stays_where_the_newer_one_failed(
@@ -217,7 +217,7 @@ class TestBackground:
     ):
         strategy = FullySharded(save_in_background=True)
         save_value(strategy, tmp_path / "1.ckpt", 1.0)
-        strategy.finish_saves()
+        strategy.wait_for_saves()
         no_file_larger_than_a_page()
         save_value(strategy, tmp_path / "2.ckpt", 2.0)
         strategy.remove_checkpoint(tmp_path / "1.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.callbacks.validation import validation_follows
 from vrts.models.latest import GONE, OLD, PART, delete
+from vrts.models.strategy import wait_for_saves, when_saved
+
+_log = logging.getLogger(__name__)
 
 NEW = ".new"
 """End of the name of a link that is to take the place of another one."""
@@ -35,6 +39,8 @@ class StepCheckpoint(ModelCheckpoint):
     ) -> None:
         super().__init__(
             dirpath,
+            # not Lightning's name: another ModelCheckpoint would write over and remove these
+            filename="{step}",
             monitor="step",
             mode="max",
             save_top_k=int(keep),
@@ -76,6 +82,16 @@ class StepCheckpoint(ModelCheckpoint):
             self._is_due = False
             self._save(trainer)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Finish what is being saved; where that fails too, the run's own error is what is told."""
+        super().on_exception(trainer, pl_module, exception)
+        try:
+            wait_for_saves(trainer.strategy)
+        except Exception as error:  # noqa: BLE001  anything that writing raises
+            _log.error("%s", error)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save nothing: steps are counted, not epochs."""
 
@@ -87,7 +103,7 @@ class StepCheckpoint(ModelCheckpoint):
         interrupted sharded run leaves it, would leave a part that seems whole.
         """
         if trainer.is_global_zero:
-            _link(Path(linkpath), Path(filepath))
+            when_saved(trainer.strategy, _link, Path(linkpath), Path(filepath))
         trainer.strategy.barrier()
 
     def _save(self, trainer: Trainer) -> None:
@@ -115,5 +131,5 @@ def _link(link: Path, target: Path) -> None:
         link.replace(gone)
     fresh.replace(link)
     # what a swap that was cut short has left counts where the link leads nowhere
-    for left in (gone, *(old if target.exists() else ())):
+    for left in (gone, *old):
         delete(left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,16 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Remove a checkpoint, after those that are to take its place are written."""
-        self._background.submit(super().remove_checkpoint, path)
+        self.when_saved(super().remove_checkpoint, path)
+
+    def when_saved(self, work: Callable[..., None], *args: Any) -> None:
+        """Do something when all checkpoints so far are written, unless that fails.
+
+        Args:
+            work: to do.
+            args: of it.
+        """
+        self._background.submit(work, *args)
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint, one that was just saved too."""

@@ -112,6 +112,13 @@ class FSDP1(FSDPStrategy):
         module.policy.save_pretrained = save_whole
         return root
 
+    def teardown(self) -> None:
+        """Finish what is being saved in the background, which Lightning's leaves."""
+        try:
+            self.checkpoint_io.teardown()
+        finally:
+            super().teardown()
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole states of the optimizer by names of parameters, on the first process.
 

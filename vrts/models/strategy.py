@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.fsdp import FSDPModule
 
 from vrts.models.background import Background
-from vrts.models.checkpoint_files import reason_of, unwritten
+from vrts.models.checkpoint_files import BackgroundCheckpointIO, reason_of, unwritten
 from vrts.models.checkpoints import check_same_model, check_sharded
 from vrts.models.latest import GONE, OLD, PART, REST, delete, is_complete, surviving
 from vrts.types import InputError
@@ -32,9 +32,9 @@ from vrts.types import InputError
 class FullySharded(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy with all processes for FSDP2, however many there are.
 
+    Each process writes its own part of a checkpoint, which is a folder.
+
     Args:
-        save_distributed_checkpoint: each process writes its own part of a checkpoint, which is a
-            folder then; false gathers everything into one file.
         process_group_backend: of torch; null takes NCCL on CUDA and gloo on CPUs.
         timeout_s: processes that wait so long for one another end with an error.
         save_in_background: copy what is saved to the host, and write it while training goes on. A
@@ -43,7 +43,6 @@ class FullySharded(ModelParallelStrategy):
 
     def __init__(
         self,
-        save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout_s: PositiveInt = 1800,
         save_in_background: bool = False,
@@ -51,7 +50,7 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=1,
-            save_distributed_checkpoint=save_distributed_checkpoint,
+            save_distributed_checkpoint=True,
             process_group_backend=process_group_backend,
             timeout=timedelta(seconds=int(timeout_s)),
         )
@@ -71,9 +70,6 @@ class FullySharded(ModelParallelStrategy):
             InputError: it cannot be written, or, in the background, the one before; older ones are
                 whole.
         """
-        if not self._save_distributed_checkpoint:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            return
         self._saves.wait()
         path = Path(self.broadcast(filepath))
         fresh = path.with_name(path.name + PART)
@@ -113,12 +109,21 @@ class FullySharded(ModelParallelStrategy):
         It loses its name first: of one whose removal was cut short nothing is taken for whole.
         """
         if self.global_rank == 0:
-            self._saves.submit(_remove, Path(filepath))
-            if not self._save_in_background:
-                self._saves.wait()
+            self.when_saved(_remove, Path(filepath))
 
-    def finish_saves(self) -> None:
-        """Wait until all checkpoints are written; raises as `save_checkpoint`."""
+    def when_saved(self, work: Callable[..., None], *args: Any) -> None:
+        """Do something on this process when all checkpoints so far are written, unless that fails.
+
+        Args:
+            work: to do.
+            args: of it.
+        """
+        self._saves.submit(work, *args)
+        if not self._save_in_background:
+            self._saves.wait()
+
+    def wait_for_saves(self) -> None:
+        """Wait until this process has written its checkpoints; raises as `save_checkpoint`."""
         self._saves.wait()
 
     def teardown(self) -> None:
@@ -172,15 +177,41 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
 
-def finish_saves(strategy: Strategy) -> None:
-    """Wait until all checkpoints are written, where that is done in the background.
+def when_saved(strategy: Strategy, work: Callable[..., None], *args: Any) -> None:
+    """Do something when all checkpoints so far are written: now, or in the background.
+
+    Args:
+        strategy: of any kind.
+        work: to do; where checkpoints are written in the background, not if that fails.
+        args: of it.
+    """
+    if isinstance(strategy, FullySharded):
+        strategy.when_saved(work, *args)
+    elif isinstance(strategy.checkpoint_io, BackgroundCheckpointIO):
+        strategy.checkpoint_io.when_saved(work, *args)
+    else:
+        work(*args)
+
+
+def wait_for_saves(strategy: Strategy) -> None:
+    """Wait until this process has written its checkpoints, where that is done in the background.
 
     Args:
         strategy: of any kind.
     """
     strategy.checkpoint_io.teardown()
     if isinstance(strategy, FullySharded):
-        strategy.finish_saves()
+        strategy.wait_for_saves()
+
+
+def finish_saves(strategy: Strategy) -> None:
+    """Wait until all processes have written their checkpoints; all have to call it.
+
+    Args:
+        strategy: of any kind.
+    """
+    wait_for_saves(strategy)
+    strategy.barrier()
 
 
 @contextmanager
