@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning import Trainer
 
 
@@ -25,7 +27,7 @@ def leave_finished_epoch(trainer: Trainer) -> None:
         return
     if loop.restarted_on_epoch_end:
         loop.epoch_progress.increment_completed()
-    counts = loop.epoch_progress.current
+    counts: Any = loop.epoch_progress.current
     if counts.ready == counts.started == counts.processed == counts.completed:
         loop.reset_restart_stage()
         batches.restarting = False
