@@ -41,5 +41,7 @@ def test_the_overlay_trains_as_one_process_does_and_resumes(inputs, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_others(inputs, tmp_path):
     dying = ("--model.rewards=[{class_path: tests.own_plugins.DyingReward}]",)
-    with pytest.raises(AssertionError, match=r"(?i)connection closed|timed out|reset by peer"):
+    # the other one finds out itself, or Lightning ends it before it can say so
+    ended = r"(?i)connection closed|timed out|reset by peer|terminated with code -?9"
+    with pytest.raises(AssertionError, match=ended):
         fit(*inputs, tmp_path / "2", 2, more_last=(*SHARDED, *dying))
