@@ -51,7 +51,7 @@ class Spread:
     strategy: str
     """``trainer.strategy``."""
     swaps_folders: bool = False
-    """Whether its checkpoints are folders, which are replaced by two renames."""
+    """Whether its checkpoints are folders, which are renamed."""
 
 
 SHARDED = "{class_path: FullySharded, init_args: {timeout_s: 60, save_in_background: %s}}"

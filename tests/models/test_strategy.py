@@ -75,12 +75,14 @@ def test_an_incomplete_checkpoint_is_named(tmp_path, written):
         FullySharded().load_checkpoint(tmp_path / "last.ckpt")
 
 
-def test_a_checkpoint_that_was_not_sharded_is_named(tmp_path):
+@pytest.mark.parametrize("name", [0, "policy.weight"], ids=["unsharded", "fsdp1"])
+def test_a_checkpoint_that_was_not_sharded_is_named(tmp_path, name):
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
     optimizer = torch.optim.AdamW([weight])
     optimizer.step()
-    torch.save({"optimizer_states": [optimizer.state_dict()]}, tmp_path / "last.ckpt")
+    state = {"state": {name: optimizer.state_dict()["state"][0]}}
+    torch.save({"optimizer_states": [state]}, tmp_path / "last.ckpt")
     with pytest.raises(InputError, match=r"last\.ckpt is of a run that was not sharded"):
         FullySharded().load_checkpoint(tmp_path / "last.ckpt")
 
@@ -101,7 +103,9 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, cut):
 
 @pytest.fixture
 def alone(tmp_path):
-    """A process group of one."""
+    """A process group of one, in the place of any that an earlier test has left."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
     )

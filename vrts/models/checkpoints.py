@@ -80,22 +80,23 @@ def check_same_options(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
             )
 
 
-def check_sharded(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose optimizer states have numbers for names.
+def check_sharded(path: Path, checkpoint: Mapping[str, Any], as_file: bool) -> None:
+    """Refuse a file whose optimizer states do not fit a sharded run.
 
     Args:
         path: of the file.
         checkpoint: Lightning's.
+        as_file: whether the run's own checkpoints are files, which have names in them (FSDP1).
 
     Raises:
-        InputError: it was written without sharding.
+        InputError: it was written without sharding, or by another strategy.
     """
     states = checkpoint.get("optimizer_states", [])
-    if any(isinstance(name, int) for state in states for name in state["state"]):
+    if any(not as_file or isinstance(name, int) for state in states for name in state["state"]):
         raise InputError(
-            f"--ckpt_path: {path} is of a run that was not sharded, whose optimizer states do not "
-            "fit; go on with that run's trainer.strategy, or begin anew from its exported model "
-            "(model.policy.init_args.path)"
+            f"--ckpt_path: {path} is of a run that was not sharded, or not in this way: its "
+            "optimizer states do not fit; go on with that run's trainer.strategy, or begin anew "
+            "from its exported model (model.policy.init_args.path)"
         )
 
 

@@ -222,4 +222,4 @@ def _check_checkpoint(module: Any) -> None:
         )
     checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
     check_same_model(module, checkpoint)
-    check_sharded(Path(path), checkpoint)
+    check_sharded(Path(path), checkpoint, as_file=True)

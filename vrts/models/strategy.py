@@ -143,7 +143,8 @@ class FullySharded(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_file():
-            check_sharded(path, torch.load(path, "cpu", mmap=True, weights_only=True))
+            checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
+            check_sharded(path, checkpoint, as_file=False)
         else:
             if not is_complete(path):
                 raise InputError(
