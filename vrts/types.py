@@ -168,16 +168,34 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled completion, as rewards see it."""
+    """One sampled completion."""
 
     text: str
     """Without special tokens."""
     num_tokens: int
-    """Tokens that were sampled, the end token included."""
+    """Tokens that were sampled, the end token included; L of this completion."""
     max_new_tokens: int
     """Tokens after which it would have been cut off."""
     finished: bool = True
-    """False where it was cut off."""
+    """False where it was cut off or cancelled."""
+    token_ids: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """int64 ``[L]``, on the CPU; None where they are not known."""
+    logprobs: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """Float ``[L]``, on the CPU: of each token when it was sampled, at the sampling temperature and
+    before penalties and any truncation of the distribution; None where they are not known."""
+    cancelled: bool = False
+    """Whether it was stopped before its end, because it was not needed any more."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-prob of the tokens, to 4 digits, as it is recorded; NaN where not known.
+
+        Votes count with this value and no finer one, so that they come out the same when a record
+        is replayed. The sum is exact: it does not depend on padding.
+        """
+        if self.logprobs is None:
+            return math.nan
+        return round(math.fsum(self.logprobs.tolist()) / max(self.num_tokens, 1), 4)
 
 
 @dataclass(frozen=True, slots=True)

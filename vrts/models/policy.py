@@ -22,6 +22,18 @@ whether the unfinished ones are no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """One encoded question, ready for sampling and scoring. Policies subclass it."""
+
+    question: Question
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """P, vision tokens included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompts:
     """B encoded questions, ready for rollouts and scoring. Policies subclass it."""
 
