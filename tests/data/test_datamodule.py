@@ -128,13 +128,13 @@ def check_resumes(folder, whole, data, options, depth, steps=range(99)):
     paths = [path for path in folder.glob("*.ckpt") if int(path.stem.split("-")[0]) in steps]
     assert paths
     for path in paths:
-        step, hook = path.stem.split("-")
+        step = int(path.stem.split("-")[0])
         into = folder / path.stem
         into.mkdir()
         module, runner = fit(folder, data, path, [SaveEverywhere(into)], **options)
-        wanted, got = left(whole.trace, int(step)), module.trace
-        if hook == "batch" and got[:1] == ["epoch ends"]:
-            got = got[1:]  # what comes between that checkpoint and the next step
+        wanted, got = left(whole.trace, step), module.trace
+        if step % 4 == 0 and got[:1] == ["epoch ends"]:
+            got = got[1:]  # of the pass before, where its end was not saved
         assert got == wanted, path
         assert (runner.global_step, runner.max_epochs) == (len(whole.seen), whole.max_epochs), path
         if depth > 1 and wanted:
@@ -224,7 +224,7 @@ def test_a_run_goes_on_with_another_batch_size(tmp_path, whole, step, batch_size
     assert told in caplog.text
 
 
-@pytest.mark.parametrize(("limit", "num_steps"), [(1, 3), (3, 8), (4, 12), (5, 12), (0.5, 6)])
+@pytest.mark.parametrize(("limit", "num_steps"), [(1, 3), (3, 7), (4, 12), (5, 12), (0.5, 6)])
 def test_a_limit_of_batches_ends_no_pass(tmp_path, limit, num_steps):
     """Each of Lightning's epochs takes the steps that come next, up to the end of a pass."""
     module, runner = fit(tmp_path, limit_train_batches=limit)
@@ -314,9 +314,9 @@ def test_fit_with_validation_through_real_workers(tmp_path, make_video):
         batch_size=2,
     )
     module = Recorder()
-    trainer(tmp_path, max_epochs=2).fit(module, datamodule=data)
+    trainer(tmp_path, max_epochs=2, **VALIDATED).fit(module, datamodule=data)
     assert len(module.seen) == 4
-    assert module.evaluated.count("v1") >= 2
+    assert module.evaluated.count("v1") == 1
     assert data._pool is None, "teardown ends the workers"
     data.num_workers = 0
     questions = data.questions("train")[:1] + data.questions("val")[:1]

@@ -135,10 +135,11 @@ class TrainingProgress:
                 "vrts that made it, and train on from that"
             )
         self.position = Position(state["epoch"], state["num_seen"])
-        if self._counts_epochs() and self.position.epoch < self._max_epochs:
+        if self._counts_epochs():
             # until the first batch is due: Lightning's count of epochs may be ahead
             assert self._trainer is not None
             self._trainer.fit_loop.max_epochs = -1
+            self._trainer.should_stop = self.position.epoch >= self._max_epochs
         changed = [key for key in now if state[key] != now[key]]
         changes = ", ".join(f"{key} {state[key]} -> {now[key]}" for key in changed)
         if {"num_questions", "seed", "shuffle"}.intersection(changed):
