@@ -272,6 +272,6 @@ def test_validation_adds_to_the_callbacks_of_a_recipe(monkeypatch, tmp_path):
     assert sorted(names) == sorted([*(type(c).__name__ for c in plain.callbacks), *added])
     assert {c.dirpath for c in cli.trainer.checkpoint_callbacks} == {str(tmp_path / "checkpoints")}
     assert len({c.state_key for c in cli.trainer.checkpoint_callbacks}) == 2
-    steps = cli.trainer.val_check_interval / cli.trainer.accumulate_grad_batches
-    assert (steps, cli.trainer.check_val_every_n_epoch) == (50, None)
+    trainer = cli.trainer
+    assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (50, None)
     assert cli.datamodule.readers["val"] is not None

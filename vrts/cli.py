@@ -170,8 +170,8 @@ class VrtsCLI(LightningCLI):
         """Let signals end the run from now on, and see to its folders before anything is started.
 
         Raises:
-            InputError: an option of the Trainer has another place here, or one of the folders cannot
-                be written to.
+            InputError: an option of the Trainer has another place here, or one of the folders
+                cannot be written to.
         """
         check_step(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]

@@ -72,16 +72,13 @@ def _recipe(
         "mask_truncated": module.mask_truncated,
         **_optimizer(trainer, module),
         "gradient_clip_val": trainer.gradient_clip_val,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "precision": trainer.precision,
         "processes": trainer.world_size,
         "seed": module.seed,
     }
     if isinstance(data, VideoQADataModule):
-        found["questions_per_step"] = (
-            data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        )
         found |= {
+            "questions_per_step": data.batch_size * trainer.world_size,
             "num_frames": data.num_frames,
             "sampler": data.sampler,
             "resolution": data.resolution,
