@@ -195,4 +195,4 @@ def _scores(texts: Sequence[str], questions: Sequence[Question]) -> torch.Tensor
     """Accuracy ``[N]`` of completions."""
     pairs = zip(texts, questions, strict=True)
     scores = [accuracy_score(text, question) for text, question in pairs]
-    return torch.tensor(scores, dtype=torch.float32)
+    return torch.tensor(scores, dtype=torch.float32, device="cpu")

@@ -21,7 +21,10 @@ _aten = torch.ops.aten
 
 
 def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether torch has a flash kernel for these tensors; on CUDA that is half precision only.
+    """Whether torch has a flash kernel for these tensors.
+
+    On CUDA that is half precision only, and head dims that are multiples of 8: torch's own SDPA
+    pads others, the operators that are called here refuse them.
 
     Args:
         query: ``[rows, heads, tokens, dim]``.
@@ -30,7 +33,7 @@ def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bo
     """
     if query.device.type == "cpu":
         return True
-    if not query.is_cuda:
+    if not query.is_cuda or query.shape[-1] % 8:
         return False
     grouped = query.shape[1] != key.shape[1]
     params = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, grouped)
@@ -70,7 +73,8 @@ class CompletionRows:
         self._shape = (len(kept), max(kept))
         self._slots: torch.Tensor | None = None
         if min(kept) < max(kept):
-            valid = torch.arange(max(kept)) < torch.tensor(kept)[:, None]
+            places = torch.arange(max(kept), device="cpu")
+            valid = places < torch.tensor(kept, device="cpu")[:, None]
             self._slots = valid.flatten().nonzero()[:, 0].to(device)
 
     def spread(self, packed: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+
+_log = logging.getLogger(__name__)
 
 
 class Steps:
@@ -41,10 +44,15 @@ class GraphSteps(Steps):
     A 7B model's step is some thousand small kernels: launching them one by one takes several
     times as long as the device needs for them. Graphs live no longer than this object, a rollout,
     so that they never outlive the weights and buffers whose addresses they hold.
+
+    Where a step cannot be recorded, a warning gives the reason and all further steps run as they
+    are: slower, with the same result.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.failed = False
+        """Whether a step could not be recorded, so that it is of no use to try again."""
         self._is_warm = False
         # All graphs of a rollout share their memory: no two are ever replayed at the same time.
         # Earlier ones are kept, since a pool ends with its last graph.
@@ -60,19 +68,37 @@ class GraphSteps(Steps):
 
     def __call__(self) -> None:
         """Run the step once."""
-        if not self._is_warm:
+        if not self._is_warm or self.failed:
             # Sets up what a capture may not: handles, workspaces, loaded kernels.
             self._is_warm = True
             super().__call__()
             return
         if self._replays is None:
-            graph = torch.cuda.CUDAGraph()
+            self._replays = self._record()
+        if self._replays is None:
+            super().__call__()
+        else:
+            self._replays.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph | None:
+        """The step as a graph, which has not run yet; None where it cannot be recorded."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
             # Other threads, such as the one that pins batches, may go on with what they do.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 super().__call__()
-            self._graphs.append(graph)
-            self._replays = graph
-        self._replays.replay()
+        except RuntimeError as error:
+            # A capture that fails leaves its own stream as the current one.
+            torch.cuda.set_stream(stream)
+            self.failed = True
+            _log.warning(
+                "decoding runs without CUDA graphs, several times slower: a step could not be "
+                "recorded (%s); set model.policy.init_args.cuda_graphs to false to silence this",
+                str(error).partition("\n")[0],
+            )
+            return None
+        self._graphs.append(graph)
+        return graph
 
     def end(self) -> None:
         """See `Steps.end`."""

@@ -36,7 +36,7 @@ class Groups:
     def take(self, indices: Sequence[int]) -> Groups:
         """Some of the groups, in the given order."""
         G = self.num_generations
-        rows = torch.tensor([b * G + g for b in indices for g in range(G)])
+        rows = torch.tensor([b * G + g for b in indices for g in range(G)], device="cpu")
         r, on = self.rollout, rows.to(self.rollout.completion_ids.device)
         length = max(int(r.lengths[on].max()), 1)
         return Groups(

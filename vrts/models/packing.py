@@ -20,6 +20,8 @@ class Packed:
     """int64 ``[S]``."""
     positions: torch.Tensor
     """int64 ``[3, S]``, M-RoPE."""
+    vision_places: torch.Tensor
+    """int64 ``[vision tokens]``, where in the row these are."""
     predictors: torch.Tensor
     """int64, for each counted completion token the place in the row that predicts it."""
     layout: PackedLayout
@@ -35,11 +37,12 @@ def pack(prompts: Sequence[EncodedPrompt], rollout: Rollout, device: torch.devic
     """
     G = len(rollout.completion_ids) // len(prompts)
     lengths = rollout.lengths.tolist()
-    ids, positions, predictors = [], [], []
+    ids, positions, places, predictors = [], [], [], []
     start = 0
     for b, prompt in enumerate(prompts):
         ids.append(prompt.input_ids.to(device))
         positions.append(prompt.positions.to(device))
+        places.append(prompt.vision_places + start)
         last = start + len(prompt.input_ids) - 1
         start = last + 1
         for row in range(b * G, (b + 1) * G):
@@ -55,4 +58,10 @@ def pack(prompts: Sequence[EncodedPrompt], rollout: Rollout, device: torch.devic
         [[n - 1 for n in lengths[b * G : (b + 1) * G]] for b in range(len(prompts))],
         device,
     )
-    return Packed(torch.cat(ids), torch.cat(positions, 1), torch.cat(predictors), layout)
+    return Packed(
+        torch.cat(ids),
+        torch.cat(positions, 1),
+        torch.cat(places).to(device),
+        torch.cat(predictors),
+        layout,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -37,7 +37,7 @@ def pair_features(
     """Features of several videos, of which only unknown pairs are encoded.
 
     Args:
-        encoded: B prompts with their patches.
+        encoded: B prompts with their frames.
         keys: names of each one's pairs.
         known: features by pair, ``[tokens of the pair, D]``.
         encode: from patches and grids ``[videos, 3]`` to features ``[video tokens, D]``.
@@ -46,20 +46,17 @@ def pair_features(
     Returns:
         ``[video tokens, D]``, without gradient where `encode` gives none.
     """
-    patches, grids, new = [], [], []
+    patches, grids, sizes = [], [], []
     for prompt, names in zip(encoded, keys, strict=True):
         missing = [i for i, name in enumerate(names) if name not in known]
         if missing:
-            # patches are in the order of time
-            by_pair = prompt.patches.unflatten(0, (len(names), -1))
-            patches.append(by_pair[missing].flatten(0, 1))
+            patches.append(prompt.patches_on(device, missing))
             grids.append((len(missing), *prompt.grid[1:]))
-            new += [(names[i], prompt.grid[1] * prompt.grid[2]) for i in missing]
-    found = dict(known)
+            sizes += [prompt.grid[1] * prompt.grid[2]] * len(missing)
+    new: Iterator[torch.Tensor] = iter(())
     if patches:
-        features = encode(torch.cat(patches).to(device), torch.tensor(grids, device=device))
+        features = encode(torch.cat(patches), torch.tensor(grids, device=device))
         # patches are merged to tokens, all alike
-        merged = sum(size for _, size in new) // len(features)
-        parts = features.split([size // merged for _, size in new])
-        found |= {name: part for (name, _), part in zip(new, parts, strict=True)}
-    return torch.cat([found[name] for names in keys for name in names])
+        merged = sum(sizes) // len(features)
+        new = iter(features.split([size // merged for size in sizes]))
+    return torch.cat([known[n] if n in known else next(new) for names in keys for n in names])

@@ -21,12 +21,18 @@ from vrts.models.decoding import CompletionBuffer
 from vrts.models.flops import Workload
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.head import token_logprobs
+from vrts.models.lora_products import merged_products
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
-from vrts.models.pairs import pair_features, pair_keys
+from vrts.models.pairs import PairKey, pair_features, pair_keys
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.qwen_flops import qwen_workload
-from vrts.models.qwen_inputs import PromptEncoder, end_token_ids, vision_token_ids
+from vrts.models.qwen_inputs import (
+    EncodedPrompt,
+    PromptEncoder,
+    end_token_ids,
+    vision_token_ids,
+)
 from vrts.models.qwen_language import QwenLanguage
 from vrts.models.qwen_loading import (
     Dtype,
@@ -69,6 +75,8 @@ class QwenPolicy(Policy):
         head_chunk_size: completion positions whose logits exist at the same time.
         cast_for_rollout: where the Trainer's precision is mixed, cast float32 matrices of the
             language model once a rollout, 2 bytes a parameter, instead of for each token anew.
+        cuda_graphs: on one CUDA device, record a decoding step as a CUDA graph and replay it; false
+            launches its kernels one by one, several times slower.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class QwenPolicy(Policy):
         gradient_checkpointing: bool = False,
         head_chunk_size: PositiveInt = 256,
         cast_for_rollout: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         self.path = path
@@ -93,6 +102,7 @@ class QwenPolicy(Policy):
         self._gradient_checkpointing = gradient_checkpointing
         self._head_chunk_size = head_chunk_size
         self._cast_for_rollout = cast_for_rollout
+        self._cuda_graphs = cuda_graphs
         self.model: Any = None
 
     @property
@@ -157,7 +167,7 @@ class QwenPolicy(Policy):
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
         self._encoder = PromptEncoder(self.processor, model.config, self._template)
-        self._language = QwenLanguage(model, self._encoder.vision_ids)
+        self._language = QwenLanguage(model)
         self._banned_ids = vision_token_ids(model.config)
         self._end_ids = end_token_ids(model.generation_config, self.processor.tokenizer)
         self.model = model
@@ -207,23 +217,28 @@ class QwenPolicy(Policy):
             if (reason := self.refuses(sample, max_new_tokens)) is not None:
                 raise InputError(reason)
         encoded = tuple(self._encoder(sample) for sample in samples)
-        patches = torch.cat([p.patches for p in encoded]).to(self.device)
-        grids = torch.tensor([p.grid for p in encoded], device=self.device)
         pairs = tuple(pair_keys(sample) for sample in samples)
+        found: dict[PairKey, torch.Tensor] = {}
+        if known is not None:
+            assert isinstance(known, QwenPrompts)
+            found = known.by_pair()
+            if is_sharded(self.base):
+                # the others need this process in the vision tower, to gather its weights
+                found.pop(pairs[0][0], None)
         with torch.no_grad():
-            if known is None:
-                features = self._video_features(patches, grids)
-            else:
-                assert isinstance(known, QwenPrompts)
-                found = known.by_pair()
-                if is_sharded(self.base):
-                    # the others need this process in the vision tower, to gather its weights
-                    found.pop(pairs[0][0], None)
-                features = pair_features(encoded, pairs, found, self._video_features, self.device)
-        questions = tuple(s.question for s in samples)
-        return QwenPrompts(questions, encoded, patches, grids, features, pairs)
+            features = pair_features(encoded, pairs, found, self._tower, self.device)
+        return QwenPrompts(tuple(s.question for s in samples), encoded, features, pairs)
 
-    def _video_features(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    def video_features(self, encoded: Sequence[EncodedPrompt]) -> torch.Tensor:
+        """Features ``[video tokens, D]`` of all videos, with gradient where the tower is trained.
+
+        Args:
+            encoded: prompts.
+        """
+        patches = torch.cat([p.patches_on(self.device) for p in encoded])
+        return self._tower(patches, torch.tensor([p.grid for p in encoded], device=self.device))
+
+    def _tower(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Features ``[video tokens, D]`` of B videos."""
         visual = self.base.model.visual
         out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grids)
@@ -246,6 +261,7 @@ class QwenPolicy(Policy):
         uniforms = row_uniforms(seeds, max_new_tokens).to(device)
         positions = torch.tensor([p.next_position for p in prompts.encoded], device=device)
         banned = self._banned_ids.to(device)
+        steps = GraphSteps() if self._cuda_graphs and can_capture(self.base) else Steps()
         with self._sampling_mode():
             prefill, logits = self._language.prefill(prompts, banned, device)
             logits = logits.repeat_interleave(G, dim=0)
@@ -256,8 +272,10 @@ class QwenPolicy(Policy):
                 RowSampler([*sampling] * B, logits.shape[1], device),
                 uniforms,
                 positions.repeat_interleave(G),
-                GraphSteps() if can_capture(self.base) else Steps(),
+                steps,
             ).run(logits, checks)
+        if isinstance(steps, GraphSteps) and steps.failed:
+            self._cuda_graphs = False
         completion_ids, mask, logprobs = buffer.trimmed()
         return Rollout(
             completion_ids=completion_ids,
@@ -276,6 +294,7 @@ class QwenPolicy(Policy):
             if self._cast_for_rollout and not is_sharded(self.base):
                 for part in (self.base.model.language_model, self.base.lm_head):
                     stack.enter_context(cast_linears(part, self.device.type))
+                stack.enter_context(merged_products(self.base.model.language_model))
             stack.enter_context(without_cast_cache(self.device.type))
             yield
 
@@ -293,8 +312,10 @@ class QwenPolicy(Policy):
         if not self.freeze_vision:
             # Also without gradient: weights have moved since the prompts were encoded, or these
             # are another policy's features and this one is the reference.
-            features = self._video_features(prompts.patches, prompts.grids)
-        hidden = self._language.hidden(packed.input_ids, packed.positions, features, packed.layout)
+            features = self.video_features(prompts.encoded)
+        hidden = self._language.hidden(
+            packed.input_ids, packed.positions, packed.vision_places, features, packed.layout
+        )
         logprobs, entropy = token_logprobs(
             hidden[packed.predictors],
             rollout.completion_ids[rollout.completion_mask],

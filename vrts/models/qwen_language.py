@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -18,17 +19,16 @@ class QwenLanguage:
     Args:
         model: the transformers model, whose language model runs `attention.SHARED_PREFIX`. Adapter
             layers may be put in place later.
-        vision_ids: that stand for vision tokens in a prompt.
     """
 
-    def __init__(self, model: Any, vision_ids: torch.Tensor) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        self._vision_ids = vision_ids
 
     def hidden(
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
+        vision_places: torch.Tensor,
         features: torch.Tensor,
         layout: PackedLayout,
     ) -> torch.Tensor:
@@ -37,12 +37,13 @@ class QwenLanguage:
         Args:
             ids: int64 ``[S]``.
             positions: int64 ``[3, S]``, M-RoPE.
-            features: ``[vision tokens, D]``, that stand in the places of these tokens.
+            vision_places: int64 ``[vision tokens]``, where in the row these are.
+            features: ``[vision tokens, D]``, that stand in their places.
             layout: which tokens see which.
         """
         embeds = self._model.model.language_model.embed_tokens(ids)
-        is_vision = torch.isin(ids, self._vision_ids.to(ids.device))
-        embeds = embeds.masked_scatter(is_vision[:, None], features.to(embeds.dtype))
+        # by place: masked_scatter would count along an int64 copy of the mask, [S, D]
+        embeds = embeds.index_copy(0, vision_places, features.to(embeds.dtype))
         return self._forward(embeds[None], positions[:, None], layout)[0]
 
     def prefill(
@@ -62,8 +63,13 @@ class QwenLanguage:
         layout = PackedLayout(lengths, [[] for _ in lengths], device, keep_prompt_kv=True)
         ids = torch.cat([p.input_ids for p in prompts.encoded]).to(device)
         positions = torch.cat([p.positions for p in prompts.encoded], 1).to(device)
-        hidden = self.hidden(ids, positions, prompts.features, layout)
-        last = torch.tensor(lengths, device=device).cumsum(0) - 1
+        ends = list(accumulate(lengths))
+        starts = [0, *ends[:-1]]
+        places = torch.cat(
+            [p.vision_places + start for p, start in zip(prompts.encoded, starts, strict=True)]
+        ).to(device)
+        hidden = self.hidden(ids, positions, places, prompts.features, layout)
+        last = torch.tensor(ends, device=device) - 1
         return layout, self._logits(hidden[last], banned)
 
     def decode(

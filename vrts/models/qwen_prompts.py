@@ -16,10 +16,6 @@ class QwenPrompts(Prompts):
     """B prompts with their video features."""
 
     encoded: tuple[EncodedPrompt, ...]
-    patches: torch.Tensor
-    """All videos' patches, on the model's device."""
-    grids: torch.Tensor
-    """int64 ``[B, 3]``."""
     features: torch.Tensor
     """``[video tokens, D]``, without gradient; valid while the vision tower stays as it is."""
     pairs: tuple[tuple[PairKey, ...], ...]
@@ -27,7 +23,8 @@ class QwenPrompts(Prompts):
 
     def by_pair(self) -> dict[PairKey, torch.Tensor]:
         """Features ``[tokens of a pair, D]`` by pair."""
-        patches_per_token = len(self.patches) // len(self.features)
+        num_patches = sum(t * h * w for t, h, w in (prompt.grid for prompt in self.encoded))
+        patches_per_token = num_patches // len(self.features)
         named = [
             (name, prompt.grid[1] * prompt.grid[2] // patches_per_token)
             for prompt, names in zip(self.encoded, self.pairs, strict=True)

@@ -81,7 +81,7 @@ class ReplayPolicy(Policy):
         if isinstance(found, str):
             return Sample(question, error=found)
         T = found.num_frames
-        frames = torch.zeros(T, 3, 0, 0, dtype=torch.uint8)
+        frames = torch.zeros(T, 3, 0, 0, dtype=torch.uint8, device="cpu")
         indices = tuple(range(T))
         # more source frames than were seen say that a denser level would have some to show
         num_source_frames = T if found.is_last else 2 * T
@@ -134,15 +134,16 @@ class ReplayPolicy(Policy):
             found if error is None else _blank(G)
             for found, error in zip(prompts.rounds, errors, strict=True)
         ]
-        lengths = torch.tensor([n for found in rounds for n in found.num_tokens[:G]])
+        host = torch.device("cpu")  # whatever device Lightning has made torch's default
+        lengths = torch.tensor([n for found in rounds for n in found.num_tokens[:G]], device=host)
         means = [mean for found in rounds for mean in found.mean_logprobs[:G]]
-        abandoned = torch.tensor([a for found in rounds for a in found.abandoned[:G]])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        abandoned = torch.tensor([a for r in rounds for a in r.abandoned[:G]], device=host)
+        mask = torch.arange(int(lengths.max()), device=host) < lengths[:, None]
         return Rollout(
-            completion_ids=torch.zeros(mask.shape, dtype=torch.int64),
+            completion_ids=torch.zeros(mask.shape, dtype=torch.int64, device=host),
             completion_mask=mask,
             # every token has the mean, in float64, so that their mean is the recorded one again
-            logprobs=torch.tensor(means, dtype=torch.float64)[:, None] * mask,
+            logprobs=torch.tensor(means, dtype=torch.float64, device=host)[:, None] * mask,
             finished=~abandoned,
             texts=tuple(text for found in rounds for text in found.texts[:G]),
             abandoned=None if stop_early is None else abandoned,

@@ -30,7 +30,12 @@ def row_uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:
     """
     generator = torch.Generator()
     rows = [
-        torch.rand(num_tokens, dtype=torch.float64, generator=generator.manual_seed(seed))
+        torch.rand(
+            num_tokens,
+            dtype=torch.float64,
+            generator=generator.manual_seed(seed),
+            device=generator.device,
+        )
         for seed in seeds
     ]
     return torch.stack(rows)

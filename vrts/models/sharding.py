@@ -204,7 +204,7 @@ def stand_in(question: Question | None = None) -> Sample:
     Args:
         question: one of the batch, where rewards will be asked about it.
     """
-    frames = torch.zeros(2, 3, 56, 56, dtype=torch.uint8)
+    frames = torch.zeros(2, 3, 56, 56, dtype=torch.uint8, device="cpu")
     clip = Clip(frames, (0, 1), fps=1.0, num_source_frames=2)
     asked = replace(question, text="") if question else Question("", "", "")
     return Sample(asked, clip)
