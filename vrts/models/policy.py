@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vrts.models.engine import Engine
     from vrts.models.network import Network
 
+
 @dataclass(frozen=True, slots=True)
 class Prompt(ABC):
     """One encoded question, ready for sampling and scoring. Policies subclass it."""
@@ -78,11 +79,9 @@ class Policy(nn.Module, ABC):
             InputError: the files do not fit.
         """
 
-    def default_engine(self) -> Engine:
-        """What samples from this policy where ``model.engine`` is null."""
-        from vrts.models.native_engine import NativeEngine  # which imports this module
-
-        return NativeEngine()
+    def default_engine(self) -> Engine | None:
+        """What samples from this policy where ``model.engine`` is null; None for the native one."""
+        return None
 
     def network(self) -> Network:
         """The forward passes that the native engine samples with, on this policy's own weights.
