@@ -16,7 +16,7 @@ from jsonargparse import dict_to_namespace
 from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.distributed import DistNetworkError, DistStoreError
 
@@ -61,6 +61,7 @@ from vrts.models import (
 )
 from vrts.models import replay as replay_policy
 from vrts.models.checkpoint_files import AtomicCheckpointIO
+from vrts.models.checks import check_step
 from vrts.models.machine import check_launcher, check_precision
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
@@ -104,11 +105,7 @@ fault of the program."""
 
 
 class VrtsCLI(LightningCLI):
-    """LightningCLI with vrts's one link between model and data."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options that belong together are given once."""
-        parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
+    """LightningCLI with one subcommand more, and errors before the long work."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -173,8 +170,10 @@ class VrtsCLI(LightningCLI):
         """Let signals end the run from now on, and see to its folders before anything is started.
 
         Raises:
-            InputError: one of the folders cannot be written to.
+            InputError: an option of the Trainer has another place here, or one of the folders cannot
+                be written to.
         """
+        check_step(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, interruption.SaveOnInterrupt):
                 callback.begin()

@@ -24,15 +24,12 @@ from vrts.models.checkpoints import (
 )
 from vrts.models.checks import (
     check_comparable,
+    check_groups,
     check_reference,
     check_rewards,
-    check_updates,
     check_validation,
-    check_validation_comes,
-    warn_of_checkpoints_within_a_step,
 )
 from vrts.models.collecting import Collector
-from vrts.models.epochs import leave_finished_epoch
 from vrts.models.evaluation import Evaluation
 from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
@@ -177,14 +174,13 @@ class VideoQAModule(LightningModule):
             return
         check_comparable(self.num_generations)
         check_rewards(self.rewards, self.temporal)
-        check_updates(self.updates_per_rollout, self.trainer.accumulate_grad_batches)
         check_reference(self.objective.beta, self._reference is not None)
-        warn_of_checkpoints_within_a_step(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             check_all(self.rewards, data.questions("train"))
             validated = data.questions("val") if data.readers["val"] is not None else None
-            check_validation(self.trainer, validated, self.updates_per_rollout)
+            check_groups(self.num_groups, data.batch_size)
+            check_validation(self.trainer, validated, data.steps_per_epoch)
 
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done."""
@@ -233,21 +229,18 @@ class VideoQAModule(LightningModule):
 
     # ---- training
 
-    def on_train_start(self) -> None:
-        """Check that the run is long enough to be validated; raises as `check_validation_comes`."""
-        check_validation_comes(self.trainer)
-        leave_finished_epoch(self.trainer)
-
     def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
         """One GRPO update: roll out, reward, compare within groups, take the gradient."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        done = self.trainer.fit_loop.total_batch_idx + 1
+        self._batch = batch
         seed_globally(row_seed(self.seed, "batch", done, self.global_rank))
         self.work = BatchWork()
         samples = self._patience.usable([self.answerer.check(sample) for sample in batch])
         skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
         if self._rollouts.is_due(batch, batch_idx):
             peers = Peers(self._mean_over_processes, self.device, self.is_sharded)
-            epoch = self._epoch()
+            end = getattr(batch, "end", None)
+            epoch = 0 if end is None else end.epoch
             self._rollouts.make(samples, batch, epoch, self.reference, peers, self.work)
             made = self._rollouts.experience
             self.last_rollout = None if made is None else made.record()
@@ -280,6 +273,8 @@ class VideoQAModule(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Make the step, and let the reference follow before a checkpoint is written."""
         super().optimizer_step(*args, **kwargs)
+        if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            self.trainer.datamodule.mark_trained(self._batch)  # type: ignore[attr-defined]
         if self.reference is not None:
             self.reference.after_step(self.policy, self.global_step + 1)
 
@@ -303,14 +298,6 @@ class VideoQAModule(LightningModule):
         """
         self._patience.check_end(self.num_batches_trained)
         self._guard.check_end(self.trainer.global_step)
-
-    def _epoch(self) -> int:
-        """Times that the training questions were gone through before.
-
-        Lightning's own count is one too high in a run that goes on where ``max_steps`` ended it.
-        """
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
-        return batches // int(self.trainer.num_training_batches)
 
     def _no_loss(self, metrics: dict[str, float | torch.Tensor]) -> torch.Tensor:
         """Take part in what all processes do together where no sample of this batch is usable.

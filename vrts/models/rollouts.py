@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vrts.models.checks import check_groups
 from vrts.models.collecting import Collected, Collector
 from vrts.models.experience import Experience
 from vrts.models.grpo import Reduce
@@ -110,7 +109,6 @@ class Rollouts:
             InputError: the batch cannot have as many groups as are asked for.
             RewardError: a reward failed.
         """
-        check_groups(self._num_groups, len(batch))
         start_s = time.perf_counter()
         asked = samples
         if peers.is_sharded and not samples:
