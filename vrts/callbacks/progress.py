@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from jsonargparse.typing import NonNegativeFloat
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from vrts.callbacks.densify import densifiers_before
 from vrts.callbacks.records import Line, prediction_line, read_lines
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
+from vrts.types import Prediction
 
 
 @dataclass(slots=True)
@@ -51,8 +51,7 @@ class PredictionProgress(Callback):
 
     On a terminal it is a bar; elsewhere it is a line now and then. A run that goes on counts what
     was decided before. Of several processes the first one shows its own share. It takes the place
-    of Lightning's bar (``trainer.enable_progress_bar: false``). `trainer.callbacks` must name it
-    behind SparseToDense, whose answers it counts.
+    of Lightning's bar (``trainer.enable_progress_bar: false``).
 
     Args:
         line_every_s: seconds from one line to the next where there is no terminal; 0 prints none.
@@ -68,15 +67,6 @@ class PredictionProgress(Callback):
         self._console = Console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the order of the callbacks.
-
-        Raises:
-            InputError: the densifier comes after this one.
-        """
-        if stage == "predict":
-            densifiers_before(trainer, self)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what is decided already, and what is left for this process."""
@@ -107,19 +97,13 @@ class PredictionProgress(Callback):
             self._bar.start()
             self._show()
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Count the batch's predictions."""
+        """Count what was decided."""
         if not trainer.is_global_zero:
             return
-        for prediction in outputs:
+        for prediction in predictions:
             self._tally.add(prediction_line(prediction))
         self._show()
 

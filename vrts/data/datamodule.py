@@ -24,7 +24,7 @@ from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import SampleStream, Watcher
+from vrts.data.streaming import SampleStream
 from vrts.data.workers import DecodePool
 from vrts.types import InputError, Question, Sample
 
@@ -127,8 +127,6 @@ class VideoQADataModule(LightningDataModule):
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
         """Frames of the streams of all stages but training, where they are not ``num_frames``."""
-        self.watcher: Watcher | None = None
-        """Told of each question that such a stream asks for; to be set before it is made."""
         self.make_sample: MakeSample | None = None
         """Makes samples in place of the decoder, where a model needs none of their frames; to be
         set before the first stream."""
@@ -301,7 +299,6 @@ class VideoQADataModule(LightningDataModule):
             self._decode_pool(),
             num_frames,
             self.prefetch_batches,
-            watcher=self.watcher,
         )
 
     def _decode_pool(self) -> SampleSource:

@@ -38,10 +38,6 @@ class Batch:
         return f"Batch({self.samples!r})"
 
 
-Watcher = Callable[[Question, Future[Sample]], None]
-"""Is told of each question of a stream, in order, when its sample is asked for."""
-
-
 def start() -> Position:
     """Return the beginning, where evaluation always starts."""
     return Position(epoch=0, num_seen=0)
@@ -62,7 +58,6 @@ class SampleStream:
         prefetch_batches: Batches that are decoded ahead of the one in use.
         repeats: Times that each batch is given out, the same object each time.
         position: Asked once an iteration, when its first batch is due.
-        watcher: Told of each question that is asked for.
     """
 
     def __init__(
@@ -74,7 +69,6 @@ class SampleStream:
         prefetch_batches: int = 2,
         repeats: int = 1,
         position: Callable[[], Position] = start,
-        watcher: Watcher | None = None,
     ) -> None:
         self.questions = questions
         self._batches = batches
@@ -84,7 +78,6 @@ class SampleStream:
         self._prefetch_batches = prefetch_batches if pool.num_workers else 0
         self._repeats = repeats
         self._position = position
-        self._watcher = watcher
         self._num_batches = len(batches(start())) * repeats
         self.waited_s = 0.0
         """How long batches were waited for so far, in all epochs."""
@@ -135,9 +128,5 @@ class SampleStream:
     ) -> None:
         for indices in waiting:
             questions = [self.questions[index] for index in indices]
-            futures = [self._pool.submit(q, self._num_frames) for q in questions]
-            decoding.append(futures)
-            for question, future in zip(questions, futures, strict=True):
-                if self._watcher is not None:
-                    self._watcher(question, future)
+            decoding.append([self._pool.submit(q, self._num_frames) for q in questions])
             return

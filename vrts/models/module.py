@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,6 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from vrts.models.answerer import Answerer
 from vrts.models.checkpoints import (
     TRAINED_WITH,
     check_same_model,
@@ -32,6 +32,7 @@ from vrts.models.checks import (
     warn_of_checkpoints_within_a_step,
 )
 from vrts.models.collecting import Collector
+from vrts.models.engine import Engine
 from vrts.models.epochs import leave_finished_epoch
 from vrts.models.evaluation import Evaluation
 from vrts.models.grpo import masked_mean
@@ -41,6 +42,7 @@ from vrts.models.objectives import GRPO, Objective
 from vrts.models.patience import Patience
 from vrts.models.placing import data_parallel, load, shard
 from vrts.models.policy import Policy
+from vrts.models.predictor import Plan, Predictor, TakesPredictions, checked
 from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
@@ -80,6 +82,7 @@ class VideoQAModule(LightningModule):
         max_nonfinite_steps: optimizer steps whose loss or gradient is not finite are skipped, and
             the run stops at that many in a row.
         evaluation: how tokens are drawn in validation, test and prediction.
+        engine: what samples completions; the policy's own where it is null.
         sharding: how weights are kept under Lightning's ModelParallelStrategy (FSDP2).
         seed: of all sampling. A completion's random numbers depend on the seed, its question and
             its place in the group alone, not on batches or processes.
@@ -104,6 +107,7 @@ class VideoQAModule(LightningModule):
         mask_truncated: bool = False,
         max_nonfinite_steps: PositiveInt = 5,
         evaluation: Sampling | None = None,
+        engine: Engine | None = None,
         sharding: Sharding | None = None,
         seed: int = 0,
     ) -> None:
@@ -123,8 +127,9 @@ class VideoQAModule(LightningModule):
         self.is_sharded = False
         """Whether each process holds a part of the weights only."""
         self.seed = seed
-        self.answerer = Answerer(policy, self.evaluation, self.max_new_tokens, seed)
-        """Asks where nothing is trained; callbacks may ask it too."""
+        self.engine = engine or policy.default_engine()
+        self.plan = Plan((self.evaluation,))
+        """How questions are asked in validation, test and prediction; a callback may set it."""
         self.last_rollout: RolloutRecord | None = None
         """Of the newest batch, for callbacks that show or keep completions; None before the first
         batch and after one without a usable video."""
@@ -164,6 +169,7 @@ class VideoQAModule(LightningModule):
         self._logged: set[str] = set()
         self._patience = Patience()
         self._evaluation = Evaluation()
+        self._predictor: Predictor | None = None
 
     # ---- setting up
 
@@ -199,7 +205,6 @@ class VideoQAModule(LightningModule):
             reference = self.reference if self._attached else None
             shard(self, self.policy, reference, mesh, self.sharding, str(self.trainer.precision))
             self.is_sharded = True
-        self.answerer.prepare(mesh, self.trainer.precision_plugin.forward_context)
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
         self.policy.train(self._fitting)
 
@@ -243,7 +248,9 @@ class VideoQAModule(LightningModule):
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         seed_globally(row_seed(self.seed, "batch", done, self.global_rank))
         self.work = BatchWork()
-        samples = self._patience.usable([self.answerer.check(sample) for sample in batch])
+        samples = self._patience.usable(
+            [checked(sample, self.policy.refuses, self.max_new_tokens) for sample in batch]
+        )
         skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
         if self._rollouts.is_due(batch, batch_idx):
             peers = Peers(self._mean_over_processes, self.device, self.is_sharded)
@@ -341,54 +348,65 @@ class VideoQAModule(LightningModule):
         assert isinstance(mean, torch.Tensor)
         return mean
 
-    # ---- answering
+    # ---- prediction, validation and test
 
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Prediction]:
-        """Ask each question in one round, with the frames that its sample has."""
-        return self.answerer.predict(batch)
+        """Submit questions, and return what is decided by now; the last batch decides the rest.
 
-    def on_predict_batch_end(
-        self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Let go of the frames, which callbacks have seen by now.
-
-        Where the Trainer returns predictions, it keeps those of all batches.
+        Callbacks that take predictions get them at once, with their frames.
         """
-        outputs[:] = [replace(prediction, clip=None) for prediction in outputs]
+        decided: list[Prediction] = []
+        for predictions in self._predict(batch, batch_idx, self.trainer.num_predict_batches):
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, TakesPredictions):
+                    callback.on_predictions(self.trainer, self, predictions)
+            decided += [replace(prediction, clip=None) for prediction in predictions]
+        return decided
 
-    def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, list[Prediction]]:
-        """Ask as in prediction; what callbacks have made of the answers is counted at the end."""
-        return {"predictions": self.predict_step(batch, batch_idx)}
-
-    test_step = validation_step
-
-    def on_validation_batch_end(
-        self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Count under ``val/``, and keep company after the last batch.
-
-        Lightning exchanges metrics before its epoch ends.
-        """
-        self._evaluation.count(outputs["predictions"])
-        self._evaluation.log(self, "val")
+    def validation_step(self, batch: list[Sample], batch_idx: int) -> None:
+        """Predict, and count under ``val/``."""
         trainer = self.trainer
         checking = trainer.sanity_checking
-        count = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
-        if batch_idx + 1 == count[0]:
-            self.answerer.keep_company()
+        counts = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
+        for predictions in self._predict(batch, batch_idx, counts):
+            self._evaluation.count(predictions)
+        self._evaluation.log(self, "val")
 
-    def on_test_batch_end(
-        self, outputs: Any, batch: list[Sample], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Count under ``test/``, and keep company after the last batch, as in validation."""
-        self._evaluation.count(outputs["predictions"])
+    def test_step(self, batch: list[Sample], batch_idx: int) -> None:
+        """Predict, and count under ``test/``."""
+        for predictions in self._predict(batch, batch_idx, self.trainer.num_test_batches):
+            self._evaluation.count(predictions)
         self._evaluation.log(self, "test")
-        if batch_idx + 1 == self.trainer.num_test_batches[0]:
-            self.answerer.keep_company()
 
-    def on_predict_epoch_end(self) -> None:
-        """Keep company."""
-        self.answerer.keep_company()
+    def _predict(
+        self, batch: list[Sample], batch_idx: int, num_batches: list[int | float]
+    ) -> Iterator[list[Prediction]]:
+        """Submit a batch, and yield what is decided until there is room for the next one."""
+        if self._predictor is None or batch_idx == 0:
+            self.engine.cancel()  # what an interrupted run has left
+            self.engine.sync(self.policy)
+            self._predictor = Predictor(
+                self.engine, self.policy.refuses, self.plan, self.max_new_tokens, self.seed
+            )
+        self._predictor.submit(batch)
+        if batch_idx + 1 < num_batches[0]:
+            yield from self._predictor.run_until_room()
+            return
+        yield from self._predictor.drain()
+        self._predictor = None
+        self.engine.release()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What predictions depend on besides the data, as plain JSON values."""
+        if self.policy.is_recorded:
+            return self.policy.fingerprint()
+        return {
+            **self.policy.fingerprint(),
+            **self.engine.fingerprint(),
+            "max_new_tokens": self.max_new_tokens,
+            **self.plan.fingerprint(),
+            "seed": self.seed,
+        }
 
     # ---- checkpoints
 

@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vrts.models.flops import Workload
 from vrts.types import InputError, Question, Rollout, Sample, Sampling
+
+if TYPE_CHECKING:
+    from vrts.models.engine import Engine
 
 StopEarly = Callable[[int, Sequence[str | None], Sequence[float]], bool]
 """From a question's index in the batch, the texts of its G completions (None for those that are
@@ -86,6 +89,14 @@ class Policy(nn.Module, ABC):
         Raises:
             InputError: the files do not fit.
         """
+
+    def default_engine(self) -> Engine:
+        """Make what samples from this policy where ``model.engine`` is null; needs no weights yet.
+
+        Raises:
+            InputError: it has no engine of its own.
+        """
+        raise InputError(f"{type(self).__name__} brings no engine; set model.engine to one")
 
     @abstractmethod
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:

@@ -1,25 +1,141 @@
-"""A policy without a model: it says again what an earlier run recorded."""
+"""A policy without a model, and the engine that says again what an earlier run recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
 
-from vrts.models.policy import Policy, Prompts, Scores, StopEarly
+from vrts.models.engine import Engine, Request, Result
+from vrts.models.policy import Policy, Prompt, Prompts, Scores, StopEarly
 from vrts.models.recording import RecordedRound, Recording
-from vrts.types import Clip, InputError, Question, Rollout, Sample, Sampling
+from vrts.types import Clip, Completion, InputError, Question, Rollout, Sample, Sampling
+
+REQUESTS_AT_ONCE = 64
+"""Whose texts are in memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayPrompts(Prompts):
-    """Which recorded rounds are asked for."""
+class ReplayPrompt(Prompt):
+    """Which recorded round is asked for."""
 
-    rounds: tuple[RecordedRound, ...]
+    found: RecordedRound
+
+    @property
+    def num_tokens(self) -> int:
+        """0: nothing is encoded."""
+        return 0
+
+
+class ReplayEngine(Engine):
+    """Gives the recorded completions, the first G of each question; tokens are blank.
+
+    Fewer that were recorded, and cancelled ones that are needed, are an error of the question.
+
+    Args:
+        recording: that was read.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._requests: list[Request] = []
+
+    def attach(self, policy: Policy) -> None:
+        """Do nothing: the recording is the policy's."""
+
+    def sync(self, policy: Policy) -> None:
+        """Do nothing: a recording does not change."""
+
+    def encode(self, samples: Sequence[Sample], known: Prompt | None = None) -> list[Prompt]:
+        """Look up the recorded rounds; what is known of earlier ones saves nothing here.
+
+        Raises:
+            InputError: one is not recorded.
+        """
+        prompts: list[Prompt] = []
+        for sample in samples:
+            assert sample.clip is not None
+            found = self._recording.find(sample.question.id, sample.clip.num_frames)
+            if isinstance(found, str):
+                raise InputError(found)
+            prompts.append(ReplayPrompt(sample.question, found))
+        return prompts
+
+    def has_room(self) -> bool:
+        """Whether there are not too many texts in memory."""
+        return len(self._requests) < REQUESTS_AT_ONCE
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._requests.append(request)
+
+    @property
+    def num_pending(self) -> int:
+        """Requests that were added and have not come out."""
+        return len(self._requests)
+
+    def step(self) -> list[Result]:
+        """Give everything that was asked for."""
+        results = [self._replay(request) for request in self._requests]
+        self._requests = []
+        return results
+
+    def cancel(self) -> None:
+        """Drop all that is pending."""
+        self._requests = []
+
+    def release(self) -> None:
+        """Do nothing: nothing is kept."""
+
+    def _replay(self, request: Request) -> Result:
+        assert isinstance(request.prompt, ReplayPrompt)
+        error = self._lacks(request, request.prompt)
+        if error is not None:
+            return Result(request, (), error)
+        found = request.prompt.found
+        G = len(request.sampling)
+        rows = zip(found.texts, found.num_tokens, found.mean_logprobs, found.abandoned, strict=True)
+        return Result(
+            request,
+            tuple(
+                Completion(
+                    text,
+                    num_tokens,
+                    request.max_new_tokens,
+                    finished=not gone,
+                    # every token has the mean, so that their mean is the recorded one again
+                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64),
+                    cancelled=gone,
+                )
+                for text, num_tokens, mean, gone in islice(rows, G)
+            ),
+        )
+
+    def _lacks(self, request: Request, prompt: ReplayPrompt) -> str | None:
+        """Which of the completions that are needed were not recorded, or None."""
+        found, G = prompt.found, len(request.sampling)
+        where = (
+            f"{self._recording.path}: question {prompt.question.id} at {found.num_frames} frames"
+        )
+        if len(found.texts) < G:
+            return (
+                f"{where} has {len(found.texts)} completions, and {G} are asked for; "
+                "give SparseToDense.num_samples no more than were recorded"
+            )
+        gone = found.abandoned[:G]
+        known = [None if g else text for text, g in zip(found.texts, gone, strict=False)]
+        stop = request.should_stop
+        if any(gone) and (stop is None or not stop(known, found.mean_logprobs[:G])):
+            return (
+                f"{where} has {sum(gone)} completions that an early stop cancelled and that are "
+                "needed here; record the run with SparseToDense.early_stop: false"
+            )
+        return None
 
 
 class ReplayPolicy(Policy):
@@ -93,22 +209,15 @@ class ReplayPolicy(Policy):
         found = self._recording.find(sample.question.id, sample.clip.num_frames)
         return found if isinstance(found, str) else None
 
+    def default_engine(self) -> ReplayEngine:
+        """Return the engine that gives what was recorded."""
+        return ReplayEngine(self._recording)
+
     def encode(
         self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
-    ) -> ReplayPrompts:
-        """Look up the recorded rounds; what is known of earlier ones saves nothing here.
-
-        Raises:
-            InputError: one is not recorded.
-        """
-        rounds = []
-        for sample in samples:
-            assert sample.clip is not None
-            found = self._recording.find(sample.question.id, sample.clip.num_frames)
-            if isinstance(found, str):
-                raise InputError(found)
-            rounds.append(found)
-        return ReplayPrompts(tuple(s.question for s in samples), tuple(rounds))
+    ) -> Prompts:
+        """Refuse; raises `InputError`."""
+        self._refuse()
 
     def rollout(
         self,
@@ -118,36 +227,8 @@ class ReplayPolicy(Policy):
         max_new_tokens: int,
         stop_early: StopEarly | None = None,
     ) -> Rollout:
-        """Give the recorded completions, the first G of each question; tokens are blank.
-
-        Fewer that were recorded, and given up ones that are needed, are an error of the question.
-        """
-        assert isinstance(prompts, ReplayPrompts)
-        G = len(sampling)
-        errors = tuple(
-            self._lacks(b, question, found, G, stop_early)
-            for b, (question, found) in enumerate(
-                zip(prompts.questions, prompts.rounds, strict=True)
-            )
-        )
-        rounds = [
-            found if error is None else _blank(G)
-            for found, error in zip(prompts.rounds, errors, strict=True)
-        ]
-        lengths = torch.tensor([n for found in rounds for n in found.num_tokens[:G]])
-        means = [mean for found in rounds for mean in found.mean_logprobs[:G]]
-        abandoned = torch.tensor([a for found in rounds for a in found.abandoned[:G]])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return Rollout(
-            completion_ids=torch.zeros(mask.shape, dtype=torch.int64),
-            completion_mask=mask,
-            # every token has the mean, in float64, so that their mean is the recorded one again
-            logprobs=torch.tensor(means, dtype=torch.float64)[:, None] * mask,
-            finished=~abandoned,
-            texts=tuple(text for found in rounds for text in found.texts[:G]),
-            abandoned=None if stop_early is None else abandoned,
-            errors=errors,
-        )
+        """Refuse; raises `InputError`."""
+        self._refuse()
 
     def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
         """Refuse; raises `InputError`."""
@@ -165,46 +246,8 @@ class ReplayPolicy(Policy):
         """Which predictions are replayed: a checksum of the file's content."""
         return {"policy": "ReplayPolicy", "replayed": self._recording.checksum()}
 
-    def _lacks(
-        self,
-        index: int,
-        question: Question,
-        found: RecordedRound,
-        num_samples: int,
-        stop_early: StopEarly | None,
-    ) -> str | None:
-        """Which of the completions that are needed were not recorded, or None."""
-        where = f"{self._recording.path}: question {question.id} at {found.num_frames} frames"
-        if len(found.texts) < num_samples:
-            return (
-                f"{where} has {len(found.texts)} completions, and {num_samples} are asked for; "
-                "give SparseToDense.num_samples no more than were recorded"
-            )
-        gone = found.abandoned[:num_samples]
-        known = [None if g else text for text, g in zip(found.texts, gone, strict=False)]
-        means = found.mean_logprobs[:num_samples]
-        if any(gone) and (stop_early is None or not stop_early(index, known, means)):
-            return (
-                f"{where} has {sum(gone)} completions that an early stop gave up and that are "
-                "needed here; record the run with SparseToDense.early_stop: false"
-            )
-        return None
-
     def _refuse(self) -> NoReturn:
         raise InputError(
             "ReplayPolicy holds recorded completions and no weights: it predicts, and cannot be "
             "trained or exported; give model.policy a model"
         )
-
-
-def _blank(num_samples: int) -> RecordedRound:
-    """Rows in place of completions that cannot be had."""
-    return RecordedRound(
-        num_frames=0,
-        texts=("",) * num_samples,
-        times_s=(),
-        num_tokens=(1,) * num_samples,
-        mean_logprobs=(0.0,) * num_samples,
-        abandoned=(True,) * num_samples,
-        is_last=False,
-    )

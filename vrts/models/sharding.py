@@ -210,24 +210,6 @@ def stand_in(question: Question | None = None) -> Sample:
     return Sample(asked, clip)
 
 
-def announce(mesh: DeviceMesh) -> None:
-    """Tell the other processes that this one is about to answer, so that none leaves it alone."""
-    count_processes(True, mesh)
-
-
-def keep_company(policy: Policy, mesh: DeviceMesh, max_new_tokens: int) -> None:
-    """Gather weights along with processes that still `announce` that they answer, until none does.
-
-    Args:
-        policy: sharded over the mesh.
-        mesh: one-dimensional.
-        max_new_tokens: room that the policy is asked to leave.
-    """
-    while int(count_processes(False, mesh)):
-        prompts = policy.encode([stand_in()], max_new_tokens)
-        policy.rollout(prompts, [Sampling()], [0], max_new_tokens=1)
-
-
 def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Whole weights of a module on the CPU of the first process; nothing on the others.
 

@@ -90,17 +90,10 @@ class ReportWriter(Callback):
         if trainer.is_global_zero and self._writer is not None and self._writer.is_unfinished:
             self.path.unlink(missing_ok=True)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Keep the frames of the batch; the predictions themselves are safe already."""
-        predictions: list[Prediction] = outputs
+        """Keep the frames; the predictions themselves are safe already."""
         for prediction in predictions:
             clip = prediction.clip
             # a replayed run's clips have no pixels
