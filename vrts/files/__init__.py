@@ -1,0 +1,1 @@
+"""Files that vrts writes and reads."""
