@@ -12,9 +12,9 @@ from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.lookahead import FrameLookahead
-from vrts.data.content import describe
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.sampling import NestedPairSampler
+from vrts.files.fingerprints import describe
 from vrts.models.answerer import Answerer
 from vrts.models.answering import RoundPlan
 from vrts.models.module import VideoQAModule

@@ -2,24 +2,95 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
 
+from vrts.files.fingerprints import file_digest
+from vrts.files.predictions import SETTINGS_NAME, StoredPredictions
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
-from vrts.models.recording import RecordedRound, Recording
-from vrts.types import Clip, InputError, Question, Rollout, Sample, Sampling
+from vrts.types import Clip, InputError, Question, Rollout, Round, Sample, Sampling
+
+
+class Recording:
+    """A ``predictions.jsonl`` with the ``settings.json`` beside it.
+
+    Args:
+        path: of the former.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._levels: list[int] = []
+        self._stored: StoredPredictions | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `read` has been called."""
+        return self._stored is not None
+
+    def read(self) -> None:
+        """Read both files.
+
+        Raises:
+            InputError: one is missing or is not what ``vrts predict`` writes.
+        """
+        self._levels = _read_levels(self.path.with_name(SETTINGS_NAME))
+        try:
+            self._stored = StoredPredictions(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def find(self, id: str, num_frames: int) -> Round | str:
+        """The round of a question at a number of frames asked for, or why there is none.
+
+        A round that saw fewer frames than were asked for is its video's last.
+        """
+        assert self._stored is not None
+        prediction = self._stored.get(id)
+        if prediction is None:
+            return f"{self.path}: question {id} is not recorded; predict it with the model first"
+        rounds = prediction.rounds
+        for found, asked in zip(rounds, self._levels, strict=False):
+            is_last = found.is_last or found.num_frames < asked
+            if found.num_frames == num_frames or (is_last and found.num_frames < num_frames):
+                return replace(found, is_last=is_last)
+        failed_here = self._levels[len(rounds) : len(rounds) + 1] == [num_frames]
+        if prediction.error is not None and (failed_here or not rounds):
+            return prediction.error
+        return (
+            f"{self.path}: question {id} is recorded at {[r.num_frames for r in rounds]} frames "
+            f"and not at {num_frames}; predict it at that level with the model first"
+        )
+
+    def checksum(self) -> str:
+        """SHA-256 of the file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            return file_digest(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> InputError:
+        return InputError(
+            f"model.policy.path: cannot read {self.path} ({error.strerror}); give the "
+            "predictions.jsonl of an earlier run"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayPrompts(Prompts):
     """Which recorded rounds are asked for."""
 
-    rounds: tuple[RecordedRound, ...]
+    rounds: tuple[Round, ...]
 
 
 class ReplayPolicy(Policy):
@@ -144,7 +215,7 @@ class ReplayPolicy(Policy):
             # every token has the mean, in float64, so that their mean is the recorded one again
             logprobs=torch.tensor(means, dtype=torch.float64)[:, None] * mask,
             finished=~abandoned,
-            texts=tuple(text for found in rounds for text in found.texts[:G]),
+            texts=tuple(text for found in rounds for text in found.completions[:G]),
             abandoned=None if stop_early is None else abandoned,
             errors=errors,
         )
@@ -169,19 +240,19 @@ class ReplayPolicy(Policy):
         self,
         index: int,
         question: Question,
-        found: RecordedRound,
+        found: Round,
         num_samples: int,
         stop_early: StopEarly | None,
     ) -> str | None:
         """Which of the completions that are needed were not recorded, or None."""
         where = f"{self._recording.path}: question {question.id} at {found.num_frames} frames"
-        if len(found.texts) < num_samples:
+        if len(found.completions) < num_samples:
             return (
-                f"{where} has {len(found.texts)} completions, and {num_samples} are asked for; "
-                "give SparseToDense.num_samples no more than were recorded"
+                f"{where} has {len(found.completions)} completions, and {num_samples} are asked "
+                "for; give SparseToDense.num_samples no more than were recorded"
             )
         gone = found.abandoned[:num_samples]
-        known = [None if g else text for text, g in zip(found.texts, gone, strict=False)]
+        known = [None if g else text for text, g in zip(found.completions, gone, strict=False)]
         means = found.mean_logprobs[:num_samples]
         if any(gone) and (stop_early is None or not stop_early(index, known, means)):
             return (
@@ -197,14 +268,32 @@ class ReplayPolicy(Policy):
         )
 
 
-def _blank(num_samples: int) -> RecordedRound:
+def _blank(num_samples: int) -> Round:
     """Rows in place of completions that cannot be had."""
-    return RecordedRound(
+    return Round(
         num_frames=0,
-        texts=("",) * num_samples,
-        times_s=(),
+        completions=("",) * num_samples,
+        answers=(None,) * num_samples,
+        agreement=0.0,
         num_tokens=(1,) * num_samples,
         mean_logprobs=(0.0,) * num_samples,
         abandoned=(True,) * num_samples,
-        is_last=False,
     )
+
+
+def _read_levels(path: Path) -> list[int]:
+    """Frames that a run asked for in each round.
+
+    Raises:
+        InputError: the file is missing or is not what ``vrts predict`` writes.
+    """
+    try:
+        levels = [int(level) for level in json.loads(path.read_text(encoding="utf-8"))["levels"]]
+        if not levels:
+            raise ValueError("levels is empty")
+        return levels
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot read what the recorded run asked for ({error!r}); keep this file "
+            "beside its predictions.jsonl"
+        ) from error
