@@ -83,6 +83,12 @@ class Question:
         cap = self.metadata.get("max_frames")
         return cap if isinstance(cap, int) else None
 
+    @property
+    def breakdown(self) -> dict[str, str]:
+        """Category by name, as its benchmark breaks accuracy down, from the metadata."""
+        found = self.metadata.get("breakdown")
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:

@@ -10,10 +10,10 @@ from typing import Any, cast
 from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
-from vrts.data.content import describe
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.requests import Priority
 from vrts.data.sampling import NestedPairSampler
+from vrts.files.fingerprints import describe
 from vrts.models.module import VideoQAModule
 from vrts.models.predictor import Plan
 from vrts.types import InputError, Question, Sample, Sampling
@@ -123,9 +123,7 @@ class SparseToDense(Callback):
         _data(trainer).predict_num_frames = None
 
 
-def install_plan(
-    trainer: Trainer, pl_module: LightningModule, stage: str
-) -> SparseToDense | None:
+def install_plan(trainer: Trainer, pl_module: LightningModule, stage: str) -> SparseToDense | None:
     """Return the run's `SparseToDense` with its plan in place, wherever it stands in the list."""
     for callback in cast(list[Callback], trainer.callbacks):  # type: ignore[attr-defined]
         if isinstance(callback, SparseToDense):

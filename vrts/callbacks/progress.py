@@ -12,9 +12,9 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from vrts.callbacks.records import Line, prediction_line, read_lines
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
+from vrts.files.predictions import read_predictions
 from vrts.types import Prediction
 
 
@@ -28,13 +28,13 @@ class Tally:
     scored: int = 0
     right: int = 0
 
-    def add(self, line: Line) -> None:
-        """Count a question, by its line of ``predictions.jsonl``."""
+    def add(self, prediction: Prediction) -> None:
+        """Count a question."""
         self.done += 1
-        self.failed += line["status"] == "failed"
-        self.num_frames += line["num_frames"] if line["status"] == "ok" else 0
-        self.scored += line["correct"] is not None
-        self.right += bool(line["correct"])
+        self.failed += prediction.error is not None
+        self.num_frames += prediction.num_frames if prediction.error is None else 0
+        self.scored += prediction.correct is not None
+        self.right += bool(prediction.correct)
 
     def text(self) -> str:
         """Failures, mean frames of the deciding rounds and accuracy, where there are any."""
@@ -74,8 +74,8 @@ class PredictionProgress(Callback):
             return
         self._tally = Tally()
         writers = [c for c in trainer.callbacks if isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
-        for line in read_lines(writers[0].folder.predictions_path) if writers else []:
-            self._tally.add(line)
+        for found in read_predictions(writers[0].folder.predictions_path) if writers else []:
+            self._tally.add(found)
         self._before = self._tally.done
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
         left = len(data.questions("predict")) - self._before
@@ -104,7 +104,7 @@ class PredictionProgress(Callback):
         if not trainer.is_global_zero:
             return
         for prediction in predictions:
-            self._tally.add(prediction_line(prediction))
+            self._tally.add(prediction)
         self._show()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from vrts.data.asking import SingleQuestionReader
 from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
-from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
@@ -26,6 +25,7 @@ from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
 from vrts.data.streaming import SampleStream
 from vrts.data.workers import DecodePool
+from vrts.files.fingerprints import describe
 from vrts.types import InputError, Question, Sample
 
 READERS = {

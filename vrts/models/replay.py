@@ -1,30 +1,110 @@
-"""A policy without a model, and the engine that says again what an earlier run recorded."""
+"""A policy without a model, and the engine that repeats what an earlier run recorded."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
 
+from vrts.files.fingerprints import file_digest
+from vrts.files.predictions import SETTINGS_NAME, StoredPredictions
 from vrts.models.engine import Engine, Request, Result
 from vrts.models.policy import Policy, Prompt, Prompts, Scores, StopEarly
-from vrts.models.recording import RecordedRound, Recording
-from vrts.types import Clip, Completion, InputError, Question, Rollout, Sample, Sampling
+from vrts.types import (
+    Clip,
+    Completion,
+    InputError,
+    Question,
+    Rollout,
+    Round,
+    Sample,
+    Sampling,
+)
 
 REQUESTS_AT_ONCE = 64
 """Whose texts are in memory."""
+
+
+class Recording:
+    """A ``predictions.jsonl`` with the ``settings.json`` beside it.
+
+    Args:
+        path: of the former.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._levels: list[int] = []
+        self._stored: StoredPredictions | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `read` has been called."""
+        return self._stored is not None
+
+    def read(self) -> None:
+        """Read both files.
+
+        Raises:
+            InputError: one is missing or is not what ``vrts predict`` writes.
+        """
+        self._levels = _read_levels(self.path.with_name(SETTINGS_NAME))
+        try:
+            self._stored = StoredPredictions(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def find(self, id: str, num_frames: int) -> Round | str:
+        """The round of a question at a number of frames asked for, or why there is none.
+
+        A round that saw fewer frames than were asked for is its video's last.
+        """
+        assert self._stored is not None
+        prediction = self._stored.get(id)
+        if prediction is None:
+            return f"{self.path}: question {id} is not recorded; predict it with the model first"
+        rounds = prediction.rounds
+        for found, asked in zip(rounds, self._levels, strict=False):
+            is_last = found.is_last or found.num_frames < asked
+            if found.num_frames == num_frames or (is_last and found.num_frames < num_frames):
+                return replace(found, is_last=is_last)
+        failed_here = self._levels[len(rounds) : len(rounds) + 1] == [num_frames]
+        if prediction.error is not None and (failed_here or not rounds):
+            return prediction.error
+        return (
+            f"{self.path}: question {id} is recorded at {[r.num_frames for r in rounds]} frames "
+            f"and not at {num_frames}; predict it at that level with the model first"
+        )
+
+    def checksum(self) -> str:
+        """SHA-256 of the file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            return file_digest(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> InputError:
+        return InputError(
+            f"model.policy.path: cannot read {self.path} ({error.strerror}); give the "
+            "predictions.jsonl of an earlier run"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayPrompt(Prompt):
     """Which recorded round is asked for."""
 
-    found: RecordedRound
+    found: Round
 
     @property
     def num_tokens(self) -> int:
@@ -99,7 +179,9 @@ class ReplayEngine(Engine):
             return Result(request, (), error)
         found = request.prompt.found
         G = len(request.sampling)
-        rows = zip(found.texts, found.num_tokens, found.mean_logprobs, found.abandoned, strict=True)
+        rows = zip(
+            found.completions, found.num_tokens, found.mean_logprobs, found.abandoned, strict=True
+        )
         return Result(
             request,
             tuple(
@@ -122,13 +204,13 @@ class ReplayEngine(Engine):
         where = (
             f"{self._recording.path}: question {prompt.question.id} at {found.num_frames} frames"
         )
-        if len(found.texts) < G:
+        if len(found.completions) < G:
             return (
-                f"{where} has {len(found.texts)} completions, and {G} are asked for; "
+                f"{where} has {len(found.completions)} completions, and {G} are asked for; "
                 "give SparseToDense.num_samples no more than were recorded"
             )
         gone = found.abandoned[:G]
-        known = [None if g else text for text, g in zip(found.texts, gone, strict=False)]
+        known = [None if g else text for text, g in zip(found.completions, gone, strict=False)]
         stop = request.should_stop
         if any(gone) and (stop is None or not stop(known, found.mean_logprobs[:G])):
             return (
@@ -251,3 +333,21 @@ class ReplayPolicy(Policy):
             "ReplayPolicy holds recorded completions and no weights: it predicts, and cannot be "
             "trained or exported; give model.policy a model"
         )
+
+
+def _read_levels(path: Path) -> list[int]:
+    """Frames that a run asked for in each round.
+
+    Raises:
+        InputError: the file is missing or is not what ``vrts predict`` writes.
+    """
+    try:
+        levels = [int(level) for level in json.loads(path.read_text(encoding="utf-8"))["levels"]]
+        if not levels:
+            raise ValueError("levels is empty")
+        return levels
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot read what the recorded run asked for ({error!r}); keep this file "
+            "beside its predictions.jsonl"
+        ) from error

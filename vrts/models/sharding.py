@@ -32,7 +32,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vrts.models.policy import Policy
-from vrts.types import Clip, Question, Sample, Sampling
+from vrts.types import Clip, Question, Sample
 
 
 @dataclass(frozen=True, slots=True)
