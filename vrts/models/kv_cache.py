@@ -32,15 +32,17 @@ class PromptPool:
     """Keys and values of prompts of similar length."""
 
     def __init__(
-        self, kv_shape: tuple[int, int, int], capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        kv_shape: tuple[int, int, int],
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         layers, kv_heads, dim = kv_shape
         self.capacity = capacity
         self.lengths: list[int] = []
         """P of each prompt; the prompts lie in front of the slots."""
-        self.kv = torch.zeros(
-            layers, 2, 0, kv_heads, capacity, dim, dtype=dtype, device=device
-        )
+        self.kv = torch.zeros(layers, 2, 0, kv_heads, capacity, dim, dtype=dtype, device=device)
         self.bias = torch.zeros(0, 1, 1, capacity, dtype=torch.float32, device=device)
         """0 for tokens of the prompt, else minus infinity."""
         self.grid = torch.zeros(0, 0, dtype=torch.int64, device=device)

@@ -143,9 +143,7 @@ class NativeEngine(Engine):
             return
         network = policy.network()
         self._device = device
-        self._replica = Replica(
-            policy, network.model, device, dtype, will_shard, self.merge_lora
-        )
+        self._replica = Replica(policy, network.model, device, dtype, will_shard, self.merge_lora)
         self._net = network.with_model(self._replica.model)
 
     def sync(self, policy: Policy) -> None:
@@ -331,8 +329,8 @@ class NativeEngine(Engine):
             size = min(-(-len(self._places) // GRAPH_ROWS) * GRAPH_ROWS, self._num_places)
             self._places += [None] * (size - len(self._places))
         longest = max(len(row.ids) for row in self._places if row is not None)
-        columns = longest if not graphs else -(-(longest + LOOK_EVERY) // GRAPH_COLUMNS) * (
-            GRAPH_COLUMNS
+        columns = (
+            longest if not graphs else -(-(longest + LOOK_EVERY) // GRAPH_COLUMNS) * (GRAPH_COLUMNS)
         )
         self._columns = min(columns, self._max_new_tokens)
         if not self._is_stale:

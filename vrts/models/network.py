@@ -61,9 +61,7 @@ class Network(ABC):
         """Position of a completion's first token."""
 
     @abstractmethod
-    def decode(
-        self, tokens: torch.Tensor, positions: torch.Tensor, layout: Layout
-    ) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Forward one token in each of R rows.
 
         Args:

@@ -166,9 +166,7 @@ class QwenNetwork(Network):
         assert isinstance(prompt, QwenPrompt)
         return prompt.next_position
 
-    def decode(
-        self, tokens: torch.Tensor, positions: torch.Tensor, layout: Layout
-    ) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
         """See `Network.decode`."""
         embeds = self.model.model.language_model.embed_tokens(tokens[:, None])
         hidden = self._forward(embeds, positions.expand(3, -1)[..., None], layout)
