@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from benchmarks.common import report
 from vrts.cli import main as vrts
 from vrts.demo.videos import make_dataset
-from vrts.models.latest import GONE
+from vrts.files.writing import GONE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODEL = CONFIGS.parent / "assets/tiny"

@@ -83,6 +83,12 @@ class Question:
         cap = self.metadata.get("max_frames")
         return cap if isinstance(cap, int) else None
 
+    @property
+    def breakdown(self) -> dict[str, str]:
+        """Category by name, as its benchmark breaks accuracy down, from the metadata."""
+        found = self.metadata.get("breakdown")
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -216,9 +222,6 @@ class Rollout:
     abandoned: torch.Tensor | None = None
     """bool ``[N]``, True where an early stop gave the completion up before its end; None where
     every completion was sampled to its end."""
-    errors: tuple[str | None, ...] = ()
-    """Why a question's completions cannot be had, B, None where they can; its rows are then of no
-    meaning. Empty where all can."""
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -257,8 +260,6 @@ class Round:
     one has no answer."""
     is_last: bool = False
     """Whether the video is known to have no more frames to show, at whatever denser level."""
-    error: str | None = None
-    """Why its completions cannot be had; the question then fails, and the round is not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

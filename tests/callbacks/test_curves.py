@@ -13,12 +13,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
-from vrts.callbacks.curve_plot import panels, read_points, running_mean, series, write_curves
+from vrts.callbacks.curve_plot import panels, running_mean, series, write_curves
 from vrts.callbacks.curves import CurveWriter
 from vrts.callbacks.interruption import SaveOnInterrupt
 from vrts.cli import main
 from vrts.demo.model import build_model_folder
 from vrts.demo.videos import make_dataset
+from vrts.files.json_lines import read_steps
 from vrts.models.objectives import GRPO
 from vrts.models.reference import FrozenCopy
 from vrts.types import InputError
@@ -84,7 +85,7 @@ def check_picture(path):
 
 def test_lines_are_what_loggers_get(tmp_path, model_folder, videos):
     logged = fit(tmp_path, model_folder, videos)
-    points = read_points(tmp_path / "curves.jsonl")
+    points = list(read_steps(tmp_path / "curves.jsonl"))
     training = [p for p in points if "train/loss" in p]
     assert [p["step"] for p in training] == [1, 2, 3, 4, 5, 6]
     for point in training:
@@ -102,7 +103,7 @@ def test_lines_are_what_loggers_get(tmp_path, model_folder, videos):
 
 def test_one_line_a_step_where_gradients_accumulate(tmp_path, model_folder, videos):
     logged = fit(tmp_path, model_folder, videos, accumulate_grad_batches=2, max_epochs=1)
-    points = [p for p in read_points(tmp_path / "curves.jsonl") if "train/loss" in p]
+    points = [p for p in read_steps(tmp_path / "curves.jsonl") if "train/loss" in p]
     assert [p["step"] for p in points] == [1, 2]
     for point in points:
         assert point["train/loss"] == logged[point["step"] - 1]["train/loss"]
@@ -113,7 +114,7 @@ def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_fo
     fit(whole, model_folder, videos)
     with pytest.raises(SystemExit):
         fit(cut, model_folder, videos, [SaveOnInterrupt(str(cut)), Interrupt(1)])
-    stopped = read_points(cut / "curves.jsonl")
+    stopped = list(read_steps(cut / "curves.jsonl"))
     assert [p["step"] for p in stopped] == [1, 2]
     assert "train/update_s" in stopped[0]
     assert "train/update_s" not in stopped[1], "it was interrupted before that was known"
@@ -121,7 +122,7 @@ def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_fo
     with (cut / "curves.jsonl").open("a") as file:  # steps that the checkpoint lies before
         file.write('{"step": 3, "train/loss": 99.0}\n{"step": 4, "tr')
     fit(cut, model_folder, videos, ckpt_path=str(cut / "last.ckpt"))
-    points = [read_points(folder / "curves.jsonl") for folder in (whole, cut)]
+    points = [list(read_steps(folder / "curves.jsonl")) for folder in (whole, cut)]
     assert without_times(points[0]) == without_times(points[1])
 
 
@@ -129,13 +130,13 @@ def test_a_step_whose_line_was_not_written_before_a_kill_has_one(tmp_path, model
     """A checkpoint comes first: the line of its step is written when the next step begins."""
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     fit(tmp_path, model_folder, videos, [keep])
-    whole = read_points(tmp_path / "curves.jsonl")
+    whole = list(read_steps(tmp_path / "curves.jsonl"))
     for step in (2, 3, 5):
         lines = [p for p in whole if p["step"] < step]
         (tmp_path / "curves.jsonl").write_text("".join(json.dumps(p) + "\n" for p in lines))
         path = str(tmp_path / f"step={step}.ckpt")
         fit(tmp_path, model_folder, videos, ckpt_path=path)
-        points = read_points(tmp_path / "curves.jsonl")
+        points = list(read_steps(tmp_path / "curves.jsonl"))
         assert without_times(points)[: len(lines) + 1] == without_times(whole)[: len(lines) + 1]
         steps = [p["step"] for p in points if "train/loss" in p]
         assert steps == [1, 2, 3, 4, 5, 6]
@@ -144,14 +145,14 @@ def test_a_step_whose_line_was_not_written_before_a_kill_has_one(tmp_path, model
 def test_a_run_that_begins_anew_drops_an_earlier_one(tmp_path, model_folder, videos):
     (tmp_path / "curves.jsonl").write_text('{"step": 1, "train/loss": 99.0}\n')
     fit(tmp_path, model_folder, videos, max_steps=1)
-    (point,) = [p for p in read_points(tmp_path / "curves.jsonl") if "train/loss" in p]
+    (point,) = [p for p in read_steps(tmp_path / "curves.jsonl") if "train/loss" in p]
     assert point["train/loss"] != 99
 
 
 def test_a_run_that_fails_leaves_its_curves_and_its_own_error(tmp_path, model_folder, videos):
     with pytest.raises(RuntimeError, match="odd"):
         fit(tmp_path / "a", model_folder, videos, [Fail()])
-    assert [p["step"] for p in read_points(tmp_path / "a/curves.jsonl")] == [1, 2]
+    assert [p["step"] for p in read_steps(tmp_path / "a/curves.jsonl")] == [1, 2]
     check_picture(tmp_path / "a/curves.png")
 
 
@@ -200,7 +201,7 @@ def test_the_command_draws_curves_of_what_it_logs(tmp_path):
     ]
     assert main(args) == 0
     check_picture(tmp_path / "run/curves.png")
-    points = read_points(tmp_path / "run/curves.jsonl")
+    points = list(read_steps(tmp_path / "run/curves.jsonl"))
     header, *rows = (
         line.split(",") for line in next((tmp_path / "run").rglob("metrics.csv")).open()
     )

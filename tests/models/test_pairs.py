@@ -56,7 +56,6 @@ def test_known_pairs_are_not_encoded_again(load_policy, dense):
     counts = count_patches(policy)
     got = policy.encode(dense, 4, known)
     assert torch.equal(got.features, want.features)
-    assert torch.equal(got.patches, want.patches)
     # of 6, 4, 5 and 3 pairs 3, 1, 0 and 0 are known
     per_pair = [4 * 6, 8 * 4, 6 * 6, 4 * 4]
     assert counts == [sum(n * size for n, size in zip([3, 3, 5, 3], per_pair, strict=True))]

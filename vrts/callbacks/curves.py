@@ -9,9 +9,9 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from vrts.callbacks.curve_plot import Point, read_points, write_curves
-from vrts.callbacks.folders import check_file, make_folder
-from vrts.callbacks.step_lines import append_lines, keep_steps
+from vrts.callbacks.curve_plot import write_curves
+from vrts.files.json_lines import Step, append_steps, keep_steps, read_steps
+from vrts.files.writing import check_file, make_folder
 from vrts.types import InputError
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class CurveWriter(Callback):
         self._training = False
         self._last_step = 0
         self._learning_rate: float | None = None
-        self._unwritten: Point = {}
+        self._unwritten: Step = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
@@ -138,19 +138,19 @@ class CurveWriter(Callback):
         self._last_step = trainer.global_step
         self._append(trainer, self._point(trainer, leave_out))
 
-    def _point(self, trainer: Trainer, leave_out: str) -> Point:
+    def _point(self, trainer: Trainer, leave_out: str) -> Step:
         """Metrics of the newest step."""
         values = {k: v for k, v in _values(trainer, "train/").items() if k != leave_out}
         return {"step": trainer.global_step, "lr": self._learning_rate, **values}
 
-    def _append(self, trainer: Trainer, point: Point) -> None:
+    def _append(self, trainer: Trainer, point: Step) -> None:
         if trainer.is_global_zero:
-            append_lines(self._path(trainer), [point])
+            append_steps(self._path(trainer), [point])
 
     def _draw(self, trainer: Trainer) -> None:
-        points = read_points(self._path(trainer))
-        if points:
-            write_curves(self._picture(trainer), points)
+        steps = list(read_steps(self._path(trainer)))
+        if steps:
+            write_curves(self._picture(trainer), steps)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.output_dir or trainer.default_root_dir)

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vrts.callbacks.folders import make_folder
+from vrts.files.writing import make_folder
 from vrts.types import InputError
 
 MANIFEST = "vrts.json"

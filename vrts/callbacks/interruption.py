@@ -11,9 +11,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from vrts.callbacks.folders import make_folder
 from vrts.callbacks.termination import Termination
 from vrts.callbacks.validation import validation_follows
+from vrts.files.writing import make_folder
 from vrts.models.strategy import finish_saves
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

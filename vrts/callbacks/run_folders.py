@@ -8,9 +8,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from vrts.callbacks.folders import check_file, make_folder
 from vrts.callbacks.interruption import FILE_NAME
 from vrts.callbacks.step_checkpoint import StepCheckpoint
+from vrts.files.writing import check_file, make_folder
 from vrts.models.fsdp1 import FSDP1
 
 

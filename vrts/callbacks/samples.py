@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vrts.callbacks.folders import check_file, make_folder
-from vrts.callbacks.step_lines import append_lines, keep_steps
+from vrts.files.json_lines import append_steps, keep_steps
+from vrts.files.writing import check_file, make_folder
 from vrts.models.module import VideoQAModule
 from vrts.models.record import RolloutRecord
 from vrts.terminal import printable
@@ -82,7 +82,7 @@ class CompletionLog(Callback):
         self._kept = record
         self._next = self._after(step)
         lines = record_lines(record, step)
-        append_lines(self._folder(trainer) / FILE_NAME, lines)
+        append_steps(self._folder(trainer) / FILE_NAME, lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))
 

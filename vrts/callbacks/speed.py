@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 
-from vrts.models.work import BatchWork
+from vrts.models.work import StepWork
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Interval:
     reserved_gb: float = 0.0
     """The most that torch reserved on the device; 0 on a CPU."""
 
-    def add(self, work: BatchWork, data_s: float, batch_s: float) -> None:
+    def add(self, work: StepWork, data_s: float, batch_s: float) -> None:
         """Take a batch.
 
         Args:
@@ -49,15 +49,15 @@ class Interval:
         self.step_s += data_s + batch_s
         self.data_s += data_s
         self.rollout_s += work.rollout_s
-        self.waiting_s += work.rollout_waiting_s
-        self.update_s += batch_s - work.rollout_s - work.rollout_waiting_s
+        self.update_s += batch_s - work.rollout_s
         self.questions += work.num_questions
         self.frames += work.num_frames
         self.completions += work.sampled.num_completions
         self.truncated += work.sampled.num_truncated
         self.completion_tokens += work.sampled.num_tokens
-        if work.update is not None:
-            self.update_tokens += work.update.num_prompt_tokens + work.update.num_completion_tokens
+        self.update_tokens += sum(
+            part.num_prompt_tokens + part.num_completion_tokens for part in work.update
+        )
         self.update_flops += work.update_flops
         self.step_flops += work.update_flops + work.sampled.flops
 

@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from vrts.data.asking import SingleQuestionReader
 from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
-from vrts.data.content import describe
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.ordering import evaluation_batches
@@ -23,8 +22,9 @@ from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import Batch, SampleStream, TrainingStream, Watcher
+from vrts.data.streaming import Batch, SampleStream, TrainingStream
 from vrts.data.workers import DecodePool
+from vrts.files.fingerprints import describe
 from vrts.types import InputError, Question, Sample
 
 READERS = {
@@ -123,8 +123,6 @@ class VideoQADataModule(LightningDataModule):
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
         """Frames of the streams of all stages but training, where they are not ``num_frames``."""
-        self.watcher: Watcher | None = None
-        """Told of each question that such a stream asks for; to be set before it is made."""
         self.make_sample: MakeSample | None = None
         """Makes samples in place of the decoder, where a model needs none of their frames; to be
         set before the first stream."""
@@ -292,7 +290,7 @@ class VideoQADataModule(LightningDataModule):
             # a rank without a share takes part, with an empty batch, in what all do together
             own = [[]]
         pool = self._decode_pool()
-        return SampleStream(questions, own, pool, num_frames, self.prefetch_batches, self.watcher)
+        return SampleStream(questions, own, pool, num_frames, self.prefetch_batches)
 
     def _decode_pool(self) -> SampleSource:
         if self._pool is None and self.make_sample is not None:

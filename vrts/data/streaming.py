@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from itertools import islice
@@ -46,10 +46,6 @@ class Batch:
         return f"Batch({self.samples!r}, {self.end!r})"
 
 
-Watcher = Callable[[Question, Future[Sample]], None]
-"""Is told of each question of a stream, in order, when its sample is asked for."""
-
-
 class SampleStream:
     """Batches of decoded samples, in order, each decoded before it is needed.
 
@@ -59,7 +55,6 @@ class SampleStream:
         pool: Decodes, or makes samples otherwise.
         num_frames: Frames of each clip.
         prefetch_batches: Batches that are decoded ahead of the one in use.
-        watcher: Told of each question that is asked for.
     """
 
     def __init__(
@@ -69,7 +64,6 @@ class SampleStream:
         pool: SampleSource,
         num_frames: int,
         prefetch_batches: int = 2,
-        watcher: Watcher | None = None,
     ) -> None:
         self.questions = questions
         self._batches = batches
@@ -77,7 +71,6 @@ class SampleStream:
         self._num_frames = num_frames
         # without workers, decoding ahead would only make the first batch wait
         self._prefetch_batches = prefetch_batches if pool.num_workers else 0
-        self._watcher = watcher
         self.waited_s = 0.0
         """How long batches were waited for so far, in all epochs."""
 
@@ -116,11 +109,7 @@ class SampleStream:
 
     def _submit(self, share: Share) -> list[Future[Sample]]:
         questions = [self.questions[index] for index in share.indices]
-        futures = [self._pool.submit(q, self._num_frames) for q in questions]
-        for question, future in zip(questions, futures, strict=True):
-            if self._watcher is not None:
-                self._watcher(question, future)
-        return futures
+        return [self._pool.submit(q, self._num_frames) for q in questions]
 
 
 class TrainingStream(SampleStream):

@@ -125,7 +125,7 @@ def train_vision(
             samples.append(Sample(Question("", "", ""), clip))
             labels.append(label_pairs(scene, pairs))
         prompts = policy.encode(samples, 1)
-        features = tower(prompts.patches, grid_thw=prompts.grids).pooler_output
+        features = policy.video_features(prompts.encoded)
         loss = probe.loss(
             features,
             Labels(

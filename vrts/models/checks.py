@@ -151,3 +151,21 @@ def check_validation(
             f"trainer.val_check_interval is {interval} steps, but the run has {min(limits)}; give "
             "fewer"
         )
+
+
+def check_updates(updates_per_rollout: int, precision: str) -> None:
+    """Refuse several updates of a rollout under a gradient scaler, which counts each step.
+
+    Args:
+        updates_per_rollout: of the module.
+        precision: of the Trainer.
+
+    Raises:
+        InputError: there are several, in float16.
+    """
+    if updates_per_rollout > 1 and precision == "16-mixed":
+        raise InputError(
+            f"model.updates_per_rollout is {updates_per_rollout} and trainer.precision 16-mixed, "
+            "whose gradient scaler allows one update a step; set precision to bf16-mixed, or "
+            "updates_per_rollout to 1"
+        )

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vrts.models.policy import Policy, Prompt
 from vrts.types import Completion, Sample, Sampling
 
@@ -56,8 +58,16 @@ class Engine(ABC):
     """Samples completions of prompts."""
 
     @abstractmethod
-    def attach(self, policy: Policy) -> None:
+    def attach(
+        self, policy: Policy, device: torch.device, dtype: torch.dtype | None, will_shard: bool
+    ) -> None:
         """Prepare to sample from a policy that has been loaded and not sharded yet. Idempotent.
+
+        Args:
+            policy: to sample from, once `sync` has been called.
+            device: that the run computes on.
+            dtype: that it computes in; None is that of the weights.
+            will_shard: whether the policy's weights are about to be sharded.
 
         Raises:
             InputError: the engine cannot sample from it, or there is no room for its weights.

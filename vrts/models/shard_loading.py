@@ -70,7 +70,8 @@ def pretended_on_cpu(model: nn.Module) -> Iterator[None]:
     pretended: dict[int, nn.Parameter] = {}
     for name, parameter in empty.items():
         fake = nn.Parameter(
-            torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), parameter.requires_grad
+            torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape),
+            parameter.requires_grad,
         )
         setattr(owners[name], name.rpartition(".")[2], pretended.setdefault(id(parameter), fake))
     yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,10 +21,11 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.fsdp import FSDPModule
 
+from vrts.files.writing import GONE, OLD, PART, delete, replace_folder, to_disk
 from vrts.models.background import Background
 from vrts.models.checkpoint_files import BackgroundCheckpointIO, reason_of, unwritten
 from vrts.models.checkpoints import check_same_model, check_sharded
-from vrts.models.latest import GONE, OLD, PART, REST, delete, is_complete, surviving
+from vrts.models.latest import REST, is_complete, surviving
 from vrts.types import InputError
 
 
@@ -83,7 +83,7 @@ class FullySharded(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.global_rank == 0:
-            _replace(path, fresh)
+            replace_folder(path, fresh, path.with_name(path.name + OLD))
         self.barrier()
 
     def _begin_to_save(self, checkpoint: dict[str, Any], fresh: Path, path: Path) -> None:
@@ -259,18 +259,8 @@ def _finish(written: Future[Any], rest: io.BytesIO | None, fresh: Path, path: Pa
             return
         with (fresh / REST).open("wb") as out:
             out.write(rest.getbuffer())
-            out.flush()
-            os.fsync(out.fileno())
-        _replace(path, fresh)
-
-
-def _replace(path: Path, fresh: Path) -> None:
-    """Let a checkpoint that is whole take the place of an older one."""
-    old = path.with_name(path.name + OLD)
-    if path.exists() or path.is_symlink():
-        path.replace(old)
-    fresh.replace(path)
-    delete(old)
+            to_disk(out)
+        replace_folder(path, fresh, path.with_name(path.name + OLD))
 
 
 def _remove(path: Path) -> None:
