@@ -205,7 +205,7 @@ def test_other_algorithms_replace_grpo(monkeypatch):
     objective = cli.model.objective
     assert (type(objective).__name__, objective.beta, objective.clip_high) == ("DAPO", 0, 0.28)
     assert cli.model.reference is None
-    assert (cli.model.num_groups, cli.datamodule.batch_size) == (1, 4)
+    assert (cli.model.num_groups, cli.datamodule.batch_size) == (8, 32)
     cli = instantiate(monkeypatch, args_of("fit", [FIT, "tgrpo.yaml"]))
     assert (cli.model.temporal.alpha, cli.model.temporal.mu) == (0.3, 0.8)
     names = [(reward.name, reward.weight) for reward in cli.model.rewards]
