@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from vrts.callbacks.interruption import SaveOnInterrupt
 from vrts.models.best import find_best
 from vrts.models.latest import is_complete, newest, surviving
+from vrts.models.strategy import FullySharded
 from vrts.types import InputError
-
-KEEPERS = (".ModelCheckpoint", ".StepCheckpoint")
-"""Ends of the class paths of callbacks whose checkpoints stay in the run's folder."""
-
-FOLDER_STRATEGIES = ("FullySharded", "ModelParallel", "FSDP", "fsdp", "DeepSpeed", "deepspeed")
-"""In the names of those whose checkpoints may be folders."""
 
 
 def keep_in_run_folder(trainer: Any) -> None:
@@ -28,10 +28,9 @@ def keep_in_run_folder(trainer: Any) -> None:
     Args:
         trainer: its configuration, which is changed.
     """
-    for callback in trainer.callbacks or []:
-        arguments = callback.get("init_args") or {}
-        if callback.class_path.endswith(KEEPERS) and not arguments.get("dirpath"):
-            callback.init_args.dirpath = str(_run_folder(trainer))
+    for arguments in _arguments_of(trainer, ModelCheckpoint):
+        if not arguments.get("dirpath"):
+            arguments.dirpath = str(_run_folder(trainer))
 
 
 def find_checkpoint(config: Any, subcommand: str) -> None:
@@ -112,31 +111,28 @@ def _check_sums(path: Path) -> None:
         )
 
 
-def check_kind(config: Any) -> None:
+def check_kind(path: str | None, strategy: Strategy) -> None:
     """Refuse a sharded checkpoint where the strategy cannot read it.
 
     Args:
-        config: of a subcommand.
+        path: of the checkpoint; None without one.
+        strategy: of the Trainer.
 
     Raises:
         InputError: the checkpoint is a folder, and the strategy knows files only.
     """
-    path = config.get("ckpt_path")
-    strategy = config.trainer.strategy
-    name = str(getattr(strategy, "class_path", strategy))
-    if path and Path(path).is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
+    if path and Path(path).is_dir() and not isinstance(strategy, FullySharded):
         raise InputError(
-            f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
-            f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
+            f"--ckpt_path: {path} is a folder, as sharded training (FSDP2) writes it, but "
+            f"trainer.strategy is {type(strategy).__name__}; put --config configs/fsdp.yaml after "
+            "the others"
         )
 
 
 def _find_last(trainer: Any, subcommand: str) -> str | None:
     """Find the newest checkpoint that is complete, in the folders that callbacks save to."""
-    keepers = (*KEEPERS, ".SaveOnInterrupt")
-    callbacks = [c for c in trainer.callbacks or [] if c.class_path.endswith(keepers)]
-    folders = [(callback.get("init_args") or {}).get("dirpath") for callback in callbacks]
-    paths = sorted({Path(folder) for folder in folders if folder})
+    keepers = _arguments_of(trainer, (ModelCheckpoint, SaveOnInterrupt))
+    paths = sorted({Path(given.dirpath) for given in keepers if given.get("dirpath")})
     if not paths and subcommand == "fit":
         return "last"  # Lightning's own ModelCheckpoint knows where it saves
     paths = paths or [_run_folder(trainer)]
@@ -148,6 +144,15 @@ def _find_last(trainer: Any, subcommand: str) -> str | None:
         raise InputError(f"--ckpt_path last: no checkpoint in {where}; give the path of one")
     rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, so the run begins anew")
     return None
+
+
+def _arguments_of(trainer: Any, kinds: type | tuple[type, ...]) -> list[Namespace]:
+    """Arguments of the callbacks of some classes, out of the configuration of the Trainer."""
+    return [
+        callback.init_args
+        for callback in trainer.callbacks or []
+        if issubclass(resolve_name(callback.class_path), kinds)
+    ]
 
 
 def _run_folder(trainer: Any) -> Path:

@@ -52,7 +52,6 @@ from vrts.exporting import ExportingTrainer, prepare_export
 from vrts.models import (
     advantages,
     checkpoint_files,
-    fsdp1,
     objectives,
     qwen,
     reference,
@@ -61,7 +60,7 @@ from vrts.models import (
 )
 from vrts.models import replay as replay_policy
 from vrts.models.checkpoint_files import AtomicCheckpointIO
-from vrts.models.machine import check_launcher, check_precision
+from vrts.models.machine import check_precision, check_strategy
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.processes import end_others, explain
@@ -76,7 +75,7 @@ PLUGINS = (
     step_checkpoint, throughput, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, checkpoint_files, fsdp1, objectives, qwen, reference, replay_policy, rewards,
+    advantages, checkpoint_files, objectives, qwen, reference, replay_policy, rewards,
     strategy,
 )  # fmt: skip
 
@@ -129,7 +128,8 @@ class VrtsCLI(LightningCLI):
             raise InputError(f"trainer: {error}") from error
         if self.subcommand != "export":  # that converts weights and computes nothing
             check_precision(self.config[self.subcommand].trainer.precision, trainer)
-            check_launcher(trainer)
+            check_strategy(trainer)
+            check_kind(self.config[self.subcommand].ckpt_path, trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -167,7 +167,6 @@ class VrtsCLI(LightningCLI):
             _ask_what_is_replayed(config)
         keep_in_run_folder(config.trainer)
         find_checkpoint(config, str(self.subcommand))
-        check_kind(config)
 
     def before_fit(self) -> None:
         """Let signals end the run from now on, and see to its folders before anything is started.

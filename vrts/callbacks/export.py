@@ -14,9 +14,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.distributed.tensor import DTensor
 
 from vrts.callbacks.export_folder import (
-    partial_folder,
+    complete_folder,
     prepare_target,
-    whole_folder,
     write_manifest,
 )
 from vrts.callbacks.model_card import write_card
@@ -161,7 +160,7 @@ class ExportPretrained(Callback):
             problem = None
             if trainer.is_global_zero:
                 try:
-                    part = stack.enter_context(whole_folder(folder))
+                    part = stack.enter_context(complete_folder(folder))
                 except InputError as error:
                     problem = str(error)
             # no process begins to gather weights where the first one has no place for them
@@ -171,7 +170,7 @@ class ExportPretrained(Callback):
             if trainer.is_global_zero:
                 _fill(module.policy, part, folder.name, self.merge, facts)
             else:
-                module.policy.save_pretrained(partial_folder(folder), self.merge)
+                module.policy.save_pretrained(folder, self.merge)  # helps to gather, writes nothing
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the model card tells of this run so far."""
@@ -231,7 +230,7 @@ def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any
     Raises:
         InputError: it cannot be written.
     """
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         _fill(policy, part, folder.name, merge, facts)
 
 

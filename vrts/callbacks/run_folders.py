@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from vrts.callbacks.folders import check_file, make_folder
 from vrts.callbacks.interruption import FILE_NAME
 from vrts.callbacks.step_checkpoint import StepCheckpoint
-from vrts.models.fsdp1 import FSDP1
 
 
 def check_run_folders(trainer: Trainer) -> None:
@@ -52,4 +51,4 @@ def _folders(trainer: Trainer) -> list[tuple[str, str]]:
 
 def _writes_files(trainer: Trainer) -> bool:
     """Whether a checkpoint is a file, and not the folder that sharded training writes."""
-    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP1)
+    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)

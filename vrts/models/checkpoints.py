@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 
 from vrts.models.policy import Policy
 from vrts.types import InputError
@@ -80,22 +79,20 @@ def check_same_options(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
             )
 
 
-def check_sharded(path: Path, checkpoint: Mapping[str, Any], as_file: bool) -> None:
+def check_sharded(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Refuse a file whose optimizer states do not fit a sharded run.
 
     Args:
         path: of the file.
         checkpoint: Lightning's.
-        as_file: whether the run's own checkpoints are files, which have names in them (FSDP1).
 
     Raises:
-        InputError: it was written without sharding, or by another strategy.
+        InputError: it was written without sharding.
     """
-    states = checkpoint.get("optimizer_states", [])
-    if any(not as_file or isinstance(name, int) for state in states for name in state["state"]):
+    if any(state["state"] for state in checkpoint.get("optimizer_states", [])):
         raise InputError(
-            f"--ckpt_path: {path} is of a run that was not sharded, or not in this way: its "
-            "optimizer states do not fit; go on with that run's trainer.strategy, or begin anew "
+            f"--ckpt_path: {path} is of a run that was not sharded: its optimizer states do not "
+            "fit; resume with that run's trainer.strategy, or start over "
             "from its exported model (model.policy.init_args.path)"
         )
 
@@ -103,9 +100,4 @@ def check_sharded(path: Path, checkpoint: Mapping[str, Any], as_file: bool) -> N
 def _trained_keys(module: nn.Module) -> set[str]:
     """Names of the trained parameters, tied ones under each of their names."""
     named = module.named_parameters(remove_duplicate=False)
-    return {unwrapped(name) for name, parameter in named if parameter.requires_grad}
-
-
-def unwrapped(name: str) -> str:
-    """Name of a parameter in the model itself, without what FSDP1 puts around layers."""
-    return name.replace(f"{FSDP_WRAPPED_MODULE}.", "")
+    return {name for name, parameter in named if parameter.requires_grad}

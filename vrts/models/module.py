@@ -11,7 +11,6 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
@@ -193,9 +192,7 @@ class VideoQAModule(LightningModule):
         if self._fitting and self.reference is not None and not self._attached:
             self.reference.attach(self.policy)
             self._attached = True
-        if mesh is None:
-            self.is_sharded = isinstance(self.trainer.strategy, FSDPStrategy)
-        elif not self.is_sharded:
+        if mesh is not None and not self.is_sharded:
             reference = self.reference if self._attached else None
             shard(self, self.policy, reference, mesh, self.sharding, str(self.trainer.precision))
             self.is_sharded = True

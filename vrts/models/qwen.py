@@ -323,10 +323,7 @@ class QwenPolicy(Policy):
                 "model.reference: AdapterOff needs an adapter; set model.policy.init_args.lora, "
                 "or use FrozenCopy for full fine-tuning"
             )
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with self.model.disable_adapter():
-            for parameter in trained:  # FSDP1 forgets gradients of what peft freezes meanwhile
-                parameter.requires_grad_(True)
             yield
 
     def save_pretrained(self, folder: Path, merge: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
@@ -13,7 +13,7 @@ from torch import nn
 from vrts.models.graphs import is_sharded
 from vrts.models.policy import Policy, Prompts
 from vrts.models.sharding import Sharder, sharded_like, unsharded
-from vrts.types import InputError, Rollout
+from vrts.types import Rollout
 
 
 class Reference(ABC):
@@ -98,24 +98,6 @@ class FrozenCopy(Reference):
         """See `Reference.shard`."""
         assert self._policy is not None, "attach() was not called"
         sharder.frozen()(self._policy)
-
-    def shard_with(self, shard: Callable[[Policy], None]) -> None:
-        """Shard own weights in another way.
-
-        Args:
-            shard: does it to a policy that will only be asked for scores.
-
-        Raises:
-            InputError: they are to follow the policy.
-        """
-        if self.sync_every_n_steps is not None:
-            raise InputError(
-                "model.reference: under FSDP1 a FrozenCopy cannot follow the policy; set its "
-                "sync_every_n_steps to null, or put --config configs/fsdp.yaml in place of "
-                "configs/fsdp1.yaml"
-            )
-        assert self._policy is not None, "attach() was not called"
-        shard(self._policy)
 
     @torch.no_grad()
     def logprobs(

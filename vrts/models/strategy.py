@@ -144,7 +144,7 @@ class FullySharded(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         if path.is_file():
             checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
-            check_sharded(path, checkpoint, as_file=False)
+            check_sharded(path, checkpoint)
         else:
             if not is_complete(path):
                 raise InputError(
