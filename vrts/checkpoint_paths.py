@@ -7,7 +7,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
@@ -15,7 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from vrts.callbacks.interruption import SaveOnInterrupt
 from vrts.models.best import find_best
-from vrts.models.latest import is_complete, newest, surviving
+from vrts.models.checkpoint_reading import listed_weights, read_contents, read_file
+from vrts.models.checkpoints import check_format
+from vrts.models.latest import REST, is_complete, newest, surviving
 from vrts.models.strategy import FullySharded
 from vrts.types import InputError
 
@@ -43,11 +44,19 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
     Raises:
         InputError: there is none, or a damaged one.
     """
+    if config.get("weights_only") is False:
+        raise InputError(
+            "--weights_only: code in a checkpoint is never run; leave it null (a custom callback "
+            "has to keep tensors and plain values only)"
+        )
+    config.weights_only = True
     given = config.get("ckpt_path")
     if given == "best":
         config.ckpt_path = str(find_best(_run_folder(config.trainer)))
     if given == "last":
         config.ckpt_path = _find_last(config.trainer, subcommand)
+        if config.ckpt_path is None:
+            config.overwrite = True  # what the run has left so far, which is no checkpoint
     if config.get("ckpt_path") in (None, "last", "hpc") or "://" in str(given):
         return
     path = surviving(Path(str(config.ckpt_path)))
@@ -56,30 +65,33 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
             f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
             "folder of its run), or last for the newest one"
         )
-    if path.is_file() and not is_complete(path):
+    if not is_complete(path):
         raise InputError(
             f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
             "the newest one that is complete"
         )
     if path.is_file():
         _check_sums(path)
-        if config.get("weights_only") is not False:  # the user's word for unpickling it
-            _check_content(path, subcommand)
+    _check_content(path, subcommand)
     config.ckpt_path = str(path)
 
 
 def _check_content(path: Path, subcommand: str) -> None:
-    """Refuse a file of torch's that is no checkpoint, or not enough of one.
+    """Refuse what is not a checkpoint, or not enough of one.
 
     Raises:
-        InputError: it lacks what Lightning needs.
-        pickle.UnpicklingError: it would have to be unpickled.
+        InputError: it lacks what Lightning needs, or holds more than tensors and plain values.
     """
-    found = torch.load(path, "cpu", mmap=True, weights_only=True)
+    found = read_file(path / REST if path.is_dir() else path)
+    if path.is_dir():
+        contents = read_contents(path)
+        names = contents.state_dict_metadata
+        found |= {"state_dict": listed_weights(contents)}
+        found["optimizer_states"] = [name for name in names if name.startswith("optimizer_")]
     needed = ["state_dict", "pytorch-lightning_version"]
     if subcommand == "fit":
         needed += ["loops", "optimizer_states"]
-    missing = [name for name in needed if not isinstance(found, dict) or not found.get(name)]
+    missing = [name for name in needed if not found.get(name)]
     if missing[:1] == ["optimizer_states"] or missing[:1] == ["loops"]:
         raise InputError(
             f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot go "
@@ -91,6 +103,8 @@ def _check_content(path: Path, subcommand: str) -> None:
             f"--ckpt_path: {path} is no checkpoint of vrts fit: it has no {missing[0]}; give "
             "another"
         )
+    if subcommand == "fit":
+        check_format(path, found)
 
 
 @rank_zero_only

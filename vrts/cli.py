@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -48,7 +47,7 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.exporting import ExportingTrainer, prepare_export
+from vrts.exporting import VrtsTrainer, prepare_export
 from vrts.models import (
     advantages,
     checkpoint_files,
@@ -84,7 +83,6 @@ EXPECTED = (
     r"Total length of `(list|SampleStream)` across ranks is zero",  # no data.val; nothing left
     "is_gradient_checkpointing` is deprecated",  # peft asks transformers so
     "gradient_checkpointing_enable` is deprecated",  # older transformers know no other name
-    "`weights_only` was not set",  # of a checkpoint that this run wrote itself
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.9 and later
     r"module\(s\) in eval mode at the start of training",  # a frozen reference or vision tower
     "The '.*_dataloader' does not have many workers",  # decode workers are not torch's
@@ -246,7 +244,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
     return _cli_for(sys.argv[1:] if args is None else args)(
         VideoQAModule,
         VideoQADataModule,
-        trainer_class=ExportingTrainer,
+        trainer_class=VrtsTrainer,
         args=args,
         seed_everything_default=0,
         auto_configure_optimizers=False,
@@ -304,9 +302,6 @@ def main(args: Sequence[str] | None = None) -> int:
             f"{name}{error.strerror}; put that right, then give the same command again (fit: with "
             "--ckpt_path last)"
         )
-    except UnpicklingError:
-        # whole, but with something else in it than tensors and plain values
-        return _fail("--ckpt_path: the file is no checkpoint, or a damaged one; give another")
     except Exception as error:
         found = _input_error(error)
         if found is None:

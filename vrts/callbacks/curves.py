@@ -49,8 +49,8 @@ class CurveWriter(Callback):
             return
         self.points = []
         if trainer.is_global_zero:
-            make_folder(self._path(trainer).parent, "CurveWriter.output_dir")
-            check_file(self._path(trainer), "CurveWriter.output_dir")
+            make_folder(self.path(trainer).parent, "CurveWriter.output_dir")
+            check_file(self.path(trainer), "CurveWriter.output_dir")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step that the run resumes after."""
@@ -138,9 +138,10 @@ class CurveWriter(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         if self.points:
-            write_curves(self._path(trainer), self.points)
+            write_curves(self.path(trainer), self.points)
 
-    def _path(self, trainer: Trainer) -> Path:
+    def path(self, trainer: Trainer) -> Path:
+        """Where the curves go."""
         return Path(self.output_dir or trainer.default_root_dir) / FILE_NAME
 
 

@@ -130,7 +130,7 @@ class ExportPretrained(Callback):
             self._write(trainer, module, facts)
         rank_zero_info(
             f"wrote the model of step {facts['steps']}, whose validation was the best "
-            f"({best.name}), to {self._folder(trainer)}; training ended at step "
+            f"({best.name}), to {self.folder(trainer)}; training ended at step "
             f"{trainer.global_step}"
         )
 
@@ -151,7 +151,7 @@ class ExportPretrained(Callback):
 
     def _write(self, trainer: Trainer, module: VideoQAModule, facts: dict[str, Any]) -> None:
         """Write the weights that the module has, from one process."""
-        folder = self._folder(trainer)
+        folder = self.folder(trainer)
         if not module.is_sharded:
             if trainer.is_global_zero:
                 export_model(module.policy, folder, self.merge, facts)
@@ -186,7 +186,7 @@ class ExportPretrained(Callback):
 
     def _problem(self, trainer: Trainer, policy: Policy) -> str | None:
         """Why the folder cannot be written, or None."""
-        option, folder = "ExportPretrained.output_dir", self._folder(trainer)
+        option, folder = "ExportPretrained.output_dir", self.folder(trainer)
         try:
             check_base_stays(policy, folder, option)
             prepare_target(folder, option)
@@ -194,7 +194,8 @@ class ExportPretrained(Callback):
             return str(error)
         return None
 
-    def _folder(self, trainer: Trainer) -> Path:
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the model goes."""
         return Path(self.output_dir or Path(trainer.default_root_dir) / "model")
 
 

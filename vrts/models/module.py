@@ -16,9 +16,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from vrts.models.answerer import Answerer
 from vrts.models.checkpoints import (
-    TRAINED_WITH,
+    check_format,
     check_same_model,
-    check_same_options,
+    check_same_policy,
+    identity,
     keep_trained,
 )
 from vrts.models.checks import (
@@ -392,7 +393,7 @@ class VideoQAModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights stay in the policy's own folder."""
         keep_trained(self, checkpoint)
-        checkpoint[TRAINED_WITH] = self.policy.trained_with
+        checkpoint |= identity(self.policy)
         if self.reference is not None and (state := self.reference.state_dict()):
             checkpoint["reference"] = state
         checkpoint["skipped_steps"] = self._guard.state_dict()
@@ -402,11 +403,13 @@ class VideoQAModule(LightningModule):
         """Refuse the checkpoint of another model.
 
         Raises:
-            InputError: as `check_same_model` and `check_same_options` say.
+            InputError: as `check_format`, `check_same_model` and `check_same_policy` say.
         """
+        if self._fitting:
+            check_format(str(self.trainer.ckpt_path), checkpoint)
         if "state_dict" in checkpoint:  # else the strategy has loaded shards already
             check_same_model(self, checkpoint)
-        check_same_options(self.policy, checkpoint)
+        check_same_policy(self.policy, checkpoint)
         state = checkpoint.get("reference")
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)

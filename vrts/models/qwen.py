@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -44,7 +44,13 @@ from vrts.models.qwen_prompts import QwenPrompts
 from vrts.models.qwen_saving import save_model
 from vrts.models.sampling import RowSampler, row_uniforms
 from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
-from vrts.models.shard_loading import fill, local_folder, pretended_on_cpu
+from vrts.models.shard_loading import (
+    fill,
+    known_folder,
+    local_folder,
+    pretended_on_cpu,
+    weights_digest,
+)
 from vrts.models.stopping import HostChecks
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Rollout, Sample, Sampling
@@ -339,6 +345,12 @@ class QwenPolicy(Policy):
         """See `Policy.sources`."""
         base = adapter_base(self.path)
         return (self.path,) if base is None else (self.path, base)
+
+    @cached_property
+    def base_content(self) -> str | None:
+        """See `Policy.base_content`."""
+        folder = known_folder(self.sources[-1])
+        return None if folder is None else weights_digest(folder)
 
     @property
     def trained_with(self) -> dict[str, float]:
