@@ -96,7 +96,7 @@ class SaveOnInterrupt(Callback):
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if not stop:
             return
-        path = self._path(trainer)
+        path = self.path(trainer)
         trainer.save_checkpoint(path)
         finish_saves(trainer.strategy)
         rank_zero_info(f"Interrupted: saved {path}; go on with --ckpt_path {path}")
@@ -134,7 +134,7 @@ class SaveOnInterrupt(Callback):
         # Lightning gives back what it found, which was this callback's
         trainer._signal_connector._original_handlers.update(had)
 
-    def _path(self, trainer: Trainer) -> Path:
+    def path(self, trainer: Trainer) -> Path:
         """Where to save, the same on every rank."""
         if self.dirpath is not None:
             return Path(self.dirpath) / FILE_NAME

@@ -52,8 +52,8 @@ class CompletionLog(Callback):
             InputError: it cannot be made, or a folder stands in the place of the file.
         """
         if stage == "fit" and trainer.is_global_zero:
-            folder = make_folder(self._folder(trainer), "CompletionLog.output_dir")
-            check_file(folder / FILE_NAME, "CompletionLog.output_dir")
+            make_folder(self.path(trainer).parent, "CompletionLog.output_dir")
+            check_file(self.path(trainer), "CompletionLog.output_dir")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the lines of the steps that this run goes on after.
@@ -62,7 +62,7 @@ class CompletionLog(Callback):
             InputError: the file is not one of ours.
         """
         self._next, self._kept = 1, None
-        path = self._folder(trainer) / FILE_NAME
+        path = self.path(trainer)
         if trainer.is_global_zero and path.exists():
             last = keep_steps(path, trainer.global_step)
             if last:
@@ -82,7 +82,7 @@ class CompletionLog(Callback):
         self._kept = record
         self._next = self._after(step)
         lines = record_lines(record, step)
-        append_steps(self._folder(trainer) / FILE_NAME, lines)
+        append_steps(self.path(trainer), lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))
 
@@ -90,8 +90,9 @@ class CompletionLog(Callback):
         """The step at which the rollout after that of a step is due."""
         return step + self.every_n_steps - (step - 1) % self.every_n_steps
 
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.output_dir or trainer.default_root_dir)
+    def path(self, trainer: Trainer) -> Path:
+        """Where the lines go."""
+        return Path(self.output_dir or trainer.default_root_dir) / FILE_NAME
 
 
 def record_lines(record: RolloutRecord, step: int) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 from vrts.models.work import StepWork
 
@@ -25,8 +25,6 @@ class Interval:
     """Reference, log-probs, backward and optimizer step."""
     questions: float = 0.0
     frames: float = 0.0
-    completions: float = 0.0
-    truncated: float = 0.0
     completion_tokens: float = 0.0
     """Sampled."""
     update_tokens: float = 0.0
@@ -52,22 +50,12 @@ class Interval:
         self.update_s += batch_s - work.rollout_s
         self.questions += work.num_questions
         self.frames += work.num_frames
-        self.completions += work.sampled.num_completions
-        self.truncated += work.sampled.num_truncated
         self.completion_tokens += work.sampled.num_tokens
         self.update_tokens += sum(
             part.num_prompt_tokens + part.num_completion_tokens for part in work.update
         )
         self.update_flops += work.update_flops
         self.step_flops += work.update_flops + work.sampled.flops
-
-    @classmethod
-    def total(cls, parts: Iterable[Interval]) -> Interval:
-        """Sum of several in a row; memory is that of the last one."""
-        rows = [astuple(part) for part in parts]
-        found = cls(*(sum(column) for column in zip(*rows, strict=True)))
-        found.memory_gb, found.reserved_gb = rows[-1][-2:]
-        return found
 
 
 NUM_FIELDS = len(fields(Interval))

@@ -1,14 +1,14 @@
 """What samples completions. Plug-in point ``model.engine``.
 
-The policy is what is trained and scored, the engine is what samples. Requests go in, finished groups
-of completions come out as they end, in any order:
+The policy is what is trained and scored, the engine is what samples. Requests go in, and groups of
+completions come out as they end, in any order:
 
     engine.add(request)             # one prompt, G completions of it
     for result in engine.step():    # some decoding; the groups that have ended
         ...
     engine.sync(policy)             # after each optimizer step
 
-No engine communicates with other ranks between `sync` and `sync`: each rank decodes at its own pace.
+No engine communicates with other ranks between two calls of `sync`: each decodes at its own pace.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def product_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.is_cuda and a.dtype != torch.float32:
         batch = a.shape[:-2]
         out = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
-        return out.unflatten(0, batch)
+        return out.view(*batch, *out.shape[1:])
     return a.float() @ b.float()
 
 

@@ -24,7 +24,7 @@ CLASSES_AN_OCTAVE = 4
 
 def capacity_of(num_tokens: int) -> int:
     """Tokens that the pool of a prompt of some length makes room for."""
-    step = max(2 ** (num_tokens.bit_length() - 1) // CLASSES_AN_OCTAVE, 16)
+    step = max((1 << (num_tokens.bit_length() - 1)) // CLASSES_AN_OCTAVE, 16)
     return -(-num_tokens // step) * step
 
 
@@ -211,7 +211,9 @@ class KVCache:
             members: by capacity of the pool, the rows of each of its prompts.
             rows_a_prompt: columns of each grid; None takes as few as possible.
         """
-        shapes, places, start = [], {}, 0
+        shapes = []
+        places: dict[int, int] = {}
+        start = 0
         for capacity, prompts in sorted(members.items()):
             G = rows_a_prompt or max(1, *(len(rows) for rows in prompts))
             padded = [[*rows, *([0] * (G - len(rows)))] for rows in prompts]

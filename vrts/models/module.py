@@ -21,9 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrts.models.checkpoints import (
-    TRAINED_WITH,
+    check_format,
     check_same_model,
-    check_same_options,
+    check_same_policy,
+    identity,
     keep_trained,
     keep_trained_only,
 )
@@ -361,14 +362,12 @@ class VideoQAModule(LightningModule):
         return mask & finished[:, None]
 
     def _completions(self, micro_batch: Sequence[Group], logprobs: torch.Tensor) -> Completions:
-        """What the objective is computed from; a rollout's first update is of the policy that
-        sampled.
+        """What the objective is computed from; the first update's own log-probs are the old ones.
 
-        That needs no pass of its own: no weight moves between a rollout and its first update, so
-        that the first update's own log-probs are the old ones, in the same kernels as those they
-        are compared with later and to the bit in any precision. Log-probs recorded by the engine
-        would be as free, but differ by rounding in 16 bits. (Dropout, off by default, would make
-        every pass another one.)
+        No weight moves between a rollout and its first update, so the policy that sampled needs no
+        pass of its own, and later updates compare with what the same kernels gave, to the bit in
+        any precision. Log-probs recorded by the engine would be as free, but differ by rounding in
+        16 bits. (Dropout, off by default, would make every pass another one.)
 
         Args:
             micro_batch: its groups.
@@ -590,7 +589,7 @@ class VideoQAModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights stay in the policy's own folder."""
         keep_trained(self, checkpoint)
-        checkpoint[TRAINED_WITH] = self.policy.trained_with
+        checkpoint |= identity(self.policy)
         if self.reference is not None and (state := self.reference.state_dict()):
             checkpoint["reference"] = state
         checkpoint["skipped_steps"] = self._guard.state_dict()
@@ -600,11 +599,13 @@ class VideoQAModule(LightningModule):
         """Refuse the checkpoint of another model.
 
         Raises:
-            InputError: as `check_same_model` and `check_same_options` say.
+            InputError: as `check_format`, `check_same_model` and `check_same_policy` say.
         """
+        if self._fitting:
+            check_format(str(self.trainer.ckpt_path), checkpoint)
         if "state_dict" in checkpoint:  # else the strategy has loaded shards already
             check_same_model(self, checkpoint)
-        check_same_options(self.policy, checkpoint)
+        check_same_policy(self.policy, checkpoint)
         state = checkpoint.get("reference")
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)

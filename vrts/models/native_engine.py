@@ -409,7 +409,7 @@ class NativeEngine(Engine):
         should_stop = group.request.should_stop
         if left and should_stop is not None:
             done = [row.completion for row in group.rows]
-            texts = [c and c.text for c in done]
+            texts = [None if c is None else c.text for c in done]
             means = [0.0 if c is None else c.mean_logprob for c in done]
             if should_stop(texts, means):
                 places = [p for p, r in enumerate(self._places) if r in left]

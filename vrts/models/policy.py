@@ -168,6 +168,14 @@ class Policy(nn.Module, ABC):
         return ()
 
     @property
+    def base_content(self) -> str | None:
+        """What tells the weights of the last of `sources` from others; None where nothing does.
+
+        Checkpoints keep it: frozen weights are not in them, and an adapter alone is no model.
+        """
+        return None
+
+    @property
     def trained_with(self) -> dict[str, float]:
         """Options without which the trained weights are another model, by their place in ours.
 

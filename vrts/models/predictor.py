@@ -307,7 +307,7 @@ def shows_all_frames(question: Question, clip: Clip) -> bool:
     if question.max_frames is not None:
         most_pairs = round(question.max_frames / FRAMES_PER_PAIR)
         available = min(available, most_pairs * FRAMES_PER_PAIR)
-    return clip.num_frames >= available
+    return bool(clip.num_frames >= available)
 
 
 def _should_stop(rule: VotingRule, question: Question, is_last: bool) -> ShouldStop:

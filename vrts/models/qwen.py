@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -35,7 +36,13 @@ from vrts.models.qwen_loading import (
 )
 from vrts.models.qwen_network import QwenNetwork
 from vrts.models.qwen_saving import save_model
-from vrts.models.shard_loading import fill, local_folder, pretended_on_cpu
+from vrts.models.shard_loading import (
+    fill,
+    known_folder,
+    local_folder,
+    pretended_on_cpu,
+    weights_digest,
+)
 from vrts.prompts import PromptTemplate
 from vrts.types import Completion, InputError, Sample
 
@@ -237,10 +244,7 @@ class QwenPolicy(Policy):
                 "model.reference: AdapterOff needs an adapter; set model.policy.init_args.lora, "
                 "or use FrozenCopy for full fine-tuning"
             )
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with self.model.disable_adapter():
-            for parameter in trained:  # FSDP1 forgets gradients of what peft freezes meanwhile
-                parameter.requires_grad_(True)
             yield
 
     def save_pretrained(self, folder: Path, merge: bool = False) -> None:
@@ -256,6 +260,12 @@ class QwenPolicy(Policy):
         """See `Policy.sources`."""
         base = adapter_base(self.path)
         return (self.path,) if base is None else (self.path, base)
+
+    @cached_property
+    def base_content(self) -> str | None:
+        """See `Policy.base_content`."""
+        folder = known_folder(self.sources[-1])
+        return None if folder is None else weights_digest(folder)
 
     @property
     def trained_with(self) -> dict[str, float]:

@@ -101,9 +101,8 @@ class Replica:
         layers = [x for x in self._products or () if isinstance(x, MergedLayer)]
         if not layers:
             return None
-        errors, updates = (
-            sum(float(x) for x in v) for v in zip(*(m.norms for m in layers), strict=True)
-        )
+        errors = sum(float(layer.norms[0]) for layer in layers)
+        updates = sum(float(layer.norms[1]) for layer in layers)
         return (errors / updates) ** 0.5 if updates else 0.0
 
     def move(self, device: torch.device) -> None:

@@ -38,7 +38,7 @@ class Sharding:
 
     keep_gathered: bool = True
     """Gather each layer once for all micro-batches of an update, which takes the memory of all
-    weights in the precision that is computed in; false gathers it for every forward and backward."""
+    weights in the dtype that is computed in; false gathers it for every forward and backward."""
     sync_every_micro_batch: bool = False
     """Sum gradients over the ranks after each micro-batch, so that no rank holds those of the
     complete model; false does so once a step. Without effect on an adapter's memory."""
