@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CUDA = torch.device("cuda", 0)
 HALF = (torch.bfloat16, torch.float16)
 _aten = torch.ops.aten
+_ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _WAITS = {
     "_local_scalar_dense", "bincount", "equal", "is_nonzero", "item", "masked_select", "nonzero",
     "unique_consecutive", "unique_dim", "_unique", "_unique2",
@@ -46,6 +47,8 @@ class Device:
         """What was raised, also where the program has caught it."""
         self.flash: Counter[str] = Counter()
         """Calls of flash kernels: forward, backward."""
+        self.operators: Counter[str] = Counter()
+        """Operators that ran, replayed ones too."""
         self.recording: Recorder | None = None
         self.in_operator = False
         """Whether C++ code runs for tensors of the device: what it makes lies there too."""
@@ -174,8 +177,9 @@ def _is_device(device: Any) -> bool:
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """Run one operator on the host's view of its operands, once it is found to be permitted."""
     name = func._schema.name.removeprefix("aten::")
+    _device.operators[name] += 1
     operands = _tensors((args, kwargs))
-    if name in _WAITS:
+    if name in _WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
         _device.wait(name)
     if name == "copy_" and isinstance(args[0], DeviceTensor) != isinstance(args[1], DeviceTensor):
         _device.wait("copy_ between host and device")
@@ -330,13 +334,18 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 
 
 class Factories(TorchDispatchMode):
-    """What C++ makes beside tensors of the device, with their options, lies on the device."""
+    """What C++ makes on the device, or beside tensors of the device with their options."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        asked = _is_device(kwargs.get("device"))
+        if asked:
+            kwargs = {**kwargs, "device": torch.device("cpu"), "pin_memory": None}
         with torch._C.DisableTorchFunction():
-            out = func(*args, **(kwargs or {}))
-        makes = _device.in_operator and type(out) is torch.Tensor and not _tensors((args, kwargs))
-        return DeviceTensor(out) if makes else out
+            out = func(*args, **kwargs)
+        if type(out) is not torch.Tensor or not (asked or _device.in_operator):
+            return out
+        return out if _tensors((args, kwargs)) else DeviceTensor(out)
 
 
 # ---- functions
@@ -372,9 +381,9 @@ def _autocast(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return cast(torch.get_autocast_dtype("cuda"), torch.float32, *HALF)
     if name in FLOAT32:
         return cast(torch.float32, *HALF)
-    if name in FLOAT32_BY_OPTION and isinstance(args[0], DeviceTensor) and args[0].dtype in HALF:
-        if not any(isinstance(x, torch.dtype) for x in (*args, *kwargs.values())):
-            kwargs = {**kwargs, "dtype": torch.float32}
+    given = any(isinstance(x, torch.dtype) for x in (*args, *kwargs.values()))
+    if name in FLOAT32_BY_OPTION and args[0].dtype in HALF and not given:
+        kwargs = {**kwargs, "dtype": torch.float32}
     return args, kwargs
 
 
@@ -580,11 +589,9 @@ def _record(graph: Graph, pool: Any, capture_error_mode: str = "global") -> Iter
         _device.recording = None
         recorder.undo()
     graph.calls = recorder.calls
-    graph.recorded.kernels = [
-        func._schema.name.removeprefix("aten::")
-        for func, _, _, fresh in graph.calls
-        if fresh or func._schema.is_mutable
-    ]
+    written = [f for f, _, _, fresh in graph.calls if fresh or f._schema.is_mutable]
+    names = [func._schema.name.removeprefix("aten::") for func in written]
+    graph.recorded.kernels = [name for name in names if name not in _ALLOCATES]
     _device.graphs.append(graph.recorded)
 
 
@@ -596,11 +603,13 @@ _PROPERTIES = SimpleNamespace(
 
 
 class _Guard:
-    """`torch.cuda.device`."""
+    """`torch.cuda.device`, `stream` and `Stream`: all work is done in order."""
 
-    def __init__(self, device: Any) -> None: ...
+    def __init__(self, *of: Any, **options: Any) -> None: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *error: object) -> None: ...
+    def wait_stream(self, other: Any) -> None: ...
+    def synchronize(self) -> None: ...
 
 
 def _seen_by_torch() -> dict[str, Any]:
@@ -619,7 +628,7 @@ def _seen_by_torch() -> dict[str, Any]:
         **{name: constant(None) for name in nothing},
         "is_available": constant(True), "is_initialized": constant(True),
         "device_count": constant(1), "current_device": constant(0),
-        "current_stream": constant("stream"), "graph_pool_handle": constant("pool"),
+        "current_stream": constant(_Guard()), "graph_pool_handle": constant("pool"),
         "get_device_properties": constant(_PROPERTIES),
         "get_device_name": constant(_PROPERTIES.name), "get_device_capability": constant((9, 0)),
         "is_bf16_supported": constant(True), "memory_stats": constant({}),
@@ -627,7 +636,8 @@ def _seen_by_torch() -> dict[str, Any]:
         "max_memory_reserved": constant(0), "mem_get_info": constant((80 << 30, 80 << 30)),
         "get_rng_state": constant(state), "get_rng_state_all": constant([state]),
         "is_current_stream_capturing": lambda: _device.recording is not None,
-        "CUDAGraph": Graph, "graph": _record, "device": _Guard, "default_generators": (),
+        "CUDAGraph": Graph, "graph": _record, "device": _Guard, "stream": _Guard,
+        "Stream": _Guard, "default_generators": (),
     }  # fmt: skip
 
 
@@ -644,14 +654,24 @@ def _can_use_flash(asked: _FlashQuestion, debug: bool = False) -> bool:
     return (
         asked.mask is None
         and all(x.dtype in HALF and x.dtype == asked.query.dtype for x in tensors)
-        and all(0 < x.shape[2] and x.shape[-1] <= 256 and x.stride(-1) == 1 for x in tensors)
+        and all(x.shape[2] > 0 and x.shape[-1] <= 256 and x.stride(-1) == 1 for x in tensors)
     )
+
+
+def _reducer(make: Callable[..., Any]) -> Callable[..., Any]:
+    """DDP's, whose C++ makes buckets for gradients."""
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        with _device.operator(True):
+            return make(*args, **kwargs)
+
+    return made
 
 
 @contextmanager
 def pretended_cuda() -> Iterator[Device]:
     """Context in which torch has one CUDA device."""
-    global _device  # noqa: PLW0603 one device, as torch has
+    global _device
     _device = Device()
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # keeps tied weights tied
@@ -666,6 +686,7 @@ def pretended_cuda() -> Iterator[Device]:
                 can_use_flash_attention=_can_use_flash,
             )
         )
+        enter(mock.patch.object(torch.distributed, "Reducer", _reducer(torch.distributed.Reducer)))
         # loading threads would not see the modes
         enter(mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
         for module in (optimizers, _foreach_utils):
@@ -673,7 +694,7 @@ def pretended_cuda() -> Iterator[Device]:
             enter(mock.patch.object(module, "_foreach_supported_types", supported))
         enter(
             mock.patch.object(
-                torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None
+                torch.optim.Optimizer, "_accelerator_graph_capture_health_check", return_value=None
             )
         )
         enter(Factories())
