@@ -16,9 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks.common import report
+from vrts.files import read_predictions
+from vrts.files.predictions import write_predictions
+from vrts.types import Prediction, Question, Round
+from vrts.voting import agreement, decide
 
 NUM_QUESTIONS, QUESTIONS_A_VIDEO = 10_000, 4
 LEVELS, M = (32, 64, 128), 5
@@ -33,41 +36,41 @@ def completion(rng: random.Random, letter: str) -> str:
     return f"<think>{words}</think><answer>{form.format(letter)}</answer>"
 
 
-def lines(num_questions: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Make the lines of a run whose questions differ in how hard they are."""
+def predictions(num_questions: int, seed: int) -> Iterator[Prediction]:
+    """Make the predictions of a run whose questions differ in how hard they are."""
     rng = random.Random(seed)
     for index in range(num_questions):
         skill, rounds = rng.random(), []
         for level in LEVELS:
             answers = ["A" if rng.random() < skill else rng.choice("BCD") for _ in range(M)]
             rounds.append(
-                {
-                    "num_frames": level,
-                    "times_s": [round(60 * i / level, 4) for i in range(level)],
-                    "completions": [completion(rng, letter) for letter in answers],
-                    "answers": answers,
-                    "num_tokens": [rng.randrange(200, 400) for _ in answers],
-                    "mean_logprobs": [round(-rng.random(), 4) for _ in answers],
-                    "abandoned": [False] * M,
-                }
+                Round(
+                    num_frames=level,
+                    completions=tuple(completion(rng, letter) for letter in answers),
+                    answers=tuple(answers),
+                    agreement=agreement(answers),
+                    times_s=tuple(60 * i / level for i in range(level)),
+                    num_tokens=tuple(rng.randrange(200, 400) for _ in answers),
+                    mean_logprobs=tuple(-rng.random() for _ in answers),
+                    abandoned=(False,) * M,
+                )
             )
             if len(set(answers)) == 1:
                 break
-        yield {
-            "id": f"q{index}",
-            "question": " ".join(rng.choices(WORDS, k=12)) + "?",
-            "options": ["to the car", "to the door", "nowhere", "home"],
-            "problem_type": "multiple choice",
-            "answer": "A",
-            "video": f"videos/{index // QUESTIONS_A_VIDEO}.mp4",
-            "breakdown": {
-                "duration": rng.choice(["short", "medium", "long"]),
-                "domain": f"domain {rng.randrange(6)}",
-                "task": f"task {rng.randrange(12)}",
-            },
-            "rounds": rounds,
-            "error": None,
+        breakdown = {
+            "duration": rng.choice(["short", "medium", "long"]),
+            "domain": f"domain {rng.randrange(6)}",
+            "task": f"task {rng.randrange(12)}",
         }
+        question = Question(
+            id=f"q{index}",
+            text=" ".join(rng.choices(WORDS, k=12)) + "?",
+            video=f"videos/{index // QUESTIONS_A_VIDEO}.mp4",
+            options=("to the car", "to the door", "nowhere", "home"),
+            answer="A",
+            metadata={"breakdown": breakdown},
+        )
+        yield decide(question, rounds)
 
 
 def main() -> None:
@@ -75,9 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.jsonl"
         (path.parent / "settings.json").write_text(json.dumps({"levels": LEVELS}))
-        with path.open("w") as file:
-            for line in lines(NUM_QUESTIONS, seed=0):
-                file.write(json.dumps(line) + "\n")
+        write_predictions(path, predictions(NUM_QUESTIONS, seed=0))
         command = [sys.executable, "-m", "vrts", "predict", "--config=configs/replay.yaml"]
         command += [f"--model.policy.init_args.path={path}"]
         command += [f"--trainer.default_root_dir={folder}/replayed"]
@@ -89,13 +90,14 @@ def main() -> None:
         row = {
             "questions": metrics["num_questions"],
             "failed": metrics["num_failed"],
-            "completions": sum(len(r["completions"]) for one in path.open()
-                               for r in json.loads(one)["rounds"]),
+            "completions": sum(
+                len(r.completions) for p in read_predictions(path) for r in p.rounds
+            ),
             "recording MB": path.stat().st_size / 1e6,
             "s": wall_s,
             "CPU s": usage.ru_utime + usage.ru_stime,
             "peak MB": usage.ru_maxrss * 1024 / 1e6,
-        }  # fmt: skip
+        }
     report("replay", [row], limits={"s": LIMIT_S, "peak MB": LIMIT_BYTES / 1e6})
 
 

@@ -12,7 +12,9 @@ from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
+from vrts.files.predictions import prediction_to_json
 from vrts.models.qwen import QwenPolicy
+from vrts.types import Prediction, Question, Round
 from vrts.votes import VoteError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -125,26 +127,21 @@ class TestAsk:
 
 def recorded_line(id: str, rounds: list[tuple[int, str]], error: str | None = None) -> dict:
     """A line of predictions.jsonl; a dot is a completion that was given up."""
-    return {
-        "id": id,
-        "question": "Which?",
-        "options": ["red", "green", "blue"],
-        "problem_type": "multiple choice",
-        "answer": "A",
-        "video": f"{id}.mp4",
-        "breakdown": {},
-        "error": error,
-        "rounds": [
-            {
-                "num_frames": num_frames,
-                "completions": [f"<answer>{letter}</answer>" for letter in letters],
-                "answers": [None if letter == "." else letter for letter in letters],
-                "abandoned": [letter == "." for letter in letters],
-                "is_last": num_frames == 40,
-            }
-            for num_frames, letters in rounds
-        ],
-    }
+    asked = Question(id, "Which?", f"{id}.mp4", options=("red", "green", "blue"), answer="A")
+    seen = tuple(
+        Round(
+            num_frames=num_frames,
+            completions=tuple(f"<answer>{letter}</answer>" for letter in letters),
+            answers=tuple(None if letter == "." else letter for letter in letters),
+            agreement=0.0,
+            num_tokens=(1,) * len(letters),
+            mean_logprobs=(0.0,) * len(letters),
+            abandoned=tuple(letter == "." for letter in letters),
+            is_last=num_frames == 40,
+        )
+        for num_frames, letters in rounds
+    )
+    return prediction_to_json(Prediction(asked, seen, error=error))
 
 
 class TestReplay:
@@ -227,7 +224,7 @@ class TestReplay:
             "predict it at that level with the model first",
             "no-video": "no such file",
         }
-        answers = {id: lines[id]["prediction"] for id in lines.keys() - errors.keys()}
+        answers = {id: lines[id]["answer"] for id in lines.keys() - errors.keys()}
         assert answers == {"agreed": "A", "stopped": "B", "sure": "A", "right": "A"}
         metrics = json.loads((tmp_path / "out/metrics.json").read_text())
         assert (metrics["num_questions"], metrics["num_failed"]) == (10, 6)

@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vrts.callbacks.densify import SparseToDense
 from vrts.cli import run
-from vrts.models.fsdp1 import FSDP1
 from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.sharding import Sharding
 from vrts.models.strategy import FullySharded
@@ -37,13 +36,12 @@ DEVICES = {
     "gpu.yaml": (SingleDeviceStrategy, "bf16-mixed"),
     "ddp.yaml": (DDPStrategy, "bf16-mixed"),
     "fsdp.yaml": (FullySharded, "bf16-mixed"),
-    "fsdp1.yaml": (FSDP1, "bf16-mixed"),
 }
 """Overlays of devices, with what they make of the Trainer."""
 TUNING = ((), ("lora.yaml",), ("full.yaml",))
 ALGORITHMS = ("dapo.yaml", "tgrpo.yaml")
 OVERLAYS = (*DEVICES, "full.yaml", "lora.yaml", "tiny.yaml", *ALGORITHMS)
-NEEDS_CUDA = ("gpu.yaml", "ddp.yaml", "fsdp.yaml", "fsdp1.yaml")
+NEEDS_CUDA = ("gpu.yaml", "ddp.yaml", "fsdp.yaml")
 """Their device is swapped for the CPU where the Trainer is made; parsing sees them as they are."""
 ASKED = {
     ("grpo.yaml",): "fit",
@@ -173,9 +171,8 @@ def test_a_replay_goes_with_every_device(device, monkeypatch):
 
 @pytest.mark.parametrize(
     ("first", "last"),
-    [("ddp.yaml", "gpu.yaml"), ("fsdp.yaml", "cpu.yaml"), ("fsdp.yaml", "ddp.yaml"),
-     ("fsdp.yaml", "fsdp1.yaml"), ("fsdp1.yaml", "fsdp.yaml"), ("fsdp1.yaml", "cpu.yaml")],
-)  # fmt: skip
+    [("ddp.yaml", "gpu.yaml"), ("fsdp.yaml", "cpu.yaml"), ("fsdp.yaml", "ddp.yaml")],
+)
 def test_the_last_device_wins(first, last, monkeypatch):
     cli = instantiate(monkeypatch, args_of("fit", [FIT, first, last]))
     assert type(cli.trainer.strategy) is DEVICES[last][0]

@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.kills import Spread, finish, forked
+from tests.callbacks import runs
 from tests.test_cli import broken, fit_args, own_train
 from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
@@ -166,7 +167,7 @@ def test_checkpoints_that_lightning_writes_after_an_epoch_go_on(fit, whole, tmp_
 
 def curves(folder: Path) -> list[dict]:
     """What a run logged, without times."""
-    points = map(json.loads, (folder / "curves.jsonl").read_text().splitlines())
+    points = runs.curves(folder)
     return [{k: v for k, v in point.items() if not k.endswith("_s")} for point in points]
 
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 
+from tests.callbacks.runs import curves
 from tests.test_cli import lines_of
 from vrts.callbacks.step_checkpoint import StepCheckpoint
 from vrts.cli import main, run
@@ -95,12 +96,12 @@ def fit_args(data: dict[str, Path], root: Path, *more: str, validates: bool = Tr
 
 def validations(root: Path) -> dict[int, dict[str, float]]:
     """What each validation found, by step."""
-    points = lines_of(root / "curves.jsonl")
+    points = curves(root)
     return {p["step"]: {n: p[n] for n in VAL} for p in points if "val/accuracy" in p}
 
 
 def losses(root: Path) -> list[float]:
-    return [p["train/loss"] for p in lines_of(root / "curves.jsonl") if "train/loss" in p]
+    return [p["train/loss"] for p in curves(root) if "train/loss" in p]
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,9 @@ from typing import Any
 
 import torch
 
+FRAMES_PER_PATCH = 2
+"""Frames that a vision tower takes together; a video is sampled in multiples of it."""
+
 
 class InputError(ValueError):
     """Bad input from outside: a file, a record, an option. The message names it and the remedy."""
@@ -82,6 +85,12 @@ class Question:
         """The most frames that its benchmark gives a video, from the metadata; None for any."""
         cap = self.metadata.get("max_frames")
         return cap if isinstance(cap, int) else None
+
+    @property
+    def breakdown(self) -> dict[str, str]:
+        """Category by name, as its benchmark breaks accuracy down, from the metadata."""
+        found = self.metadata.get("breakdown")
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +177,34 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled completion, as rewards see it."""
+    """One sampled completion."""
 
     text: str
     """Without special tokens."""
     num_tokens: int
-    """Tokens that were sampled, the end token included."""
+    """Tokens that were sampled, the end token included; L of this completion."""
     max_new_tokens: int
     """Tokens after which it would have been cut off."""
     finished: bool = True
-    """False where it was cut off."""
+    """False where it was cut off or cancelled."""
+    token_ids: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """int64 ``[L]``, on the CPU; None where they are not known."""
+    logprobs: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """Float ``[L]``, on the CPU: of each token when it was sampled, at the sampling temperature and
+    before penalties and any truncation of the distribution; None where they are not known."""
+    cancelled: bool = False
+    """Whether it was stopped before its end, because it was not needed any more."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-prob of the tokens, to 4 digits, as it is recorded; NaN where not known.
+
+        Votes count with this value and no finer one, so that they come out the same when a record
+        is replayed. The sum is exact: it does not depend on padding.
+        """
+        if self.logprobs is None:
+            return math.nan
+        return round(math.fsum(self.logprobs.tolist()) / max(self.num_tokens, 1), 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +225,6 @@ class Rollout:
     abandoned: torch.Tensor | None = None
     """bool ``[N]``, True where an early stop gave the completion up before its end; None where
     every completion was sampled to its end."""
-    errors: tuple[str | None, ...] = ()
-    """Why a question's completions cannot be had, B, None where they can; its rows are then of no
-    meaning. Empty where all can."""
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -239,8 +263,6 @@ class Round:
     one has no answer."""
     is_last: bool = False
     """Whether the video is known to have no more frames to show, at whatever denser level."""
-    error: str | None = None
-    """Why its completions cannot be had; the question then fails, and the round is not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

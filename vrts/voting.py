@@ -81,7 +81,7 @@ def decide(
 ) -> Prediction:
     """Answer a question by the vote of its last round.
 
-    It fails where that round has an error, and where the model has no numbers.
+    It fails where the model's log-probs are not finite.
 
     Args:
         question: what was asked.
@@ -92,8 +92,6 @@ def decide(
     Raises:
         VoteError: the rule's vote raises, or gives something that is no weight.
     """
-    if rounds[-1].error is not None:
-        return fail(question, rounds[-1].error, rounds[:-1])
     if not all(map(math.isfinite, rounds[-1].mean_logprobs)):
         # what is sampled from such a model is no answer, not even a wrong one
         reason = (

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from tests.callbacks.test_summary import line
+from tests.callbacks.test_summary import predicted
 from vrts.callbacks.accuracy import accuracy, breakdown, clustered_stderr, gain, mean
 
 
@@ -78,18 +78,23 @@ def test_one_video_tells_nothing_of_how_videos_differ(values, videos):
 
 
 def test_questions_without_a_right_answer_do_not_count():
-    lines = [line("a", True), line("b", None), line("c", False), line("d", None, video="a.mp4")]
-    found = accuracy(lines)
+    predictions = [
+        predicted("a", True),
+        predicted("b", None),
+        predicted("c", False),
+        predicted("d", None, video="a.mp4"),
+    ]
+    found = accuracy(predictions)
     assert (found["num_scored"], found["num_videos"], found["accuracy"]) == (2, 2, 0.5)
 
 
 def test_categories_are_sorted_and_names_come_as_they_first_come():
-    lines = [
-        line("a", True, task="b", kind="x"),
-        line("b", False, task="a"),
-        line("c", None, task="a", length="long"),
+    predictions = [
+        predicted("a", True, task="b", kind="x"),
+        predicted("b", False, task="a"),
+        predicted("c", None, task="a", length="long"),
     ]
-    found = breakdown(lines)
+    found = breakdown(predictions)
     assert list(found) == ["task", "kind", "length"]
     assert list(found["task"]) == ["a", "b"]
     assert found["task"]["a"]["num_questions"] == 2
@@ -99,29 +104,31 @@ def test_categories_are_sorted_and_names_come_as_they_first_come():
 
 def test_every_question_is_in_one_category_of_each_name():
     rng = random.Random(3)
-    lines = [
-        line(str(i), rng.random() < 0.5, duration=rng.choice("sml"), domain=rng.choice("abcdef"))
+    predictions = [
+        predicted(
+            str(i), rng.random() < 0.5, duration=rng.choice("sml"), domain=rng.choice("abcdef")
+        )
         for i in range(200)
     ]
-    found = breakdown(lines)
+    found = breakdown(predictions)
     for name in ("duration", "domain"):
         assert sum(c["num_questions"] for c in found[name].values()) == 200
         right = sum(c["accuracy"] * c["num_scored"] for c in found[name].values())
-        assert right == pytest.approx(sum(one["correct"] for one in lines))
+        assert right == pytest.approx(sum(one.correct for one in predictions))
 
 
 def test_the_gain_of_videommmu():
     """From 46% to 61.6% of 500: (61.6 - 46) / (100 - 46) = 28.9%."""
-    lines = [line(str(i), i < 308) for i in range(500)]
+    predictions = [predicted(str(i), i < 308) for i in range(500)]
     before = {str(i): i < 230 for i in range(500)}
-    assert gain(lines, before)["gain"] == pytest.approx(0.156 / 0.54)
-    worse = gain(lines, {str(i): i < 400 for i in range(500)})
+    assert gain(predictions, before)["gain"] == pytest.approx(0.156 / 0.54)
+    worse = gain(predictions, {str(i): i < 400 for i in range(500)})
     assert worse["gain"] == pytest.approx((0.616 - 0.8) / 0.2)
 
 
 def test_no_gain_where_all_was_right_or_nothing_is_in_common():
-    lines = [line("a", True), line("b", None)]
-    assert gain(lines, {"a": True})["gain"] is None
-    assert gain(lines, {"c": False, "b": False}) == {
+    predictions = [predicted("a", True), predicted("b", None)]
+    assert gain(predictions, {"a": True})["gain"] is None
+    assert gain(predictions, {"c": False, "b": False}) == {
         "num_scored": 0, "accuracy_before": None, "accuracy_after": None, "gain": None,
     }  # fmt: skip

@@ -44,7 +44,7 @@ def test_unanimity_stops_and_disagreement_goes_on(tmp_path, videos):
     assert rounds(found["once"]) == [(4, "AAA")]
     assert rounds(found["twice"]) == [(4, "AAB"), (8, "BBB")]
     assert rounds(found["thrice"]) == [(4, "ABC"), (8, "BAB"), (16, "CCA")]
-    assert [found[id]["prediction"] for id in script] == ["A", "B", "C"]
+    assert [found[id]["answer"] for id in script] == ["A", "B", "C"]
     assert [found[id]["correct"] for id in script] == [False, True, False]
     assert [found[id]["num_frames"] for id in script] == [4, 8, 16]
     assert metrics["decided_at"] == {"4": 1 / 3, "8": 1 / 3, "16": 1 / 3}
@@ -70,7 +70,7 @@ def test_the_majority_decides_at_the_cap(tmp_path, videos, answers, prediction):
     policy = scripted({"q": {4: "ABC", 8: answers}})
     lines, metrics = predict(tmp_path, policy, [ask("q", videos["long"], "C")], levels=[4, 8])
     assert rounds(lines[0]) == [(4, "ABC"), (8, answers)]
-    assert lines[0]["prediction"] == prediction
+    assert lines[0]["answer"] == prediction
     assert lines[0]["correct"] is (prediction == "C")
     assert lines[0]["status"] == "ok"
     assert metrics["num_without_answer"] == (prediction is None)
@@ -81,7 +81,7 @@ def test_a_missing_answer_breaks_unanimity(tmp_path, videos):
     policy = scripted({"q": {4: "AA-", 8: "---", 16: "BBB"}})
     lines, _ = predict(tmp_path, policy, [ask("q", videos["long"])])
     assert rounds(lines[0]) == [(4, "AA-"), (8, "---"), (16, "BBB")]
-    assert lines[0]["prediction"] == "B"
+    assert lines[0]["answer"] == "B"
 
 
 def test_a_video_shorter_than_a_level_stops_there(tmp_path, videos):
@@ -91,7 +91,7 @@ def test_a_video_shorter_than_a_level_stops_there(tmp_path, videos):
     found = by_id(lines)
     assert rounds(found["s"]) == [(4, "ABC"), (6, "CBB")]
     assert found["s"]["num_frames"] == 6
-    assert (found["s"]["prediction"], found["s"]["correct"]) == ("B", True)
+    assert (found["s"]["answer"], found["s"]["correct"]) == ("B", True)
     assert rounds(found["l"])[-1] == (16, "BAA")
     assert metrics["mean_frames"] == (6 + 16) / 2
     assert metrics["mean_frames_total"] == (4 + 6 + 4 + 8 + 16) / 2
@@ -101,7 +101,7 @@ def test_a_video_shorter_than_the_first_level_is_asked_once(tmp_path, videos):
     policy = scripted({"s": {6: "ABB"}})
     lines, metrics = predict(tmp_path, policy, [ask("s", videos["short"])], levels=[8, 16])
     assert rounds(lines[0]) == [(6, "ABB")]
-    assert lines[0]["prediction"] == "B"
+    assert lines[0]["answer"] == "B"
     assert metrics["mean_frames"] == 6
 
 
@@ -122,7 +122,7 @@ def test_a_benchmarks_cap_ends_a_question_there(tmp_path, videos):
     found = by_id(lines)
     assert rounds(found["capped"]) == [(4, "ABC"), (8, "BAB")]
     assert rounds(found["free"]) == [(4, "ABC"), (8, "BAB"), (16, "CCA")]
-    assert [found[id]["prediction"] for id in script] == ["B", "C"]
+    assert [found[id]["answer"] for id in script] == ["B", "C"]
     assert ("capped", 16) not in [pair for batch in policy.asked for pair in batch]
 
 
@@ -133,7 +133,7 @@ def test_the_level_of_a_cap_is_known_to_be_the_last_one(tmp_path, videos, cap):
     asked = [replace(ask("q", videos["long"]), metadata={"max_frames": cap})]
     lines, _ = predict(tmp_path, policy, asked, num_samples=5, s2d={"early_stop": True})
     assert policy.asked == [[("q", 4)], [("q", 8)]]
-    assert lines[0]["prediction"] == "B"
+    assert lines[0]["answer"] == "B"
 
 
 def test_a_damaged_video_is_a_wrong_answer_and_stops_nothing(tmp_path, videos):
@@ -141,10 +141,10 @@ def test_a_damaged_video_is_a_wrong_answer_and_stops_nothing(tmp_path, videos):
     asked = [ask("x", videos["damaged"]), ask("a", videos["long"]), ask("y", "missing.mp4", None)]
     lines, metrics = predict(tmp_path, policy, asked, data={"eval_batch_size": 3})
     found = by_id(lines)
-    assert found["a"]["prediction"] == "A"
+    assert found["a"]["answer"] == "A"
     for id, correct, reason in (("x", False, videos["damaged"]), ("y", None, "no such file")):
         line = found[id]
-        assert (line["status"], line["correct"], line["prediction"]) == ("failed", correct, None)
+        assert (line["status"], line["correct"], line["answer"]) == ("failed", correct, None)
         assert (line["rounds"], line["num_frames"]) == ([], 0)
         assert reason in line["error"]
     assert policy.asked == [[("a", 4)], [("a", 8)]]
@@ -171,8 +171,8 @@ def test_a_video_that_fails_on_denser_frames_only(tmp_path, videos):
     assert found["f"]["status"] == "failed"
     assert "fragile.mp4" in found["f"]["error"]
     assert rounds(found["f"]) == [(4, "ABC")]
-    assert (found["f"]["correct"], found["f"]["prediction"]) == (False, None)
-    assert (found["l"]["prediction"], found["l"]["correct"]) == ("B", True)
+    assert (found["f"]["correct"], found["f"]["answer"]) == (False, None)
+    assert (found["l"]["answer"], found["l"]["correct"]) == ("B", True)
     assert policy.asked == [[("f", 4), ("l", 4)], [("l", 8)]]
     assert metrics["accuracy"] == 0.5
 
@@ -185,7 +185,7 @@ def test_a_prompt_too_long_for_denser_frames(tmp_path, videos):
     assert found["l"]["error"] == "question l: 8 frames are too many"
     assert found["l"]["correct"] is False
     assert rounds(found["s"]) == [(4, "ABC"), (6, "BBB")]
-    assert found["u"]["prediction"] == "A"
+    assert found["u"]["answer"] == "A"
 
 
 def test_the_context_of_a_real_model_ends_a_question_by_name(tmp_path, videos, model_folder):

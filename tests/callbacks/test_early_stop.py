@@ -69,7 +69,7 @@ def test_a_consensus_of_fewer_decides_a_level(tmp_path, videos):
     asked = [ask(id, videos["long"]) for id in script]
     s2d = {"consensus": 3, "early_stop": False}
     lines, _ = predict(tmp_path, scripted(script), asked, num_samples=5, s2d=s2d)
-    assert [(line["prediction"], line["num_frames"]) for line in lines] == [
+    assert [(line["answer"], line["num_frames"]) for line in lines] == [
         ("A", 4), ("B", 8), ("A", 8),
     ]  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_a_vote_of_ones_own(tmp_path, videos):
     lines, _ = predict(tmp_path, policy, [ask("q", videos["long"])], levels=[4, 8],
                        s2d={"vote": LastVote()})  # fmt: skip
     means = lines[0]["rounds"][-1]["mean_logprobs"]
-    assert lines[0]["prediction"] == "ABA"[means.index(max(means))]
+    assert lines[0]["answer"] == "ABA"[means.index(max(means))]
     assert lines[0]["rounds"][0]["times_s"] == [0.0, 0.625, 1.25, 1.875]
     assert lines[0]["rounds"][0]["num_tokens"] == [1, 1, 1]
 
@@ -91,7 +91,7 @@ def test_what_was_given_up_is_asked_again_where_no_frames_are_left(tmp_path, vid
     asked, data = [ask("q", videos["long"], "B")], {"sampler": AtMostFour()}
     lines, _ = predict(tmp_path, policy, asked, num_samples=5, data=data)
     assert rounds(lines[0]) == [(4, "AABBB")]
-    assert lines[0]["prediction"] == "B"
+    assert lines[0]["answer"] == "B"
     assert policy.asked == [[("q", 4)]] * 2
 
 
@@ -117,7 +117,7 @@ def test_all_of_a_level_that_need_it_are_asked_again_at_once(tmp_path, videos):
         again = [[("a", 4), ("c", 4)]] if early_stop else []
         first = [("a", 4), ("b", 4), ("c", 4), ("u", 4)]
         assert policy.asked == [first, *again, [("b", 8)]]
-        written[early_stop] = [(line["prediction"], line["num_frames"]) for line in lines]
+        written[early_stop] = [(line["answer"], line["num_frames"]) for line in lines]
     assert written[True] == written[False] == [("B", 4), ("B", 8), ("A", 4), ("A", 4)]
 
 
@@ -159,7 +159,7 @@ def test_levels_without_any_answer(tmp_path, videos, silent):
             questions(videos["long"], 12), num_samples=5, s2d={"early_stop": early_stop},
             data={"eval_batch_size": 5},
         )  # fmt: skip
-        kept = ("id", "prediction", "correct", "num_frames", "status")
+        kept = ("id", "answer", "correct", "num_frames", "status")
         decided.append([{key: line[key] for key in kept} for line in lines])
         undecided = sum(line["num_frames"] == 16 for line in lines)
         assert metrics["num_without_answer"] == (undecided if 16 in silent else 0)

@@ -194,7 +194,7 @@ def test_a_folder_without_permission_is_named_before_anything_is_loaded(tmp_path
 def test_files_of_other_processes_are_merged(tmp_path, videos, whole):
     lines, _ = whole
     predict(tmp_path, scripted(SCRIPT), seven(videos)[:2])
-    other = [{**lines[1], "prediction": "C"}, lines[4]]
+    other = [{**lines[1], "answer": "C"}, lines[4]]
     for rank, part in ((1, other), (2, [lines[6], lines[5]])):
         text = "".join(json.dumps(line) + "\n" for line in part)
         (tmp_path / f"predictions.rank{rank}.jsonl").write_text(text + '{"id": "q2", "ro')

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.callbacks.runs import make_data, make_module, make_trainer, predict, scripted
-from tests.callbacks.test_summary import LINES, line
+from tests.callbacks.test_summary import PREDICTIONS, predicted
 from tests.callbacks.test_writer import SCRIPT, nine
 from vrts.callbacks import progress
 from vrts.callbacks.densify import SparseToDense
@@ -20,9 +20,9 @@ from vrts.callbacks.writer import PredictionWriter
 
 def test_a_tally_comes_to_the_same_as_the_metrics():
     tally = Tally()
-    for one in LINES:
+    for one in PREDICTIONS:
         tally.add(one)
-    metrics = summarise(LINES, [4, 8, 16])
+    metrics = summarise(PREDICTIONS, [4, 8, 16])
     assert tally.text() == (
         f"{metrics['num_failed']} failed, {metrics['mean_frames']:.1f} frames, "
         f"accuracy {100 * metrics['accuracy']:.1f} %"
@@ -32,7 +32,7 @@ def test_a_tally_comes_to_the_same_as_the_metrics():
 def test_a_tally_shows_only_what_there_is():
     tally = Tally()
     assert tally.text() == "0 failed"
-    tally.add(line("a", None, (4, 1.0)))
+    tally.add(predicted("a", None, (4, 1.0)))
     assert tally.text() == "0 failed, 4.0 frames"
 
 

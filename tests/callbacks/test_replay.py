@@ -86,7 +86,7 @@ def test_other_annotations_are_scored_with_the_recorded_completions(tmp_path, re
     corrected = [dataclasses.replace(question, answer="B") for question in asked]
     lines, metrics = replay(tmp_path, recorded, reader=QuestionList(corrected))
     assert metrics["accuracy"] != json.loads((recorded / "metrics.json").read_text())["accuracy"]
-    assert [line["correct"] for line in lines] == [line["prediction"] == "B" for line in lines]
+    assert [line["correct"] for line in lines] == [line["answer"] == "B" for line in lines]
 
 
 def test_another_vote_gives_what_the_pure_functions_say(tmp_path, recorded, asked):
@@ -101,10 +101,10 @@ def test_another_vote_gives_what_the_pure_functions_say(tmp_path, recorded, aske
             continue
         texts = old["rounds"][0]["completions"][:2]
         want = decide(question, [make_round(texts, question, 4)])
-        assert (line["prediction"], line["correct"]) == (want.answer, want.correct)
+        assert (line["answer"], line["correct"]) == (want.answer, want.correct)
         assert line["rounds"][0]["completions"] == texts
         assert line["error"] is None, "it failed at a level that is not asked for here"
-        changed += line["prediction"] != old["prediction"]
+        changed += line["answer"] != old["answer"]
     assert changed >= 3
 
 
@@ -129,8 +129,8 @@ def test_a_vote_weighted_by_log_probs_gives_what_the_pure_functions_say(tmp_path
             decided = make_round(
                 last["completions"], question, 0, mean_logprobs=last["mean_logprobs"]
             )
-            assert line["prediction"] == rule.answer(decided)
-            changed += line["prediction"] != before["prediction"]
+            assert line["answer"] == rule.answer(decided)
+            changed += line["answer"] != before["answer"]
     assert changed
 
 

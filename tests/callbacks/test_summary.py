@@ -1,37 +1,42 @@
 """The numbers of metrics.json against values computed by hand."""
 
 import math
+import random
 
 import pytest
 
-from vrts.callbacks.summary import summarise
+from vrts.callbacks.summary import (
+    MOST_CHARACTERS,
+    MOST_REASONS,
+    check_answered,
+    failure_reasons,
+    summarise,
+)
+from vrts.types import InputError, Prediction, Question, Round
 
 
-def line(id, correct, *rounds, prediction="A", failed=False, video=None, **breakdown):
-    """A line; rounds are pairs of frames and agreement; a video of its own unless given."""
-    return {
-        "id": id,
-        "answer": None if correct is None else "A",
-        "prediction": prediction,
-        "correct": correct,
-        "num_frames": rounds[-1][0] if rounds else 0,
-        "rounds": [{"num_frames": T, "agreement": share} for T, share in rounds],
-        "status": "failed" if failed else "ok",
-        "error": "damaged" if failed else None,
-        "video": video or f"{id}.mp4",
-        "breakdown": breakdown,
-    }
+def predicted(id, correct, *rounds, answer="A", error=None, video=None, **breakdown):
+    """A prediction; rounds are pairs of frames and agreement; a video of its own unless given."""
+    gold = None if correct is None else "A"
+    metadata = {"breakdown": breakdown}
+    return Prediction(
+        Question(id, "", video or f"{id}.mp4", answer=gold, metadata=metadata),
+        tuple(Round(T, (), (), share) for T, share in rounds),
+        answer,
+        error,
+        correct,
+    )
 
 
-LINES = [
-    line("right", True, (4, 1.0), video="a.mp4", kind="easy", length="short"),
-    line("confident", False, (4, 0.5), (8, 1.0), prediction="B", video="a.mp4", kind="easy"),
-    line("majority", True, (4, 0.5), (8, 0.5), (16, 0.75), video="b.mp4", kind="hard"),
-    line("unscored", None, (4, 0.5), (8, 0.5), (16, 1.0), video="c.mp4", kind="hard"),
-    line("silent", False, (4, 0.25), (6, 0.0), prediction=None, video="b.mp4", kind="hard"),
-    line("damaged", False, prediction=None, failed=True, video="d.mp4", kind="hard"),
-    line("damaged later", False, (4, 0.75), prediction=None, failed=True, video="e.mp4"),
-    line("damaged, unscored", None, prediction=None, failed=True, video="d.mp4"),
+PREDICTIONS = [
+    predicted("right", True, (4, 1.0), video="a.mp4", kind="easy", length="short"),
+    predicted("confident", False, (4, 0.5), (8, 1.0), answer="B", video="a.mp4", kind="easy"),
+    predicted("majority", True, (4, 0.5), (8, 0.5), (16, 0.75), video="b.mp4", kind="hard"),
+    predicted("unscored", None, (4, 0.5), (8, 0.5), (16, 1.0), video="c.mp4", kind="hard"),
+    predicted("silent", False, (4, 0.25), (6, 0.0), answer=None, video="b.mp4", kind="hard"),
+    predicted("damaged", False, answer=None, error="damaged", video="d.mp4", kind="hard"),
+    predicted("damaged later", False, (4, 0.75), answer=None, error="damaged", video="e.mp4"),
+    predicted("damaged, unscored", None, answer=None, error="damaged", video="d.mp4"),
 ]
 
 
@@ -40,7 +45,7 @@ def test_every_number_by_hand():
     stderr = math.sqrt(4 / 3 * 4 * (1 / 3) ** 2) / 6
     # two videos with questions that are scored: 2/3 - 1/3 and -1/3
     hard = math.sqrt(2 / 1 * (1 / 3) ** 2 * 2) / 3
-    assert summarise(LINES, [4, 8, 16]) == {
+    assert summarise(PREDICTIONS, [4, 8, 16]) == {
         "num_questions": 8,
         "num_scored": 6,
         "num_videos": 4,
@@ -104,9 +109,64 @@ def test_nothing_is_known_of_no_questions():
 
 def test_the_gain_is_over_the_run_before():
     before = {"right": False, "confident": False, "majority": True, "silent": False, "other": True}
-    assert summarise(LINES, [4, 8, 16], before)["gain"] == {
+    assert summarise(PREDICTIONS, [4, 8, 16], before)["gain"] == {
         "num_scored": 4,
         "accuracy_before": 1 / 4,
         "accuracy_after": 2 / 4,
         "gain": pytest.approx(1 / 3),
     }
+
+
+def failed(id, error, video=None):
+    return predicted(id, False, answer=None, error=error, video=video)
+
+
+def test_a_cause_of_many_failures_is_one_reason():
+    predictions = [
+        failed("1", "v/a.mp4: no such file", "v/a.mp4"),
+        predicted("right", True, (4, 1.0)),
+        failed("2", "v/(b) [x].mp4: no such file", "v/(b) [x].mp4"),
+        failed("3", "f/0003.jpg: cannot be read as a picture (bad)", "f"),
+        failed("4", "g/12.jpg: cannot be read as a picture (bad)", "g"),
+        failed("5", "question 5: 5120 prompt tokens exceed 4096", "a.mp4"),
+        failed("51", "question 51: 9999 prompt tokens exceed 4096", "a.mp4"),
+        failed("6", "A: [Errno 36] File name too long: 'é\\n.mp4'", "é\\n.mp4"),
+        failed("7", "a: no frame within 60 s", "a"),
+    ]
+    want = [
+        ("cannot be read as a picture (bad)", 2),
+        ("no such file", 2),
+        ("question: # prompt tokens exceed #", 2),
+        ("A: [Errno 36] File name too long: 'é\\n.mp4'", 1),
+        ("no frame within 60 s", 1),
+    ]
+    assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
+    random.Random(0).shuffle(predictions)
+    assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
+
+
+def test_reasons_and_their_number_are_bounded():
+    predictions = [failed(f"{c}", f"v: {c * 100_000}", "v") for c in "abcdefghijklmnopqrst"]
+    found = failure_reasons(
+        [*predictions, failed("x", "v: frequent", "v"), failed("y", "frequent")]
+    )
+    assert len(found) == MOST_REASONS
+    assert found[0] == {"reason": "frequent", "num_questions": 2}
+    assert all(len(group["reason"]) < MOST_CHARACTERS + 50 for group in found)
+
+
+def test_a_run_without_any_answer_is_named_with_its_commonest_reason():
+    predictions = [
+        failed("1", "v: gone", "v"),
+        failed("2", "v: gone", "v"),
+        failed("3", "v: empty", "v"),
+    ]
+    with pytest.raises(
+        InputError, match=r"all 3 failed, for 2 of them because: gone; .*delete p\.jsonl"
+    ):
+        check_answered(summarise(predictions, [4]), "p.jsonl")
+    with pytest.raises(InputError, match=r"all 2 failed, because: gone; "):
+        check_answered(summarise(predictions[:2], [4]), "p.jsonl")
+    silent = predicted("4", False, (4, 0.0), answer=None)
+    check_answered(summarise([*predictions, silent], [4]), "p.jsonl")
+    check_answered(summarise([], [4]), "p.jsonl")

@@ -1,8 +1,10 @@
 """The metrics as people see them on a terminal."""
 
+from dataclasses import replace
+
 from rich.console import Console
 
-from tests.callbacks.test_summary import LINES, line
+from tests.callbacks.test_summary import PREDICTIONS, predicted
 from vrts.callbacks.summary import summarise
 from vrts.callbacks.tables import SHOWN_CATEGORIES, SHOWN_FAILURES, metrics_tables
 
@@ -21,9 +23,9 @@ def rows(metrics) -> list[list[str]]:
 
 
 def test_the_tables_show_percent():
-    first, *others = summarise(LINES, [4])["failed"]
+    first, *others = summarise(PREDICTIONS, [4])["failed"]
     assert len(others) == 2
-    assert rows(summarise(LINES, [4, 8, 16])) == [
+    assert rows(summarise(PREDICTIONS, [4, 8, 16])) == [
         ["questions", "8"],
         ["accuracy of 6", "33.3 ± 12.8 %"],
         ["unanimous and wrong", "16.7 %"],
@@ -48,8 +50,10 @@ def test_the_tables_show_percent():
 
 
 def test_failed_questions_are_one_row_and_not_too_many():
-    lines = [line(f"q{i}", False, failed=True, prediction=None) for i in range(SHOWN_FAILURES + 1)]
-    overall = metrics_tables(summarise(lines, [4])).renderables[0]
+    found = [
+        predicted(f"q{i}", False, error="damaged", answer=None) for i in range(SHOWN_FAILURES + 1)
+    ]
+    overall = metrics_tables(summarise(found, [4])).renderables[0]
     names, values = (list(column.cells) for column in overall.columns)
     assert names[-2:] == ["failed", "failed questions"]
     assert values[-2:] == ["6", "q0,\nq1,\nq2,\nq3,\nq4,\n…"]
@@ -61,34 +65,36 @@ def test_they_leave_out_what_is_not_known():
         ["without an answer", "0"],
         ["failed", "0"],
     ]
-    assert ["decided at 4 frames", "0.0 %"] in rows(summarise([LINES[-1]], [4]))
+    assert ["decided at 4 frames", "0.0 %"] in rows(summarise([PREDICTIONS[-1]], [4]))
 
 
 def test_agreement_is_a_lower_bound_where_completions_were_given_up():
-    early = line("early", True, (4, 0.6))
-    early["rounds"][0]["abandoned"] = [False, False, False, False, True]
+    early = predicted("early", True, (4, 0.6))
+    last = replace(early.rounds[0], abandoned=(False, False, False, False, True))
+    early = replace(early, rounds=(last,))
     assert ["agreement, at least", "60.0 %"] in rows(summarise([early], [4]))
 
 
 def test_the_gain_is_shown():
-    found = rows(summarise(LINES, [4], {"right": False, "majority": True}))
+    found = rows(summarise(PREDICTIONS, [4], {"right": False, "majority": True}))
     assert ["knowledge gain", "100.0 %"] in found
 
 
 def test_names_with_very_many_categories_are_left_to_the_file():
-    lines = [line(str(i), True, (4, 1.0)) for i in range(SHOWN_CATEGORIES + 1)]
-    for i, one in enumerate(lines):
-        one["breakdown"] = {"subject": f"s{i}", "kind": "x"}
-    found = text(summarise(lines, [4]))
-    assert f"{SHOWN_CATEGORIES + 1} of them, see metrics.json" in found
-    assert "s17" not in found
-    assert "100.0 ± 0.0" in found
+    found = [
+        predicted(str(i), True, (4, 1.0), subject=f"s{i}", kind="x")
+        for i in range(SHOWN_CATEGORIES + 1)
+    ]
+    shown = text(summarise(found, [4]))
+    assert f"{SHOWN_CATEGORIES + 1} of them, see metrics.json" in shown
+    assert "s17" not in shown
+    assert "100.0 ± 0.0" in shown
 
 
 def breakdown_table(*breakdowns):
     """The table of breakdowns, of questions in these categories; None where there is none."""
-    lines = [line(str(i), True, (4, 1.0)) | {"breakdown": b} for i, b in enumerate(breakdowns)]
-    tables = metrics_tables(summarise(lines, [4])).renderables[1:]
+    found = [predicted(str(i), True, (4, 1.0), **b) for i, b in enumerate(breakdowns)]
+    tables = metrics_tables(summarise(found, [4])).renderables[1:]
     return tables[0] if tables else None
 
 
@@ -107,26 +113,25 @@ def test_a_single_category_of_all_questions_breaks_nothing_down():
 
 
 def test_reasons_of_failures_are_shown_the_most_frequent_first():
-    lines = [line(f"q{i}", False, failed=True, prediction=None) for i in range(9)]
-    for one, reason in zip(lines, "abcdefgh", strict=False):
-        one["error"] = f"{reason}\x1b"
-    lines[8]["error"] = "b\x1b"
-    table = metrics_tables(summarise(lines, [4])).renderables[1]
+    found = [
+        predicted(f"q{i}", False, error=f"{reason}\x1b", answer=None)
+        for i, reason in enumerate("abcdefghb")
+    ]
+    table = metrics_tables(summarise(found, [4])).renderables[1]
     assert table.title == "why questions failed"
     assert list(table.columns[0].cells) == [*(f"{c}\\x1b" for c in "bacde"), "…"]
     assert list(table.columns[1].cells) == ["2", "1", "1", "1", "1", ""]
 
 
 def test_names_are_escaped_and_shortened():
-    lines = [line("\x1b[2J" + "x" * 100_000, False, failed=True, prediction=None)]
-    shown = text(summarise(lines, [4]))
+    found = [predicted("\x1b[2J" + "x" * 100_000, False, error="damaged", answer=None)]
+    shown = text(summarise(found, [4]))
     assert "\x1b" not in shown
     assert len(shown) < 5000
 
 
 def test_names_of_questions_and_categories_are_no_markup():
     bad = "[red]x[/nonsense]"
-    lines = [line(bad, False, failed=True, prediction=None)]
-    lines += [line("q", True, (4, 1.0))]
-    lines[0] |= {"breakdown": {bad: bad}, "error": bad}
-    assert text(summarise(lines, [4])).count(bad) == 5
+    found = [predicted(bad, False, error=bad, answer=None, **{bad: bad})]
+    found += [predicted("q", True, (4, 1.0))]
+    assert text(summarise(found, [4])).count(bad) == 5

@@ -22,8 +22,8 @@ from tests.callbacks.runs import (
 from vrts.callbacks.asking import AnswerPrinter
 from vrts.callbacks.densify import SparseToDense
 from vrts.callbacks.progress import PredictionProgress
-from vrts.callbacks.records import prediction_line
 from vrts.callbacks.writer import PredictionWriter
+from vrts.files.predictions import prediction_to_json
 from vrts.types import InputError, Prediction
 
 SCRIPT = {
@@ -68,8 +68,8 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
     assert list(map(len, means)) == [3, 3]
     assert lines[0] == {
         "id": "q0",
-        "answer": "A",
-        "prediction": "B",
+        "gold": "A",
+        "answer": "B",
         "correct": False,
         "num_frames": 8,
         "rounds": [
@@ -105,7 +105,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
         "breakdown": {"kind": "even"},
     }
     assert [line["correct"] for line in lines] == [False, True, True, False, False, None, True]
-    assert [line["prediction"] for line in lines] == ["B", "B", "C", None, None, "A", "A"]
+    assert [line["answer"] for line in lines] == ["B", "B", "C", None, None, "A", "A"]
     assert lines[3]["status"] == "failed"
     assert "damaged.mp4" in lines[3]["error"]
     assert metrics["accuracy"] == 3 / 6
@@ -140,7 +140,7 @@ def test_predictions_are_returned_too_where_they_are_asked_for(tmp_path, videos)
     batches = trainer.predict(make_module(scripted(SCRIPT)), datamodule=data)
     predictions = [p for batch in batches for p in batch]
     assert all(isinstance(p, Prediction) for p in predictions)
-    lines = json.loads(json.dumps([prediction_line(p) for p in predictions]))
+    lines = json.loads(json.dumps([prediction_to_json(p) for p in predictions]))
     assert lines == read_predictions(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_without_a_densifier_each_question_is_asked_once(tmp_path, videos):
         tmp_path, policy, questions(videos["long"], 2), levels=None, data={"num_frames": 6}
     )
     assert policy.asked == [[("q0", 6)], [("q1", 6)]]
-    assert [line["prediction"] for line in lines] == ["B", "A"]
+    assert [line["answer"] for line in lines] == ["B", "A"]
     assert metrics["decided_at"] == {"6": 1}
     assert metrics["mean_frames"] == 6
 

@@ -9,13 +9,17 @@ from vrts.types import InputError, ProblemType, Question
 
 LINE = {
     "id": "q1",
-    "answer": "B",
+    "gold": "B",
+    "answer": None,
+    "correct": False,
     "question": "Which?",
     "options": ["A. Lincoln", "J. Adams"],
     "problem_type": "multiple choice",
     "video": "gone.mp4",
     "breakdown": {"duration": "short"},
     "rounds": [],
+    "status": "failed",
+    "error": "lost",
 }
 
 
@@ -26,7 +30,7 @@ def write(path, *lines):
 
 def test_questions_come_as_they_were_asked(tmp_path):
     path = tmp_path / "predictions.jsonl"
-    number = LINE | {"id": "2", "options": [], "problem_type": "numerical", "answer": None}
+    number = LINE | {"id": "2", "options": [], "problem_type": "numerical", "gold": None}
     first, second = write(path, LINE, number).read()
     assert first == Question(
         "q1",
@@ -43,11 +47,11 @@ def test_questions_come_as_they_were_asked(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": "C"}, "'C' is none of the letters AB"),
+        ({"gold": "C"}, "'C' is none of the letters AB"),
         ({"problem_type": "riddle"}, "unknown problem_type 'riddle'"),
-        ({"video": None}, "field 'video' is missing"),
-        ({"breakdown": []}, "field 'breakdown' must be an object"),
-        ({"options": "A"}, "field 'options' must be a list"),
+        ({"video": None}, "field 'video' must be str, got NoneType"),
+        ({"breakdown": []}, "field 'breakdown' must be dict"),
+        ({"options": "A"}, "field 'options' must be list"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, change, message):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torchmetrics import MeanMetric
 
-from vrts.callbacks.records import Line
+from vrts.types import Prediction
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -52,16 +52,15 @@ def clustered_stderr(values: Sequence[float], clusters: Sequence[str]) -> float 
     return math.sqrt(C / (C - 1) * squares) / len(values)
 
 
-def accuracy(lines: Sequence[Line]) -> dict[str, Any]:
-    """Accuracy of the lines whose right answer is known; a failure is wrong.
+def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Accuracy of the predictions whose right answer is known; a failure is wrong.
 
     Returns:
         ``num_scored`` and the number of their videos ``num_videos``, ``accuracy`` and, clustered
         by video, ``accuracy_stderr``; these two are None where nothing is known.
     """
-    scored = [line for line in lines if line["correct"] is not None]
-    values = [float(line["correct"]) for line in scored]
-    videos = [line["video"] for line in scored]
+    scored = [(float(p.correct), p.question.video) for p in predictions if p.correct is not None]
+    values, videos = [value for value, _ in scored], [video for _, video in scored]
     return {
         "num_scored": len(scored),
         "num_videos": len(set(videos)),
@@ -70,41 +69,41 @@ def accuracy(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def breakdown(lines: Sequence[Line]) -> dict[str, dict[str, dict[str, Any]]]:
+def breakdown(predictions: Sequence[Prediction]) -> dict[str, dict[str, dict[str, Any]]]:
     """Accuracy by category.
 
     Args:
-        lines: their ``breakdown`` is a category by name, such as ``{"duration": "short"}``; a line
-            may lack any of the names.
+        predictions: the ``breakdown`` of a question is a category by name, such as
+            ``{"duration": "short"}``; it may lack any of the names.
 
     Returns:
         By name and category, names as they first come and categories sorted: ``num_questions``,
         ``num_failed`` and what `accuracy` gives.
     """
-    groups: defaultdict[str, defaultdict[str, list[Line]]]
+    groups: defaultdict[str, defaultdict[str, list[Prediction]]]
     groups = defaultdict(lambda: defaultdict(list))
-    for line in lines:
-        for name, category in line["breakdown"].items():
-            groups[name][category].append(line)
+    for prediction in predictions:
+        for name, category in prediction.question.breakdown.items():
+            groups[name][category].append(prediction)
     return {
         name: {category: _category(categories[category]) for category in sorted(categories)}
         for name, categories in groups.items()
     }
 
 
-def _category(lines: Sequence[Line]) -> dict[str, Any]:
-    failed = sum(line["status"] == "failed" for line in lines)
-    return {"num_questions": len(lines), "num_failed": failed, **accuracy(lines)}
+def _category(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    failed = sum(p.error is not None for p in predictions)
+    return {"num_questions": len(predictions), "num_failed": failed, **accuracy(predictions)}
 
 
-def gain(lines: Sequence[Line], before: Mapping[str, bool]) -> dict[str, Any]:
+def gain(predictions: Sequence[Prediction], before: Mapping[str, bool]) -> dict[str, Any]:
     """How much of what was wrong before is right now: VideoMMMU's knowledge gain, as a share.
 
     ``(accuracy - accuracy before) / (1 - accuracy before)`` over the questions that both runs have
     (arXiv 2501.13826, section 4.3; 0.1 is what it calls 10%).
 
     Args:
-        lines: of the run after, such as VideoMMMU's adaptation track with its videos.
+        predictions: of the run after, such as VideoMMMU's adaptation track with its videos.
         before: whether each question was right in the run before, such as the same questions
             without what the videos teach, by id.
 
@@ -113,10 +112,11 @@ def gain(lines: Sequence[Line], before: Mapping[str, bool]) -> dict[str, Any]:
         there is no question in common or where all were right before.
     """
     both = [
-        line for line in lines if line["correct"] is not None and before.get(line["id"]) is not None
+        (float(before[p.question.id]), float(p.correct))
+        for p in predictions
+        if p.correct is not None and p.question.id in before
     ]
-    first = mean([float(before[line["id"]]) for line in both])
-    last = mean([float(line["correct"]) for line in both])
+    first, last = mean([value for value, _ in both]), mean([value for _, value in both])
     left = None if first is None else 1 - first
     return {
         "num_scored": len(both),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console, Group
@@ -12,7 +11,6 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
-from vrts.callbacks.densify import densifiers_before
 from vrts.prompts import split_completion
 from vrts.terminal import printable
 from vrts.types import InputError, Prediction, Question, Round, letters
@@ -22,35 +20,16 @@ SHOWN_TIMES = 16
 
 
 class AnswerPrinter(Callback):
-    """Prints each answer with its reasoning, its votes and the frames that it is from.
-
-    `trainer.callbacks` must name it behind SparseToDense, whose answers it prints.
-    """
+    """Prints each answer with its reasoning, its votes and the frames that it is from."""
 
     def __init__(self) -> None:
         self._num_answered = 0
         self._error: str | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the order of the callbacks.
-
-        Raises:
-            InputError: the densifier comes after this one.
-        """
-        if stage == "predict":
-            densifiers_before(trainer, self)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Print the batch's answers."""
-        predictions: list[Prediction] = outputs
+        """Print answers."""
         for prediction in predictions:
             if prediction.error is None:
                 Console().print(answer_panel(prediction))

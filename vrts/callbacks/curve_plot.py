@@ -1,8 +1,7 @@
-"""Drawing the curves of a training run from the lines of ``curves.jsonl``."""
+"""Drawing the curves of a training run."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from vrts.types import InputError
+from vrts.files.writing import replacing
 
 Point = dict[str, Any]
-"""One line of ``curves.jsonl``: ``step`` and values by name."""
+"""``step`` and values by name."""
 
 PANELS = (
     ("rewards", "train/reward/"),
@@ -41,35 +40,11 @@ SMOOTH_FROM = 50
 """Points from which on a running mean is drawn over the values."""
 
 
-def read_points(path: Path) -> list[Point]:
-    """Read the whole lines of a file of curves, none where there is no file.
-
-    Args:
-        path: of ``curves.jsonl``; what an interrupted write left behind is passed over.
-
-    Raises:
-        InputError: a whole line that is not one of ours.
-    """
-    if not path.exists():
-        return []
-    points: list[Point] = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            point = json.loads(text)
-            ours = isinstance(point, dict) and isinstance(point.get("step"), int)
-        except ValueError:
-            ours = False
-        if not ours:
-            raise InputError(f"{path}:{number}: not a line that vrts fit wrote; remove the file")
-        points.append(point)
-    return points
-
-
 def series(points: Iterable[Point]) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of each metric, in the order of the steps.
 
     Args:
-        points: lines of the file; of two values of a step, the later one counts.
+        points: of two values of a step, the later one counts.
     """
     found: dict[str, dict[int, float]] = {}
     for point in points:
@@ -116,7 +91,7 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
 
     Args:
         path: of the picture, written whole or not at all.
-        points: lines of ``curves.jsonl``.
+        points: of a run.
     """
     curves = series(points)
     drawn = panels(curves)
@@ -138,9 +113,8 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
                 axes.legend(fontsize=8)
         for axes in grid[len(drawn) :]:
             axes.remove()
-        temporary = path.with_name(path.name + ".part")
-        figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=110)
 
 
 def _draw_curve(axes: Axes, name: str, steps: Sequence[int], values: Sequence[float]) -> None:

@@ -11,9 +11,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from vrts.callbacks.folders import make_folder
 from vrts.callbacks.termination import Termination
 from vrts.callbacks.validation import validation_follows
+from vrts.files.writing import make_folder
 from vrts.models.module import VideoQAModule
 from vrts.models.strategy import finish_saves
 
@@ -111,7 +111,7 @@ class SaveOnInterrupt(Callback):
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if not stop:
             return
-        path = self._path(trainer)
+        path = self.path(trainer)
         trainer.save_checkpoint(path)
         finish_saves(trainer.strategy)
         rank_zero_info(f"Interrupted: saved {path}; go on with --ckpt_path {path}")
@@ -153,7 +153,7 @@ class SaveOnInterrupt(Callback):
         # Lightning gives back what it found, which was this callback's
         trainer._signal_connector._original_handlers.update(had)
 
-    def _path(self, trainer: Trainer) -> Path:
+    def path(self, trainer: Trainer) -> Path:
         """Where to save, the same on every rank."""
         if self.dirpath is not None:
             return Path(self.dirpath) / FILE_NAME

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from vrts.callbacks.records import Line, read_lines, without_texts
-from vrts.types import InputError
+from vrts.files.json_lines import cut_torn_line, whole_lines
+from vrts.files.predictions import (
+    FILE_NAME,
+    METRICS_NAME,
+    SETTINGS_NAME,
+    StoredPredictions,
+    append_predictions,
+    read_predictions,
+    without_texts,
+    write_predictions,
+)
+from vrts.files.writing import write_json
+from vrts.types import InputError, Prediction
 
 
 class PredictionFolder:
@@ -33,12 +42,12 @@ class PredictionFolder:
     @property
     def predictions_path(self) -> Path:
         """Where the lines go."""
-        return self.path / "predictions.jsonl"
+        return self.path / FILE_NAME
 
     @property
     def metrics_path(self) -> Path:
         """Where the metrics go."""
-        return self.path / "metrics.json"
+        return self.path / METRICS_NAME
 
     def take(self, settings: dict[str, Any]) -> str | None:
         """Make the folder, see that it belongs to these settings, and merge what is there.
@@ -51,7 +60,7 @@ class PredictionFolder:
         Returns:
             What is wrong, or None.
         """
-        path = self.path / "settings.json"
+        path = self.path / SETTINGS_NAME
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock")
@@ -62,9 +71,10 @@ class PredictionFolder:
             if has_lines and not path.exists():
                 raise ValueError(f"it holds predictions, but no {path.name} that tells of what")
             if not path.exists():
-                _write_atomically(path, json.dumps(settings, indent=2) + "\n")
+                write_json(path, settings)
             found = _read_settings(path)
             self.predictions_path.open("a").close()  # found out now rather than after a batch
+            cut_torn_line(self.predictions_path)
             self.merge()
         except Timeout:
             return f"{self.path}: another run writes here; wait, or give another folder"
@@ -94,7 +104,7 @@ class PredictionFolder:
         Raises:
             InputError: one of them is no question of this run.
         """
-        ids = [str(line["id"]) for line in read_lines(self.predictions_path)]
+        ids = [p.question.id for p in read_predictions(self.predictions_path)]
         unknown = [name for name in ids if name not in self._places]
         if unknown:
             raise InputError(
@@ -103,56 +113,49 @@ class PredictionFolder:
             )
         return ids
 
-    def append(self, lines: Iterable[Line], rank: int) -> None:
-        """Write lines to the disk itself.
+    def append(self, predictions: Iterable[Prediction], rank: int) -> None:
+        """Write predictions to the disk itself.
 
         Args:
-            lines: that were decided.
+            predictions: that were decided.
             rank: of the process that did.
         """
-        path = self.predictions_path if rank == 0 else self._part(rank)
-        _write(path, "".join(map(_to_text, lines)), "a")
+        part = self.path / f"predictions.rank{rank}.jsonl"
+        append_predictions(self.predictions_path if rank == 0 else part, predictions)
 
     def merge(self) -> None:
-        """Bring the lines of all processes into one file, each question once and in order."""
-        parts = self._parts()
-        ids = Counter(str(line["id"]) for line in read_lines(self.predictions_path))
-        if not parts and ids.total() == len(ids):
+        """Bring the lines of all processes into one file, each question once and in order.
+
+        They come as they are decided. Texts stay on the disk: those of a long run take much memory.
+        """
+        paths = [self.predictions_path, *self._parts()]
+        found = [p.question.id for path in paths for p in read_predictions(path)]
+        ids = sorted(dict.fromkeys(found), key=lambda id: self._places.get(id, len(self._places)))
+        if len(paths) == 1 and ids == found:
             return
-        lines: dict[str, Line] = {}
-        for path in (self.predictions_path, *parts):
-            for line in read_lines(path):
-                lines.setdefault(line["id"], line)
-        text = "".join(map(_to_text, self._in_order(lines.values())))
-        _write_atomically(self.predictions_path, text)
-        for path in parts:
+        stored = [StoredPredictions(path) for path in paths]
+        merged = (next(p for one in stored if (p := one.get(id)) is not None) for id in ids)
+        write_predictions(self.predictions_path, merged)
+        for path in paths[1:]:
             path.unlink()
 
-    def lines(self) -> list[Line]:
-        """Merge what the processes wrote; all lines in order, without their texts."""
-        if self._parts():
-            self.merge()
-        return self._in_order(map(without_texts, read_lines(self.predictions_path)))
+    def predictions(self) -> list[Prediction]:
+        """Merge what the processes wrote; all predictions in order, without their texts."""
+        self.merge()
+        return list(map(without_texts, read_predictions(self.predictions_path)))
 
-    def num_whole_lines(self) -> int:
+    def num_decided(self) -> int:
         """Lines of all processes; others may be writing, so nothing is repaired or merged."""
         paths = [path for path in (self.predictions_path, *self._parts()) if path.exists()]
-        return sum(map(_num_whole_lines, paths))
+        return sum(1 for path in paths for _ in whole_lines(path))
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``, whole or not at all."""
-        _write_atomically(self.metrics_path, json.dumps(metrics, indent=2) + "\n")
-
-    def _part(self, rank: int) -> Path:
-        return self.path / f"predictions.rank{rank}.jsonl"
+        write_json(self.metrics_path, metrics)
 
     def _parts(self) -> list[Path]:
         """What processes other than the first wrote and is not merged yet."""
         return sorted(self.path.glob("predictions.rank*.jsonl"))
-
-    def _in_order(self, lines: Iterable[Line]) -> list[Line]:
-        """Lines in the order of the questions, whichever process decided them and when."""
-        return sorted(lines, key=lambda line: self._places.get(line["id"], len(self._places)))
 
 
 def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -164,15 +167,6 @@ def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _num_whole_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(text.endswith(b"\n") for text in file)
-
-
-def _to_text(line: Line) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
-
-
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -181,21 +175,3 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not what vrts predict wrote")
     return found
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    _write(temporary, text, "w")
-    temporary.replace(path)
-
-
-def _write(path: Path, text: str, mode: str) -> None:
-    """Write to the disk itself; an `OSError` names the file."""
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

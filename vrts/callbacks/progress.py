@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from jsonargparse.typing import NonNegativeFloat
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from vrts.callbacks.densify import densifiers_before
-from vrts.callbacks.records import Line, prediction_line, read_lines
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
+from vrts.files.predictions import read_predictions
+from vrts.types import Prediction
 
 
 @dataclass(slots=True)
@@ -28,13 +28,13 @@ class Tally:
     scored: int = 0
     right: int = 0
 
-    def add(self, line: Line) -> None:
-        """Count a question, by its line of ``predictions.jsonl``."""
+    def add(self, prediction: Prediction) -> None:
+        """Count a question."""
         self.done += 1
-        self.failed += line["status"] == "failed"
-        self.num_frames += line["num_frames"] if line["status"] == "ok" else 0
-        self.scored += line["correct"] is not None
-        self.right += bool(line["correct"])
+        self.failed += prediction.error is not None
+        self.num_frames += prediction.num_frames if prediction.error is None else 0
+        self.scored += prediction.correct is not None
+        self.right += bool(prediction.correct)
 
     def text(self) -> str:
         """Failures, mean frames of the deciding rounds and accuracy, where there are any."""
@@ -51,8 +51,7 @@ class PredictionProgress(Callback):
 
     On a terminal it is a bar; elsewhere it is a line now and then. A run that goes on counts what
     was decided before. Of several processes the first one shows its own share. It takes the place
-    of Lightning's bar (``trainer.enable_progress_bar: false``). `trainer.callbacks` must name it
-    behind SparseToDense, whose answers it counts.
+    of Lightning's bar (``trainer.enable_progress_bar: false``).
 
     Args:
         line_every_s: seconds from one line to the next where there is no terminal; 0 prints none.
@@ -69,23 +68,14 @@ class PredictionProgress(Callback):
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the order of the callbacks.
-
-        Raises:
-            InputError: the densifier comes after this one.
-        """
-        if stage == "predict":
-            densifiers_before(trainer, self)
-
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what is decided already, and what is left for this process."""
         if not trainer.is_global_zero:
             return
         self._tally = Tally()
         writers = [c for c in trainer.callbacks if isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
-        for line in read_lines(writers[0].folder.predictions_path) if writers else []:
-            self._tally.add(line)
+        for found in read_predictions(writers[0].folder.predictions_path) if writers else []:
+            self._tally.add(found)
         self._before = self._tally.done
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
         left = len(data.questions("predict")) - self._before
@@ -107,20 +97,14 @@ class PredictionProgress(Callback):
             self._bar.start()
             self._show()
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Count the batch's predictions."""
+        """Count what was decided."""
         if not trainer.is_global_zero:
             return
-        for prediction in outputs:
-            self._tally.add(prediction_line(prediction))
+        for prediction in predictions:
+            self._tally.add(prediction)
         self._show()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

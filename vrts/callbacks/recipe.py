@@ -12,8 +12,8 @@ from typing import Any
 
 from lightning import LightningDataModule, Trainer
 
-from vrts.data.content import class_name, public_attributes
 from vrts.data.datamodule import VideoQADataModule
+from vrts.files.fingerprints import class_name, public_attributes
 from vrts.models.module import VideoQAModule
 from vrts.models.qwen import QwenPolicy
 from vrts.types import InputError

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.callbacks.validation import validation_follows
-from vrts.models.latest import GONE, OLD, PART, delete
+from vrts.files.writing import GONE, OLD, PART, delete
 from vrts.models.strategy import wait_for_saves, when_saved
 
 _log = logging.getLogger(__name__)

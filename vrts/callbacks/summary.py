@@ -1,32 +1,42 @@
-"""What a prediction run comes to: ``metrics.json``. Pure functions of its lines."""
+"""What a prediction run comes to: ``metrics.json``. Pure functions of its predictions."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vrts.callbacks.accuracy import accuracy, breakdown, gain, mean
-from vrts.callbacks.failures import failure_reasons
-from vrts.callbacks.records import Line
+from vrts.terminal import shorten
+from vrts.types import InputError, Prediction
+
+MOST_REASONS = 10
+"""That are told apart; `num_failed` has all failures."""
+MOST_CHARACTERS = 300
+"""Of a reason."""
+NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?")
 
 
 def summarise(
-    lines: Sequence[Line], levels: Sequence[int], before: Mapping[str, bool] | None = None
+    predictions: Sequence[Prediction],
+    levels: Sequence[int],
+    before: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
-    """Compute the metrics of a run from its lines.
+    """Compute the metrics of a run.
 
     Everything is over all questions: a failed one has no answer and is wrong. Accuracy is over
-    those whose right answer is known. The same lines in the same order give the same numbers to
-    the last digit, whichever runs and processes they came from.
+    those whose right answer is known. The same predictions in the same order give the same numbers
+    to the last digit, whichever runs and processes they came from.
 
     Args:
-        lines: of ``predictions.jsonl``.
+        predictions: of the run.
         levels: frames asked for in each round.
         before: whether each question was right in a run to compare with, by id.
 
     Returns:
         ``num_questions``, ``num_failed``, ``failed`` (ids) and ``failures`` (what
-        `vrts.callbacks.failures.failure_reasons` gives), ``num_without_answer``; what
+        `failure_reasons` gives), ``num_without_answer``; what
         `vrts.callbacks.accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored
         questions whose deciding round agreed on a wrong answer; ``agreement``, the mean share of
         the deciding round's completions that gave its most frequent answer, and ``num_abandoned``,
@@ -36,30 +46,95 @@ def summarise(
         level the share of questions that it decided; ``breakdown``, accuracy by category;
         ``gain`` over the run before, None where there is none.
     """
-    n = len(lines)
-    failed = [line["id"] for line in lines if line["status"] == "failed"]
-    done = [line for line in lines if line["status"] == "ok"]
-    scored = [line for line in lines if line["correct"] is not None]
+    n = len(predictions)
+    failed = [p.question.id for p in predictions if p.error is not None]
+    done = [p for p in predictions if p.error is None]
+    scored = [p for p in predictions if p.correct is not None]
+    last = [p.rounds[-1] for p in done]
     return {
         "num_questions": n,
-        **accuracy(lines),
-        "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(line)) for line in scored]),
-        "agreement": mean([line["rounds"][-1]["agreement"] for line in done]),
-        "num_abandoned": sum(sum(line["rounds"][-1].get("abandoned", ())) for line in done),
-        "mean_frames": mean([line["num_frames"] for line in done]),
-        "mean_frames_total": mean([sum(r["num_frames"] for r in line["rounds"]) for line in done]),
+        **accuracy(predictions),
+        "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(p)) for p in scored]),
+        "agreement": mean([r.agreement for r in last]),
+        "num_abandoned": sum(sum(r.abandoned) for r in last),
+        "mean_frames": mean([r.num_frames for r in last]),
+        "mean_frames_total": mean([sum(r.num_frames for r in p.rounds) for p in done]),
         "decided_at": {
-            str(level): sum(len(line["rounds"]) == i for line in done) / n if n else None
+            str(level): sum(len(p.rounds) == i for p in done) / n if n else None
             for i, level in enumerate(levels, start=1)
         },
-        "num_without_answer": sum(line["prediction"] is None for line in done),
+        "num_without_answer": sum(p.answer is None for p in done),
         "num_failed": len(failed),
         "failed": failed,
-        "failures": failure_reasons(lines),
-        "breakdown": breakdown(lines),
-        "gain": None if before is None else gain(lines, before),
+        "failures": failure_reasons(predictions),
+        "breakdown": breakdown(predictions),
+        "gain": None if before is None else gain(predictions, before),
     }
 
 
-def _is_unanimous_and_wrong(line: Line) -> bool:
-    return not line["correct"] and bool(line["rounds"]) and line["rounds"][-1]["agreement"] == 1
+def _is_unanimous_and_wrong(prediction: Prediction) -> bool:
+    rounds = prediction.rounds
+    return not prediction.correct and bool(rounds) and rounds[-1].agreement == 1
+
+
+def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Group failures by their reasons, so that one cause of many is seen as one.
+
+    A reason is the error without the question's video and id. Reasons that differ in their numbers
+    alone are one, shown with ``#`` in place of the numbers.
+
+    Args:
+        predictions: of the run.
+
+    Returns:
+        The most frequent ones, each with its ``reason`` and ``num_questions``.
+    """
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for prediction in predictions:
+        if prediction.error is not None:
+            reason = _reason(prediction, prediction.error)
+            found[NUMBER.sub("#", reason)][reason] += 1
+    counts = Counter(
+        {
+            next(iter(reasons)) if len(reasons) == 1 else pattern: reasons.total()
+            for pattern, reasons in found.items()
+        }
+    )
+    most_frequent = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_REASONS]
+    return [
+        {"reason": shorten(reason, MOST_CHARACTERS), "num_questions": count}
+        for reason, count in most_frequent
+    ]
+
+
+def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
+    """See that a run came to something.
+
+    Args:
+        metrics: what `summarise` gave.
+        predictions: where the run's lines are, for the message.
+
+    Raises:
+        InputError: there were questions, and every one failed.
+    """
+    total = metrics["num_questions"]
+    if not total or metrics["num_failed"] < total:
+        return
+    first = metrics["failures"][0]
+    share = "" if first["num_questions"] == total else f" for {first['num_questions']} of them"
+    raise InputError(
+        f"no question was answered: all {total} failed,{share} because: {first['reason']}; put it "
+        f"right and delete {predictions}, then give the same command again"
+    )
+
+
+def _reason(prediction: Prediction, reason: str) -> str:
+    """An error without what is the question's own."""
+    video = prediction.question.video
+    if reason.startswith(video):
+        # a picture of a folder of frames goes with its folder
+        file, colon, rest = reason.removeprefix(video).partition(": ")
+        reason = rest if colon and (not file or file.startswith("/")) else reason
+    reason = reason.replace(f" {video}: ", " ").replace(repr(video), "its file")
+    reason = reason.replace(f"question {prediction.question.id}", "question")
+    return " ".join(reason.split())

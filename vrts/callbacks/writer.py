@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,15 +11,14 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.text import Text
 
-from vrts.callbacks.densify import densifiers_before
-from vrts.callbacks.failures import check_answered
+from vrts.callbacks.densify import install_plan
 from vrts.callbacks.prediction_folder import PredictionFolder
-from vrts.callbacks.records import prediction_line, read_other_run
-from vrts.callbacks.summary import summarise
+from vrts.callbacks.summary import check_answered, summarise
 from vrts.callbacks.tables import metrics_tables
 from vrts.callbacks.termination import Termination
 from vrts.data.datamodule import VideoQADataModule
-from vrts.digests import folder_digests, sampled_digest
+from vrts.files.fingerprints import folder_digests, sampled_digest
+from vrts.files.predictions import read_predictions
 from vrts.models.module import VideoQAModule
 from vrts.terminal import printable
 from vrts.types import InputError, Prediction
@@ -62,29 +61,26 @@ class PredictionWriter(Callback):
 
         Raises:
             InputError: the folder cannot be written to, or holds predictions of other settings or
-                of other questions; the run before is not there or has none of the questions; or the
-                densifier comes after this callback.
+                of other questions; or the run before is not there or has none of the questions.
         """
         if stage != "predict":
             return
         self._parent = os.getppid()
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        densifiers = densifiers_before(trainer, self)
-        self._levels = densifiers[0].levels if densifiers else [data.num_frames]
+        densifier = install_plan(trainer, pl_module, stage)
+        self._levels = densifier.levels if densifier else [data.num_frames]
         places = {question.id: i for i, question in enumerate(data.questions("predict"))}
         self._num_questions = len(places)
         path = Path(trainer.default_root_dir) if self._follows_trainer else self.folder.path
         self.folder = PredictionFolder(path, places)
         self._right_before = None if self.before is None else _read_before(self.before, places)
         settings = {
-            **cast(VideoQAModule, pl_module).answerer.fingerprint(),
+            **cast(VideoQAModule, pl_module).fingerprint(),
             **data.fingerprint(),
             "precision": str(trainer.precision),
             "checkpoint": _content(self.checkpoint),
             **(
-                densifiers[0].fingerprint()
-                if densifiers
-                else {"levels": self._levels, "num_samples": 1}
+                densifier.fingerprint() if densifier else {"levels": self._levels, "num_samples": 1}
             ),
         }
         # all processes raise what the first one found, so that none waits for it in vain
@@ -108,16 +104,10 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero and self.is_unfinished:
             self.folder.metrics_path.unlink(missing_ok=True)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Append the batch's predictions.
+        """Append what was decided.
 
         Raises:
             RuntimeError: the process that started this one is gone, and nobody would merge them.
@@ -125,8 +115,7 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero and os.getppid() != self._parent:
             # a run that goes on in this folder must not find another one writing
             raise RuntimeError("the first process of this run is gone, so this one ends too")
-        predictions: list[Prediction] = outputs
-        self.folder.append(map(prediction_line, predictions), trainer.global_rank)
+        self.folder.append(predictions, trainer.global_rank)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let what follows be finished: it takes little time."""
@@ -141,7 +130,7 @@ class PredictionWriter(Callback):
         is_interrupted = isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero
         if is_interrupted and self._num_questions:
             _tell(
-                f"Interrupted: {self.folder.num_whole_lines()} of {self._num_questions} questions "
+                f"Interrupted: {self.folder.num_decided()} of {self._num_questions} questions "
                 f"are decided and kept in {self.folder.predictions_path}; the same command goes "
                 f"on after them, and writes {self.folder.metrics_path.name} at the end"
             )
@@ -153,7 +142,7 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("vrts predicted")
         if not trainer.is_global_zero:
             return
-        metrics = summarise(self.folder.lines(), self._levels, self._right_before)
+        metrics = summarise(self.folder.predictions(), self._levels, self._right_before)
         self.folder.write_metrics(metrics)
         Console().print(metrics_tables(metrics))
         self._metrics = metrics
@@ -177,11 +166,10 @@ def _read_before(path: Path, ids: Collection[str]) -> dict[str, bool]:
         ids: of this run's questions.
     """
     option = "PredictionWriter.before"
-    known = {
-        str(line["id"]): bool(line["correct"])
-        for line in read_other_run(path, option)
-        if line["correct"] is not None
-    }
+    try:
+        known = {p.question.id: p.correct for p in read_predictions(path) if p.correct is not None}
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
     if known.keys().isdisjoint(ids):
         raise InputError(
             f"{option}: {path} has no answer to any question of data.predict; give another"

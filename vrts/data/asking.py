@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vrts.data.content import class_name, video_digest
 from vrts.data.fields import strip_letters
 from vrts.data.readers import Reader
+from vrts.files.fingerprints import class_name, sampled_digest
 from vrts.types import InputError, ProblemType, Question
 
 
@@ -55,9 +55,11 @@ class SingleQuestionReader(Reader):
     def fingerprint(self) -> dict[str, Any]:
         """Return what the answer depends on; of a long film not every byte is read for it."""
         path = Path(self.video)
+        is_folder = path.is_dir()  # of frames
+        content = None if is_folder else sampled_digest(path, with_time=True)
         return {
             "class": class_name(self),
-            "video": self.video if path.is_dir() else f"{path.name} {video_digest(path)}",
+            "video": self.video if is_folder else f"{path.name} {content}",
             "question": self.question,
             "options": self.options,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -18,6 +17,7 @@ from jsonargparse.typing import PositiveFloat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from vrts.files.writing import replacing
 from vrts.types import Clip, InputError
 
 ABANDONED_S = 3600.0
@@ -27,7 +27,7 @@ ABANDONED_S = 3600.0
 class FrameCache:
     """A folder of clips, of bounded size, which several processes and machines may share.
 
-    A clip is kept under the content of its video (`vrts.data.content.video_digest`), window, number
+    A clip is kept under the content of its video (`vrts.files.fingerprints`), window, number
     of frames, sampler and resolution with their options, decoder and version of vrts: these decide
     which frames it has and how large they are. Entries are safetensors files with a checksum,
     written beside and moved into place; one that is damaged is removed and decoded anew. After
@@ -82,7 +82,10 @@ class FrameCache:
             return
         path = self.folder / "clips" / f"{key}.safetensors"
         try:
-            _write(path, _to_bytes(clip))
+            # a name that no other process or thread writes to, on any machine; a damaged entry is
+            # found by its checksum
+            with replacing(path, writer=f".{uuid4().hex}", durable=False) as file:
+                file.write(_to_bytes(clip))
             self._make_room()
         except OSError as error:
             # the same words for each clip, so that they are shown once
@@ -108,11 +111,6 @@ class FrameCache:
                 return
             Path(path).unlink(missing_ok=True)
             total -= size
-
-
-def sha256_of(value: Any) -> str:
-    """Return the SHA-256 of plain JSON values, in hexadecimal."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _to_bytes(clip: Clip) -> bytes:
@@ -150,16 +148,3 @@ def _checksum(parts: dict[str, torch.Tensor]) -> int:
         array: Any = parts[name].numpy()  # numpy's annotations do not say it is a buffer
         total = zlib.crc32(array, total)
     return total
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; raises `OSError`."""
-    # a name that no other process or thread writes to, on any machine
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()  # what was written of it takes room that others may need
-        raise

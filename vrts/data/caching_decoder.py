@@ -3,12 +3,12 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from vrts.data.cache import FrameCache, sha256_of
-from vrts.data.content import describe, video_digest
+from vrts.data.cache import FrameCache
 from vrts.data.decoding import Decoder, check_video_file
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.data.windows import WHOLE, Window
+from vrts.files.fingerprints import describe, json_digest, sampled_digest
 from vrts.types import Clip
 
 
@@ -35,11 +35,12 @@ class CachingDecoder(Decoder):
         """Return a clip; raises as `Decoder.decode` says."""
         check_video_file(path)
         wanted = [describe(part) for part in (self.decoder, sampler, resolution, window)]
-        content = video_digest(Path(path))
-        key = sha256_of([content, num_frames, *wanted, version("vrts")])
+        content = sampled_digest(Path(path), with_time=True)
+        key = json_digest([content, num_frames, *wanted, version("vrts")])
         clip = self.cache.load(key)
         if clip is None:
             clip = self.decoder.decode(path, num_frames, sampler, resolution, window)
-            if video_digest(Path(path)) == content:  # not of a file that changed meanwhile
+            # not of a file that changed meanwhile
+            if sampled_digest(Path(path), with_time=True) == content:
                 self.cache.store(key, clip)
         return clip

@@ -8,7 +8,6 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from vrts.data.content import class_name, describe, file_digest, public_attributes
 from vrts.data.fields import (
     OPTION,
     check_folder,
@@ -22,6 +21,7 @@ from vrts.data.fields import (
     time_window,
 )
 from vrts.data.records import Record, iterate_json, parse_questions, read_text
+from vrts.files.fingerprints import class_name, describe, file_digest, public_attributes
 from vrts.types import InputError, ProblemType, Question
 
 PROBLEM_TYPES = {kind.value.lower(): kind for kind in ProblemType}

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vrts.data.fields import MAX_OPTIONS, gold_answer
-from vrts.data.readers import PROBLEM_TYPES, Reader
+from vrts.data.readers import Reader
 from vrts.data.records import Record, check_file, parse_questions
+from vrts.files.json_lines import whole_lines
+from vrts.files.predictions import prediction_from_json
 from vrts.types import InputError, ProblemType, Question
 
 
@@ -29,34 +32,19 @@ class RecordedReader(Reader):
 
 def _iterate(path: str) -> Iterator[tuple[str, Any]]:
     """Yield ``(file:line, value)`` line by line: a long run's file need not fit into memory."""
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
+    for source, line in whole_lines(Path(path)):
+        try:
+            yield source, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield source, InputError(f"not valid JSON ({error})")
 
 
 def _parse(record: Record) -> Question:
-    name = record.text("problem_type")
-    if name.lower() not in PROBLEM_TYPES:
-        raise InputError(f"unknown problem_type {name!r}; one of {', '.join(PROBLEM_TYPES)}")
-    problem_type = PROBLEM_TYPES[name.lower()]
-    options = tuple(record.texts("options"))
-    breakdown = record.fields.get("breakdown")
-    if not isinstance(breakdown, dict) or not all(isinstance(c, str) for c in breakdown.values()):
-        raise InputError("field 'breakdown' must be an object of name to category")
+    """The question of a line, which people may have corrected: it is checked as others are."""
+    question = prediction_from_json(record.fields, record.source).question
+    kind, options = question.problem_type, question.options
     if not all(options):
         raise InputError(f"option {options.index('') + 1} is empty")
-    if problem_type is ProblemType.MULTIPLE_CHOICE and not 2 <= len(options) <= MAX_OPTIONS:
+    if kind is ProblemType.MULTIPLE_CHOICE and not 2 <= len(options) <= MAX_OPTIONS:
         raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
-    return Question(
-        id=record.text("id"),
-        text=record.text("question"),
-        video=record.text("video"),
-        problem_type=problem_type,
-        options=options,
-        answer=gold_answer(record.fields.get("answer"), problem_type, options, "answer"),
-        source=record.source,
-        metadata={"breakdown": breakdown},
-    )
+    return replace(question, answer=gold_answer(question.answer, kind, options, "gold"))

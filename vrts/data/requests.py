@@ -15,11 +15,9 @@ class Priority(IntEnum):
     NOW = 0
     """Somebody waits for it."""
     NEXT = 1
-    """The questions that are being asked may need it next."""
+    """A question that is being asked may need it next."""
     STREAM = 2
     """A batch that follows needs it."""
-    AHEAD = 3
-    """It may be needed later: better than an idle worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning_utilities.core.apply_func import apply_to_collection
 
+from vrts.files.writing import replacing
 from vrts.models.background import Background
-from vrts.models.latest import PART
+from vrts.models.checkpoint_reading import read_file
 from vrts.types import InputError
-
-_log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,21 +41,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         file = Path(path)
-        part = file.with_name(file.name + PART)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as out:
+            with replacing(file) as out:
                 torch.save(checkpoint, out)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(file)
-            _sync_folder(file.parent)
         except (OSError, RuntimeError) as error:  # torch hides a full disk behind the latter
-            _remove(part)
             reason = reason_of(error)
             if reason is None:
                 raise
             raise InputError(unwritten(file, reason)) from error
+
+    def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint into the host's memory; nothing in it is run.
+
+        Args:
+            path: of the file; what is no local path is read Lightning's way.
+            args: of Lightning's, which do not count here.
+            kwargs: likewise.
+
+        Raises:
+            InputError: it is damaged, or holds anything but tensors and plain values.
+        """
+        if "://" in str(path):
+            return super().load_checkpoint(path, weights_only=True)
+        return read_file(Path(path), mmap=False)
 
 
 class BackgroundCheckpointIO(AtomicCheckpointIO):
@@ -123,23 +129,6 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the names of a folder's files on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(part: Path) -> None:
-    """Make room again."""
-    try:
-        part.unlink(missing_ok=True)
-    except OSError as error:
-        _log.warning("cannot remove %s (%s); the next checkpoint overwrites it", part, error)
 
 
 def reason_of(error: BaseException | None) -> str | None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from vrts.files.writing import OLD, PART
 from vrts.types import InputError
-
-PART, OLD, GONE = ".part", ".old", ".gone"
-"""Ends of the names of a checkpoint that is being written, of one that is being replaced, and of
-one that is being removed."""
 
 SHARDS, REST = ".metadata", "meta.pt"
 """Files that are written last into the folder of a sharded run's checkpoint, in this order."""
@@ -51,18 +47,6 @@ def surviving(path: Path) -> Path:
             if other.is_dir() and is_complete(other):
                 return other
     return path
-
-
-def delete(path: Path) -> None:
-    """Delete a checkpoint: a folder, a file, or a link to one.
-
-    Args:
-        path: of it; there need be nothing.
-    """
-    if path.is_file() or path.is_symlink():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(folders: Sequence[Path]) -> Path | None:

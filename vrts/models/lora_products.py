@@ -8,43 +8,37 @@ its second product, and layers that read the same input (q, k and v; gate and up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Names of linear layers of one parent that read the same tensor, in the order of their use."""
 
 
-@contextmanager
-def merged_products(model: nn.Module) -> Iterator[None]:
-    """Context in which plain LoRA layers run in few kernels, without gradient.
+def share_products(model: nn.Module) -> list[SharedInput]:
+    """Let plain LoRA layers of a model that only samples run in few kernels, without gradient.
 
-    The first factors of layers with the same input are copied side by side when it is entered:
-    weights must not change within. Layers that do more than plain LoRA (dropout, several adapters,
-    variants such as DoRA) are left as they are.
+    Layers that do more than plain LoRA (dropout, several adapters, variants such as DoRA) are left
+    as they are.
 
     Args:
-        model: with or without adapters, inside of `sampling_mode.cast_linears` where that is used.
+        model: with or without adapters, in eval mode; a replica, which nothing else uses.
+
+    Returns:
+        What has to `refresh` when the weights have changed.
     """
-    changed: list[nn.Module] = []
-    try:
-        for parent in model.modules():
-            for names in SAME_INPUT:
-                group = [getattr(parent, name, None) for name in names]
-                layers = [layer for layer in group if _is_plain(layer)]
-                if layers and len(layers) == len(names):
-                    shared = _SharedInput(layers)
-                    for i, layer in enumerate(layers):
-                        layer.forward = shared.forward_of(i)
-                        changed.append(layer)
-        yield
-    finally:
-        for layer in changed:
-            del layer.forward  # the method of its class again
+    groups: list[SharedInput] = []
+    for parent in model.modules():
+        for names in SAME_INPUT:
+            layers = [getattr(parent, name, None) for name in names]
+            if all(_is_plain(layer) for layer in layers):
+                groups.append(SharedInput(layers))
+    return groups
 
 
 def _is_plain(layer: Any) -> bool:
@@ -65,19 +59,26 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-class _SharedInput:
+class SharedInput:
     """Adapted layers that are called one after the other with the same tensor."""
 
     def __init__(self, layers: list[Any]) -> None:
         name = layers[0].active_adapters[0]
-        weights = [layer.lora_A[name].weight for layer in layers]
-        self._A = torch.cat(weights).detach()  # [sum of ranks, D]
-        self._ranks = [len(weight) for weight in weights]
+        self._weights = [layer.lora_A[name].weight for layer in layers]
+        self._A = torch.cat(self._weights).detach()  # [sum of ranks, D]
+        self._ranks = [len(weight) for weight in self._weights]
         self._B = [layer.lora_B[name].weight.detach().T for layer in layers]
         self._scaling = [layer.scaling[name] for layer in layers]
         self._base = [layer.get_base_layer() for layer in layers]
         self._input: torch.Tensor | None = None
         self._low: tuple[torch.Tensor, ...] = ()
+        for i, layer in enumerate(layers):
+            layer.forward = self.forward_of(i)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the first factors side by side again, in place."""
+        torch.cat(self._weights, out=self._A)
 
     def forward_of(self, i: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The forward of one of the layers."""
@@ -96,3 +97,40 @@ class _SharedInput:
             return out
 
         return forward
+
+
+def merge_layers(model: nn.Module) -> list[MergedLayer]:
+    """Let LoRA layers of a model that only samples run on weights with their adapter added.
+
+    Args:
+        model: a replica, which nothing else uses.
+
+    Returns:
+        What has to `refresh` when the weights have changed.
+    """
+    peft = sys.modules.get("peft")
+    kind = peft.tuners.tuners_utils.BaseTunerLayer if peft else ()
+    return [MergedLayer(module) for module in model.modules() if isinstance(module, kind)]
+
+
+class MergedLayer:
+    """An adapted layer on one matrix, which is rounded to the dtype of the base's."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._base = layer.get_base_layer()
+        self._merged = torch.empty_like(self._base.weight)
+        self.norms = (torch.zeros(()), torch.zeros(()))
+        """Squared norms of what rounding has changed, and of the adapter's update."""
+        layer.forward = self._forward
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Merge anew, in place, from the base's own weights."""
+        update = sum(self._layer.get_delta_weight(n).float() for n in self._layer.active_adapters)
+        exact = self._base.weight.float() + update
+        self._merged.copy_(exact)
+        self.norms = (self._merged.float() - exact).square().sum(), update.square().sum()
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self._merged, self._base.bias)

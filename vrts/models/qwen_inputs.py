@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from vrts.models.policy import Prompt
 from vrts.models.positions import VideoGrid, prompt_positions
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Sample
@@ -90,8 +91,13 @@ class Patcher:
         return cut.to(torch.float32).sub_(mean).div_(std).flatten(1)
 
 
+PatchKey = tuple[str, tuple[int, ...], int, int]
+"""What the features of a temporal patch depend on: the video, which frames, and their height and
+width."""
+
+
 @dataclass(frozen=True, slots=True)
-class EncodedPrompt:
+class QwenPrompt(Prompt):
     """One question and its clip as model inputs, on the CPU."""
 
     input_ids: torch.Tensor
@@ -108,20 +114,31 @@ class EncodedPrompt:
     """Of the frames."""
     grid: tuple[int, int, int]
     """Temporal, vertical and horizontal patches."""
+    patch_keys: tuple[PatchKey, ...]
+    """One for each temporal patch, in order."""
+    features: torch.Tensor
+    """``[vision tokens, D]``, without gradient; valid while the vision tower stays as it is."""
 
     @property
-    def patches(self) -> torch.Tensor:
-        """Float32 ``[patches, C * 2 * 14 * 14]``, normalised pixels, on the CPU."""
-        return self.patcher(self.frames)
+    def num_tokens(self) -> int:
+        """P."""
+        return len(self.input_ids)
 
-    def patches_on(
+    def features_by_patch(self) -> dict[PatchKey, torch.Tensor]:
+        """Features ``[tokens of a temporal patch, D]``."""
+        return dict(zip(self.patch_keys, self.features.chunk(self.grid[0]), strict=True))
+
+    def patches(
         self, device: torch.device, temporal_patches: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Like `patches`, made on a device that the frames are sent to as bytes.
+        """Normalised pixels, made on a device that the frames are sent to as bytes.
 
         Args:
             device: where to make them.
             temporal_patches: which of the grid's to take; None takes all.
+
+        Returns:
+            float32 ``[patches, C * temporal_patch_size * patch_size ** 2]``.
         """
         frames = self.frames
         if temporal_patches is not None:
@@ -148,8 +165,13 @@ class PromptEncoder:
         # Qwen2-VL has no such value and counts temporal patches.
         self._tokens_per_second = getattr(config.vision_config, "tokens_per_second", None)
 
-    def __call__(self, sample: Sample) -> EncodedPrompt:
-        """Encode a sample that has a clip."""
+    @property
+    def patches_per_token(self) -> int:
+        """Patches of a frame pair that become one token."""
+        return self._of_videos.merge_size**2
+
+    def __call__(self, sample: Sample) -> QwenPrompt:
+        """Encode a sample that has a clip, but for its features, which stay empty."""
         assert sample.clip is not None
         patcher = self._patcher(sample)
         frames = patcher.fill(sample.clip.frames)
@@ -164,7 +186,18 @@ class PromptEncoder:
         is_vision = torch.isin(ids, self._vision_ids)
         positions, next_position = prompt_positions(is_vision, [video_grid], patcher.merge_size)
         places = is_vision.nonzero()[:, 0]
-        return EncodedPrompt(ids, places, positions, next_position, frames, patcher, grid)
+        return QwenPrompt(
+            sample.question,
+            ids,
+            places,
+            positions,
+            next_position,
+            frames,
+            patcher,
+            grid,
+            _patch_keys(sample, patcher),
+            features=torch.empty(0, device="cpu"),
+        )
 
     def length(self, sample: Sample) -> tuple[int, int]:
         """Count the tokens of a prompt and the video tokens among them, without encoding it."""
@@ -201,6 +234,16 @@ class PromptEncoder:
         for token in self._processor.tokenizer.all_special_tokens:
             text = text.replace(token, token[:1] + " " + token[1:])
         return text
+
+
+def _patch_keys(sample: Sample, patcher: Patcher) -> tuple[PatchKey, ...]:
+    """Name the temporal patches of a clip, in order."""
+    assert sample.clip is not None
+    indices, size = sample.clip.frame_indices, patcher.temporal_patch_size
+    _, _, H, W = sample.clip.frames.shape
+    return tuple(
+        (sample.question.video, indices[i : i + size], H, W) for i in range(0, len(indices), size)
+    )
 
 
 def vision_token_ids(config: Any) -> torch.Tensor:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from vrts.digests import folder_digests
+from vrts.files.fingerprints import folder_digests
 from vrts.models.attention import SHARED_PREFIX
 from vrts.models.shard_loading import build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS

@@ -1,25 +1,223 @@
-"""A policy without a model: it says again what an earlier run recorded."""
+"""A policy without a model, and the engine that repeats what an earlier run recorded."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
 
-from vrts.models.policy import Policy, Prompts, Scores, StopEarly
-from vrts.models.recording import RecordedRound, Recording
-from vrts.types import Clip, InputError, Question, Rollout, Sample, Sampling
+from vrts.files.fingerprints import file_digest
+from vrts.files.predictions import SETTINGS_NAME, StoredPredictions
+from vrts.models.engine import Engine, Request, Result
+from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.types import (
+    Clip,
+    Completion,
+    InputError,
+    Question,
+    Round,
+    Sample,
+)
+
+REQUESTS_AT_ONCE = 64
+"""Whose texts are in memory."""
+
+
+class Recording:
+    """A ``predictions.jsonl`` with the ``settings.json`` beside it.
+
+    Args:
+        path: of the former.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._levels: list[int] = []
+        self._stored: StoredPredictions | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `read` has been called."""
+        return self._stored is not None
+
+    def read(self) -> None:
+        """Read both files.
+
+        Raises:
+            InputError: one is missing or is not what ``vrts predict`` writes.
+        """
+        self._levels = _read_levels(self.path.with_name(SETTINGS_NAME))
+        try:
+            self._stored = StoredPredictions(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def find(self, id: str, num_frames: int) -> Round | str:
+        """The round of a question at a number of frames asked for, or why there is none.
+
+        A round that saw fewer frames than were asked for is its video's last.
+        """
+        assert self._stored is not None
+        prediction = self._stored.get(id)
+        if prediction is None:
+            return f"{self.path}: question {id} is not recorded; predict it with the model first"
+        rounds = prediction.rounds
+        for found, asked in zip(rounds, self._levels, strict=False):
+            is_last = found.is_last or found.num_frames < asked
+            if found.num_frames == num_frames or (is_last and found.num_frames < num_frames):
+                return replace(found, is_last=is_last)
+        failed_here = self._levels[len(rounds) : len(rounds) + 1] == [num_frames]
+        if prediction.error is not None and (failed_here or not rounds):
+            return prediction.error
+        return (
+            f"{self.path}: question {id} is recorded at {[r.num_frames for r in rounds]} frames "
+            f"and not at {num_frames}; predict it at that level with the model first"
+        )
+
+    def checksum(self) -> str:
+        """SHA-256 of the file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            return file_digest(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> InputError:
+        return InputError(
+            f"model.policy.path: cannot read {self.path} ({error.strerror}); give the "
+            "predictions.jsonl of an earlier run"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayPrompts(Prompts):
-    """Which recorded rounds are asked for."""
+class ReplayPrompt(Prompt):
+    """Which recorded round is asked for."""
 
-    rounds: tuple[RecordedRound, ...]
+    found: Round
+
+    @property
+    def num_tokens(self) -> int:
+        """0: nothing is encoded."""
+        return 0
+
+
+class ReplayEngine(Engine):
+    """Gives the recorded completions, the first G of each question; tokens are blank.
+
+    Fewer that were recorded, and cancelled ones that are needed, are an error of the question.
+
+    Args:
+        recording: that was read.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._requests: list[Request] = []
+
+    def attach(
+        self, policy: Policy, device: torch.device, dtype: torch.dtype | None, will_shard: bool
+    ) -> None:
+        """Do nothing: the recording is the policy's."""
+
+    def sync(self, policy: Policy) -> None:
+        """Do nothing: a recording does not change."""
+
+    def encode(self, samples: Sequence[Sample], known: Prompt | None = None) -> list[Prompt]:
+        """Look up the recorded rounds; what is known of earlier ones saves nothing here.
+
+        Raises:
+            InputError: one is not recorded.
+        """
+        prompts: list[Prompt] = []
+        for sample in samples:
+            assert sample.clip is not None
+            found = self._recording.find(sample.question.id, sample.clip.num_frames)
+            if isinstance(found, str):
+                raise InputError(found)
+            prompts.append(ReplayPrompt(sample.question, found))
+        return prompts
+
+    def has_room(self) -> bool:
+        """Whether there are not too many texts in memory."""
+        return len(self._requests) < REQUESTS_AT_ONCE
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._requests.append(request)
+
+    @property
+    def num_pending(self) -> int:
+        """Requests that were added and have not come out."""
+        return len(self._requests)
+
+    def step(self) -> list[Result]:
+        """Give everything that was asked for."""
+        results = [self._replay(request) for request in self._requests]
+        self._requests = []
+        return results
+
+    def cancel(self) -> None:
+        """Drop all that is pending."""
+        self._requests = []
+
+    def release(self) -> None:
+        """Do nothing: nothing is kept."""
+
+    def _replay(self, request: Request) -> Result:
+        assert isinstance(request.prompt, ReplayPrompt)
+        error = self._lacks(request, request.prompt)
+        if error is not None:
+            return Result(request, (), error)
+        found = request.prompt.found
+        G = len(request.sampling)
+        rows = zip(
+            found.completions, found.num_tokens, found.mean_logprobs, found.abandoned, strict=True
+        )
+        return Result(
+            request,
+            tuple(
+                Completion(
+                    text,
+                    num_tokens,
+                    request.max_new_tokens,
+                    finished=not gone,
+                    # every token has the mean, so that their mean is the recorded one again
+                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64),
+                    cancelled=gone,
+                )
+                for text, num_tokens, mean, gone in islice(rows, G)
+            ),
+        )
+
+    def _lacks(self, request: Request, prompt: ReplayPrompt) -> str | None:
+        """Which of the completions that are needed were not recorded, or None."""
+        found, G = prompt.found, len(request.sampling)
+        where = (
+            f"{self._recording.path}: question {prompt.question.id} at {found.num_frames} frames"
+        )
+        if len(found.completions) < G:
+            return (
+                f"{where} has {len(found.completions)} completions, and {G} are asked for; "
+                "give SparseToDense.num_samples no more than were recorded"
+            )
+        gone = found.abandoned[:G]
+        known = [None if g else text for text, g in zip(found.completions, gone, strict=False)]
+        stop = request.should_stop
+        if any(gone) and (stop is None or not stop(known, found.mean_logprobs[:G])):
+            return (
+                f"{where} has {sum(gone)} completions that an early stop cancelled and that are "
+                "needed here; record the run with SparseToDense.early_stop: false"
+            )
+        return None
 
 
 class ReplayPolicy(Policy):
@@ -93,64 +291,16 @@ class ReplayPolicy(Policy):
         found = self._recording.find(sample.question.id, sample.clip.num_frames)
         return found if isinstance(found, str) else None
 
-    def encode(
-        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
-    ) -> ReplayPrompts:
-        """Look up the recorded rounds; what is known of earlier ones saves nothing here.
+    def default_engine(self) -> ReplayEngine:
+        """Return the engine that gives what was recorded."""
+        return ReplayEngine(self._recording)
 
-        Raises:
-            InputError: one is not recorded.
-        """
-        rounds = []
-        for sample in samples:
-            assert sample.clip is not None
-            found = self._recording.find(sample.question.id, sample.clip.num_frames)
-            if isinstance(found, str):
-                raise InputError(found)
-            rounds.append(found)
-        return ReplayPrompts(tuple(s.question for s in samples), tuple(rounds))
-
-    def rollout(
+    def logprobs(
         self,
-        prompts: Prompts,
-        sampling: Sequence[Sampling],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        stop_early: StopEarly | None = None,
-    ) -> Rollout:
-        """Give the recorded completions, the first G of each question; tokens are blank.
-
-        Fewer that were recorded, and given up ones that are needed, are an error of the question.
-        """
-        assert isinstance(prompts, ReplayPrompts)
-        G = len(sampling)
-        errors = tuple(
-            self._lacks(b, question, found, G, stop_early)
-            for b, (question, found) in enumerate(
-                zip(prompts.questions, prompts.rounds, strict=True)
-            )
-        )
-        rounds = [
-            found if error is None else _blank(G)
-            for found, error in zip(prompts.rounds, errors, strict=True)
-        ]
-        host = torch.device("cpu")  # whatever device Lightning has made torch's default
-        lengths = torch.tensor([n for found in rounds for n in found.num_tokens[:G]], device=host)
-        means = [mean for found in rounds for mean in found.mean_logprobs[:G]]
-        abandoned = torch.tensor([a for r in rounds for a in r.abandoned[:G]], device=host)
-        mask = torch.arange(int(lengths.max()), device=host) < lengths[:, None]
-        return Rollout(
-            completion_ids=torch.zeros(mask.shape, dtype=torch.int64, device=host),
-            completion_mask=mask,
-            # every token has the mean, in float64, so that their mean is the recorded one again
-            logprobs=torch.tensor(means, dtype=torch.float64, device=host)[:, None] * mask,
-            finished=~abandoned,
-            texts=tuple(text for found in rounds for text in found.texts[:G]),
-            abandoned=None if stop_early is None else abandoned,
-            errors=errors,
-        )
-
-    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
+    ) -> TokenLogprobs:
         """Refuse; raises `InputError`."""
         self._refuse()
 
@@ -166,31 +316,6 @@ class ReplayPolicy(Policy):
         """Which predictions are replayed: a checksum of the file's content."""
         return {"policy": "ReplayPolicy", "replayed": self._recording.checksum()}
 
-    def _lacks(
-        self,
-        index: int,
-        question: Question,
-        found: RecordedRound,
-        num_samples: int,
-        stop_early: StopEarly | None,
-    ) -> str | None:
-        """Which of the completions that are needed were not recorded, or None."""
-        where = f"{self._recording.path}: question {question.id} at {found.num_frames} frames"
-        if len(found.texts) < num_samples:
-            return (
-                f"{where} has {len(found.texts)} completions, and {num_samples} are asked for; "
-                "give SparseToDense.num_samples no more than were recorded"
-            )
-        gone = found.abandoned[:num_samples]
-        known = [None if g else text for text, g in zip(found.texts, gone, strict=False)]
-        means = found.mean_logprobs[:num_samples]
-        if any(gone) and (stop_early is None or not stop_early(index, known, means)):
-            return (
-                f"{where} has {sum(gone)} completions that an early stop gave up and that are "
-                "needed here; record the run with SparseToDense.early_stop: false"
-            )
-        return None
-
     def _refuse(self) -> NoReturn:
         raise InputError(
             "ReplayPolicy holds recorded completions and no weights: it predicts, and cannot be "
@@ -198,14 +323,19 @@ class ReplayPolicy(Policy):
         )
 
 
-def _blank(num_samples: int) -> RecordedRound:
-    """Rows in place of completions that cannot be had."""
-    return RecordedRound(
-        num_frames=0,
-        texts=("",) * num_samples,
-        times_s=(),
-        num_tokens=(1,) * num_samples,
-        mean_logprobs=(0.0,) * num_samples,
-        abandoned=(True,) * num_samples,
-        is_last=False,
-    )
+def _read_levels(path: Path) -> list[int]:
+    """Frames that a run asked for in each round.
+
+    Raises:
+        InputError: the file is missing or is not what ``vrts predict`` writes.
+    """
+    try:
+        levels = [int(level) for level in json.loads(path.read_text(encoding="utf-8"))["levels"]]
+        if not levels:
+            raise ValueError("levels is empty")
+        return levels
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot read what the recorded run asked for ({error!r}); keep this file "
+            "beside its predictions.jsonl"
+        ) from error

@@ -5,7 +5,7 @@ from statistics import mean
 
 import pytest
 
-from tests.callbacks.report.lines import decided, failed, question
+from tests.callbacks.report.predictions import decided, failed, question
 from vrts.callbacks.report.accuracies import level_accuracies
 from vrts.callbacks.report.items import report_item
 
@@ -13,14 +13,14 @@ from vrts.callbacks.report.items import report_item
 def items():
     q = [question(f"q{i}") for i in range(4)]
     unknown = question("unknown", answer=None)
-    lines = [
+    found = [
         decided(q[0], f4="AAA"),  # right at once
         decided(q[1], f4="ABB", f8="AAA"),  # wrong at 4, right at 8
         decided(q[2], f4="AAB", f8="BBA"),  # right at 4, wrong at 8
         failed(q[3], f4="AAB"),  # right at 4, fails at 8
         decided(unknown, f4="AAA"),
     ]
-    return [report_item(line, a, 100) for line, a in zip(lines, [*q, unknown], strict=True)]
+    return [report_item(prediction, 100) for prediction in found]
 
 
 def test_stopping_at_a_level_gives_that_level_s_majority():
@@ -40,9 +40,9 @@ def test_the_last_level_has_the_accuracy_of_the_run():
         fails = rng.random() < 0.1  # in place of a further round
         rounds = rng.randint(0, 2) if fails else rng.randint(1, 3)
         votes = {f"f{4 << k}": "".join(rng.choices("ABC-", k=3)) for k in range(rounds)}
-        line = failed(asked, **votes) if fails else decided(asked, **votes)
-        right += line["correct"]
-        found.append(report_item(line, asked, 10))
+        prediction = failed(asked, **votes) if fails else decided(asked, **votes)
+        right += prediction.correct
+        found.append(report_item(prediction, 10))
     levels = level_accuracies(found, ["4", "8", "16"])
     assert levels[-1].accuracy == right / 200
     assert [level.level for level in levels] == ["4", "8", "16"]
@@ -50,6 +50,6 @@ def test_the_last_level_has_the_accuracy_of_the_run():
 
 def test_nothing_to_score_has_no_accuracies():
     asked = question("q", answer=None)
-    unscored = [report_item(decided(asked, f4="AAA"), asked, 10)]
+    unscored = [report_item(decided(asked, f4="AAA"), 10)]
     assert level_accuracies(unscored, ["4"]) == []
     assert level_accuracies([], ["4"]) == []

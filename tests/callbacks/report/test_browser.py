@@ -4,16 +4,17 @@ import random
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.callbacks.report.lines import decided, failed, question
+from tests.callbacks.report.predictions import decided, failed, question
 from vrts.callbacks.report.items import TAGS, outline, report_item
 from vrts.callbacks.report.page import render_report
 from vrts.callbacks.report.thumbnails import make_strip
 from vrts.callbacks.summary import summarise
-from vrts.types import Clip
+from vrts.types import Clip, Round
 
 HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script>'\"&amp;{{ 7 * 7 }}\u2028"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -65,10 +66,10 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def lines_and_items():
+def predictions_and_items():
     """Questions of every kind; the fourth one is hostile in all that it says."""
     rng = random.Random(7)
-    lines, items = [], []
+    found, items = [], []
     for i in range(NUM_QUESTIONS):
         metadata = {"breakdown": {"place": PLACES[i % 3]}}
         answer = None if rng.random() < 0.1 else rng.choice("ABC")
@@ -78,27 +79,27 @@ def lines_and_items():
             votes["f8"] = "AAAAA"
         if rng.random() < 0.05:
             votes = {"f8": "-----"}
-        line = failed(asked) if rng.random() < 0.1 else decided(asked, **votes)
+        prediction = failed(asked) if rng.random() < 0.1 else decided(asked, **votes)
         if i == 3:
             asked = question(HOSTILE, "A", text=HOSTILE, video=HOSTILE, metadata=metadata)
-            line = decided(asked, f8="ABC") | {"error": HOSTILE}
-            line["rounds"][0]["completions"] = [HOSTILE] * 3
-            line["rounds"][0]["answers"] = [HOSTILE] * 3
-        lines.append(line)
-        items.append(report_item(line, asked, 2000))
-    return lines, items
+            last = Round(8, (HOSTILE,) * 3, (HOSTILE,) * 3, 1 / 3)
+            prediction = replace(decided(asked, f8="ABC"), rounds=(last,))
+        found.append(prediction)
+        items.append(report_item(prediction, 2000))
+    items[3]["error"] = HOSTILE
+    return found, items
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory, lines_and_items):
-    lines, items = lines_and_items
+def path(tmp_path_factory, predictions_and_items):
+    found, items = predictions_and_items
     grey = torch.full((4, 3, 56, 84), 90, dtype=torch.uint8)
     strip = make_strip(Clip(grey, (0, 1, 2, 3), 8.0, 4))
     strips = {item["id"]: strip for item in items[:300]}
     category = {"num_questions": 9, "num_failed": 0, "num_scored": 9, "num_videos": 9}
     category |= {"accuracy": 0.5, "accuracy_stderr": 0.1}
     breakdown = {"place": dict.fromkeys(PLACES, category)}
-    metrics = summarise(lines, [8, 16, 32]) | {"breakdown": breakdown}
+    metrics = summarise(found, [8, 16, 32]) | {"breakdown": breakdown}
     settings = {"seed": 0, "presence_penalty": [0.4] * 30, "hostile": HOSTILE}
     path = tmp_path_factory.mktemp("report") / "report.html"
     outlines = [outline(item) for item in items]
@@ -122,8 +123,8 @@ def test_a_report_of_2000_questions_opens_in_bounded_time(visit):
     assert visit.seconds < 10
 
 
-def test_the_result_and_the_charts_are_there(visit, lines_and_items):
-    metrics = summarise(lines_and_items[0], [8, 16, 32])
+def test_the_result_and_the_charts_are_there(visit, predictions_and_items):
+    metrics = summarise(predictions_and_items[0], [8, 16, 32])
     shown = visit.page.locator("#result ~ div table").first.inner_text()
     assert f"{100 * metrics['accuracy']:.1f} ± {100 * metrics['accuracy_stderr']:.1f} %" in shown
     charts = visit.page.locator("figure img")
@@ -132,8 +133,8 @@ def test_the_result_and_the_charts_are_there(visit, lines_and_items):
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_filters_show_exactly_their_questions(visit, lines_and_items, tag):
-    expected = [item for item in lines_and_items[1] if tag in item["tags"]]
+def test_filters_show_exactly_their_questions(visit, predictions_and_items, tag):
+    expected = [item for item in predictions_and_items[1] if tag in item["tags"]]
     assert 0 < len(expected) < NUM_QUESTIONS
     visit.page.get_by_label("Show").select_option(tag)
     assert visit.count == len(expected)
@@ -141,8 +142,8 @@ def test_filters_show_exactly_their_questions(visit, lines_and_items, tag):
     assert f"({len(expected)})" in visit.page.locator(f"option[value={tag}]").inner_text()
 
 
-def test_categories_filters_and_search_go_together(visit, lines_and_items):
-    items = lines_and_items[1]
+def test_categories_filters_and_search_go_together(visit, predictions_and_items):
+    items = predictions_and_items[1]
     places = Counter(item["groups"]["place"] for item in items)
     for place in PLACES:
         visit.page.get_by_label("Category").select_option(label=f"{place} ({places[place]})")
@@ -165,8 +166,8 @@ def test_search_finds_reasoning_and_may_find_nothing(visit):
     assert visit.page.text_content("#page") == "page 1 of 1"
 
 
-def test_pages_turn_by_keyboard(visit, lines_and_items):
-    items = lines_and_items[1]
+def test_pages_turn_by_keyboard(visit, predictions_and_items):
+    items = predictions_and_items[1]
     visit.page.get_by_role("button", name="Next").focus()
     visit.page.keyboard.press("Enter")
     assert visit.page.text_content("#page") == f"page 2 of {NUM_QUESTIONS // PAGE}"
@@ -176,8 +177,8 @@ def test_pages_turn_by_keyboard(visit, lines_and_items):
     assert visit.page.get_by_role("button", name="Previous").is_disabled()
 
 
-def test_a_question_shows_frames_votes_and_reasoning(visit, lines_and_items):
-    item = next(i for i in lines_and_items[1] if i["id"] != HOSTILE and len(i["rounds"]) > 1)
+def test_a_question_shows_frames_votes_and_reasoning(visit, predictions_and_items):
+    item = next(i for i in predictions_and_items[1] if i["id"] != HOSTILE and len(i["rounds"]) > 1)
     visit.search(item["question"])
     card = visit.page.locator("article")
     assert card.locator("img").evaluate("node => node.naturalWidth") > 300

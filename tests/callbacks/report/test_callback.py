@@ -65,7 +65,7 @@ def test_the_report_has_the_questions_as_they_were_decided(whole):
     assert list(items) == [f"q{i}" for i in range(6)]
     for name, line in lines.items():
         item = items[name]
-        assert item["answer"] == line["prediction"]
+        assert (item["gold"], item["answer"]) == (line["gold"], line["answer"])
         assert [r["frames"] for r in item["rounds"]] == [r["num_frames"] for r in line["rounds"]]
         texts = [[c["text"] for c in r["completions"]] for r in item["rounds"]]
         assert texts == [r["completions"] for r in line["rounds"]]

@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.callbacks.report.lines import decided as decided_line
-from tests.callbacks.report.lines import failed, question
+from tests.callbacks.report.predictions import decided as decided_line
+from tests.callbacks.report.predictions import failed, question
 from vrts.callbacks.report.charts import MOST_GROUPS, make_charts
 from vrts.callbacks.report.items import report_item
 
@@ -25,7 +25,7 @@ def charts_of(groups, decided=None):
     items = []
     for votes in ("ABB", "AAA", "AAB"):
         asked = question("q")
-        items.append(report_item(decided_line(asked, f4=votes), asked, 10))
+        items.append(report_item(decided_line(asked, f4=votes), 10))
     return make_charts(items, {"decided_at": decided or {"4": 1.0}, "breakdown": {"place": groups}})
 
 
@@ -79,6 +79,6 @@ def test_the_same_run_gives_the_same_bytes():
 def test_runs_without_anything_to_draw_have_no_charts():
     assert make_charts([], {"decided_at": {"4": None}}) == []
     asked = question("q")
-    lost = [report_item(failed(asked), asked, 10)]
+    lost = [report_item(failed(asked), 10)]
     titles = [chart.title for chart in make_charts(lost, {"decided_at": {"4": 0.0}})]
     assert titles == ["Share of questions decided at each level"]

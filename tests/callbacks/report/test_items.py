@@ -1,9 +1,11 @@
 """What the report says of a question, and how much text it takes."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.callbacks.plugins import completion
-from tests.callbacks.report.lines import decided, failed, question
+from tests.callbacks.report.predictions import decided, failed, question
 from vrts.callbacks.report.items import (
     TAGS,
     by_priority,
@@ -19,7 +21,7 @@ RIGHT = question("right")
 
 def test_an_item_has_what_was_asked_answered_and_voted():
     asked = question("q", metadata={"breakdown": {"domain": "kitchen", "duration": 60}})
-    item = report_item(decided(asked, f4="ABB", f8="BA-"), asked, 1000)
+    item = report_item(decided(asked, f4="ABB", f8="BA-"), 1000)
     assert item == {
         "id": "q",
         "question": "What is q?",
@@ -34,7 +36,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
             {
                 "frames": 4,
                 "span_s": None,
-                "agreement": 0.6667,
+                "agreement": 2 / 3,
                 "votes": [("B", 2), ("A", 1)],
                 "right": False,
                 "completions": [
@@ -44,7 +46,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
             {
                 "frames": 8,
                 "span_s": None,
-                "agreement": 0.3333,
+                "agreement": 1 / 3,
                 "votes": [("B", 1), ("A", 1), (None, 1)],
                 "right": False,
                 "completions": [
@@ -56,25 +58,17 @@ def test_an_item_has_what_was_asked_answered_and_voted():
     }
 
 
-def test_later_fields_of_a_round_are_shown_where_a_line_has_them():
-    line = decided(RIGHT, f4="AA-")
-    line["rounds"][0] |= {"abandoned": [False, False, True], "times_s": [0.5, float("nan"), 7.256]}
-    line["breakdown"] = {"domain": "from the line"}
-    item = report_item(line, RIGHT, 1000)
+def test_fields_of_a_round_are_shown_where_it_has_them():
+    found = decided(RIGHT, f4="AA-")
+    later = {"abandoned": (False, False, True), "times_s": (0.5, float("nan"), 7.256)}
+    item = report_item(replace(found, rounds=(replace(found.rounds[0], **later),)), 1000)
     assert item["rounds"][0]["votes"] == [("A", 2)], "one that was given up is no vote"
     assert [c["abandoned"] for c in item["rounds"][0]["completions"]] == [False, False, True]
     assert item["rounds"][0]["span_s"] == [0.5, 7.26]
-    assert item["groups"]["domain"] == "from the line"
-
-
-def test_a_line_whose_question_is_gone_still_has_its_votes():
-    item = report_item(decided(RIGHT, f4="AAB"), None, 1000)
-    assert (item["question"], item["options"], item["groups"]) == ("", [], {})
-    assert item["rounds"][0]["votes"] == [("A", 2), ("B", 1)]
 
 
 @pytest.mark.parametrize(
-    ("line", "tags"),
+    ("prediction", "tags"),
     [
         (decided(RIGHT, f4="AAA"), ["right"]),
         (decided(RIGHT, f4="AAB"), ["right", "undecided"]),
@@ -88,29 +82,29 @@ def test_a_line_whose_question_is_gone_still_has_its_votes():
         (decided(UNKNOWN, f4="CCC"), ["unscored"]),
     ],
 )
-def test_tags(line, tags):
-    assert item_tags(line) == tags
+def test_tags(prediction, tags):
+    assert item_tags(prediction) == tags
     assert set(tags) <= TAGS.keys()
 
 
 def test_all_completions_together_stay_within_a_budget():
-    lines = [decided(RIGHT, f4="AAA"), decided(RIGHT, f4="ABA", f8="AAA")]
-    total = sum(len(t) for line in lines for r in line["rounds"] for t in r["completions"])
-    assert completion_limit(lines, 1000, total) == 1000
-    limit = completion_limit(lines, 1000, total - 1)
+    found = [decided(RIGHT, f4="AAA"), decided(RIGHT, f4="ABA", f8="AAA")]
+    total = sum(len(text) for p in found for r in p.rounds for text in r.completions)
+    assert completion_limit(found, 1000, total) == 1000
+    limit = completion_limit(found, 1000, total - 1)
     assert limit * 9 <= total - 1 < (limit + 1) * 9
     assert completion_limit([], 1000, 0) == 1000
 
 
 def test_frames_of_wrong_questions_come_first():
-    lines = [decided(RIGHT, f4=v) for v in ("AAA", "AAB", "BBB")] + [failed(RIGHT)]
-    items = [report_item(line, RIGHT, 10) | {"id": i} for i, line in enumerate(lines)]
+    found = [decided(RIGHT, f4=v) for v in ("AAA", "AAB", "BBB")] + [failed(RIGHT)]
+    items = [report_item(prediction, 10) | {"id": i} for i, prediction in enumerate(found)]
     assert [item["id"] for item in by_priority(items)] == [2, 3, 1, 0]
 
 
 def test_an_outline_has_no_texts_and_all_that_charts_and_filters_need():
     asked = question("q", metadata={"breakdown": {"domain": "kitchen"}})
-    item = report_item(decided(asked, f4="ABB", f8="AAA"), asked, 1000)
+    item = report_item(decided(asked, f4="ABB", f8="AAA"), 1000)
     assert outline(item) == {
         "id": "q",
         "tags": ["right"],

@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from tests.callbacks.report.lines import decided, question
+from tests.callbacks.report.predictions import decided, question
 from vrts.callbacks.report.items import outline, report_item
 from vrts.callbacks.report.page import render_report
 from vrts.callbacks.summary import summarise
@@ -12,9 +12,9 @@ NUM_QUESTIONS, TEXT = 300, "x" * 20_000
 
 def test_memory_does_not_grow_with_the_texts_of_the_questions():
     asked = question("q")
-    line = decided(asked, f4="AAB")
-    item = report_item(line, asked, 1000)
-    metrics = summarise([line] * NUM_QUESTIONS, [4])
+    prediction = decided(asked, f4="AAB")
+    item = report_item(prediction, 1000)
+    metrics = summarise([prediction] * NUM_QUESTIONS, [4])
 
     def items():
         for i in range(NUM_QUESTIONS):

@@ -11,13 +11,13 @@ from typing import Any, cast
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
-from vrts.callbacks.folders import make_folder
-from vrts.callbacks.records import Line
 from vrts.callbacks.report.items import Item, by_priority, completion_limit, outline, report_item
 from vrts.callbacks.report.page import render_report
 from vrts.callbacks.report.thumbnails import keep_strip, strip_path
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
+from vrts.files.predictions import METRICS_NAME, SETTINGS_NAME, read_predictions
+from vrts.files.writing import make_folder, replacing
 from vrts.types import InputError, Prediction
 
 TEXT_BUDGET = 20_000_000
@@ -90,17 +90,10 @@ class ReportWriter(Callback):
         if trainer.is_global_zero and self._writer is not None and self._writer.is_unfinished:
             self.path.unlink(missing_ok=True)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Keep the frames of the batch; the predictions themselves are safe already."""
-        predictions: list[Prediction] = outputs
+        """Keep the frames; the predictions themselves are safe already."""
         for prediction in predictions:
             clip = prediction.clip
             # a replayed run's clips have no pixels
@@ -125,13 +118,11 @@ class ReportWriter(Callback):
         if stage != "predict" or not trainer.is_global_zero:
             return
         data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        page = self._render(data)
-        temporary = self.path.with_name(self.path.name + ".part")
+        # what is no character (half a surrogate pair in an annotation) becomes "?"
+        options: Any = {"encoding": "utf-8", "errors": "replace", "newline": ""}
         try:
-            # what is no character (half a surrogate pair in an annotation) becomes "?"
-            with temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:
-                file.writelines(page)
-            temporary.replace(self.path)
+            with replacing(self.path, "w", **options) as file:
+                file.writelines(self._render(data))
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot write the report ({error}); predictions.jsonl and "
@@ -139,33 +130,23 @@ class ReportWriter(Callback):
             ) from error
 
     def _render(self, data: VideoQADataModule) -> Iterator[str]:
-        limit = completion_limit(self._lines(), self.most_characters, TEXT_BUDGET)
-        # read twice rather than kept: texts of a long run take more memory than all else
-        outlines = [outline(item) for item in self._items(data, 0)]
+        path = self._predictions_path
+        limit = completion_limit(read_predictions(path), self.most_characters, TEXT_BUDGET)
+        # read again rather than kept: texts of a long run take more memory than all else
+        outlines = [outline(report_item(found, 0)) for found in read_predictions(path)]
         strips = self._chosen_strips(outlines)
-        metrics = json.loads((self._folder / "metrics.json").read_text(encoding="utf-8"))
-        settings = json.loads((self._folder / "settings.json").read_text(encoding="utf-8"))
+        metrics = json.loads((self._folder / METRICS_NAME).read_text(encoding="utf-8"))
+        settings = json.loads((self._folder / SETTINGS_NAME).read_text(encoding="utf-8"))
         title = f"{self._folder.resolve().name}: vrts predict"
         return render_report(
             outlines,
-            self._items(data, limit),
+            (report_item(found, limit) for found in read_predictions(path)),
             metrics,
             strips,
             settings,
             title,
             self._frames_note(data, len(strips), len(outlines)),
         )
-
-    def _items(self, data: VideoQADataModule, limit: int) -> Iterator[Item]:
-        """What the report says of each question, one at a time.
-
-        Args:
-            data: has the questions.
-            limit: characters of a completion.
-        """
-        questions = {question.id: question for question in data.questions("predict")}
-        for line in self._lines():
-            yield report_item(line, questions.get(line["id"]), limit)
 
     def _frames_note(self, data: VideoQADataModule, num_shown: int, num_questions: int) -> str:
         """Which questions' frames the report lacks, and why."""
@@ -183,12 +164,6 @@ class ReportWriter(Callback):
                 "those of wrong answers first."
             )
         return ""
-
-    def _lines(self) -> Iterator[Line]:
-        """Lines of the merged file, one at a time: all of them may be large."""
-        with self._predictions_path.open(encoding="utf-8") as file:
-            for text in file:
-                yield json.loads(text)
 
     def _chosen_strips(self, items: Sequence[Item]) -> dict[str, bytes]:
         chosen: dict[str, bytes] = {}

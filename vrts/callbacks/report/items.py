@@ -1,16 +1,15 @@
-"""What the report says of each question: from a line of ``predictions.jsonl`` to plain values."""
+"""What the report says of each question: from a prediction to plain values."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vrts.callbacks.records import Line
 from vrts.prompts import is_correct
 from vrts.terminal import shorten
-from vrts.types import Question, letters
+from vrts.types import Prediction, Question, Round, letters
 from vrts.voting import majority
 
 Item = dict[str, Any]
@@ -28,12 +27,11 @@ TAGS = {
 """What questions can be filtered by, and how it is called."""
 
 
-def report_item(line: Line, question: Question | None, most_characters: int) -> Item:
+def report_item(prediction: Prediction, most_characters: int) -> Item:
     """Say what the report shows of one question.
 
     Args:
-        line: of ``predictions.jsonl``.
-        question: what was asked; None where the reader no longer has it.
+        prediction: with its texts.
         most_characters: of a completion; the middle of a longer one is left out.
 
     Returns:
@@ -43,20 +41,20 @@ def report_item(line: Line, question: Question | None, most_characters: int) -> 
         answer and count, the leader first; None is no answer), whether its majority is ``right``,
         and ``completions`` (``text``, ``answer``, ``abandoned``).
     """
-    rounds = [_round(r, question, most_characters) for r in line["rounds"]]
-    if rounds and line["status"] == "ok":
-        rounds[-1]["right"] = line["correct"]
-    options = question.options if question else ()
+    question = prediction.question
+    rounds = [_round(r, question, most_characters) for r in prediction.rounds]
+    if rounds and prediction.error is None:
+        rounds[-1]["right"] = prediction.correct
     return {
-        "id": line["id"],
-        "question": question.text if question else "",
-        "video": question.video if question else "",
-        "options": [list(pair) for pair in zip(letters(options), options, strict=False)],
-        "gold": line.get("answer"),
-        "answer": line["prediction"],
-        "error": line.get("error"),
-        "tags": item_tags(line),
-        "groups": _groups(line, question),
+        "id": question.id,
+        "question": question.text,
+        "video": question.video,
+        "options": [list(p) for p in zip(letters(question.options), question.options, strict=True)],
+        "gold": question.answer,
+        "answer": prediction.answer,
+        "error": prediction.error,
+        "tags": item_tags(prediction),
+        "groups": {"problem type": question.problem_type.value} | question.breakdown,
         "rounds": rounds,
     }
 
@@ -74,10 +72,10 @@ def outline(item: Item) -> Item:
     return {"id": item["id"], "tags": item["tags"], "groups": item["groups"], "rounds": rounds}
 
 
-def item_tags(line: Line) -> list[str]:
-    """Which of `TAGS` a line has. A failed question is no wrong answer here; both are wrong."""
-    failed, correct = line["status"] == "failed", line["correct"]
-    agreed = bool(line["rounds"]) and line["rounds"][-1]["agreement"] == 1
+def item_tags(prediction: Prediction) -> list[str]:
+    """Which of `TAGS` one has. A failed question is no wrong answer here; both are wrong."""
+    failed, correct = prediction.error is not None, prediction.correct
+    agreed = bool(prediction.rounds) and prediction.rounds[-1].agreement == 1
     found = {
         "right": correct is True,
         "wrong": correct is False and not failed,
@@ -85,20 +83,20 @@ def item_tags(line: Line) -> list[str]:
         "unscored": correct is None,
         "undecided": not failed and not agreed,
         "agreed-wrong": correct is False and not failed and agreed,
-        "no-answer": not failed and line["prediction"] is None,
+        "no-answer": not failed and prediction.answer is None,
     }
     return [tag for tag in TAGS if found[tag]]
 
 
-def completion_limit(lines: Iterable[Line], most_characters: int, budget: int) -> int:
+def completion_limit(predictions: Iterable[Prediction], most_characters: int, budget: int) -> int:
     """How long completions may be, so that all of them together stay within a budget.
 
     Args:
-        lines: of ``predictions.jsonl``.
+        predictions: with their texts.
         most_characters: of one completion.
         budget: characters of all completions.
     """
-    lengths = [len(text) for line in lines for text in _completions(line)]
+    lengths = [len(text) for p in predictions for r in p.rounds for text in r.completions]
     if sum(min(length, most_characters) for length in lengths) <= budget:
         return most_characters
     return budget // len(lengths)
@@ -114,33 +112,20 @@ def by_priority(items: Sequence[Item]) -> list[Item]:
     return sorted(items, key=rank)
 
 
-def _completions(line: Line) -> Iterable[str]:
-    return (text for r in line["rounds"] for text in r.get("completions", ()))
-
-
-def _round(data: Mapping[str, Any], question: Question | None, most_characters: int) -> Item:
-    texts, answers = list(data.get("completions", ())), list(data.get("answers", ()))
-    abandoned = list(data.get("abandoned", ())) or [False] * len(texts)
-    voted = [a for a, given_up in zip(answers, abandoned, strict=False) if not given_up]
-    votes = Counter(voted).most_common()
-    times = [t for t in data.get("times_s", ()) if isinstance(t, int | float) and math.isfinite(t)]
+def _round(found: Round, question: Question, most_characters: int) -> Item:
+    abandoned = found.abandoned or (False,) * len(found.completions)
+    voted = [a for a, given_up in zip(found.answers, abandoned, strict=True) if not given_up]
+    times = [time for time in found.times_s if math.isfinite(time)]
     return {
-        "frames": data["num_frames"],
+        "frames": found.num_frames,
         "span_s": [round(min(times), 2), round(max(times), 2)] if times else None,
-        "agreement": data["agreement"],
-        "votes": sorted(votes, key=lambda vote: vote[0] is None),
-        "right": is_correct(majority(answers), question) if question else None,
+        "agreement": found.agreement,
+        "votes": sorted(Counter(voted).most_common(), key=lambda vote: vote[0] is None),
+        "right": is_correct(majority(found.answers), question),
         "completions": [
-            {"text": shorten(text, most_characters), "answer": answer, "abandoned": bool(given_up)}
-            for text, answer, given_up in zip(texts, answers, abandoned, strict=False)
+            {"text": shorten(text, most_characters), "answer": answer, "abandoned": given_up}
+            for text, answer, given_up in zip(
+                found.completions, found.answers, abandoned, strict=True
+            )
         ],
     }
-
-
-def _groups(line: Line, question: Question | None) -> dict[str, str]:
-    """Category of a question in each breakdown of its benchmark, and its problem type."""
-    found = line.get("breakdown") or (question.metadata.get("breakdown") if question else None)
-    groups = {str(name): str(value) for name, value in dict(found or {}).items()}
-    if question and "problem type" not in groups:
-        groups["problem type"] = question.problem_type.value
-    return groups

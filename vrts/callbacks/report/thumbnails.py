@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from vrts.files.writing import replacing
 from vrts.types import Clip
 
 MOST_FRAMES = 8
@@ -69,6 +70,5 @@ def keep_strip(folder: Path, question_id: str, clip: Clip, rank: int) -> None:
     """
     folder.mkdir(exist_ok=True)
     path = strip_path(folder, question_id)
-    temporary = path.with_suffix(f".rank{rank}.part")
-    temporary.write_bytes(make_strip(clip))
-    temporary.replace(path)
+    with replacing(path, writer=f".rank{rank}") as file:
+        file.write(make_strip(clip))

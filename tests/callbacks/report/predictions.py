@@ -1,11 +1,10 @@
-"""Lines of predictions as a run writes them, and their questions."""
+"""Predictions, and their questions."""
 
 from typing import Any
 
 from tests.callbacks.plugins import completion
 from vrts.answers import parse_answer
-from vrts.callbacks.records import Line, prediction_line
-from vrts.types import Question, Round
+from vrts.types import Prediction, Question, Round
 from vrts.voting import agreement, decide, fail
 
 OPTIONS = ("a red cup", "a blue cup", "a green cup")
@@ -25,13 +24,13 @@ def make_round(asked: Question, num_frames: int, letters: str) -> Round:
     return Round(num_frames, texts, answers, agreement(answers))
 
 
-def decided(asked: Question, **votes: str) -> Line:
-    """A line; votes by frames, such as ``f4="AAB"``."""
+def decided(asked: Question, **votes: str) -> Prediction:
+    """A prediction; votes by frames, such as ``f4="AAB"``."""
     rounds = [make_round(asked, int(name[1:]), letters) for name, letters in votes.items()]
-    return prediction_line(decide(asked, rounds))
+    return decide(asked, rounds)
 
 
-def failed(asked: Question, error: str = "no video", **votes: str) -> Line:
-    """A line of a question that failed after some rounds."""
+def failed(asked: Question, error: str = "no video", **votes: str) -> Prediction:
+    """That of a question that failed after some rounds."""
     rounds = [make_round(asked, int(name[1:]), letters) for name, letters in votes.items()]
-    return prediction_line(fail(asked, error, rounds))
+    return fail(asked, error, rounds)

@@ -1,4 +1,4 @@
-"""What a prediction run depends on, as recorded: another file or option is seen, and named."""
+"""What runs depend on, as recorded: another file or option is seen, and named."""
 
 import json
 import os
@@ -14,12 +14,17 @@ from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
 from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.benchmarks.videommmu import VideoMMMUReader
 from vrts.data.cache import FrameCache
-from vrts.data.content import describe, video_digest
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import VideoRTSReader
 from vrts.data.resolution import Resolution
-from vrts.digests import BLOCK_BYTES, NUM_BLOCKS
+from vrts.files.fingerprints import (
+    BLOCK_BYTES,
+    NUM_BLOCKS,
+    describe,
+    folder_digests,
+    sampled_digest,
+)
 
 
 def fingerprint(reader, **options):
@@ -110,6 +115,11 @@ def test_any_object_is_described():
     assert describe(FakeDecoder()) == {"class": "tests.data.plugins.FakeDecoder"}
 
 
+def video_digest(path):
+    """As the cache of frames tells videos apart."""
+    return sampled_digest(path, with_time=True)
+
+
 def write_at(path, place, data, mtime_ns=None):
     """Change a file in place, at another time or as if at none."""
     state = path.stat()
@@ -160,3 +170,34 @@ def test_little_of_a_long_film_is_read(tmp_path):
     before = num_bytes_read()
     assert len(video_digest(path)) == 64
     assert num_bytes_read() - before < 2 * NUM_BLOCKS * BLOCK_BYTES
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("is_large", [False, True])
+def test_it_is_that_of_the_content_whenever_it_was_written(tmp_path, seed, is_large):
+    rng = random.Random(seed)
+    size = NUM_BLOCKS * BLOCK_BYTES + (rng.randrange(1, 10**6) if is_large else -rng.randrange(9))
+    path, copy = tmp_path / "one", tmp_path / "two"
+    path.write_bytes(rng.randbytes(size))
+    shutil.copy(path, copy)
+    os.utime(copy, (1e9, 1e9))
+    assert sampled_digest(copy) == sampled_digest(path)
+    assert (sampled_digest(copy, True) == sampled_digest(path, True)) != is_large
+    content = bytearray(path.read_bytes())
+    for place in (0, size - 1):  # in the first and in the last block
+        content[place] ^= 1
+        copy.write_bytes(content)
+        assert sampled_digest(copy) != sampled_digest(path)
+        content[place] ^= 1
+    copy.write_bytes(content + b"x")
+    assert sampled_digest(copy) != sampled_digest(path)
+
+
+def test_of_a_folder_files_that_are_asked_for(tmp_path):
+    for name in ("b.safetensors", "a.safetensors", "c.json"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "d.safetensors").mkdir()
+    found = folder_digests(tmp_path, "*.safetensors")
+    assert list(found) == ["a.safetensors", "b.safetensors"]
+    assert found["a.safetensors"] == sampled_digest(tmp_path / "a.safetensors")
+    assert len(set(folder_digests(tmp_path).values())) == 3
