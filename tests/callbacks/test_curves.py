@@ -96,7 +96,7 @@ def test_lines_are_what_loggers_get(tmp_path, model_folder, videos):
         assert point["lr"] == 0.001
     validation = [p for p in points if "val/accuracy" in p]
     assert [p["step"] for p in validation] == [3, 6]
-    names = {"step", *(f"val/{n}" for n in ("accuracy", "mean_frames", "agreement", "failures"))}
+    names = {"step", *(f"val/{n}" for n in ("accuracy", "mean_frames", "agreement", "num_failed"))}
     assert all(p.keys() == names for p in validation)
     check_picture(tmp_path / "curves.png")
 

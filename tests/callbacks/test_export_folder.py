@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from threading import Thread
 
 import pytest
 
@@ -14,8 +13,8 @@ from vrts.types import InputError
 
 
 def listed(folder):
-    """Names of what is there, without the lock, which stays."""
-    return [path.name for path in folder.iterdir() if path.name != ".model.vrts-lock"]
+    """Names of what is there."""
+    return [path.name for path in folder.iterdir()]
 
 
 def write(folder, text, *names):
@@ -94,41 +93,6 @@ with whole_folder(folder) as part:
     write(folder, "3")
     assert (folder / "weights").read_text() == "3"
     assert listed(tmp_path) == ["model"]
-
-
-def test_two_exports_at_once_do_not_mix(tmp_path, monkeypatch):
-    """The second is told so before its long work; one that has trained waits, then replaces."""
-    folder = tmp_path / "model"
-    prepare_target(folder, "output_dir")
-    with whole_folder(folder) as part:
-        (part / "first").write_text("1")
-        with pytest.raises(
-            InputError, match=r"^output_dir: another export to .*model is under way"
-        ):
-            prepare_target(folder, "output_dir")
-        with monkeypatch.context() as patch:
-            patch.setattr("vrts.callbacks.export_folder.WAIT_S", 0)
-            with pytest.raises(InputError, match=r"another export .* with vrts export, or give"):
-                write(folder, "2", "second")
-        waiting = Thread(target=write, args=(folder, "2", "second"))
-        waiting.start()
-        write_manifest(part, {})
-        assert {path.name for path in part.iterdir()} == {"first", "vrts.json"}
-    waiting.join(60)
-    assert {path.name for path in folder.iterdir()} == {"second", "vrts.json"}
-    assert listed(tmp_path) == ["model"]
-
-
-def test_a_killed_export_of_another_process_is_not_taken_up_while_it_lives(tmp_path):
-    """Between its two renames the older export has another name."""
-    folder = tmp_path / "model"
-    with whole_folder(folder) as part:
-        write_manifest(part, {})
-        earlier = tmp_path / ".model.vrts-earlier"
-        earlier.mkdir()
-        with pytest.raises(InputError, match="another export"):
-            prepare_target(folder, "output_dir")
-        assert earlier.is_dir()
 
 
 def test_an_empty_folder_is_taken(tmp_path):
