@@ -52,7 +52,7 @@ def saved_config(root: Path) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """All that is in a folder but locks, which stay."""
+    """All that is in a folder."""
     return sorted(folder.rglob("*"))
 
 
