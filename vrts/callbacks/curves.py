@@ -38,6 +38,10 @@ class CurveWriter(Callback):
         self._learning_rate: float | None = None
         self._unwritten: Step = {}
 
+    def results(self, trainer: Trainer) -> list[Path]:
+        """Return the picture."""
+        return [self._picture(trainer)]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
 
