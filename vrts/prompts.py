@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrts.answers import DEFAULT_TOLERANCE, is_correct, normalise_text, parse_answer
-from vrts.choices import extract_choice, option_texts
-from vrts.completions import has_format, split_completion
-from vrts.numbers import canonical_number, extract_number, numbers_match
-from vrts.scores import answer_score
+from vrts.answers.grading import DEFAULT_TOLERANCE, is_correct, normalise_text, parse_answer
+from vrts.answers.choices import extract_choice, option_texts
+from vrts.answers.tags import has_format, split_completion
+from vrts.answers.numbers import canonical_number, extract_number, numbers_match
+from vrts.answers.scores import answer_score
 from vrts.types import InputError, ProblemType, Question, letters
 
 __all__ = [

@@ -18,12 +18,12 @@ class AccuracyReward(Reward):
 
     A choice or number is right or wrong. A regression answer gets 1 minus its relative error, OCR
     1 minus its word error rate, a free-form text its mean ROUGE, a time span its intersection over
-    union: see :mod:`vrts.scores`.
+    union: see :mod:`vrts.answers.scores`.
 
     Args:
         weight: Factor in the total.
-        tolerance: Of numerical answers, see :func:`vrts.numbers.numbers_match`.
-        graded: False makes every answer right or wrong, as :func:`vrts.answers.is_correct` has it.
+        tolerance: Of numerical answers, see :func:`vrts.answers.numbers.numbers_match`.
+        graded: False makes every answer right or wrong, as :func:`vrts.answers.grading.is_correct` has it.
 
     Raises:
         InputError: the tolerance is negative or not finite.

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.official_rules import longvideobench, mmvu, video_holmes, video_mme, videommmu
+from tests.answers.official_rules import longvideobench, mmvu, video_holmes, video_mme, videommmu
 from vrts.prompts import extract_choice
 
 RULES = {

@@ -1,4 +1,4 @@
-"""Single letters that a sentence names as an answer: rules 5 and 6 of :mod:`vrts.choices`."""
+"""Single letters that a sentence names as an answer: rules 5 and 6 of :mod:`vrts.answers.choices`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 
-from vrts.completions import final_answer, strip_lead_in
+from vrts.answers.tags import final_answer, strip_lead_in
 
 _MAX_DIGITS = 400  # longer than any finite float; keeps float() cheap
 
@@ -48,7 +48,7 @@ _WORD_ANSWER = re.compile(r"([a-z]{2,7})(?:\s[a-z]{1,30})?[.!]?", re.IGNORECASE)
 def extract_number(text: str) -> float | None:
     r"""Read the one number that a completion gives as its answer.
 
-    1. The answer is found as for every completion (:func:`vrts.completions.final_answer`).
+    1. The answer is found as for every completion (:func:`vrts.answers.tags.final_answer`).
     2. In it, the first of these that is there counts: the last ``\boxed{…}``; the sentence after
        the last "answer is"; what follows the only ``=`` or ``≈``; all of it. Words in brackets
        or after "because", "since", "as", "given" are left out if a number comes before them.

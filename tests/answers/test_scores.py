@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-import vrts.scores
+import vrts.answers.scores
 from vrts.prompts import answer_score, is_correct, parse_answer
 from vrts.types import InputError, ProblemType, Question
 
@@ -145,4 +145,4 @@ def test_a_bad_gold_answer_is_named(problem_type, gold, message):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(vrts.scores).failed == 0
+    assert doctest.testmod(vrts.answers.scores).failed == 0

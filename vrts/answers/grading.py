@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 
-from vrts.choices import extract_choice
-from vrts.completions import final_answer, strip_lead_in
-from vrts.numbers import canonical_number, extract_number, numbers_match
-from vrts.spans import canonical_span, extract_span, span_iou
+from vrts.answers.choices import extract_choice
+from vrts.answers.tags import final_answer, strip_lead_in
+from vrts.answers.numbers import canonical_number, extract_number, numbers_match
+from vrts.answers.spans import canonical_span, extract_span, span_iou
 from vrts.types import InputError, ProblemType, Question, letters
 
 DEFAULT_TOLERANCE = 1e-2
-"""Of numerical answers, see :func:`vrts.numbers.numbers_match`."""
+"""Of numerical answers, see :func:`vrts.answers.numbers.numbers_match`."""
 
 MAX_RELATIVE_ERROR = 0.05
 """Below it a regression answer counts as right."""
@@ -33,9 +33,9 @@ def parse_answer(text: str, question: Question) -> str | None:
     """Give the canonical answer of a completion. Equal answers give equal strings.
 
     Returns:
-        The letter for multiple choice (:func:`vrts.choices.extract_choice`), the number as text
-        (:func:`vrts.numbers.extract_number`), the time span as text
-        (:func:`vrts.spans.extract_span`), or the text as :func:`normalise_text` leaves it; None
+        The letter for multiple choice (:func:`vrts.answers.choices.extract_choice`), the number as text
+        (:func:`vrts.answers.numbers.extract_number`), the time span as text
+        (:func:`vrts.answers.spans.extract_span`), or the text as :func:`normalise_text` leaves it; None
         where the completion has no answer.
 
     Example:
@@ -51,7 +51,7 @@ def is_correct(
 ) -> bool | None:
     """Whether a canonical answer is right. No answer is wrong.
 
-    Letters and texts must be equal, numbers by :func:`vrts.numbers.numbers_match`. A gold value
+    Letters and texts must be equal, numbers by :func:`vrts.answers.numbers.numbers_match`. A gold value
     with a percent sign is met by the percentage and by the fraction: 50% by 50 and by 0.5.
 
     Where an answer can be half right, these are right, as Video-R1's evaluation has it: a

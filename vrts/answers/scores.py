@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torchmetrics.functional.text import rouge_score, word_error_rate
 
-from vrts.answers import (
+from vrts.answers.grading import (
     DEFAULT_TOLERANCE,
     canonical_gold,
     gold_numbers,
@@ -18,8 +18,8 @@ from vrts.answers import (
     is_correct,
     relative_error,
 )
-from vrts.numbers import extract_number
-from vrts.spans import extract_span, span_iou
+from vrts.answers.numbers import extract_number
+from vrts.answers.spans import extract_span, span_iou
 from vrts.types import ProblemType, Question
 
 _ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -31,9 +31,9 @@ def answer_score(
     """Score a canonical answer. No answer scores 0.
 
     Args:
-        answer: What :func:`vrts.answers.parse_answer` gave.
+        answer: What :func:`vrts.answers.grading.parse_answer` gave.
         question: The question with its gold answer.
-        tolerance: Of numerical answers, see :func:`vrts.numbers.numbers_match`.
+        tolerance: Of numerical answers, see :func:`vrts.answers.numbers.numbers_match`.
 
     Returns:
         0 to 1, or None where the right answer is not known.

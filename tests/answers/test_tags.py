@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrts.completions import final_answer, strip_lead_in
+from vrts.answers.tags import final_answer, strip_lead_in
 from vrts.prompts import has_format, split_completion
 
 

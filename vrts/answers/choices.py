@@ -3,7 +3,7 @@ r"""The letter that a completion means, given the options.
 The rules of :func:`extract_choice`, in order; a rule that decides ends the search:
 
 1. **Where.** Only the answer of the completion is read, see
-   :func:`vrts.completions.split_completion`: the last ``<answer>`` behind the reasoning, in any
+   :func:`vrts.answers.tags.split_completion`: the last ``<answer>`` behind the reasoning, in any
    case, closed or not. An empty one is no answer. Full-width letters and punctuation count as
    ASCII; of JSON the field that names the answer is read.
 2. **A letter alone**, in either case, in any brackets, quotes, emphasis or ``\boxed{}``, with or
@@ -36,8 +36,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vrts.completions import final_answer, fold_forms, strip_lead_in
-from vrts.mentions import named_letters
+from vrts.answers.tags import final_answer, fold_forms, strip_lead_in
+from vrts.answers.mentions import named_letters
 from vrts.types import letters
 
 _ALONE = re.compile(r"""[\s"'(\[{<]*+([A-Za-z])[\s"')\]}>.,:;!]*+""")

@@ -1,0 +1,1 @@
+"""Reading the answers of completions and grading them."""
