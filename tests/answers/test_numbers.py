@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrts.prompts import canonical_number, extract_number, numbers_match
+from vrts.answers import canonical_number, extract_number, numbers_match
 
 
 @pytest.mark.parametrize(

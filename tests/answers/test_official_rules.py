@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from tests.answers.official_rules import longvideobench, mmvu, video_holmes, video_mme, videommmu
-from vrts.prompts import extract_choice
+from vrts.answers import extract_choice
 
 RULES = {
     "Video-MME": video_mme,

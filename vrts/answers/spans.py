@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vrts.answers.tags import final_answer
 from vrts.answers.numbers import canonical_number
+from vrts.answers.tags import final_answer
 
 # A clock time or a number of seconds. Possessive quantifiers: digits are scanned once.
 _TIME = re.compile(

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
+from vrts.answers import split_completion
 from vrts.callbacks.densify import densifiers_before
-from vrts.prompts import split_completion
 from vrts.terminal import printable
 from vrts.types import InputError, Prediction, Question, Round, letters
 

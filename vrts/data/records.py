@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vrts.answers import is_correct
 from vrts.data.json_text import JsonText, unique_keys
-from vrts.prompts import is_correct
 from vrts.types import InputError, Question
 
 SHOWN = 5

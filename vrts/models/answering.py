@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vrts.answers import parse_answer
 from vrts.models.pairs import FRAMES_PER_PAIR
 from vrts.models.policy import Policy, Prompts
 from vrts.models.sampling import mean_logprob, row_seed
-from vrts.prompts import parse_answer
 from vrts.types import Clip, Question, Round, Sample, Sampling
 from vrts.votes import VotingRule, naming
 from vrts.voting import make_round

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.callbacks.plugins import completion
-from vrts.answers.grading import parse_answer
+from vrts.answers import parse_answer
 from vrts.callbacks.records import Line, prediction_line
 from vrts.types import Question, Round
 from vrts.voting import agreement, decide, fail

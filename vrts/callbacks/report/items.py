@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vrts.answers import is_correct
 from vrts.callbacks.records import Line
-from vrts.prompts import is_correct
 from vrts.terminal import shorten
 from vrts.types import Question, letters
 from vrts.voting import majority
