@@ -15,13 +15,13 @@ Choices (:mod:`~vrts.answers.choices`, :mod:`~vrts.answers.mentions`):
    without punctuation: ``C``, ``(c)``, ``**C**``, ``C.``, also behind "The answer is". A letter
    wins over an option whose *text* is that letter.
 3. **An option's text alone**, also behind "The answer is". Compared exactly, then without case and
-   closing punctuation, then without a leading article, then without thousands separators. The whole
-   text must be equal: "Brown car" is B only if B is "brown car". A text that several options have is
-   no answer. Text that a sentence ends behind counts too: "No, the man does not."
+   closing punctuation, then without a leading article, then without thousands separators. The
+   whole text must be equal: "Brown car" is B only if B is "brown car". A text that several options
+   have is no answer. A text that opens the answer counts too: "No, the man does not."
 4. **A letter with its option's text** (``C. text``, ``(C) text``, ``C text``) is that letter,
    whatever letters are in the text. With the text of *another* option it is no answer.
-5. **Asides** count only where nothing else is an answer: an explanation under its heading, rows of a
-   table, two options or more that are only restated.
+5. **Asides** count only where nothing else is an answer: an explanation under its heading, rows
+   of a table, two options or more that are only restated.
 6. **A correction** ("Wait, no.", "Actually,", "Sorry,", "不对，", "等等，") drops the answer before
    it. An answer that is taken back with none in its place is no answer.
 7. **A letter is named** where it
@@ -38,16 +38,16 @@ Choices (:mod:`~vrts.answers.choices`, :mod:`~vrts.answers.mentions`):
    "A or B", "A, B", "A/B" and "A B" name both. So do they deny or affirm both.
 8. **A named letter is denied** where its clause negates it ("not B", "cannot be B", "we can
    eliminate B", "the wrong answer is B", 不选B, 排除B) or its predicate does ("B is wrong",
-   "B: false", B不对). It is only *discussed* in a question ("Could it be B?"), in a thought that was
-   left ("At first I thought B"), and where something other than a verdict is said of it ("Option B:
-   the car is red …") in a text that says more than that.
+   "B: false", B不对). It is only *discussed* in a question ("Could it be B?"), in a thought that
+   was left ("At first I thought B"), and where something other than a verdict is said of it
+   ("Option B: the car is red …") in a text that says more than that.
    Neither is an answer. A letter that is affirmed and denied is none either.
-9. If just one letter is affirmed and an option has it, it is the answer. A letter that no option has
-   is overlooked only where nothing but its place among punctuation names it (the initial in
+9. If just one letter is affirmed and an option has it, it is the answer. A letter that no option
+   has is overlooked only where nothing but its place among punctuation names it (the initial in
    "J. Smith is shown. The answer is C.").
 
 Numbers (:mod:`~vrts.answers.numbers`): one value with its sign and its magnitude, in digits or
-words; two values, a range, a bound ("<5") and whatever would lose a part of the value are no answer.
+words; two values, a range, a bound ("<5") and what would lose a part of the value are no answer.
 A negated number counts as little as a negated letter, and a correction drops the one before it.
 Time spans (:mod:`~vrts.answers.spans`): two times. Texts: as :func:`normalise_text` leaves them.
 """

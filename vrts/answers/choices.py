@@ -16,7 +16,10 @@ _LETTER_AND_TEXT = re.compile(r"([A-Za-z])\s+(\S.*)", re.DOTALL)
 _ARTICLE = re.compile(r"(?:an?|the)\s+(?=\S)")
 _GROUPED = re.compile(r"(?<=\d)[,'](?=\d{3}(?!\d))|(?<=\d)\s{1,2}(?=[a-z%\u00b0])")
 
-_HEADING = r"explanation|reason(?:ing|s)?|rationale|justification|analysis|note|解释|理由|分析|原因|说明|解析"
+_HEADING = (
+    r"explanation|reason(?:ing|s)?|rationale|justification|analysis|note"
+    r"|解释|理由|分析|原因|说明|解析"
+)
 _EXPLANATION = re.compile(
     rf"(?:\A|[\n.)!])[\s*#>\-]{{0,6}}(?:{_HEADING})[\s*]{{0,4}}:.*?"
     r"(?=\n\W{0,6}(?:(?:final|correct|my)\s)?(?:answer|conclusion|答案|结论)|\Z)",
@@ -133,12 +136,11 @@ def _without_asides(answer: str) -> str:
     run: list[str] = []  # lines "A. …", "B. …", that follow each other
     for line in [*answer.split("\n"), "end"]:
         match = _OPTION_LINE.match(line)
-        if (match and ord(match[1]) == ord("A") + sum(map(bool, map(str.strip, run)))) or (
-            run and not line.strip()
-        ):
+        restated = len([option for option in run if option.strip()])
+        if (match and ord(match[1]) == ord("A") + restated) or (run and not line.strip()):
             run.append(line)
         else:
-            lines += run if sum(map(bool, map(str.strip, run))) < 2 else []
+            lines += run if restated < 2 else []
             lines.append(line)
             run = []
     return _RESTATED.sub(" ", "\n".join(lines[:-1])).strip()

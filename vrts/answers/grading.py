@@ -1,10 +1,10 @@
 """The canonical answer of a completion, whether it is right, and how good it is from 0 to 1.
 
 The measures of goodness are those of Video-R1's accuracy reward (Feng et al., 2025, arXiv
-2503.21776): right or wrong for choices and numbers, one minus the relative error for regression, one
-minus the word error rate for OCR, the mean of ROUGE-1, -2 and -L for free-form answers. A time span
-is scored by its intersection over union with the right one, as in Time-R1 (Wang et al., 2025, arXiv
-2503.13377). Chinese and Japanese are compared by character, since they have no spaces.
+2503.21776): right or wrong for choices and numbers, one minus the relative error for regression,
+one minus the word error rate for OCR, the mean of ROUGE-1, -2 and -L for free-form answers. A time
+span is scored by its intersection over union with the right one, as in Time-R1 (Wang et al., 2025,
+arXiv 2503.13377). Chinese and Japanese are compared by character, since they have no spaces.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def parse_answer(text: str, question: Question) -> str | None:
     """Give the canonical answer of a completion. Equal answers give equal strings.
 
     Returns:
-        The letter for multiple choice (:func:`vrts.answers.choices.extract_choice`), the number as text
-        (:func:`vrts.answers.numbers.extract_number`), the time span as text
-        (:func:`vrts.answers.spans.extract_span`), or the text as :func:`normalise_text` leaves it; None
-        where the completion has no answer.
+        The letter for multiple choice (:func:`~vrts.answers.choices.extract_choice`), the number as
+        text (:func:`~vrts.answers.numbers.extract_number`), the time span as text
+        (:func:`~vrts.answers.spans.extract_span`), or the text as :func:`normalise_text` leaves it;
+        None where the completion has no answer.
 
     Example:
         >>> question = Question("1", "How long?", "a.mp4", ProblemType.NUMERICAL)
@@ -60,8 +60,8 @@ def is_correct(
 ) -> bool | None:
     """Whether a canonical answer is right. No answer is wrong.
 
-    Letters and texts must be equal, numbers by :func:`vrts.answers.numbers.numbers_match`. A gold value
-    with a percent sign is met by the percentage and by the fraction: 50% by 50 and by 0.5.
+    Letters and texts must be equal, numbers by :func:`~vrts.answers.numbers.numbers_match`. A gold
+    value with a percent sign is met by the percentage and by the fraction: 50% by 50 and by 0.5.
 
     Where an answer can be half right, these are right, as Video-R1's evaluation has it: a
     regression with a relative error below 5% (the highest step of VSI-Bench's mean relative

@@ -52,6 +52,8 @@ _VERDICTS = _words(
     describe corresponds captures reflects agrees consistent supported accurate it this yes
     正确 对 符合 匹配 吻合 一致 成立 合适 \u2713 \u2714 \u2705"""
 )
+_VERDICTS_ALONE = _words("fits matches describes best instead rather 正确 对 符合 成立")
+"""These may follow a letter without "is"."""
 _DENIERS = _words(
     """not cannot never wrong incorrect false no impossible unlikely less eliminated excluded ruled
     rejected discarded dismissed contradicts contradict contradicted fails fail mismatches
@@ -82,7 +84,8 @@ _REMOVERS = _words(
 _BEFORE_COLON = _FILLERS | _KEYWORDS | _NEGATORS | _REMOVERS
 _CONSIDERED = _words(
     """thought initially originally tempted tempting consider considering look looking evaluate
-    evaluating check checking examine examining compare comparing analyze analyzing 原本 起初 考虑"""
+    evaluating check checking examine examining compare comparing analyze analyzing
+    原本 起初 考虑"""
 )
 _QUESTION_STARTS = _words(
     """is are was were do does did can could would should what which who how why whether 难道"""
@@ -335,7 +338,7 @@ class _Tokens:
         return self._word(index - 1) in ("is", "are") and self._word(index - 2) in ("so", "as")
 
     def has_predicate(self, end: int) -> bool:
-        """``B is``, ``B cannot``, ``B: wrong``: something may be said of a letter before ``end``."""
+        """``B is``, ``B cannot``, ``B: wrong``: something is perhaps said of it."""
         limit = end + _MAX_BETWEEN
         while end < limit and (self._word(end) in _CLOSERS or self._word(end) in _SEPARATORS):
             end += 1
@@ -455,15 +458,7 @@ class _Tokens:
         word = self._word(end)
         if not word or word in _PUNCTUATION or word in _OPENERS or word in _REASONS:
             return True
-        if word in (
-            "fits",
-            "matches",
-            "describes",
-            "best",
-            "instead",
-            "rather",
-            *"正确 对 符合 成立 最".split(),
-        ):
+        if word in _VERDICTS_ALONE:
             return True
         if word in ("is", "was", "seems", "appears", "是", "最"):
             return any(later in _VERDICTS for later in self._lower[end + 1 : end + 4])

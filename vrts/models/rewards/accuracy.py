@@ -23,7 +23,7 @@ class AccuracyReward(Reward):
     Args:
         weight: Factor in the total.
         tolerance: Of numerical answers, see :func:`vrts.answers.numbers.numbers_match`.
-        graded: False makes every answer right or wrong, as :func:`vrts.answers.grading.is_correct` has it.
+        graded: False makes every answer right or wrong, as :func:`vrts.answers.is_correct` has it.
 
     Raises:
         InputError: the tolerance is negative or not finite.
