@@ -10,6 +10,8 @@ from jsonargparse.typing import NonNegativeFloat
 
 from vrts.models.advantages import Advantages, Centred, GroupScaled, LeaveOneOut
 from vrts.models.grpo import (
+    MAX_KL,
+    MAX_LOG_RATIO,
     Reduce,
     clipped_reinforce,
     clipped_surrogate,
@@ -29,10 +31,17 @@ class LossTerms:
     """Mean KL estimate a token; 0 without a reference."""
     clip_share: torch.Tensor
     """Share of tokens on whose gradient clipping acts."""
+    clamp_share: torch.Tensor
+    """Share of tokens whose log-ratio or KL estimate is beyond what counts."""
 
     def metrics(self) -> dict[str, float | torch.Tensor]:
         """The terms as numbers to log."""
-        return {"loss": self.loss.detach(), "kl": self.kl, "clip_share": self.clip_share}
+        return {
+            "loss": self.loss.detach(),
+            "kl": self.kl,
+            "clip_share": self.clip_share,
+            "clamp_share": self.clamp_share,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +125,18 @@ class Objective(ABC):
         c = completions
         losses, clipped = self.surrogate(c)
         kl = torch.zeros_like(losses)
+        clamped = (c.logprobs - c.old_logprobs).detach().abs() > MAX_LOG_RATIO
         if self.beta > 0:
             assert c.reference_logprobs is not None
             kl = kl_k3(c.logprobs, c.reference_logprobs)
+            clamped |= kl.detach() >= MAX_KL
         weights, divisor = self.token_weights(c.mask, c.max_new_tokens)
         per_token = (losses + self.beta * kl).where(c.mask, 0.0)
         return LossTerms(
             loss=(per_token * weights).sum() / reduce(divisor).clamp(min=1e-9),
             kl=masked_mean(kl.detach(), c.mask),
             clip_share=masked_mean(clipped.float(), c.mask),
+            clamp_share=masked_mean(clamped.float(), c.mask),
         )
 
 
