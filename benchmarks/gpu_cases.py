@@ -48,9 +48,7 @@ def _commands(bench: Bench) -> Iterator[Case]:
     def case(section: str, name: str, expected_s: float, run: Callable[[], Row]) -> Case:
         return Case(section, name, expected_s, run, on_request=True)
 
-    for overlay in ("fsdp", "fsdp1"):
-        run = partial(sharded_training, bench, overlay)
-        yield case("sharded command", f"{overlay}, one process", 25, run)
+    yield case("sharded command", "fsdp, one process", 25, partial(sharded_training, bench))
     yield case("resumed command", "fsdp, one process", 40, partial(resumed, bench))
     for tuning in ("lora", "full"):
         yield case("tuning command", f"{tuning}, gpu", 150, partial(tuned, bench, tuning))

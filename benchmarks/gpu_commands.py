@@ -10,18 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from benchmarks.common import Shape, random_policy
 from benchmarks.gpu_bench import Bench, Row
 from vrts.cli import main
 from vrts.demo.videos import make_dataset
-from vrts.models.fsdp1 import FSDP1
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PEAK_TFLOPS = 989
@@ -29,12 +25,12 @@ PEAK_TFLOPS = 989
 NUM_STEPS = 3
 
 
-def sharded_training(bench: Bench, overlay: str) -> Row:
+def sharded_training(bench: Bench) -> Row:
     """Train a small model, sharded over this one process, against the same without sharding."""
     with _folder(bench, bench.scale.small_shape) as (root, model):
         want = _fit(bench, root / "plain", model, "gpu", *_exact())
-        got = _fit(bench, root / overlay, model, overlay, *_exact())
-    return {"overlay": overlay, **_compared(got, want)}
+        got = _fit(bench, root / "fsdp", model, "fsdp", *_exact())
+    return {"overlay": "fsdp", **_compared(got, want)}
 
 
 def resumed(bench: Bench) -> Row:
@@ -149,8 +145,8 @@ def _fit(
         f"--trainer.logger.init_args.save_dir={root}",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
-        "--trainer.accumulate_grad_batches=1",
         "--trainer.devices=1",
+        "--data.batch_size=1",
         f"--trainer.max_steps={steps}",
         "--trainer.max_epochs=9",
         f"--trainer.callbacks=[{{class_path: ThroughputLog, init_args: {{peak_tflops: "
@@ -168,7 +164,6 @@ def _fit(
     with ExitStack() as stack:
         if bench.device.type == "cpu":
             args += ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
-            stack.enter_context(_flat_on_cpu())
         stack.callback(_end_group)
         if main(args) != 0:
             raise RuntimeError(f"vrts {' '.join(args)} failed; see above")
@@ -182,18 +177,3 @@ def _end_group() -> None:
     """Let the next run begin as the first one did."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def _flat_on_cpu() -> Iterator[None]:
-    """Context in which FSDP1 takes a CPU: torch wants its device named, and vrts refuses it."""
-    construct = FullyShardedDataParallel.__init__
-
-    def on_cpu(self: Any, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **{**kwargs, "device_id": torch.device("cpu")})
-
-    with (
-        patch.object(FullyShardedDataParallel, "__init__", on_cpu),
-        patch.object(FSDP1, "_check_device"),
-    ):
-        yield

@@ -87,7 +87,7 @@ def update(bench: Bench, side: tuple[int, int], checkpointing: bool, naive: bool
 
 
 def _vision(policy: QwenPolicy, prompts: QwenPrompts) -> torch.Tensor:
-    return policy._video_features(prompts.patches, prompts.grids)
+    return policy.video_features(prompts.encoded)
 
 
 def _no_grad(run: Callable[[], Any]) -> Callable[[], Any]:

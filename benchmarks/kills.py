@@ -31,9 +31,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.common import report
+from vrts.callbacks.curves import POINTS
 from vrts.cli import main as vrts
 from vrts.demo.videos import make_dataset
 from vrts.files.writing import GONE
+from vrts.models.latest import REST
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODEL = CONFIGS.parent / "assets/tiny"
@@ -144,7 +146,7 @@ class Job:
             "--trainer.logger=false",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
-            "--trainer.accumulate_grad_batches=2",
+            "--data.batch_size=2",
             "--trainer.max_epochs=2",
             "--trainer.callbacks=[{class_path: StepCheckpoint, init_args: {every_n_steps: 1}}, "
             "{class_path: CompletionLog, init_args: {every_n_steps: 1, num_shown: 0}}, "
@@ -237,11 +239,12 @@ def outcome(folder: Path) -> dict[str, Any]:
     Args:
         folder: of the run.
     """
-    points = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+    last = folder / "checkpoints/last.ckpt"
+    points = torch.load(last / REST if last.is_dir() else last, weights_only=True)[POINTS]
     curves = [{k: v for k, v in point.items() if k not in TIMED} for point in points]
     weights = load_file(folder / "model/adapter_model.safetensors")
     return {
-        "curves.jsonl": curves,
+        "curves": curves,
         "completions.jsonl": (folder / "completions.jsonl").read_text(),
         "adapter_model.safetensors": {name: w.tolist() for name, w in weights.items()},
     }
@@ -289,7 +292,7 @@ def _is_finished(
     if enough or not (killed_itself or processes[0].exitcode is None):
         finish(processes, folder)
         return True
-    tally.killed_at_steps.append(_count_lines(folder / "curves.jsonl"))
+    tally.killed_at_steps.append(_newest_step(folder / "completions.jsonl"))
     one = spread.num_ranks > 1 and number % 2 == 0
     victims = processes
     if one:
@@ -306,8 +309,10 @@ def _is_finished(
     return False
 
 
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _newest_step(path: Path) -> int:
+    """Step of the last complete line of a run's completions; 0 where there is none."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 @contextlib.contextmanager

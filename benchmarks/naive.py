@@ -19,8 +19,8 @@ def naive_logprobs(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) 
     hidden = policy.base.model(
         input_ids=torch.cat([prompt.input_ids.to(device).expand(rows, -1), ids], 1),
         position_ids=positions[:, None].expand(-1, rows, -1),
-        pixel_values_videos=prompts.patches.repeat(rows, 1),
-        video_grid_thw=prompts.grids.repeat(rows, 1),
+        pixel_values_videos=prompt.patches_on(device).repeat(rows, 1),
+        video_grid_thw=torch.tensor([prompt.grid] * rows, device=device),
         use_cache=False,
     ).last_hidden_state
     logprobs, _ = token_logprobs(

@@ -53,7 +53,7 @@ def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copie
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         mm_token_type_ids=(input_ids == policy.base.config.video_token_id).long() * 2,
-        pixel_values_videos=torch.cat([p.patches for p in encoded]).to(policy.device),
+        pixel_values_videos=torch.cat([p.patches_on(policy.device) for p in encoded]),
         video_grid_thw=torch.tensor([p.grid for p in encoded], device=policy.device),
         second_per_grid_ts=[1.0] * len(encoded),
         generation_config=config,

@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vrts.callbacks.densify import SparseToDense
 from vrts.cli import run
-from vrts.models.fsdp1 import FSDP1
 from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.sharding import Sharding
 from vrts.models.strategy import FullySharded
@@ -37,13 +36,12 @@ DEVICES = {
     "gpu.yaml": (SingleDeviceStrategy, "bf16-mixed"),
     "ddp.yaml": (DDPStrategy, "bf16-mixed"),
     "fsdp.yaml": (FullySharded, "bf16-mixed"),
-    "fsdp1.yaml": (FSDP1, "bf16-mixed"),
 }
 """Overlays of devices, with what they make of the Trainer."""
 TUNING = ((), ("lora.yaml",), ("full.yaml",))
 ALGORITHMS = ("dapo.yaml", "tgrpo.yaml")
 OVERLAYS = (*DEVICES, "full.yaml", "lora.yaml", "tiny.yaml", *ALGORITHMS)
-NEEDS_CUDA = ("gpu.yaml", "ddp.yaml", "fsdp.yaml", "fsdp1.yaml")
+NEEDS_CUDA = ("gpu.yaml", "ddp.yaml", "fsdp.yaml")
 """Their device is swapped for the CPU where the Trainer is made; parsing sees them as they are."""
 ASKED = {
     ("grpo.yaml",): "fit",
@@ -173,9 +171,8 @@ def test_a_replay_goes_with_every_device(device, monkeypatch):
 
 @pytest.mark.parametrize(
     ("first", "last"),
-    [("ddp.yaml", "gpu.yaml"), ("fsdp.yaml", "cpu.yaml"), ("fsdp.yaml", "ddp.yaml"),
-     ("fsdp.yaml", "fsdp1.yaml"), ("fsdp1.yaml", "fsdp.yaml"), ("fsdp1.yaml", "cpu.yaml")],
-)  # fmt: skip
+    [("ddp.yaml", "gpu.yaml"), ("fsdp.yaml", "cpu.yaml"), ("fsdp.yaml", "ddp.yaml")],
+)
 def test_the_last_device_wins(first, last, monkeypatch):
     cli = instantiate(monkeypatch, args_of("fit", [FIT, first, last]))
     assert type(cli.trainer.strategy) is DEVICES[last][0]
@@ -205,7 +202,7 @@ def test_other_algorithms_replace_grpo(monkeypatch):
     objective = cli.model.objective
     assert (type(objective).__name__, objective.beta, objective.clip_high) == ("DAPO", 0, 0.28)
     assert cli.model.reference is None
-    assert (cli.model.num_groups, cli.datamodule.batch_size) == (1, 4)
+    assert (cli.model.num_groups, cli.datamodule.batch_size) == (8, 32)
     cli = instantiate(monkeypatch, args_of("fit", [FIT, "tgrpo.yaml"]))
     assert (cli.model.temporal.alpha, cli.model.temporal.mu) == (0.3, 0.8)
     names = [(reward.name, reward.weight) for reward in cli.model.rewards]
@@ -272,6 +269,6 @@ def test_validation_adds_to_the_callbacks_of_a_recipe(monkeypatch, tmp_path):
     assert sorted(names) == sorted([*(type(c).__name__ for c in plain.callbacks), *added])
     assert {c.dirpath for c in cli.trainer.checkpoint_callbacks} == {str(tmp_path / "checkpoints")}
     assert len({c.state_key for c in cli.trainer.checkpoint_callbacks}) == 2
-    steps = cli.trainer.val_check_interval / cli.trainer.accumulate_grad_batches
-    assert (steps, cli.trainer.check_val_every_n_epoch) == (50, None)
+    trainer = cli.trainer
+    assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (50, None)
     assert cli.datamodule.readers["val"] is not None

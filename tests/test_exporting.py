@@ -52,8 +52,8 @@ def saved_config(root: Path) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """All that is in a folder but locks, which stay."""
-    return sorted(path for path in folder.rglob("*") if not path.name.endswith(".vrts-lock"))
+    """All that is in a folder."""
+    return sorted(folder.rglob("*"))
 
 
 def loaded(folder: Path) -> QwenPolicy:

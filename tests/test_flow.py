@@ -20,7 +20,7 @@ ALLOWED = {
         *("types", "terminal", "digests", "prompts", "votes", "voting"),
         *("data", "models", "callbacks"),
     },
-    "checkpoint_paths": {"types", "models"},
+    "checkpoint_paths": {"types", "models", "callbacks"},
     "exporting": {"types", "data", "models", "callbacks", "checkpoint_paths"},
     "cli": {
         *("types", "terminal", "votes", "data", "models", "callbacks"),

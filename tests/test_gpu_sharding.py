@@ -1,4 +1,4 @@
-"""FSDP2 and FSDP1 on one CUDA device, through the command and NCCL."""
+"""FSDP2 on one CUDA device, through the command and NCCL."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_sharded_training_on_one_device_is_training(tuning, tmp_path):
 
     exact = ("--trainer.precision=32-true",)
     want = fit("one", "gpu", *exact)
-    for overlay in ("fsdp", "fsdp1"):
+    for overlay in ("fsdp",):
         got = fit(overlay, overlay, *exact)
         assert len(got) == len(want) == 3
         for one, two in zip(want, got, strict=True):

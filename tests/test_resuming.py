@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.kills import Spread, finish, forked
+from tests.callbacks import runs
 from tests.test_cli import broken, fit_args, own_train
 from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
@@ -103,8 +104,7 @@ def test_a_run_with_nothing_left_to_do_says_so(fit):
 
 THREE_EPOCHS = (
     "--trainer.max_epochs=3",
-    "--trainer.accumulate_grad_batches=2",
-    "--data.batch_size=2",
+    "--data.batch_size=4",
 )
 """Of two steps each."""
 
@@ -166,7 +166,7 @@ def test_checkpoints_that_lightning_writes_after_an_epoch_go_on(fit, whole, tmp_
 
 def curves(folder: Path) -> list[dict]:
     """What a run logged, without times."""
-    points = map(json.loads, (folder / "curves.jsonl").read_text().splitlines())
+    points = runs.curves(folder)
     return [{k: v for k, v in point.items() if not k.endswith("_s")} for point in points]
 
 
@@ -262,8 +262,6 @@ def test_other_numbers_of_ranks_go_on_with_what_is_left(tmp_path, strategy):
     common = [
         f"--trainer.callbacks={callbacks}",
         "--model.policy.init_args.lora={rank: 4, alpha: 8, dropout: 0}",
-        "--trainer.accumulate_grad_batches=1",
-        "--trainer.gradient_clip_val=null",
     ]
     with forked(tmp_path) as job:
 

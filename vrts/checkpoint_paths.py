@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from vrts.callbacks.interruption import SaveOnInterrupt
 from vrts.models.best import find_best
-from vrts.models.latest import is_complete, newest, surviving
+from vrts.models.checkpoint_reading import listed_weights, read_contents, read_file
+from vrts.models.checkpoints import check_format
+from vrts.models.latest import REST, is_complete, newest, surviving
+from vrts.models.strategy import FullySharded
 from vrts.types import InputError
-
-KEEPERS = (".ModelCheckpoint", ".StepCheckpoint")
-"""Ends of the class paths of callbacks whose checkpoints stay in the run's folder."""
-
-FOLDER_STRATEGIES = ("FullySharded", "ModelParallel", "FSDP", "fsdp", "DeepSpeed", "deepspeed")
-"""In the names of those whose checkpoints may be folders."""
 
 
 def keep_in_run_folder(trainer: Any) -> None:
@@ -28,10 +29,9 @@ def keep_in_run_folder(trainer: Any) -> None:
     Args:
         trainer: its configuration, which is changed.
     """
-    for callback in trainer.callbacks or []:
-        arguments = callback.get("init_args") or {}
-        if callback.class_path.endswith(KEEPERS) and not arguments.get("dirpath"):
-            callback.init_args.dirpath = str(_run_folder(trainer))
+    for arguments in _arguments_of(trainer, ModelCheckpoint):
+        if not arguments.get("dirpath"):
+            arguments.dirpath = str(_run_folder(trainer))
 
 
 def find_checkpoint(config: Any, subcommand: str) -> None:
@@ -44,11 +44,19 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
     Raises:
         InputError: there is none, or a damaged one.
     """
+    if config.get("weights_only") is False:
+        raise InputError(
+            "--weights_only: code in a checkpoint is never run; leave it null (a custom callback "
+            "has to keep tensors and plain values only)"
+        )
+    config.weights_only = True
     given = config.get("ckpt_path")
     if given == "best":
         config.ckpt_path = str(find_best(_run_folder(config.trainer)))
     if given == "last":
         config.ckpt_path = _find_last(config.trainer, subcommand)
+        if config.ckpt_path is None:
+            config.overwrite = True  # what the run has left so far, which is no checkpoint
     if config.get("ckpt_path") in (None, "last", "hpc") or "://" in str(given):
         return
     path = surviving(Path(str(config.ckpt_path)))
@@ -57,30 +65,33 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
             f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
             "folder of its run), or last for the newest one"
         )
-    if path.is_file() and not is_complete(path):
+    if not is_complete(path):
         raise InputError(
             f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
             "the newest one that is complete"
         )
     if path.is_file():
         _check_sums(path)
-        if config.get("weights_only") is not False:  # the user's word for unpickling it
-            _check_content(path, subcommand)
+    _check_content(path, subcommand)
     config.ckpt_path = str(path)
 
 
 def _check_content(path: Path, subcommand: str) -> None:
-    """Refuse a file of torch's that is no checkpoint, or not enough of one.
+    """Refuse what is not a checkpoint, or not enough of one.
 
     Raises:
-        InputError: it lacks what Lightning needs.
-        pickle.UnpicklingError: it would have to be unpickled.
+        InputError: it lacks what Lightning needs, or holds more than tensors and plain values.
     """
-    found = torch.load(path, "cpu", mmap=True, weights_only=True)
+    found = read_file(path / REST if path.is_dir() else path)
+    if path.is_dir():
+        contents = read_contents(path)
+        names = contents.state_dict_metadata
+        found |= {"state_dict": listed_weights(contents)}
+        found["optimizer_states"] = [name for name in names if name.startswith("optimizer_")]
     needed = ["state_dict", "pytorch-lightning_version"]
     if subcommand == "fit":
         needed += ["loops", "optimizer_states"]
-    missing = [name for name in needed if not isinstance(found, dict) or not found.get(name)]
+    missing = [name for name in needed if not found.get(name)]
     if missing[:1] == ["optimizer_states"] or missing[:1] == ["loops"]:
         raise InputError(
             f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot go "
@@ -92,6 +103,8 @@ def _check_content(path: Path, subcommand: str) -> None:
             f"--ckpt_path: {path} is no checkpoint of vrts fit: it has no {missing[0]}; give "
             "another"
         )
+    if subcommand == "fit":
+        check_format(path, found)
 
 
 @rank_zero_only
@@ -112,31 +125,28 @@ def _check_sums(path: Path) -> None:
         )
 
 
-def check_kind(config: Any) -> None:
+def check_kind(path: str | None, strategy: Strategy) -> None:
     """Refuse a sharded checkpoint where the strategy cannot read it.
 
     Args:
-        config: of a subcommand.
+        path: of the checkpoint; None without one.
+        strategy: of the Trainer.
 
     Raises:
         InputError: the checkpoint is a folder, and the strategy knows files only.
     """
-    path = config.get("ckpt_path")
-    strategy = config.trainer.strategy
-    name = str(getattr(strategy, "class_path", strategy))
-    if path and Path(path).is_dir() and not any(kind in name for kind in FOLDER_STRATEGIES):
+    if path and Path(path).is_dir() and not isinstance(strategy, FullySharded):
         raise InputError(
-            f"--ckpt_path: {path} is a folder, as sharded training (FSDP) writes it, but "
-            f"trainer.strategy is {name}; put --config configs/fsdp.yaml behind the others"
+            f"--ckpt_path: {path} is a folder, as sharded training (FSDP2) writes it, but "
+            f"trainer.strategy is {type(strategy).__name__}; put --config configs/fsdp.yaml after "
+            "the others"
         )
 
 
 def _find_last(trainer: Any, subcommand: str) -> str | None:
     """Find the newest checkpoint that is complete, in the folders that callbacks save to."""
-    keepers = (*KEEPERS, ".SaveOnInterrupt")
-    callbacks = [c for c in trainer.callbacks or [] if c.class_path.endswith(keepers)]
-    folders = [(callback.get("init_args") or {}).get("dirpath") for callback in callbacks]
-    paths = sorted({Path(folder) for folder in folders if folder})
+    keepers = _arguments_of(trainer, (ModelCheckpoint, SaveOnInterrupt))
+    paths = sorted({Path(given.dirpath) for given in keepers if given.get("dirpath")})
     if not paths and subcommand == "fit":
         return "last"  # Lightning's own ModelCheckpoint knows where it saves
     paths = paths or [_run_folder(trainer)]
@@ -148,6 +158,15 @@ def _find_last(trainer: Any, subcommand: str) -> str | None:
         raise InputError(f"--ckpt_path last: no checkpoint in {where}; give the path of one")
     rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, so the run begins anew")
     return None
+
+
+def _arguments_of(trainer: Any, kinds: type | tuple[type, ...]) -> list[Namespace]:
+    """Arguments of the callbacks of some classes, out of the configuration of the Trainer."""
+    return [
+        callback.init_args
+        for callback in trainer.callbacks or []
+        if issubclass(resolve_name(callback.class_path), kinds)
+    ]
 
 
 def _run_folder(trainer: Any) -> Path:

@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from jsonargparse import dict_to_namespace
 from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.distributed import DistNetworkError, DistStoreError
 
@@ -48,11 +47,10 @@ from vrts.data.benchmarks import (
     videommmu,
 )
 from vrts.data.datamodule import VideoQADataModule
-from vrts.exporting import ExportingTrainer, prepare_export
+from vrts.exporting import VrtsTrainer, prepare_export
 from vrts.models import (
     advantages,
     checkpoint_files,
-    fsdp1,
     objectives,
     qwen,
     reference,
@@ -61,7 +59,8 @@ from vrts.models import (
 )
 from vrts.models import replay as replay_policy
 from vrts.models.checkpoint_files import AtomicCheckpointIO
-from vrts.models.machine import check_launcher, check_precision
+from vrts.models.checks import check_step
+from vrts.models.machine import check_precision, check_strategy
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.processes import end_others, explain
@@ -76,7 +75,7 @@ PLUGINS = (
     step_checkpoint, throughput, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, checkpoint_files, fsdp1, objectives, qwen, reference, replay_policy, rewards,
+    advantages, checkpoint_files, objectives, qwen, reference, replay_policy, rewards,
     strategy,
 )  # fmt: skip
 
@@ -85,7 +84,6 @@ EXPECTED = (
     r"Total length of `(list|SampleStream)` across ranks is zero",  # no data.val; nothing left
     "is_gradient_checkpointing` is deprecated",  # peft asks transformers so
     "gradient_checkpointing_enable` is deprecated",  # older transformers know no other name
-    "`weights_only` was not set",  # of a checkpoint that this run wrote itself
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.9 and later
     r"module\(s\) in eval mode at the start of training",  # a frozen reference or vision tower
     "The '.*_dataloader' does not have many workers",  # decode workers are not torch's
@@ -104,11 +102,7 @@ fault of the program."""
 
 
 class VrtsCLI(LightningCLI):
-    """LightningCLI with vrts's one link between model and data."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options that belong together are given once."""
-        parser.link_arguments("model.updates_per_rollout", "data.updates_per_rollout")
+    """LightningCLI with one subcommand more, and errors before the long work."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -129,7 +123,8 @@ class VrtsCLI(LightningCLI):
             raise InputError(f"trainer: {error}") from error
         if self.subcommand != "export":  # that converts weights and computes nothing
             check_precision(self.config[self.subcommand].trainer.precision, trainer)
-            check_launcher(trainer)
+            check_strategy(trainer)
+            check_kind(self.config[self.subcommand].ckpt_path, trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -167,14 +162,15 @@ class VrtsCLI(LightningCLI):
             _ask_what_is_replayed(config)
         keep_in_run_folder(config.trainer)
         find_checkpoint(config, str(self.subcommand))
-        check_kind(config)
 
     def before_fit(self) -> None:
         """Let signals end the run from now on, and see to its folders before anything is started.
 
         Raises:
-            InputError: one of the folders cannot be written to.
+            InputError: an option of the Trainer has another place here, or a folder cannot be
+                written to.
         """
+        check_step(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, interruption.SaveOnInterrupt):
                 callback.begin()
@@ -247,7 +243,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
     return _cli_for(sys.argv[1:] if args is None else args)(
         VideoQAModule,
         VideoQADataModule,
-        trainer_class=ExportingTrainer,
+        trainer_class=VrtsTrainer,
         args=args,
         seed_everything_default=0,
         auto_configure_optimizers=False,
@@ -305,9 +301,6 @@ def main(args: Sequence[str] | None = None) -> int:
             f"{name}{error.strerror}; put that right, then give the same command again (fit: with "
             "--ckpt_path last)"
         )
-    except UnpicklingError:
-        # whole, but with something else in it than tensors and plain values
-        return _fail("--ckpt_path: the file is no checkpoint, or a damaged one; give another")
     except Exception as error:
         found = _input_error(error)
         if found is None:

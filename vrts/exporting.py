@@ -12,9 +12,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from vrts.callbacks.export import FACTS, check_base_stays, export_model, selected
 from vrts.callbacks.export_folder import prepare_target
 from vrts.callbacks.recipe import training_facts
+from vrts.callbacks.run_folders import check_no_other_run
 from vrts.checkpoint_paths import find_checkpoint, keep_in_run_folder
 from vrts.models.checkpoint_weights import load_trained
-from vrts.models.checkpoints import check_same_options
+from vrts.models.checkpoints import check_same_policy
 from vrts.models.module import VideoQAModule
 from vrts.types import InputError
 
@@ -22,8 +23,38 @@ WHOLE_PRECISIONS = ("bf16-true", "16-true")
 """Under these a run converts its weights, and so does their export."""
 
 
-class ExportingTrainer(Trainer):
-    """Lightning's Trainer, which can also export."""
+class VrtsTrainer(Trainer):
+    """Lightning's Trainer, which replaces no other run's files, and can also export."""
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: to train.
+            train_dataloaders: in place of the data module's.
+            val_dataloaders: in place of the data module's.
+            datamodule: of the run's configuration.
+            ckpt_path: a file that fit wrote, or a folder where it was sharded; ``last`` for the
+                newest of the run, ``best`` for that of its best validation.
+            weights_only: null or true; code in a checkpoint is never run.
+            overwrite: replace checkpoints, curves, completions and model of an earlier run into the
+                same folders, which is refused otherwise.
+
+        Raises:
+            InputError: the folders hold another run's files.
+        """
+        if not overwrite:
+            check_no_other_run(self, ckpt_path)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def export(
         self,
@@ -47,22 +78,20 @@ class ExportingTrainer(Trainer):
                 newest of the run, ``best`` for that of its best validation.
             merge: write the whole model with its LoRA adapter merged in, in the base model's dtype
                 (``--model.policy.init_args.dtype float32`` for float32).
-            weights_only: null or true; checkpoints are never unpickled here.
+            weights_only: null or true; code in a checkpoint is never run.
 
         Raises:
             InputError: no such checkpoint, or of another model; the base model is missing; the
                 folder holds something else, or there is no room.
         """
         assert isinstance(model, VideoQAModule)
-        if weights_only is False:
-            raise InputError("--weights_only: vrts export does not unpickle; leave it null")
         folder, path = Path(output_dir), Path(str(ckpt_path))
         check_base_stays(model.policy, folder, "--output_dir")
         prepare_target(folder, "--output_dir")
         model.policy.load()
         self.precision_plugin.convert_module(model)
         checkpoint = load_trained(model, path)
-        check_same_options(model.policy, checkpoint)
+        check_same_policy(model.policy, checkpoint)
         _check_finite(model, path)
         facts = checkpoint.get(FACTS) or {
             **training_facts(self, model, datamodule),

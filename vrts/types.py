@@ -27,6 +27,9 @@ from typing import Any
 
 import torch
 
+FRAMES_PER_PATCH = 2
+"""Frames that a vision tower takes together; a video is sampled in multiples of it."""
+
 
 class InputError(ValueError):
     """Bad input from outside: a file, a record, an option. The message names it and the remedy."""

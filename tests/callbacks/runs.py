@@ -15,11 +15,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.callbacks.plugins import FragileDecoder, QuestionList, ScriptedPolicy, TextReward, ask
+from vrts.callbacks.curves import POINTS
 from vrts.callbacks.densify import SparseToDense
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.resolution import Resolution
 from vrts.demo.model import build_model_folder
+from vrts.models.latest import REST, newest
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
 from vrts.models.qwen import QwenPolicy
@@ -97,7 +99,7 @@ def questions(video: str, count: int, prefix: str = "q") -> list[Question]:
 
 
 class History(Callback):
-    """What a training run did, batch by batch; losses without rounding."""
+    """What a training run did, step by step; losses without rounding."""
 
     def __init__(self) -> None:
         self.ids: list[tuple[str, ...]] = []
@@ -108,7 +110,7 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.ids.append(tuple(sample.question.id for sample in batch))
-        self.losses.append(float(outputs["loss"]))
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
         self.steps.append(trainer.global_step)
 
 
@@ -147,6 +149,13 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     text = (folder / "predictions.jsonl").read_text(encoding="utf-8")
     assert not text or text.endswith("\n")
     return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def curves(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged at each step, as the newest checkpoint of its folder holds it."""
+    path = newest([folder / "checkpoints"])
+    assert path is not None
+    return torch.load(path / REST if path.is_dir() else path, weights_only=True)[POINTS]
 
 
 def by_id(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ def run(folder: Path, model: Path, video: str, seconds: float) -> None:
         return rollout(*args, **kwargs)
 
     policy.rollout = slow
-    callbacks = [ThroughputLog(window=2)]
+    callbacks = [ThroughputLog()]
     trainer = make_trainer(folder, callbacks, devices=2, strategy="ddp", max_epochs=1)
     trainer.fit(module, datamodule=make_data(train=questions(video, 6), batch_size=1))
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}

@@ -6,13 +6,21 @@ import random
 import signal
 
 import pytest
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
-from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
+from tests.callbacks.runs import (
+    curves,
+    make_data,
+    make_module,
+    make_policy,
+    make_trainer,
+    questions,
+)
 from vrts.callbacks.curve_plot import panels, running_mean, series, write_curves
 from vrts.callbacks.curves import CurveWriter
 from vrts.callbacks.interruption import SaveOnInterrupt
@@ -54,17 +62,17 @@ class Fail(Callback):
 
 
 def fit(folder, model_folder, videos, callbacks=(), ckpt_path=None, **options):
-    """Two epochs of 3 batches with validation after each; what loggers were given."""
-    logger = Kept()
+    """Two epochs of 3 batches with validation after each; what loggers were given, and points."""
+    logger, writer = Kept(), CurveWriter()
     module = make_module(
         make_policy(model_folder), lr=0.001, objective=GRPO(beta=0.1), reference=FrozenCopy()
     )
     options = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 1} | options
-    trainer = make_trainer(folder, [*callbacks, CurveWriter()], logger=logger, **options)
+    trainer = make_trainer(folder, [*callbacks, writer], logger=logger, **options)
     video = videos["long"]
     data = make_data(train=questions(video, 6), val=questions(video, 2), batch_size=2)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-    return logger.logged
+    return logger.logged, writer.points
 
 
 def without_times(points):
@@ -83,9 +91,12 @@ def check_picture(path):
     assert len(colors) > 50, "curves are drawn"
 
 
-def test_lines_are_what_loggers_get(tmp_path, model_folder, videos):
-    logged = fit(tmp_path, model_folder, videos)
-    points = list(read_steps(tmp_path / "curves.jsonl"))
+def saved_points(path):
+    return torch.load(path, weights_only=True)["curves"]
+
+
+def test_points_are_what_loggers_get(tmp_path, model_folder, videos):
+    logged, points = fit(tmp_path, model_folder, videos)
     training = [p for p in points if "train/loss" in p]
     assert [p["step"] for p in training] == [1, 2, 3, 4, 5, 6]
     for point in training:
@@ -101,9 +112,9 @@ def test_lines_are_what_loggers_get(tmp_path, model_folder, videos):
     check_picture(tmp_path / "curves.png")
 
 
-def test_one_line_a_step_where_gradients_accumulate(tmp_path, model_folder, videos):
-    logged = fit(tmp_path, model_folder, videos, accumulate_grad_batches=2, max_epochs=1)
-    points = [p for p in read_steps(tmp_path / "curves.jsonl") if "train/loss" in p]
+def test_one_point_a_step_where_gradients_accumulate(tmp_path, model_folder, videos):
+    logged, points = fit(tmp_path, model_folder, videos, accumulate_grad_batches=2, max_epochs=1)
+    points = [p for p in points if "train/loss" in p]
     assert [p["step"] for p in points] == [1, 2]
     for point in points:
         assert point["train/loss"] == logged[point["step"] - 1]["train/loss"]
@@ -111,48 +122,37 @@ def test_one_line_a_step_where_gradients_accumulate(tmp_path, model_folder, vide
 
 def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_folder, videos):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fit(whole, model_folder, videos)
+    _, want = fit(whole, model_folder, videos)
     with pytest.raises(SystemExit):
         fit(cut, model_folder, videos, [SaveOnInterrupt(str(cut)), Interrupt(1)])
-    stopped = list(read_steps(cut / "curves.jsonl"))
+    stopped = saved_points(cut / "last.ckpt")
     assert [p["step"] for p in stopped] == [1, 2]
     assert "train/update_s" in stopped[0]
     assert "train/update_s" not in stopped[1], "it was interrupted before that was known"
     check_picture(cut / "curves.png")
-    with (cut / "curves.jsonl").open("a") as file:  # steps that the checkpoint lies before
-        file.write('{"step": 3, "train/loss": 99.0}\n{"step": 4, "tr')
-    fit(cut, model_folder, videos, ckpt_path=str(cut / "last.ckpt"))
-    points = [list(read_steps(folder / "curves.jsonl")) for folder in (whole, cut)]
-    assert without_times(points[0]) == without_times(points[1])
+    _, got = fit(cut, model_folder, videos, ckpt_path=str(cut / "last.ckpt"))
+    assert without_times(got) == without_times(want)
+    check_picture(cut / "curves.png")
 
 
-def test_a_step_whose_line_was_not_written_before_a_kill_has_one(tmp_path, model_folder, videos):
-    """A checkpoint comes first: the line of its step is written when the next step begins."""
+def test_a_run_resumed_from_any_step_has_all_points(tmp_path, model_folder, videos):
+    """A checkpoint is written before the point of its step is complete."""
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    fit(tmp_path, model_folder, videos, [keep])
-    whole = list(read_steps(tmp_path / "curves.jsonl"))
+    _, want = fit(tmp_path, model_folder, videos, [keep])
     for step in (2, 3, 5):
-        lines = [p for p in whole if p["step"] < step]
-        (tmp_path / "curves.jsonl").write_text("".join(json.dumps(p) + "\n" for p in lines))
-        path = str(tmp_path / f"step={step}.ckpt")
-        fit(tmp_path, model_folder, videos, ckpt_path=path)
-        points = list(read_steps(tmp_path / "curves.jsonl"))
-        assert without_times(points)[: len(lines) + 1] == without_times(whole)[: len(lines) + 1]
-        steps = [p["step"] for p in points if "train/loss" in p]
+        path = tmp_path / f"step={step}.ckpt"
+        before = without_times(saved_points(path))
+        assert before[-1]["step"] == step
+        assert before == without_times(want)[: len(before)]
+        _, got = fit(tmp_path / "resumed", model_folder, videos, ckpt_path=str(path))
+        steps = [p["step"] for p in got if "train/loss" in p]
         assert steps == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_run_that_begins_anew_drops_an_earlier_one(tmp_path, model_folder, videos):
-    (tmp_path / "curves.jsonl").write_text('{"step": 1, "train/loss": 99.0}\n')
-    fit(tmp_path, model_folder, videos, max_steps=1)
-    (point,) = [p for p in read_steps(tmp_path / "curves.jsonl") if "train/loss" in p]
-    assert point["train/loss"] != 99
+        assert without_times(got)[: len(before)] == before
 
 
 def test_a_run_that_fails_leaves_its_curves_and_its_own_error(tmp_path, model_folder, videos):
     with pytest.raises(RuntimeError, match="odd"):
         fit(tmp_path / "a", model_folder, videos, [Fail()])
-    assert [p["step"] for p in read_steps(tmp_path / "a/curves.jsonl")] == [1, 2]
     check_picture(tmp_path / "a/curves.png")
 
 
@@ -171,12 +171,6 @@ def test_what_cannot_be_drawn_does_not_hide_why_a_run_failed(
         fit(tmp_path, model_folder, videos, [Block()], max_steps=1)
 
 
-def test_a_file_that_is_not_of_a_run_is_refused(tmp_path, model_folder, videos):
-    (tmp_path / "curves.jsonl").write_text('{"step": 1}\nnot ours\n')
-    with pytest.raises(InputError, match=r"curves\.jsonl:2: not a line"):
-        fit(tmp_path, model_folder, videos)
-
-
 def test_the_command_draws_curves_of_what_it_logs(tmp_path):
     build_model_folder(tmp_path / "model", seed=0)
     annotations = make_dataset(tmp_path / "data", num_videos=4, seed=5)
@@ -189,7 +183,7 @@ def test_the_command_draws_curves_of_what_it_logs(tmp_path):
         f"--trainer.logger={CSVLogger.__module__}.CSVLogger",
         f"--trainer.logger.init_args.save_dir={tmp_path / 'run'}",
         "--trainer.enable_progress_bar=false",
-        "--trainer.accumulate_grad_batches=1",
+        "--data.batch_size=1",
         "--trainer.max_steps=3",
         "--model.num_generations=2",
         "--model.max_new_tokens=8",
@@ -201,7 +195,7 @@ def test_the_command_draws_curves_of_what_it_logs(tmp_path):
     ]
     assert main(args) == 0
     check_picture(tmp_path / "run/curves.png")
-    points = list(read_steps(tmp_path / "run/curves.jsonl"))
+    points = curves(tmp_path / "run")
     header, *rows = (
         line.split(",") for line in next((tmp_path / "run").rglob("metrics.csv")).open()
     )

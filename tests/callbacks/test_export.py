@@ -176,7 +176,7 @@ def test_an_interrupted_run_exports_nothing(tmp_path, model_folder, videos):
 
     with pytest.raises(SystemExit):
         fit(tmp_path, make_policy(model_folder), videos, [Stop(str(tmp_path / "out"))])
-    assert [path.name for path in tmp_path.iterdir()] == [".out.vrts-lock"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_tells_what_it_was_trained_with(tmp_path, model_folder, videos):
@@ -317,7 +317,7 @@ def test_an_unusable_folder_is_named_before_training(tmp_path, model_folder, vid
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_process_gathers_weights_for_a_folder_that_cannot_be_made(tmp_path, rank):
     """The first process finds it out, and all raise it."""
-    (tmp_path / ".model.vrts-part").write_text("")
+    (tmp_path / "file").write_text("")
     told = []
 
     def broadcast(problem):
@@ -329,7 +329,7 @@ def test_no_process_gathers_weights_for_a_folder_that_cannot_be_made(tmp_path, r
 
     trainer = SimpleNamespace(
         is_global_zero=rank == 0,
-        default_root_dir=str(tmp_path),
+        default_root_dir=str(tmp_path / "file"),
         strategy=SimpleNamespace(broadcast=broadcast),
     )
     policy = SimpleNamespace(save_pretrained=save_pretrained)

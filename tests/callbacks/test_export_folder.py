@@ -5,21 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-from threading import Thread
 
 import pytest
 
-from vrts.callbacks.export_folder import prepare_target, whole_folder, write_manifest
+from vrts.callbacks.export_folder import complete_folder, prepare_target, write_manifest
 from vrts.types import InputError
 
 
 def listed(folder):
-    """Names of what is there, without the lock, which stays."""
-    return [path.name for path in folder.iterdir() if path.name != ".model.vrts-lock"]
+    """Names of what is there."""
+    return [path.name for path in folder.iterdir()]
 
 
 def write(folder, text, *names):
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         for name in names or ("weights",):
             (part / name).write_text(text)
         write_manifest(part, {"steps": 2})
@@ -28,11 +27,13 @@ def write(folder, text, *names):
 def test_it_is_there_when_it_is_whole(tmp_path):
     folder = tmp_path / "new/model"
     prepare_target(folder, "output_dir")
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         (part / "weights").write_text("1")
         assert not folder.exists()
         write_manifest(part, {"steps": 2})
     assert {path.name for path in folder.iterdir()} == {"weights", "vrts.json"}
+    (tmp_path / "usual").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "usual").stat().st_mode
     manifest = json.loads((folder / "vrts.json").read_text())
     assert manifest == {"steps": 2, "files": ["vrts.json", "weights"]}
     assert listed(folder.parent) == ["model"]
@@ -41,7 +42,7 @@ def test_it_is_there_when_it_is_whole(tmp_path):
 def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
     folder = tmp_path / "model"
     write(folder, "1", "weights", "adapter")
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         (part / "weights").write_text("2")
         assert (folder / "weights").read_text() == "1"
         write_manifest(part, {})
@@ -56,7 +57,7 @@ def test_an_error_leaves_the_earlier_one(tmp_path, error):
     write(folder, "1")
 
     def interrupted():
-        with whole_folder(folder) as part:
+        with complete_folder(folder) as part:
             (part / "weights").write_text("2")
             raise error
 
@@ -66,69 +67,36 @@ def test_an_error_leaves_the_earlier_one(tmp_path, error):
     assert listed(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("when", ["writing", "renaming"])
-def test_a_killed_export_leaves_the_earlier_one(tmp_path, when):
+def test_a_killed_export_leaves_the_earlier_one(tmp_path):
     folder = tmp_path / "model"
     write(folder, "1")
     script = """
 import os, signal, sys
 from pathlib import Path
-from vrts.callbacks.export_folder import whole_folder, write_manifest
-folder, when = Path(sys.argv[1]), sys.argv[2]
-replace = Path.replace
-def die(self, target):
-    replace(self, target)
-    os.kill(os.getpid(), signal.SIGKILL)
-if when == "renaming":
-    Path.replace = die
-with whole_folder(folder) as part:
+from vrts.callbacks.export_folder import complete_folder
+with complete_folder(Path(sys.argv[1])) as part:
     (part / "weights").write_text("2")
-    if when == "writing":
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_manifest(part, {})
+    os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(folder), when], env=os.environ)
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], env=os.environ)
     assert done.returncode == -signal.SIGKILL
-    prepare_target(folder, "output_dir")
+    with pytest.warns(UserWarning, match=r"\.model\.vrts-.* is left of an export that was killed"):
+        prepare_target(folder, "output_dir")
     assert (folder / "weights").read_text() == "1"
     write(folder, "3")
     assert (folder / "weights").read_text() == "3"
-    assert listed(tmp_path) == ["model"]
 
 
-def test_two_exports_at_once_do_not_mix(tmp_path, monkeypatch):
-    """The second is told so before its long work; one that has trained waits, then replaces."""
+def test_two_exports_at_once_do_not_mix(tmp_path):
+    """The last one to be complete stays."""
     folder = tmp_path / "model"
-    prepare_target(folder, "output_dir")
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         (part / "first").write_text("1")
-        with pytest.raises(
-            InputError, match=r"^output_dir: another export to .*model is under way"
-        ):
-            prepare_target(folder, "output_dir")
-        with monkeypatch.context() as patch:
-            patch.setattr("vrts.callbacks.export_folder.WAIT_S", 0)
-            with pytest.raises(InputError, match=r"another export .* with vrts export, or give"):
-                write(folder, "2", "second")
-        waiting = Thread(target=write, args=(folder, "2", "second"))
-        waiting.start()
+        write(folder, "2", "second")
+        assert {path.name for path in folder.iterdir()} == {"second", "vrts.json"}
         write_manifest(part, {})
-        assert {path.name for path in part.iterdir()} == {"first", "vrts.json"}
-    waiting.join(60)
-    assert {path.name for path in folder.iterdir()} == {"second", "vrts.json"}
+    assert {path.name for path in folder.iterdir()} == {"first", "vrts.json"}
     assert listed(tmp_path) == ["model"]
-
-
-def test_a_killed_export_of_another_process_is_not_taken_up_while_it_lives(tmp_path):
-    """Between its two renames the older export has another name."""
-    folder = tmp_path / "model"
-    with whole_folder(folder) as part:
-        write_manifest(part, {})
-        earlier = tmp_path / ".model.vrts-earlier"
-        earlier.mkdir()
-        with pytest.raises(InputError, match="another export"):
-            prepare_target(folder, "output_dir")
-        assert earlier.is_dir()
 
 
 def test_an_empty_folder_is_taken(tmp_path):

@@ -81,7 +81,6 @@ def test_a_file_in_the_place_of_a_folder(fails, tmp_path, file, options, named):
     ("folder", "option"),
     [
         (COMPLETIONS, "CompletionLog.output_dir"),
-        ("curves.jsonl", "CurveWriter.output_dir"),
         ("curves.png", "CurveWriter.output_dir"),
         ("checkpoints/last.ckpt", "StepCheckpoint.dirpath"),
     ],

@@ -1,5 +1,3 @@
-import os
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -15,12 +13,14 @@ class Stop(Exception):
 
 
 class Recorder(pl.LightningModule):
-    """Keeps the ids of what each step gets; step number, batch and epoch with them."""
+    """Keeps the questions of each step, which is one batch, and where validations came."""
 
     def __init__(self, stop_after=None):
         super().__init__()
+        self.automatic_optimization = False
         self.layer = torch.nn.Linear(1, 1)
         self.seen = []
+        self.trace = []
         self.evaluated = []
         self.stop_after = stop_after
 
@@ -28,11 +28,22 @@ class Recorder(pl.LightningModule):
         if self.stop_after is not None and len(self.seen) == self.stop_after:
             raise Stop
         assert all(isinstance(sample, Sample) for sample in batch)
-        self.seen.append((self.current_epoch, batch_idx, tuple(s.question.id for s in batch)))
-        return self.layer(torch.ones(1, 1)).sum()
+        self.manual_backward(self.layer(torch.ones(1, 1)).sum())
+        self.optimizers().step()
+        self.trainer.datamodule.mark_trained(batch)
+        step = (batch.end.epoch, tuple(s.question.id for s in batch))
+        self.seen.append(step)
+        self.trace.append(step)
+
+    def on_train_epoch_end(self):
+        self.trace.append("epoch ends")
 
     def validation_step(self, batch, batch_idx):
         self.evaluated += [sample.question.id for sample in batch]
+
+    def on_validation_end(self):
+        if not self.trainer.sanity_checking:
+            self.trace.append("validation")
 
     test_step = predict_step = validation_step
 
@@ -40,8 +51,31 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class SaveEverywhere(pl.Callback):
+    """A checkpoint in each hook of training that may write one, after all other callbacks."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def save(self, trainer, name):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}-{name}.ckpt")
+
+    def on_train_batch_end(self, trainer, *_args):
+        self.save(trainer, "batch")
+
+    def on_validation_end(self, trainer, *_args):
+        if not trainer.sanity_checking:
+            self.save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer, *_args):
+        self.save(trainer, "epoch")
+
+    def on_train_end(self, trainer, *_args):
+        self.save(trainer, "train")
+
+
 def datamodule(**kwargs):
-    defaults = {"train": ListReader(11), "decoder": FakeDecoder(), "num_workers": 0}
+    defaults = {"train": ListReader(7), "decoder": FakeDecoder(), "num_workers": 0}
     return VideoQADataModule(**(defaults | {"num_frames": 2, "batch_size": 2} | kwargs))
 
 
@@ -54,188 +88,168 @@ def trainer(tmp_path, callbacks=(), **kwargs):
     return pl.Trainer(callbacks=list(callbacks), **options)
 
 
-def whole_run(tmp_path, data, **kwargs):
-    module = Recorder()
-    trainer(tmp_path, **kwargs).fit(module, datamodule=datamodule(**data))
-    return module.seen
+def fit(folder, data=None, ckpt_path=None, callbacks=(), stop_after=None, **options):
+    """A run, and what was trained in it."""
+    module, runner = Recorder(stop_after), trainer(folder, callbacks, **options)
+    ckpt_path = None if ckpt_path is None else str(ckpt_path)
+    runner.fit(
+        module, datamodule=datamodule(**(data or {})), ckpt_path=ckpt_path, weights_only=True
+    )
+    return module, runner
 
 
-def test_an_epoch_has_every_question_once_but_the_tail_and_epochs_differ(tmp_path):
-    seen = whole_run(tmp_path, {})
-    assert [(epoch, index) for epoch, index, _ in seen] == [
-        (epoch, index) for epoch in range(3) for index in range(5)
-    ]
-    epochs = [[id for e, _, ids in seen if e == epoch for id in ids] for epoch in range(3)]
+def ids_of(seen, epoch):
+    return [id for e, ids in seen if e == epoch for id in ids]
+
+
+def test_an_epoch_has_every_question_once_and_epochs_differ(tmp_path):
+    module, runner = fit(tmp_path)
+    assert [len(ids) for _, ids in module.seen] == [2, 2, 2, 1] * 3
+    epochs = [ids_of(module.seen, epoch) for epoch in range(3)]
     for ids in epochs:
-        assert len(set(ids)) == len(ids) == 10
+        assert sorted(ids) == [f"q{i}" for i in range(7)]
     assert epochs[0] != epochs[1] != epochs[2]
-    assert whole_run(tmp_path, {}) == seen
-    assert whole_run(tmp_path, {"seed": 1}) != seen
+    assert (runner.global_step, runner.current_epoch, runner.max_epochs) == (12, 3, 3)
+    assert fit(tmp_path)[0].seen == module.seen
+    assert fit(tmp_path, {"seed": 1})[0].seen != module.seen
 
 
-def test_each_batch_is_repeated_for_the_updates_of_a_rollout(tmp_path):
-    once = whole_run(tmp_path, {})
-    twice = whole_run(tmp_path, {"updates_per_rollout": 2})
-    assert [ids for _, _, ids in twice] == [ids for _, _, ids in once for _ in range(2)]
+VALIDATED = {"val_check_interval": 3, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
 
 
-@pytest.mark.parametrize("updates", [1, 2])
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("every_n_steps", [1, 2])
-@pytest.mark.parametrize("stop_after", [3, 8])
-def test_a_resumed_run_sees_exactly_what_is_left(
-    tmp_path, updates, accumulate, every_n_steps, stop_after
-):
-    """Interrupted by an exception, resumed from the last checkpoint that was written in time."""
-    data = {"updates_per_rollout": updates}
-    options = {"accumulate_grad_batches": accumulate, "max_epochs": 2}
-    whole = whole_run(tmp_path, data, **options)
-    keep = ModelCheckpoint(tmp_path, every_n_train_steps=every_n_steps, save_top_k=-1)
+def left(trace, num_steps):
+    """What comes after so many steps, from the next step on."""
+    starts = [at for at, entry in enumerate(trace) if isinstance(entry, tuple)]
+    return trace[starts[num_steps] :] if num_steps < len(starts) else []
+
+
+def check_resumes(folder, whole, data, options, depth, steps=range(99)):
+    """Go on from each checkpoint of a folder, and from those of the runs that went on."""
+    paths = [path for path in folder.glob("*.ckpt") if int(path.stem.split("-")[0]) in steps]
+    assert paths
+    for path in paths:
+        step = int(path.stem.split("-")[0])
+        into = folder / path.stem
+        into.mkdir()
+        module, runner = fit(folder, data, path, [SaveEverywhere(into)], **options)
+        wanted, got = left(whole.trace, step), module.trace
+        if step % 4 == 0 and got[:1] == ["epoch ends"]:
+            got = got[1:]  # of the pass before, where its end was not saved
+        assert got == wanted, path
+        assert (runner.global_step, runner.max_epochs) == (len(whole.seen), whole.max_epochs), path
+        if depth > 1 and wanted:
+            check_resumes(into, whole, data, options, depth - 1)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A run of two epochs with checkpoints everywhere, and how to make it go on."""
+
+    def run(data=None, folder=tmp_path, **options):
+        module, runner = fit(folder, data, callbacks=[SaveEverywhere(folder)], **options)
+        module.max_epochs = runner.max_epochs
+        return module
+
+    return run
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_run_goes_on_from_every_checkpoint_of_every_hook(tmp_path, whole, validates):
+    """The same questions, validations and ends of epochs, also from runs that had gone on."""
+    data = {"val": ListReader(1, "v")} if validates else {}
+    options = {"max_epochs": 2} | (VALIDATED if validates else {})
+    check_resumes(tmp_path, whole(data, **options), data, options, depth=2)
+
+
+@pytest.mark.parametrize("max_epochs", [1, 2])
+@pytest.mark.parametrize("cut", [2, 4, 5])
+def test_a_run_that_max_steps_ended_goes_on(tmp_path, whole, max_epochs, cut):
+    """Lightning takes an epoch that it cut short for a whole one, and would train one fewer."""
+    if cut > 4 * max_epochs:
+        pytest.skip("the run has no such step")
+    options = {"max_epochs": max_epochs}
+    (tmp_path / "whole").mkdir()
+    uncut = whole(folder=tmp_path / "whole", **options)
+    assert len(whole(max_steps=cut, **options).seen) == cut
+    check_resumes(tmp_path, uncut, {}, options, depth=2, steps=[cut])
+    # twice, from what was written when Lightning had counted the epoch
+    again = tmp_path / "again"
+    again.mkdir()
+    last = tmp_path / f"{cut}-train.ckpt"
+    keep = [SaveEverywhere(again)]
+    twice, _ = fit(tmp_path, {}, last, keep, max_steps=cut + 1, **options)
+    assert twice.seen == uncut.seen[cut : cut + 1]
+    if twice.seen:
+        check_resumes(again, uncut, {}, options, depth=1, steps=[cut + 1])
+
+
+def test_max_steps_may_be_the_only_limit(tmp_path, whole):
+    module = whole(max_epochs=-1, max_steps=6)
+    assert [epoch for epoch, _ in module.seen] == [0, 0, 0, 0, 1, 1]
+    check_resumes(tmp_path, module, {}, {"max_epochs": -1, "max_steps": 6}, depth=2)
+
+
+@pytest.mark.parametrize("stop_after", [0, 2, 3, 4, 7])
+def test_what_was_given_but_not_trained_comes_again(tmp_path, whole, stop_after):
+    """Saved in the middle of a batch, where it was decoded and not stepped on."""
+
+    class SaveAtError(pl.Callback):
+        def on_exception(self, trainer, *_args):
+            trainer.save_checkpoint(tmp_path / "error.ckpt")
+
     first = Recorder(stop_after)
     with pytest.raises(Stop):
-        trainer(tmp_path, [keep], **options).fit(first, datamodule=datamodule(**data))
-    assert first.seen == whole[:stop_after]
-    checkpoints = sorted(tmp_path.glob("*.ckpt"), key=os.path.getmtime)
-    if not checkpoints:
-        assert stop_after < accumulate * every_n_steps
-        return
-    second = Recorder()
-    trainer(tmp_path, **options).fit(
-        second, datamodule=datamodule(**data), ckpt_path=str(checkpoints[-1])
-    )
-    done = len(whole) - len(second.seen)
-    assert second.seen == whole[done:]
-    # the checkpoint is after a step, and no more than every_n_steps before the interruption
-    assert done <= stop_after < done + 2 * accumulate * every_n_steps
+        trainer(tmp_path, [SaveAtError()], max_epochs=2).fit(first, datamodule=datamodule())
+    uncut = whole(max_epochs=2)
+    assert first.seen == uncut.seen[:stop_after]
+    second, runner = fit(tmp_path, ckpt_path=tmp_path / "error.ckpt", max_epochs=2)
+    assert second.seen == uncut.seen[stop_after:]
+    assert runner.current_epoch == 2
 
 
-@pytest.mark.parametrize("steps", [1, 5, 7])
-def test_stopping_at_max_steps_and_going_on_gives_the_same_run(tmp_path, steps):
-    whole = whole_run(tmp_path, {}, max_epochs=3)
-    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True, save_top_k=0)
-    first = Recorder()
-    trainer(tmp_path, [keep], max_epochs=-1, max_steps=steps).fit(first, datamodule=datamodule())
-    second = Recorder()
-    trainer(tmp_path).fit(second, datamodule=datamodule(), ckpt_path=str(tmp_path / "last.ckpt"))
-    assert first.seen + second.seen == whole
-
-
-def test_resuming_after_whole_epochs_and_with_validation_in_the_middle(tmp_path):
-    data = {"val": ListReader(3, "v"), "eval_batch_size": 2}
-    options = {"val_check_interval": 2}
-    whole = whole_run(tmp_path, data, **options)
-    for where in ({"every_n_epochs": 1}, {"every_n_train_steps": 3}):
-        keep = ModelCheckpoint(tmp_path, filename="{epoch}-{step}", save_top_k=-1, **where)
-        trainer(tmp_path, [keep], **options).fit(Recorder(), datamodule=datamodule(**data))
-        paths = list(tmp_path.glob("*.ckpt"))
-        assert len(paths) >= 3
-        for path in paths:
-            module = Recorder()
-            trainer(tmp_path, **options).fit(
-                module, datamodule=datamodule(**data), ckpt_path=str(path)
-            )
-            step = torch.load(path, weights_only=False)["global_step"]
-            assert module.seen == whole[step:], path.name
-            path.unlink()
-
-
-def test_a_resume_with_other_data_warns(tmp_path):
-    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True, save_top_k=0)
-    trainer(tmp_path, [keep], max_epochs=-1, max_steps=2).fit(Recorder(), datamodule=datamodule())
-    with pytest.warns(UserWarning, match="num_questions 11 -> 9, seed 0 -> 4"):
-        trainer(tmp_path).fit(
-            Recorder(),
-            datamodule=datamodule(train=ListReader(9), seed=4),
-            ckpt_path=str(tmp_path / "last.ckpt"),
-        )
-
-
-def interrupted(tmp_path, stop_after, **options):
-    """Train with batches of 2 until an exception; the checkpoint is after each step."""
-    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True, save_top_k=0)
-    first = Recorder(stop_after)
-    with pytest.raises(Stop):
-        trainer(tmp_path, [keep], **options).fit(first, datamodule=datamodule(**WIDE))
-    return first.seen, tmp_path / "last.ckpt"
-
-
-WIDE = {"train": ListReader(13), "batch_size": 2}
-
-
-@pytest.mark.parametrize("max_steps", [-1, 1000])
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("stop_after", [1, 4, 5, 6, 7])
-def test_a_run_goes_on_with_another_batch_size(tmp_path, stop_after, batch_size, max_steps):
-    options = {"max_epochs": 3, "max_steps": max_steps}
-    seen, path = interrupted(tmp_path, stop_after, **options)
-    seen = seen[: torch.load(path, weights_only=False)["global_step"]]
-    second = Recorder()
-    runner = trainer(tmp_path, **options)
-    data = datamodule(**WIDE | {"batch_size": batch_size})
-    runner.fit(second, datamodule=data, ckpt_path=str(path))
-    assert runner.current_epoch == 3
-    assert runner.global_step == len(seen) + len(second.seen)
-    whole = whole_run(tmp_path, WIDE)
-    for epoch in range(3):
-        ids = [id for e, _, ids in seen + second.seen if e == epoch for id in ids]
-        order = [id for e, _, ids in whole if e == epoch for id in ids]
-        assert ids[:12] == order[: len(ids)]
-        assert len(set(ids)) == len(ids) > 13 - max(batch_size, 2)
-    for epoch in {e for e, _, _ in second.seen}:
-        indices = [index for e, index, _ in second.seen if e == epoch]
-        assert indices == list(range(indices[0], 13 // batch_size))
-
-
-def test_steps_stay_whole_where_gradients_are_accumulated(tmp_path):
-    """4 questions a step before and after: 2 batches of 2, then 4 of 1."""
-    _, path = interrupted(tmp_path, 4, accumulate_grad_batches=2)
-    second = Recorder()
-    steps = []
-
-    class Count(pl.Callback):
-        def on_train_batch_end(self, trainer, *_args):
-            steps.append(trainer.global_step)
-
-    options = {"accumulate_grad_batches": 4, "max_epochs": 1}
-    data = datamodule(**WIDE | {"batch_size": 1})
-    trainer(tmp_path, [Count()], **options).fit(second, datamodule=data, ckpt_path=str(path))
-    assert len(second.seen) == 5
-    assert steps == [2, 2, 2, 3, 4]
-
-
-def test_the_questions_left_out_are_counted(tmp_path, caplog):
-    _, path = interrupted(tmp_path, 3)
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_a_run_goes_on_with_another_batch_size(tmp_path, whole, step, batch_size, caplog):
+    uncut = whole(max_epochs=3)
+    path = tmp_path / f"{step}-batch.ckpt"
     with caplog.at_level("INFO"):
-        trainer(tmp_path, max_epochs=1).fit(
-            Recorder(), datamodule=datamodule(**WIDE | {"batch_size": 5}), ckpt_path=str(path)
-        )
-    assert (
-        "batch_size 2 -> 5: 6 of 13 questions of epoch 0 are done, and the last 2 (q" in caplog.text
-    )
+        second, runner = fit(tmp_path, {"batch_size": batch_size}, path, max_epochs=3)
+    for epoch in range(3):
+        ids = ids_of(uncut.seen[:step] + second.seen, epoch)
+        assert ids == ids_of(uncut.seen, epoch)
+    assert runner.current_epoch == 3
+    assert runner.global_step == step + len(second.seen)
+    done = len(ids_of(uncut.seen[:step], step // 5))
+    told = f"batch_size 2 -> {batch_size}: {done} of 7 questions of epoch {step // 5} are done"
+    assert told in caplog.text
 
 
-def test_another_batch_size_under_a_limit_of_batches_is_refused(tmp_path):
-    _, path = interrupted(tmp_path, 3, limit_train_batches=4)
-    data = datamodule(**WIDE | {"batch_size": 1})
-    runner = trainer(tmp_path, limit_train_batches=4)
-    with pytest.raises(InputError, match=r"batch_size 2 -> 1, and trainer\.limit_train_batches"):
-        runner.fit(Recorder(), datamodule=data, ckpt_path=str(path))
+@pytest.mark.parametrize(("limit", "num_steps"), [(1, 3), (3, 7), (4, 12), (5, 12), (0.5, 6)])
+def test_a_limit_of_batches_ends_no_pass(tmp_path, limit, num_steps):
+    """Each of Lightning's epochs takes the steps that come next, up to the end of a pass."""
+    module, runner = fit(tmp_path, limit_train_batches=limit)
+    assert module.seen == fit(tmp_path, max_epochs=9)[0].seen[:num_steps]
+    assert runner.current_epoch == 3
 
 
-@pytest.mark.parametrize("end_of_epoch", [False, True])
-def test_more_steps_of_the_only_epoch_are_trained(tmp_path, end_of_epoch):
-    """Lightning takes an epoch that max_steps cut short for a whole one, and would stop there."""
-    whole = whole_run(tmp_path, WIDE, max_epochs=1)
-    where = {"every_n_epochs": 1} if end_of_epoch else {"every_n_train_steps": 1}
-    keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, **where)
-    first = Recorder()
-    trainer(tmp_path, [keep], max_epochs=1, max_steps=2).fit(first, datamodule=datamodule(**WIDE))
-    for steps in (4, -1):
-        second = Recorder()
-        trainer(tmp_path, max_epochs=1, max_steps=steps).fit(
-            second, datamodule=datamodule(**WIDE), ckpt_path=str(tmp_path / "last.ckpt")
-        )
-        assert first.seen + second.seen == whole[: steps if steps > 0 else None]
+def test_a_resume_with_other_data_warns(tmp_path, whole):
+    whole(max_steps=2)
+    with pytest.warns(UserWarning, match="num_questions 7 -> 9, seed 0 -> 4"):
+        fit(tmp_path, {"train": ListReader(9), "seed": 4}, tmp_path / "2-batch.ckpt")
+
+
+def test_a_checkpoint_that_counted_otherwise_is_refused(tmp_path, whole):
+    whole(max_steps=1)
+    path = tmp_path / "1-batch.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["VideoQADataModule"] |= {"num_repeats": 0, "updates_per_rollout": 1}
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match="before a batch was an optimizer step"):
+        fit(tmp_path, ckpt_path=path)
+    module = Recorder()
+    data = datamodule(predict=ListReader(2))
+    trainer(tmp_path).predict(module, datamodule=data, ckpt_path=path, weights_only=True)
+    assert module.evaluated == ["q0", "q1"], "its weights are as good as any"
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -285,9 +299,9 @@ def test_fit_without_validation_questions(tmp_path):
     assert module.evaluated == []
 
 
-def test_too_few_questions_for_one_batch(tmp_path):
-    with pytest.raises(InputError, match="1 training questions do not fill one batch of 2"):
-        trainer(tmp_path).fit(Recorder(), datamodule=datamodule(train=ListReader(1)))
+def test_fewer_questions_than_a_batch_are_one_step(tmp_path):
+    module, _ = fit(tmp_path, {"train": ListReader(1), "batch_size": 4}, max_epochs=2)
+    assert module.seen == [(0, ("q0",)), (1, ("q0",))]
 
 
 def test_fit_with_validation_through_real_workers(tmp_path, make_video):
@@ -300,9 +314,9 @@ def test_fit_with_validation_through_real_workers(tmp_path, make_video):
         batch_size=2,
     )
     module = Recorder()
-    trainer(tmp_path, max_epochs=2).fit(module, datamodule=data)
+    trainer(tmp_path, max_epochs=2, **VALIDATED).fit(module, datamodule=data)
     assert len(module.seen) == 4
-    assert module.evaluated.count("v1") >= 2
+    assert module.evaluated.count("v1") == 1
     assert data._pool is None, "teardown ends the workers"
     data.num_workers = 0
     questions = data.questions("train")[:1] + data.questions("val")[:1]

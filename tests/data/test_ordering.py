@@ -1,14 +1,7 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrts.data.ordering import (
-    epoch_order,
-    evaluation_batches,
-    num_train_batches,
-    train_batches,
-)
-from vrts.types import InputError
+from vrts.data.ordering import epoch_order, evaluation_batches
 
 COUNT, BATCH, WORLD = st.integers(0, 200), st.integers(1, 7), st.integers(1, 8)
 
@@ -24,22 +17,6 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else():
     orders = [epoch_order(50, seed, epoch, True) for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
-
-
-@given(COUNT, BATCH, WORLD)
-def test_training_gives_each_rank_as_many_full_batches(count, size, world):
-    order = epoch_order(count, 3, 1, shuffle=True)
-    if count < size * world:
-        with pytest.raises(InputError, match="do not fill one batch"):
-            num_train_batches(count, size, world)
-        assert train_batches(order, size, 0, world) == []
-        return
-    ranks = [train_batches(order, size, rank, world) for rank in range(world)]
-    assert {len(batches) for batches in ranks} == {num_train_batches(count, size, world)}
-    assert {len(batch) for batches in ranks for batch in batches} == {size}
-    together = [index for step in zip(*ranks, strict=True) for index in flat(step)]
-    assert together == order[: len(together)]
-    assert count - len(together) < size * world
 
 
 @given(COUNT, BATCH, WORLD)

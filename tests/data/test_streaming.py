@@ -2,7 +2,6 @@ from concurrent.futures import Future
 
 import pytest
 
-from vrts.data.position import Position
 from vrts.data.streaming import Batch, SampleStream
 from vrts.types import Question, Sample
 
@@ -29,31 +28,18 @@ class SlowPool:
 
 
 def stream(pool, **kwargs):
-    def batches(position):
-        epoch = [[0, 1], [2, 3], [4, 5]][:: -1 if position.epoch else 1]
-        return epoch[position.num_seen // 2 :]
-
-    return SampleStream(QUESTIONS, batches, pool, 2, **kwargs)
+    return SampleStream(QUESTIONS, [[0, 1], [2, 3], [4, 5]], pool, 2, **kwargs)
 
 
 def ids(batches):
     return [[sample.question.id for sample in batch] for batch in batches]
 
 
-def test_order_repeats_and_position():
-    assert ids(stream(SlowPool())) == [["q0", "q1"], ["q2", "q3"], ["q4", "q5"]]
-    twice = stream(SlowPool(), repeats=2)
-    batches = list(twice)
-    assert len(twice) == len(batches) == 6
-    assert batches[0] is batches[1]
-    assert batches[1] is not batches[2]
-    for start in range(6):
-        where = Position(0, start // 2 * 2, start % 2)
-        rest = stream(SlowPool(), repeats=2, position=lambda where=where: where)
-        assert ids(rest) == ids(batches[start:])
-        assert len(rest) == 6
-    other = stream(SlowPool(), position=lambda: Position(1, 2))
-    assert ids(other) == [["q2", "q3"], ["q0", "q1"]]
+def test_order():
+    batches = stream(SlowPool())
+    assert ids(batches) == ids(batches) == [["q0", "q1"], ["q2", "q3"], ["q4", "q5"]]
+    assert len(batches) == 3
+    assert [batch.end for batch in batches] == [None] * 3
 
 
 @pytest.mark.parametrize(("ahead", "asked"), [(0, 2), (1, 4), (5, 6)])

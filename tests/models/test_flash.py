@@ -142,3 +142,22 @@ def test_on_the_device(lengths):
     wanted = torch.autograd.grad(want, inputs, weights.double())
     for a, b in zip(gradients, wanted, strict=True):
         assert (a.double().cpu() - b).norm() <= 2e-2 * b.norm()
+
+
+class OnDevice:
+    """What `has_flash` asks of a tensor on a CUDA device."""
+
+    device = torch.device("cuda")
+    is_cuda = True
+
+    def __init__(self, dim: int) -> None:
+        self.shape = (1, 4, 7, dim)
+
+
+@pytest.mark.parametrize(("dim", "has"), [(128, True), (80, True), (24, True), (20, False)])
+def test_flash_operators_need_head_dims_of_multiples_of_8(monkeypatch, dim, has):
+    """`can_use_flash_attention` says yes to all: torch's own SDPA pads them first."""
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *args: args)
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda params: True)
+    x = OnDevice(dim)
+    assert has_flash(x, x, x) is has

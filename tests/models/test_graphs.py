@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -163,6 +164,38 @@ def test_a_rollouts_buffers_go_with_it(load_policy, samples, graphs, monkeypatch
         assert [cache() for cache in caches] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_step_that_cannot_be_recorded_is_decoded_as_it_is(
+    load_policy, samples, graphs, monkeypatch, caplog
+):
+    policy = load_policy().eval()
+    prompts = policy.encode(samples, L)
+    plain = policy.rollout(prompts, MIXED, list(range(12)), L)
+    made, streams = graphs(), []
+
+    @contextmanager
+    def refuse(*args, **kwargs):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    for _ in range(2):
+        same(plain, policy.rollout(prompts, MIXED, list(range(12)), L))
+    assert len(made) == 1, "one attempt in all"
+    assert streams == ["stream"], "a failed capture leaves its own stream as the current one"
+    (line,) = [record.message for record in caplog.records]
+    assert "operation not permitted" in line
+    assert "cuda_graphs" in line
+    assert "and more" not in line
+
+
+def test_graphs_can_be_switched_off(load_policy, samples, graphs):
+    policy = load_policy(cuda_graphs=False).eval()
+    made = graphs()
+    policy.rollout(policy.encode(samples, L), MIXED, list(range(12)), L)
+    assert made == []
 
 
 def test_what_cannot_be_captured(load_policy):

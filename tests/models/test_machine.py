@@ -1,12 +1,16 @@
 """What the machine cannot do is refused by name, and before the weights are loaded."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from tests.test_configs import CONFIGS
 from vrts.cli import main
-from vrts.models.machine import check_precision
+from vrts.models.machine import check_precision, check_strategy
 from vrts.types import InputError
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -22,7 +26,7 @@ def refused(capsys, *args: str) -> str:
 
 
 @NO_CUDA
-@pytest.mark.parametrize("overlay", ["gpu", "ddp", "fsdp", "fsdp1"])
+@pytest.mark.parametrize("overlay", ["gpu", "ddp", "fsdp"])
 def test_overlays_that_need_cuda(overlay, capsys):
     error = refused(capsys, f"--config={CONFIGS / overlay}.yaml")
     assert "`CUDAAccelerator` can not run" in error
@@ -47,6 +51,18 @@ def test_overlays_that_need_cuda(overlay, capsys):
 def test_options_that_cannot_be(args, named, capsys):
     cpu = f"--config={CONFIGS / 'cpu.yaml'}"
     assert named in refused(capsys, cpu, *args)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [FSDPStrategy(), DDPStrategy(start_method="spawn", cluster_environment=LightningEnvironment())],
+)
+def test_strategies_that_are_not_supported(strategy):
+    trainer = SimpleNamespace(strategy=strategy)
+    if isinstance(strategy, DDPStrategy):
+        strategy._configure_launcher()
+    with pytest.raises(InputError, match=r"^trainer\.strategy: .*(configs/fsdp\.yaml|ddp)"):
+        check_strategy(trainer)
 
 
 def test_precision_of_an_old_card(monkeypatch):

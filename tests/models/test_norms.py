@@ -44,3 +44,23 @@ def test_all_of_a_policys_language_model(load_policy):
     norms = [m for m in language_model.modules() if "RMSNorm" in type(m).__name__]
     assert len(norms) > 4
     assert all(isinstance(m, torch.nn.RMSNorm) for m in norms)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_autocast_casts_nothing_where_dtypes_agree(weight_dtype):
+    """Within autocast CUDA would run the norm in float32, with a cast on each side."""
+    _, ours, *_ = pair(weight_dtype)
+    seen = []
+    kernel = torch.nn.functional.rms_norm
+
+    def spy(x, *args):
+        seen.append((x.dtype, torch.is_autocast_enabled("cpu")))
+        return kernel(x, *args)
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr("vrts.models.norms.F.rms_norm", spy)
+        ours(torch.randn(2, 48, dtype=torch.bfloat16))
+        ours(torch.randn(2, 48))
+        assert torch.is_autocast_enabled("cpu")
+    mixed = weight_dtype == torch.float32
+    assert seen == [(torch.bfloat16, mixed), (torch.float32, not mixed)]

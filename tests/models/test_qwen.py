@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.conftest import make_sample
 from tests.models.naive import plain_logprobs
@@ -42,6 +43,18 @@ def perturb_adapter(policy: QwenPolicy) -> None:
         if "lora_B" in name:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data.copy_(0.1 * noise)
+
+
+class OperatorNames(TorchDispatchMode):
+    """Notes which operators run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -128,11 +141,21 @@ def test_vision_and_prompt_are_computed_once(load_policy, samples):
     prompts, rollout = roll(policy, samples)
     prompt_tokens = sum(len(p.input_ids) for p in prompts.encoded)
     steps = rollout.completion_ids.shape[1] - 1
-    assert vision_patches == [len(prompts.patches)]
+    patches = sum(len(p.patches) for p in prompts.encoded)
+    assert vision_patches == [patches]
     assert forwarded == [prompt_tokens] + [len(samples) * G] * steps
     policy.score(prompts, rollout, 1.0)
-    assert vision_patches == [len(prompts.patches)]
+    assert vision_patches == [patches]
     assert forwarded[-1] == prompt_tokens + int((rollout.lengths - 1).sum())
+
+
+def test_features_are_put_in_by_place(load_policy, samples):
+    """`masked_scatter` counts along an int64 copy of the mask, eight bytes for each activation."""
+    policy = load_policy().eval()
+    with OperatorNames() as seen:
+        policy.score(*roll(policy, samples), 1.0)
+    assert "aten::index_copy" in seen.names
+    assert "aten::masked_scatter" not in seen.names
 
 
 def test_a_trained_vision_tower_sees_each_video_once_an_update(load_policy, samples):
@@ -143,7 +166,7 @@ def test_a_trained_vision_tower_sees_each_video_once_an_update(load_policy, samp
         lambda module, args, out: vision_patches.append((len(args[0]), torch.is_grad_enabled()))
     )
     prompts, rollout = roll(policy, samples)
-    patches = len(prompts.patches)
+    patches = sum(len(p.patches) for p in prompts.encoded)
     assert vision_patches == [(patches, False)]
     policy.score(prompts, rollout, 1.0).logprobs.sum().backward()
     assert vision_patches == [(patches, False), (patches, True)]
@@ -268,7 +291,7 @@ class TestPictures:
         )
         assert prompt.input_ids.tolist() == want["input_ids"][0].tolist()
         assert prompt.grid == tuple(want["image_grid_thw"][0].tolist()) == (1, 6, 8)
-        torch.testing.assert_close(prompt.patches, want["pixel_values"])
+        assert torch.equal(prompt.patches, want["pixel_values"])
         assert policy._encoder.length(sample) == (len(prompt.input_ids), 12)
         # for pictures all releases of transformers agree with the rule of the weights
         positions, _ = policy.base.model.get_rope_index(

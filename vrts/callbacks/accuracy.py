@@ -19,7 +19,7 @@ def mean(values: Sequence[float]) -> float | None:
         return None
     # one process has the lines of all: the others are not asked
     metric = MeanMetric(sync_on_compute=False).set_dtype(torch.float64)
-    metric.update(torch.tensor(values, dtype=torch.float64))
+    metric.update(torch.tensor(values, dtype=torch.float64, device="cpu"))
     return float(metric.compute())
 
 

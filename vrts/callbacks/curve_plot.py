@@ -1,4 +1,4 @@
-"""Drawing the curves of a training run from the lines of ``curves.jsonl``."""
+"""Drawing the curves of a training run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from vrts.files.json_lines import Step
 from vrts.files.writing import replacing
+
+Point = dict[str, Any]
+"""``step`` and values by name."""
 
 PANELS = (
     ("rewards", "train/reward/"),
@@ -38,11 +40,11 @@ SMOOTH_FROM = 50
 """Points from which on a running mean is drawn over the values."""
 
 
-def series(points: Iterable[Step]) -> dict[str, tuple[list[int], list[float]]]:
+def series(points: Iterable[Point]) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of each metric, in the order of the steps.
 
     Args:
-        points: lines of the file; of two values of a step, the later one counts.
+        points: of two values of a step, the later one counts.
     """
     found: dict[str, dict[int, float]] = {}
     for point in points:
@@ -84,12 +86,12 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return means
 
 
-def write_curves(path: Path, points: Sequence[Step]) -> None:
+def write_curves(path: Path, points: Sequence[Point]) -> None:
     """Draw one panel for each kind of metric into a PNG.
 
     Args:
         path: of the picture, written whole or not at all.
-        points: lines of ``curves.jsonl``.
+        points: of a run.
     """
     curves = series(points)
     drawn = panels(curves)

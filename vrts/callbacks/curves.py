@@ -1,4 +1,4 @@
-"""Curves of a training run: ``curves.png``, and the numbers behind it."""
+"""Curves of a training run: ``curves.png``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from vrts.callbacks.curve_plot import write_curves
-from vrts.files.json_lines import Step, append_steps, keep_steps, read_steps
+from vrts.callbacks.curve_plot import Point, write_curves
 from vrts.files.writing import check_file, make_folder
 from vrts.types import InputError
 
 _log = logging.getLogger(__name__)
 
-STATE = "unwritten_curves"
+FILE_NAME = "curves.png"
+
+POINTS = "curves"
 """Key in checkpoints."""
 
 
 class CurveWriter(Callback):
     """Draws a run's training metrics into ``curves.png``, also where the run is interrupted.
 
-    ``curves.jsonl`` gets a line at each optimizer step as soon as it is made, with all metrics,
-    as loggers get them. ``step`` counts steps made, from 1 on. A run that
-    goes on from a checkpoint drops what lies behind it; one that begins anew, everything.
+    They have all metrics of each optimizer step, as loggers get them. Checkpoints hold them, so
+    that a resumed run draws the steps before it too.
 
     Args:
         output_dir: folder to write to; ``trainer.default_root_dir`` where null.
@@ -33,10 +33,11 @@ class CurveWriter(Callback):
 
     def __init__(self, output_dir: str | None = None) -> None:
         self.output_dir = output_dir
+        self.points: list[Point] = []
+        """Metrics by name, with ``step``: steps made, from 1 on."""
         self._training = False
         self._last_step = 0
         self._learning_rate: float | None = None
-        self._unwritten: Step = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
@@ -44,62 +45,54 @@ class CurveWriter(Callback):
         Raises:
             InputError: it cannot be made, or a folder stands in the place of a file.
         """
-        if stage == "fit" and trainer.is_global_zero:
-            make_folder(self._folder(trainer), "CurveWriter.output_dir")
-            for file in (self._path(trainer), self._picture(trainer)):
-                check_file(file, "CurveWriter.output_dir")
+        if stage != "fit":
+            return
+        self.points = []
+        if trainer.is_global_zero:
+            make_folder(self.path(trainer).parent, "CurveWriter.output_dir")
+            check_file(self.path(trainer), "CurveWriter.output_dir")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the lines of the steps that this run goes on after.
-
-        Raises:
-            InputError: the file is not one of ours.
-        """
+        """Note the step that the run resumes after."""
         self._training, self._last_step = True, trainer.global_step
-        if not trainer.is_global_zero:
-            return
-        path = self._path(trainer)
-        path.touch()
-        written = keep_steps(path, self._last_step)
-        if self._unwritten and written < self._unwritten["step"]:
-            self._append(trainer, self._unwritten)
-        self._unwritten = {}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the line of the step that was made, which is not written until the next begins."""
+        """Keep the points, with that of the newest step, which is not complete yet."""
+        points = list(self.points)
         if self._training and trainer.global_step > self._last_step:
-            checkpoint[STATE] = self._point(trainer, leave_out="train/update_s")
+            points.append(self._point(trainer, leave_out="train/update_s"))
+        checkpoint[POINTS] = points
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note that line, which a run that was killed may not have come to write."""
-        self._unwritten = checkpoint.get(STATE, {})
+        """Take the points of the steps before."""
+        self.points = list(checkpoint.get(POINTS, []))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write the step before: the module logs its last metrics after callbacks were asked."""
-        self._write_step(trainer)
+        """Note the step before: the module logs its last metrics after callbacks were called."""
+        self._note_step(trainer)
         optimizers = trainer.optimizers
         self._learning_rate = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the step before."""
-        self._write_step(trainer)
+        """Note the step before."""
+        self._note_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what validation found."""
+        """Note what validation found."""
         if not self._training or trainer.sanity_checking:
             return
         values = _values(trainer, "val/")  # on all processes, since a metric may be synchronised
-        self._append(trainer, {"step": trainer.global_step, **values})
+        self.points.append({"step": trainer.global_step, **values})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the step before."""
-        self._write_step(trainer)
+        """Note the step before."""
+        self._note_step(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -109,9 +102,9 @@ class CurveWriter(Callback):
             return
         try:
             # an interruption comes before the module has logged how long this step's update took
-            self._write_step(trainer, leave_out="train/update_s")
+            self._note_step(trainer, leave_out="train/update_s")
             self._draw(trainer)
-        except (OSError, InputError) as error:
+        except OSError as error:
             _log.warning("cannot draw the curves: %s", error)
         self._training = False
 
@@ -131,35 +124,25 @@ class CurveWriter(Callback):
                 f"CurveWriter.output_dir: cannot write the curves ({error}); the model is saved"
             ) from error
 
-    def _write_step(self, trainer: Trainer, leave_out: str = "") -> None:
-        """Append the newest step, if there is one that was not written."""
+    def _note_step(self, trainer: Trainer, leave_out: str = "") -> None:
+        """Add the newest step, if it was not yet."""
         if not self._training or trainer.global_step <= self._last_step:
             return
         self._last_step = trainer.global_step
-        self._append(trainer, self._point(trainer, leave_out))
+        self.points.append(self._point(trainer, leave_out))
 
-    def _point(self, trainer: Trainer, leave_out: str) -> Step:
+    def _point(self, trainer: Trainer, leave_out: str) -> Point:
         """Metrics of the newest step."""
         values = {k: v for k, v in _values(trainer, "train/").items() if k != leave_out}
         return {"step": trainer.global_step, "lr": self._learning_rate, **values}
 
-    def _append(self, trainer: Trainer, point: Step) -> None:
-        if trainer.is_global_zero:
-            append_steps(self._path(trainer), [point])
-
     def _draw(self, trainer: Trainer) -> None:
-        steps = list(read_steps(self._path(trainer)))
-        if steps:
-            write_curves(self._picture(trainer), steps)
+        if self.points:
+            write_curves(self.path(trainer), self.points)
 
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.output_dir or trainer.default_root_dir)
-
-    def _path(self, trainer: Trainer) -> Path:
-        return self._folder(trainer) / "curves.jsonl"
-
-    def _picture(self, trainer: Trainer) -> Path:
-        return self._folder(trainer) / "curves.png"
+    def path(self, trainer: Trainer) -> Path:
+        """Where the curves go."""
+        return Path(self.output_dir or trainer.default_root_dir) / FILE_NAME
 
 
 def _values(trainer: Trainer, prefix: str) -> Mapping[str, float]:

@@ -14,9 +14,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.distributed.tensor import DTensor
 
 from vrts.callbacks.export_folder import (
-    partial_folder,
+    complete_folder,
     prepare_target,
-    whole_folder,
     write_manifest,
 )
 from vrts.callbacks.model_card import write_card
@@ -131,7 +130,7 @@ class ExportPretrained(Callback):
             self._write(trainer, module, facts)
         rank_zero_info(
             f"wrote the model of step {facts['steps']}, whose validation was the best "
-            f"({best.name}), to {self._folder(trainer)}; training ended at step "
+            f"({best.name}), to {self.folder(trainer)}; training ended at step "
             f"{trainer.global_step}"
         )
 
@@ -152,7 +151,7 @@ class ExportPretrained(Callback):
 
     def _write(self, trainer: Trainer, module: VideoQAModule, facts: dict[str, Any]) -> None:
         """Write the weights that the module has, from one process."""
-        folder = self._folder(trainer)
+        folder = self.folder(trainer)
         if not module.is_sharded:
             if trainer.is_global_zero:
                 export_model(module.policy, folder, self.merge, facts)
@@ -161,7 +160,7 @@ class ExportPretrained(Callback):
             problem = None
             if trainer.is_global_zero:
                 try:
-                    part = stack.enter_context(whole_folder(folder))
+                    part = stack.enter_context(complete_folder(folder))
                 except InputError as error:
                     problem = str(error)
             # no process begins to gather weights where the first one has no place for them
@@ -171,7 +170,7 @@ class ExportPretrained(Callback):
             if trainer.is_global_zero:
                 _fill(module.policy, part, folder.name, self.merge, facts)
             else:
-                module.policy.save_pretrained(partial_folder(folder), self.merge)
+                module.policy.save_pretrained(folder, self.merge)  # helps to gather, writes nothing
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the model card tells of this run so far."""
@@ -187,7 +186,7 @@ class ExportPretrained(Callback):
 
     def _problem(self, trainer: Trainer, policy: Policy) -> str | None:
         """Why the folder cannot be written, or None."""
-        option, folder = "ExportPretrained.output_dir", self._folder(trainer)
+        option, folder = "ExportPretrained.output_dir", self.folder(trainer)
         try:
             check_base_stays(policy, folder, option)
             prepare_target(folder, option)
@@ -195,7 +194,8 @@ class ExportPretrained(Callback):
             return str(error)
         return None
 
-    def _folder(self, trainer: Trainer) -> Path:
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the model goes."""
         return Path(self.output_dir or Path(trainer.default_root_dir) / "model")
 
 
@@ -231,7 +231,7 @@ def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any
     Raises:
         InputError: it cannot be written.
     """
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         _fill(policy, part, folder.name, merge, facts)
 
 

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-from filelock import FileLock, Timeout
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.files.writing import make_folder
 from vrts.types import InputError
@@ -18,8 +19,10 @@ from vrts.types import InputError
 MANIFEST = "vrts.json"
 """In every exported folder: what it is, and which files belong to it."""
 
-WAIT_S = 600
-"""How long a trained model waits for another export to its folder, which takes minutes at most."""
+_REMEDY = (
+    "fix this or give another folder, then write the model from the run's checkpoint with vrts "
+    "export"
+)
 
 
 def prepare_target(folder: Path, option: str) -> None:
@@ -30,78 +33,36 @@ def prepare_target(folder: Path, option: str) -> None:
         option: that names it, for the message.
 
     Raises:
-        InputError: it holds something else than an earlier export, cannot be written, or another
-            process is exporting to it.
+        InputError: it holds something other than an earlier export, or cannot be written.
     """
     folder = folder.resolve()
     make_folder(folder.parent, option)
-    with _alone(folder, 0, option):
-        earlier = _earlier(folder)
-        if earlier.exists() and not folder.exists():
-            earlier.replace(folder)  # an export was killed between its two renames
+    for left in folder.parent.glob(f".{folder.name}.vrts-*"):
+        rank_zero_warn(f"{left} is left of an export that was killed; delete it")
     reason = _reason_to_keep(folder)
     if reason:
         raise InputError(f"{option}: {folder} {reason}; give another folder")
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Context in which to write a folder that gets its name, and its manifest, when it is whole.
-
-    One process at a time: others wait, and then replace it.
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """Context in which to write a folder that gets its name when it is complete.
 
     Args:
         folder: as given to `prepare_target`.
 
     Yields:
-        An empty folder beside it to write to. It is removed where an error leaves the context.
+        An empty folder next to it to write to. It is removed where an error leaves the context.
 
     Raises:
-        InputError: meanwhile something else has come to the folder; the place beside it cannot be
-            written; or another process writes there for longer than `WAIT_S`.
+        InputError: meanwhile something else has come to the folder; or the place next to it cannot
+            be written.
     """
     folder = folder.resolve()
-    with _alone(folder, WAIT_S, "cannot write the model"), _swapped_in(folder) as part:
-        yield part
-
-
-@contextmanager
-def _alone(folder: Path, wait_s: float, what: str) -> Iterator[None]:
-    """Context in which no other process exports to a folder.
-
-    Args:
-        folder: absolute.
-        wait_s: how long to wait for another one, in seconds.
-        what: begins the message.
-
-    Raises:
-        InputError: there still is another one; or the lock cannot be made.
-    """
-    lock = FileLock(folder.with_name(f".{folder.name}.vrts-lock"))
     try:
-        lock.acquire(timeout=wait_s)
-    except Timeout as error:
-        raise InputError(
-            f"{what}: another export to {folder} is under way; wait for its end and write the "
-            "model from its run's checkpoint with vrts export, or give another folder"
-        ) from error
-    except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
-        raise InputError(f"{what}: cannot use {folder.parent} ({error}); {_REMEDY}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _swapped_in(folder: Path) -> Iterator[Path]:
-    """Context in which to write what then takes the place of a folder that nobody else writes."""
-    part, earlier = partial_folder(folder), _earlier(folder)
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+        part = Path(mkdtemp(prefix=f".{folder.name}.vrts-", dir=folder.parent))
     except OSError as error:
-        raise InputError(f"cannot write the model to {part} ({error}); {_REMEDY}") from error
+        raise InputError(f"cannot write the model to {folder} ({error}); {_REMEDY}") from error
     try:
         yield part
         _share(part)
@@ -109,20 +70,14 @@ def _swapped_in(folder: Path) -> Iterator[Path]:
         reason = _reason_to_keep(folder)
         if reason:
             raise InputError(f"cannot write the model: {folder} {reason}; move that away")
+        if folder.exists():
+            # of an export that is killed between these two lines both folders are complete
+            folder.replace(part.with_name(part.name + "-old"))
+        part.replace(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    shutil.rmtree(earlier, ignore_errors=True)
-    if folder.exists():
-        folder.replace(earlier)
-    part.replace(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
-
-
-def partial_folder(folder: Path) -> Path:
-    """Where a folder is written before it is whole."""
-    folder = folder.resolve()
-    return folder.with_name(f".{folder.name}.vrts-part")
+    shutil.rmtree(part.with_name(part.name + "-old"), ignore_errors=True)
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -135,17 +90,6 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     names = sorted([path.name for path in folder.iterdir()] + [MANIFEST])
     text = json.dumps({**facts, "files": names}, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-_REMEDY = (
-    "put that right or give another folder, then write the model from the run's checkpoint with "
-    "vrts export"
-)
-
-
-def _earlier(folder: Path) -> Path:
-    """Where an earlier export is for as long as it takes to rename the new one."""
-    return folder.with_name(f".{folder.name}.vrts-earlier")
 
 
 def _reason_to_keep(folder: Path) -> str | None:
@@ -168,9 +112,10 @@ def _reason_to_keep(folder: Path) -> str | None:
 
 
 def _share(folder: Path) -> None:
-    """Give files the permissions of any new file: safetensors' are for their owner alone."""
+    """Give a folder and its files the usual permissions: these are for their owner alone."""
     umask = os.umask(0)
     os.umask(umask)
+    folder.chmod(0o777 & ~umask)
     for path in folder.iterdir():
         path.chmod(0o666 & ~umask)
 

@@ -8,10 +8,14 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from vrts.callbacks.interruption import FILE_NAME
+from vrts.callbacks.curves import CurveWriter
+from vrts.callbacks.export import ExportPretrained
+from vrts.callbacks.export_folder import MANIFEST
+from vrts.callbacks.interruption import FILE_NAME, SaveOnInterrupt
+from vrts.callbacks.samples import CompletionLog
 from vrts.callbacks.step_checkpoint import StepCheckpoint
 from vrts.files.writing import check_file, make_folder
-from vrts.models.fsdp1 import FSDP1
+from vrts.types import InputError
 
 
 def check_run_folders(trainer: Trainer) -> None:
@@ -38,6 +42,50 @@ def check_run_folders(trainer: Trainer) -> None:
             check_file(Path(keeper.dirpath) / FILE_NAME, "StepCheckpoint.dirpath")
 
 
+def check_no_other_run(trainer: Trainer, ckpt_path: str | Path | None) -> None:
+    """Refuse to replace what another training run has left, where it is not that one's resumption.
+
+    Args:
+        trainer: before it has begun.
+        ckpt_path: of the checkpoint that the run resumes from, if it does.
+
+    Raises:
+        InputError: a folder of the run has checkpoints, curves, completions or a model in it, and
+            the checkpoint is none of these.
+    """
+    if not trainer.is_global_zero:
+        return
+    folders = _checkpoint_folders(trainer)
+    # not its links resolved: last.ckpt may name a checkpoint that lies elsewhere
+    own = [folder.resolve() for folder in folders]
+    if ckpt_path in ("last", "best", "hpc") or (
+        ckpt_path is not None and Path(ckpt_path).parent.resolve() in own
+    ):
+        return
+    left = [path for folder in folders for path in sorted(folder.glob("*.ckpt*"))]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CurveWriter | CompletionLog):
+            left.append(callback.path(trainer))
+        elif isinstance(callback, ExportPretrained):
+            left.append(callback.folder(trainer) / MANIFEST)
+    found = next((path for path in left if path.exists()), None)
+    if found is not None:
+        raise InputError(
+            f"trainer.default_root_dir: {found} is of another training run, which this one would "
+            "replace; resume that one with --ckpt_path last, give another folder, or set "
+            "--overwrite true"
+        )
+
+
+def _checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Folders that checkpoints of the run go to."""
+    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    savers = [c for c in trainer.callbacks if isinstance(c, SaveOnInterrupt)]  # type: ignore[attr-defined]
+    return [Path(c.dirpath) for c in keepers if c.dirpath] + [
+        c.path(trainer).parent for c in savers
+    ]
+
+
 def _folders(trainer: Trainer) -> list[tuple[str, str]]:
     """Folders of Lightning's writers, with the options that name them."""
     loggers = [(getattr(logger, "root_dir", None), "trainer.logger") for logger in trainer.loggers]
@@ -52,4 +100,4 @@ def _folders(trainer: Trainer) -> list[tuple[str, str]]:
 
 def _writes_files(trainer: Trainer) -> bool:
     """Whether a checkpoint is a file, and not the folder that sharded training writes."""
-    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP1)
+    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)

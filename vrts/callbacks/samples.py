@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from vrts.files.json_lines import append_steps, keep_steps
 from vrts.files.writing import check_file, make_folder
 from vrts.models.module import VideoQAModule
-from vrts.models.record import RolloutRecord
+from vrts.models.rollouts import Group
 from vrts.terminal import printable
 
 FILE_NAME = "completions.jsonl"
@@ -43,7 +44,6 @@ class CompletionLog(Callback):
         self.every_n_steps = int(every_n_steps)
         self.num_shown = int(num_shown)
         self._next = 1
-        self._kept: RolloutRecord | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
@@ -52,8 +52,8 @@ class CompletionLog(Callback):
             InputError: it cannot be made, or a folder stands in the place of the file.
         """
         if stage == "fit" and trainer.is_global_zero:
-            folder = make_folder(self._folder(trainer), "CompletionLog.output_dir")
-            check_file(folder / FILE_NAME, "CompletionLog.output_dir")
+            make_folder(self.path(trainer).parent, "CompletionLog.output_dir")
+            check_file(self.path(trainer), "CompletionLog.output_dir")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the lines of the steps that this run goes on after.
@@ -61,8 +61,8 @@ class CompletionLog(Callback):
         Raises:
             InputError: the file is not one of ours.
         """
-        self._next, self._kept = 1, None
-        path = self._folder(trainer) / FILE_NAME
+        self._next = 1
+        path = self.path(trainer)
         if trainer.is_global_zero and path.exists():
             last = keep_steps(path, trainer.global_step)
             if last:
@@ -73,16 +73,12 @@ class CompletionLog(Callback):
     ) -> None:
         """Write the newest rollout where its turn has come."""
         step = trainer.global_step
-        record = cast(VideoQAModule, pl_module).last_rollout
-        due = step >= self._next
-        known = record is None or record is self._kept  # no rollout, or a further update from one
-        if known or not due or not trainer.is_global_zero:
+        groups = cast(VideoQAModule, pl_module).last_rollout
+        if groups is None or step < self._next or not trainer.is_global_zero:
             return
-        assert record is not None
-        self._kept = record
         self._next = self._after(step)
-        lines = record_lines(record, step)
-        append_steps(self._folder(trainer) / FILE_NAME, lines)
+        lines = record_lines(groups, step)
+        append_steps(self.path(trainer), lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))
 
@@ -90,28 +86,30 @@ class CompletionLog(Callback):
         """The step at which the rollout after that of a step is due."""
         return step + self.every_n_steps - (step - 1) % self.every_n_steps
 
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.output_dir or trainer.default_root_dir)
+    def path(self, trainer: Trainer) -> Path:
+        """Where the lines go."""
+        return Path(self.output_dir or trainer.default_root_dir) / FILE_NAME
 
 
-def record_lines(record: RolloutRecord, step: int) -> list[dict[str, Any]]:
+def record_lines(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
     """Give a rollout's N completions as plain JSON values.
 
     Args:
-        record: the rollout.
-        step: optimizer steps made when it was written.
+        groups: of the rollout.
+        step: that it was trained on in.
     """
     return [
         {
             "step": step,
-            "id": question.id,
-            "question": question.text,
-            "answer": question.answer,
-            "completion": record.texts[n],
-            "rewards": {name: float(values[n]) for name, values in record.rewards.items()},
-            "advantage": float(record.advantages[n]),
+            "id": group.sample.question.id,
+            "question": group.sample.question.text,
+            "answer": group.sample.question.answer,
+            "completion": completion.text,
+            "rewards": {name: float(values[n]) for name, values in group.rewards.items()},
+            "advantage": float(group.advantages[n]),
         }
-        for n, question in enumerate(record.questions)
+        for group in groups
+        for n, completion in enumerate(group.completions)
     ]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-from vrts.models.work import BatchWork
+from vrts.models.work import StepWork
 
 
 @dataclass(slots=True)
@@ -25,8 +25,6 @@ class Interval:
     """Reference, log-probs, backward and optimizer step."""
     questions: float = 0.0
     frames: float = 0.0
-    completions: float = 0.0
-    truncated: float = 0.0
     completion_tokens: float = 0.0
     """Sampled."""
     update_tokens: float = 0.0
@@ -38,7 +36,7 @@ class Interval:
     reserved_gb: float = 0.0
     """The most that torch reserved on the device; 0 on a CPU."""
 
-    def add(self, work: BatchWork, data_s: float, batch_s: float) -> None:
+    def add(self, work: StepWork, data_s: float, batch_s: float) -> None:
         """Take a batch.
 
         Args:
@@ -49,25 +47,15 @@ class Interval:
         self.step_s += data_s + batch_s
         self.data_s += data_s
         self.rollout_s += work.rollout_s
-        self.waiting_s += work.rollout_waiting_s
-        self.update_s += batch_s - work.rollout_s - work.rollout_waiting_s
+        self.update_s += batch_s - work.rollout_s
         self.questions += work.num_questions
         self.frames += work.num_frames
-        self.completions += work.sampled.num_completions
-        self.truncated += work.sampled.num_truncated
         self.completion_tokens += work.sampled.num_tokens
-        if work.update is not None:
-            self.update_tokens += work.update.num_prompt_tokens + work.update.num_completion_tokens
+        self.update_tokens += sum(
+            part.num_prompt_tokens + part.num_completion_tokens for part in work.update
+        )
         self.update_flops += work.update_flops
         self.step_flops += work.update_flops + work.sampled.flops
-
-    @classmethod
-    def total(cls, parts: Iterable[Interval]) -> Interval:
-        """Sum of several in a row; memory is that of the last one."""
-        rows = [astuple(part) for part in parts]
-        found = cls(*(sum(column) for column in zip(*rows, strict=True)))
-        found.memory_gb, found.reserved_gb = rows[-1][-2:]
-        return found
 
 
 NUM_FIELDS = len(fields(Interval))

@@ -1,4 +1,4 @@
-"""Watching the speed of training: rates and memory to the logger, and warnings that name causes."""
+"""Watching the speed of training: rates and memory of every rank to the logger."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ import logging
 import resource
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any, cast
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from vrts.callbacks.lag import Limits, Setup, find_causes
 from vrts.callbacks.speed import NUM_FIELDS, Interval, over_ranks, rates, tell_waiting
-from vrts.data.datamodule import VideoQADataModule
 from vrts.data.streaming import SampleStream
 from vrts.models.module import VideoQAModule
-from vrts.types import InputError
 
 _log = logging.getLogger(__name__)
 
 
 class ThroughputLog(Callback):
-    """Logs under ``throughput/`` how fast training is, and warns of what holds it up.
+    """Logs under ``throughput/`` how fast training is; docs/launch.md tells what to do about it.
 
     Of the optimizer steps since the last time: seconds of steps, rollout, update, waiting for data
     and waiting for the slowest process (``waiting_s``, see `tell_waiting`);
@@ -54,11 +50,6 @@ class ThroughputLog(Callback):
         peak_tflops: 10^12 operations a second that the device can do in the Trainer's precision;
             null takes Lightning's table, and leaves MFU out where that has no such device (an
             H200's is 989 in bfloat16).
-        data_share: warn where waiting for data takes more of the time.
-        rollout_share: warn where the rollout takes more of the time.
-        lag: warn of a rank whose data or rollout takes so many times as long as usual.
-        window: times that warnings are about.
-        warn_every_n_steps: optimizer steps from a warning to the next one of the same cause.
         num_ranks_shown: with more ranks than that, no rank has numbers of its own.
     """
 
@@ -66,23 +57,12 @@ class ThroughputLog(Callback):
         self,
         every_n_steps: PositiveInt = 1,
         peak_tflops: PositiveFloat | None = None,
-        data_share: ClosedUnitInterval = 0.2,
-        rollout_share: ClosedUnitInterval = 0.8,
-        lag: PositiveFloat = 1.5,
-        window: PositiveInt = 10,
-        warn_every_n_steps: PositiveInt = 200,
         num_ranks_shown: NonNegativeInt = 16,
     ) -> None:
-        if lag <= 1:
-            raise InputError(f"ThroughputLog.lag must be above 1, got {lag}")
         self.every_n_steps = int(every_n_steps)
         self.peak_tflops = peak_tflops and float(peak_tflops)
-        self.limits = Limits(float(data_share), float(rollout_share), float(lag))
-        self.warn_every_n_steps = int(warn_every_n_steps)
         self.num_ranks_shown = int(num_ranks_shown)
         self.clock: Callable[[], float] = time.perf_counter
-        self._window: deque[list[Interval]] = deque(maxlen=int(window))
-        self._warned: dict[str, int] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count; of a run that goes on, from its present step on."""
@@ -93,9 +73,7 @@ class ThroughputLog(Callback):
             flops = get_available_flops(device, compute_dtype(str(trainer.precision)))
         self._peak_flops = flops
         self._interval = Interval()
-        self._window.clear()
-        self._warned.clear()
-        self._logged_step = self._first_step = trainer.global_step
+        self._logged_step = trainer.global_step
         self._waited_s = 0.0
         if not isinstance(trainer.train_dataloader, SampleStream):
             _log.warning("ThroughputLog cannot tell the time that is spent waiting for data")
@@ -128,31 +106,6 @@ class ThroughputLog(Callback):
         found = over_ranks([rates(r, self._peak_flops) for r in ranks], self.num_ranks_shown)
         for name, value in found.items():
             pl_module.log(f"throughput/{name}", value, batch_size=1)
-        if self._logged_step > self._first_step + self.every_n_steps:
-            self._window.append(ranks)  # the first batch has to be waited for
-        if trainer.is_global_zero and len(self._window) == self._window.maxlen:
-            self._warn(trainer, module)
-
-    def _warn(self, trainer: Trainer, module: VideoQAModule) -> None:
-        """Say what holds training up, unless it was said already."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        known = isinstance(data, VideoQADataModule)
-        setup = Setup(
-            data.num_workers if known else None,
-            known and data.cache is not None,
-            module.max_new_tokens,
-            module.is_sharded and not module.sharding.resident_rollout,
-            max(trainer.world_size // trainer.num_nodes, 1),
-        )
-        ranks = [Interval.total(parts) for parts in zip(*self._window, strict=True)]
-        step = trainer.global_step
-        for cause in find_causes(ranks, self.limits, setup):
-            if step - self._warned.get(cause.kind, -self.warn_every_n_steps) < (
-                self.warn_every_n_steps
-            ):
-                continue
-            self._warned[cause.kind] = step
-            _log.warning("step %d: %s", step, cause.message)
 
 
 def _gathered(module: LightningModule, own: Interval) -> Sequence[Interval]:

@@ -1,6 +1,6 @@
 """The LightningDataModule: from annotation files to streams of samples for every stage."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,16 +14,15 @@ from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
-from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
-from vrts.data.position import Layout, Position
-from vrts.data.progress import TrainingProgress
+from vrts.data.ordering import evaluation_batches
+from vrts.data.progress import Layout, TrainingProgress
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, UniformSampler
 from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import SampleStream
+from vrts.data.streaming import Batch, SampleStream, TrainingStream
 from vrts.data.workers import DecodePool
 from vrts.files.fingerprints import describe
 from vrts.types import InputError, Question, Sample
@@ -40,12 +39,12 @@ READERS = {
 class VideoQADataModule(LightningDataModule):
     """Streams sampled, decoded and resized video questions, a share to each rank.
 
-    Training is shuffled anew each epoch and resumes in the middle of one: questions that a
-    resumed run has seen do not come again in that epoch, the others come in the same order, also
-    with another number of ranks or another batch size. Checkpoints keep the position in
-    questions. With Lightning's ``ckpt_path`` there is nothing more to do. Ranks get as many
-    training batches each, and the uneven tail of an epoch is left out; in validation, test and
-    prediction every question comes exactly once.
+    A training batch is what a rank has of one optimizer step: all ranks together take the next
+    ``batch_size`` times the number of ranks questions of the epoch, which is shuffled anew each
+    time. The last step of an epoch has what is left, so that every question comes once, in all
+    stages. After an optimizer step the module calls `mark_trained`, which moves the position that
+    checkpoints keep. A run that is resumed with Lightning's ``ckpt_path``, also with another
+    number of ranks or batch size, goes on with the questions of the epoch that were not trained on.
 
     A video that fails to decode gives a `Sample` with an error and never stops a run.
 
@@ -58,7 +57,7 @@ class VideoQADataModule(LightningDataModule):
         decoder: Decodes videos; where it is null, decord, and PyAV for what decord cannot.
         resolution: Pixel budget of the frames.
         num_frames: Frames of a video.
-        batch_size: Questions of a training batch, on each rank.
+        batch_size: Questions of an optimizer step, on each rank.
         eval_batch_size: Questions of a batch in the other stages, on each rank.
         num_workers: Processes that decode, on each rank; 0 decodes in the main process, where
             a video that hangs holds up everything.
@@ -66,7 +65,6 @@ class VideoQADataModule(LightningDataModule):
         deadline_s: Seconds after which a video has failed.
         shuffle: Shuffle the training questions.
         seed: Seed of the shuffling.
-        updates_per_rollout: Times that each training batch comes in a row.
         cache: Keeps decoded frames on disk; null decodes anew in every run.
         frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
         video: A video or picture to ask one question about, in place of ``predict``.
@@ -94,7 +92,6 @@ class VideoQADataModule(LightningDataModule):
         deadline_s: PositiveFloat = 60.0,
         shuffle: bool = True,
         seed: int = 0,
-        updates_per_rollout: PositiveInt = 1,
         cache: FrameCache | None = None,
         frames_fps: PositiveFloat | None = None,
         video: str | None = None,
@@ -122,7 +119,6 @@ class VideoQADataModule(LightningDataModule):
         self.deadline_s = float(deadline_s)
         self.shuffle = shuffle
         self.seed = seed
-        self.updates_per_rollout = int(updates_per_rollout)
         self.cache = cache
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.predict_num_frames: int | None = None
@@ -133,17 +129,15 @@ class VideoQADataModule(LightningDataModule):
         self._excluded: frozenset[str] = frozenset()
         self._questions: dict[str, list[Question]] = {}
         self._pool: SampleSource | None = None
-        self._progress = TrainingProgress(seed, shuffle)
+        self._progress: TrainingProgress | None = None
 
     def setup(self, stage: str) -> None:
         """Read the annotation files of a stage.
 
         Raises:
-            InputError: a reader that the stage needs is missing, a file is bad, the cache's folder
-                cannot be used, or the training questions do not fill one batch on every rank.
+            InputError: a reader that the stage needs is missing, a file is bad, or the cache's
+                folder cannot be used.
         """
-        if stage == "fit":
-            self._progress.forget()
         if self.cache is not None:
             self.cache.prepare()
         for name in READERS[stage]:
@@ -159,10 +153,12 @@ class VideoQADataModule(LightningDataModule):
             if name not in self._questions:
                 self._questions[name] = reader.read()
         if stage == "fit":
-            num_train_batches(len(self._questions["train"]), self.batch_size, self._rank()[1])
+            self._progress = TrainingProgress(self._layout(), self._rank()[0], self.trainer)
 
     def teardown(self, stage: str) -> None:
         """End the decode workers; a later stage starts new ones."""
+        if self._progress is not None:
+            self._progress.end()
         self.close()
 
     def on_exception(self, exception: BaseException) -> None:
@@ -226,39 +222,40 @@ class VideoQADataModule(LightningDataModule):
         """Decode the videos of some questions in parallel, and return them in the same order."""
         return [future.result() for future in self.submit(questions, num_frames)]
 
-    def train_dataloader(self) -> SampleStream:
-        """Return the rank's training stream; its epoch and position follow the Trainer's.
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a pass through the training questions."""
+        return self._layout().num_steps()
+
+    def train_dataloader(self) -> TrainingStream:
+        """Return the rank's training stream, which goes on where training is.
 
         Raises:
-            InputError: the questions do not fill one batch on every rank.
+            InputError: the training questions were not read.
         """
         questions = self.questions("train")
-        rank, world_size = self._rank()
-        num_train_batches(len(questions), self.batch_size, world_size)
-        layout = Layout(len(questions), self.batch_size, world_size, self.updates_per_rollout)
-        self._progress.begin(self.trainer, layout, [question.id for question in questions])
-
-        def batches(position: Position) -> list[list[int]]:
-            order = epoch_order(len(questions), self.seed, position.epoch, self.shuffle)
-            return train_batches(order, self.batch_size, rank, world_size, position.num_seen)
-
-        return SampleStream(
-            questions,
-            batches,
-            self._decode_pool(),
-            self.num_frames,
-            self.prefetch_batches,
-            self.updates_per_rollout,
-            lambda: self._progress.position(self.trainer),
+        assert self._progress is not None
+        pool = self._decode_pool()
+        return TrainingStream(
+            self._progress, questions, pool, self.num_frames, self.prefetch_batches
         )
+
+    def mark_trained(self, batch: Batch) -> None:
+        """Move the position behind a batch, right after its optimizer step.
+
+        Also where the step was skipped: what was tried does not come again in a resumed run.
+        """
+        if self._progress is not None and batch.end is not None:
+            self._progress.position = batch.end
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training is in its questions, and what their order depends on."""
-        return self._progress.state_dict(self.trainer)
+        return {} if self._progress is None else self._progress.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note where the run that is resumed was; see `train_dataloader`."""
-        self._progress.load_state_dict(state_dict)
+        """Go on where the run that is resumed was; raises as `TrainingProgress` does."""
+        if self._progress is not None:
+            self._progress.load_state_dict(state_dict)
 
     def val_dataloader(self) -> SampleStream | list[SampleStream]:
         """Return the rank's validation stream, or none where ``data.val`` is not given."""
@@ -292,14 +289,8 @@ class VideoQADataModule(LightningDataModule):
         if questions and not own:
             # a rank without a share takes part, with an empty batch, in what all do together
             own = [[]]
-        every_epoch: Callable[[Position], list[list[int]]] = lambda _: own  # noqa: E731
-        return SampleStream(
-            questions,
-            every_epoch,
-            self._decode_pool(),
-            num_frames,
-            self.prefetch_batches,
-        )
+        pool = self._decode_pool()
+        return SampleStream(questions, own, pool, num_frames, self.prefetch_batches)
 
     def _decode_pool(self) -> SampleSource:
         if self._pool is None and self.make_sample is not None:
@@ -317,6 +308,10 @@ class VideoQADataModule(LightningDataModule):
                 self.frames_fps,
             )
         return self._pool
+
+    def _layout(self) -> Layout:
+        count = len(self.questions("train"))
+        return Layout(count, self.seed, self.shuffle, self.batch_size, self._rank()[1])
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:

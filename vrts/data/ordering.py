@@ -3,8 +3,6 @@
 import random
 from collections.abc import Sequence
 
-from vrts.types import InputError
-
 
 def epoch_order(num_questions: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
     """Return the order of the questions in an epoch, the same on every rank and machine.
@@ -20,43 +18,6 @@ def epoch_order(num_questions: int, seed: int, epoch: int, shuffle: bool) -> lis
         # a text seed goes through SHA-512: near seeds and epochs give unrelated orders
         random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
-
-
-def num_train_batches(num_questions: int, batch_size: int, world_size: int) -> int:
-    """Return the batches of each rank in a training epoch; the uneven tail is left out.
-
-    Raises:
-        InputError: the questions do not fill one batch on every rank.
-    """
-    count = num_questions // (batch_size * world_size)
-    if count == 0:
-        raise InputError(
-            f"{num_questions} training questions do not fill one batch of {batch_size} on each of "
-            f"{world_size} ranks; lower data.batch_size or give more questions"
-        )
-    return count
-
-
-def train_batches(
-    order: Sequence[int], batch_size: int, rank: int, world_size: int, num_seen: int = 0
-) -> list[list[int]]:
-    """Return a rank's batches of an epoch: as many on every rank, all of the full size.
-
-    Step s of all ranks together takes the s-th run of ``batch_size * world_size`` questions of
-    the order, so that two ranks train on what one rank with a doubled batch would. What is left
-    over at the end is left out; where the order is shuffled that is something else each epoch.
-
-    Args:
-        order: of the epoch, of all ranks.
-        batch_size: on each rank.
-        rank: whose batches these are.
-        world_size: ranks.
-        num_seen: questions of the order that were given out before; steps count from there.
-    """
-    size = batch_size * world_size
-    count = (len(order) - num_seen) // size
-    starts = [num_seen + step * size + rank * batch_size for step in range(count)]
-    return [list(order[start : start + batch_size]) for start in starts]
 
 
 def evaluation_batches(

@@ -1,4 +1,4 @@
-"""Rows of annotation files, each with its line, and all bad rows reported together."""
+"""Rows of annotation files, each with its place, and all bad rows reported together."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrts.data.json_text import JsonText, unique_keys
 from vrts.prompts import is_correct
 from vrts.types import InputError, Question
 
@@ -21,7 +20,7 @@ class Record:
     """One row of an annotation file."""
 
     source: str
-    """``file:line`` where the row begins."""
+    """``file:line``, or ``file: item number`` of a JSON array."""
     fields: dict[str, Any]
 
     def text(self, key: str) -> str:
@@ -123,27 +122,47 @@ def read_text(path: str) -> str:
 
 
 def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:line, value)`` for each item of a JSON array or each line of JSON Lines.
+    """Yield each item of a JSON array, or each line of JSON Lines, with its place.
 
-    A value that is no JSON comes as an `InputError` in place of the value. Nothing follows it in
-    an array, since where the next item begins cannot be known.
+    The place is ``file: item 3`` (the first is item 1) or ``file:line``. A value that is not valid
+    JSON comes as an `InputError` in place of the value; so does an array as a whole.
     """
     if text.lstrip().startswith("["):
-        array = JsonText(path, text)
-        try:
-            yield from array.items()
-        except InputError as error:
-            yield array.source, error
+        items = parse_json(text)
+        if isinstance(items, InputError):
+            yield path, items
+            return
+        yield from ((f"{path}: item {number}", item) for number, item in enumerate(items, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}:{number}", json.loads(line, object_pairs_hook=unique_keys)
-        except InputError as error:
-            yield f"{path}:{number}", error
-        except (ValueError, RecursionError) as error:
-            yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
+        if line.strip():
+            yield f"{path}:{number}", parse_json(line)
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, with an `InputError` in the place of what is wrong in it.
+
+    An object with a key that occurs twice is wrong, and so are objects around it; of such a key
+    JSON would silently take the last.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        return InputError(f"not valid JSON ({error})")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | InputError:
+    """Make an object of its keys and values."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in value if keys.count(key) > 1)
+        return InputError(f"field {twice!r} is there twice")
+    for held in value.values():
+        for item in held if isinstance(held, list) else [held]:
+            if isinstance(item, InputError):
+                return item
+    return value
 
 
 def _check_text(question: Question) -> None:
@@ -168,7 +187,7 @@ def parse_questions(
 
     Args:
         path: The file, for messages.
-        rows: ``(file:line, value)``, as `iterate_json` yields them.
+        rows: ``(place, value)``, as `iterate_json` yields them.
         parse: Makes a question of a record, or None for a record to leave out. It raises
             `InputError` with what is wrong.
 

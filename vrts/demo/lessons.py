@@ -15,7 +15,7 @@ from vrts.data.sampling import UniformSampler
 from vrts.demo.scenes import FPS, NUM_FRAMES
 from vrts.demo.targets import lookup_targets, warmup_target
 from vrts.models.qwen import QwenPolicy
-from vrts.types import Clip, Question, Rollout, Sample
+from vrts.types import Clip, Completion, Question, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,39 +60,39 @@ class Lesson:
 WARMUP_STEPS = 30
 
 
-def as_rollout(tokenizer: Any, texts: Sequence[str]) -> Rollout:
-    """Give texts the form of a rollout, as if they had been sampled, their end token included.
+def as_completions(tokenizer: Any, texts: Sequence[str]) -> list[Completion]:
+    """Give texts the form of completions, as if they had been sampled, their end token included.
 
     Args:
         tokenizer: of the model.
         texts: N completions.
     """
-    end = tokenizer.eos_token_id
     rows = [
-        torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], end])
+        torch.tensor(
+            [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        )
         for text in texts
     ]
-    ids = pad_sequence(rows, batch_first=True, padding_value=end)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    finished = torch.ones(len(rows), dtype=torch.bool)
-    return Rollout(ids, mask, torch.zeros(ids.shape), finished, tuple(texts))
+    return [Completion(t, len(r), len(r), token_ids=r) for t, r in zip(texts, rows, strict=True)]
 
 
-def learnt_tokens(rollout: Rollout, whole: torch.Tensor, answer_id: int) -> torch.Tensor:
+def learnt_tokens(
+    completions: Sequence[Completion], whole: torch.Tensor, answer_id: int
+) -> torch.Tensor:
     """Which tokens are learnt: whole rows, and of the others what follows ``<answer>``.
 
     Args:
-        rollout: N completions with one ``<answer>`` each.
+        completions: N of them, with one ``<answer>`` each.
         whole: bool ``[N]``.
         answer_id: id of the token ``<answer>``.
 
     Returns:
         bool ``[N, L]``.
     """
-    opened = (rollout.completion_ids == answer_id).cumsum(1)
-    follows = opened - (rollout.completion_ids == answer_id).long() > 0
-    return rollout.completion_mask & (whole[:, None] | follows)
+    ids = pad_sequence([c.token_ids for c in completions if c.token_ids is not None], True, -1)
+    opened = (ids == answer_id).cumsum(1)
+    follows = opened - (ids == answer_id).long() > 0
+    return (ids >= 0) & (whole[:, None] | follows)
 
 
 def draw_batch(
@@ -148,10 +148,11 @@ def teach(
         rate = lesson.learning_rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
         optimizer.param_groups[0]["lr"] = rate
         samples, texts, whole = draw_batch(pool, lesson, batch_size, rng)
-        rollout = as_rollout(tokenizer, texts)
-        prompts = policy.encode(samples, rollout.completion_ids.shape[1])
-        logprobs = policy.score(prompts, rollout, 1.0).logprobs
-        learnt = learnt_tokens(rollout, whole, answer_id)
+        completions = as_completions(tokenizer, texts)
+        G = len(completions) // len(samples)
+        groups = [completions[i : i + G] for i in range(0, len(completions), G)]
+        logprobs = policy.logprobs(policy.network().encode(samples), groups, 1.0).logprobs
+        learnt = learnt_tokens(completions, whole, answer_id)
         loss = -logprobs.where(learnt, 0.0).sum() / learnt.sum()
         optimizer.zero_grad()
         loss.backward()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 from vrts.demo.scenes import COLOURS, FPS, NUM_FRAMES, SIZE, TRAVEL, Scene, random_scene, render
 from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_inputs import QwenPrompt
 from vrts.types import Clip, Question, Sample
 
 NO_FLASH = len(COLOURS)
@@ -124,8 +126,10 @@ def train_vision(
             clip = Clip(frames, tuple(indices), float(FPS), NUM_FRAMES)
             samples.append(Sample(Question("", "", ""), clip))
             labels.append(label_pairs(scene, pairs))
-        prompts = policy.encode(samples, 1)
-        features = tower(prompts.patches, grid_thw=prompts.grids).pooler_output
+        network = policy.network()
+        prompts = cast(list[QwenPrompt], network.encode(samples))
+        patches = torch.cat([prompt.patches(policy.device) for prompt in prompts])
+        features = network.features(patches, [prompt.grid for prompt in prompts])
         loss = probe.loss(
             features,
             Labels(

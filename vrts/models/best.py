@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from vrts.models.checkpoint_reading import read_file
 from vrts.models.latest import REST, is_complete
 from vrts.types import InputError
 
@@ -49,7 +48,7 @@ def find_best(folder: Path) -> Path:
         if not is_complete(path):
             continue
         file = path / REST if path.is_dir() else path
-        checkpoint = torch.load(file, "cpu", mmap=True, weights_only=True)
+        checkpoint = read_file(file)
         best = next(_watchers(checkpoint), None)
         if best is not None:
             found.append((int(checkpoint["global_step"]), best.path))

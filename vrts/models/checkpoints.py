@@ -7,13 +7,50 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 
 from vrts.models.policy import Policy
 from vrts.types import InputError
 
-TRAINED_WITH = "trained_with"
-"""Key in a checkpoint of the policy's options of that name."""
+FORMAT = 1
+"""Of the checkpoints that this version writes and resumes from. It is raised by every change after
+which a run could not resume from an earlier checkpoint as if nothing had happened."""
+
+FORMAT_KEY, TRAINED_WITH, BASE = "vrts_format", "trained_with", "base_model"
+"""Keys in a checkpoint: of `FORMAT`, of the policy's options that are called so, and of name and
+content of the model that training began with."""
+
+
+def identity(policy: Policy) -> dict[str, Any]:
+    """What a checkpoint says about itself, for `check_format` and `check_same_policy`.
+
+    Args:
+        policy: loaded.
+    """
+    return {
+        FORMAT_KEY: FORMAT,
+        TRAINED_WITH: policy.trained_with,
+        BASE: {"name": _name(policy), "content": policy.base_content},
+    }
+
+
+def check_format(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to resume from a checkpoint of another version's format.
+
+    Args:
+        path: of the checkpoint, for the message.
+        checkpoint: Lightning's.
+
+    Raises:
+        InputError: it has another format.
+    """
+    found = checkpoint.get(FORMAT_KEY, 0)
+    if found != FORMAT:
+        age = "an earlier" if found < FORMAT else "a later"
+        raise InputError(
+            f"--ckpt_path: {path} was written by {age} version of vrts (format {found}, this one "
+            f"resumes from format {FORMAT}); finish the run with that version, or write its model "
+            "with vrts export and start from that (model.policy.init_args.path)"
+        )
 
 
 def keep_trained(module: nn.Module, checkpoint: dict[str, Any]) -> None:
@@ -61,16 +98,26 @@ def check_same_model(module: nn.Module, checkpoint: dict[str, Any]) -> None:
         )
 
 
-def check_same_options(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse trained weights that would be another model with the policy's options.
+def check_same_policy(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse trained weights that would be another model with the policy's base or options.
 
     Args:
         policy: loaded.
         checkpoint: Lightning's.
 
     Raises:
-        InputError: an option differs from that of the run that wrote the checkpoint.
+        InputError: the run that wrote the checkpoint began with another model, or an option
+            differs from that run's.
     """
+    base = checkpoint.get(BASE) or {}
+    content = policy.base_content
+    if base.get("content") and content and base["content"] != content:
+        raise InputError(
+            f"--ckpt_path: the checkpoint was trained from {base['name']} (content "
+            f"{base['content'][:12]}), but model.policy is {_name(policy)} (content "
+            f"{content[:12]}), whose weights differ; give the folder or hub id of the former as "
+            "--model.policy.init_args.path"
+        )
     have = policy.trained_with
     for name, value in checkpoint.get(TRAINED_WITH, {}).items():
         if have.get(name) != value:
@@ -80,32 +127,33 @@ def check_same_options(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
             )
 
 
-def check_sharded(path: Path, checkpoint: Mapping[str, Any], as_file: bool) -> None:
+def check_sharded(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Refuse a file whose optimizer states do not fit a sharded run.
 
     Args:
         path: of the file.
         checkpoint: Lightning's.
-        as_file: whether the run's own checkpoints are files, which have names in them (FSDP1).
 
     Raises:
-        InputError: it was written without sharding, or by another strategy.
+        InputError: it was written without sharding.
     """
-    states = checkpoint.get("optimizer_states", [])
-    if any(not as_file or isinstance(name, int) for state in states for name in state["state"]):
+    if any(state["state"] for state in checkpoint.get("optimizer_states", [])):
         raise InputError(
-            f"--ckpt_path: {path} is of a run that was not sharded, or not in this way: its "
-            "optimizer states do not fit; go on with that run's trainer.strategy, or begin anew "
+            f"--ckpt_path: {path} is of a run that was not sharded: its optimizer states do not "
+            "fit; resume with that run's trainer.strategy, or start over "
             "from its exported model (model.policy.init_args.path)"
         )
+
+
+def _name(policy: Policy) -> str | None:
+    """The hub id of a policy's base model, or the name of its folder."""
+    if not policy.sources:
+        return None
+    base = policy.sources[-1]
+    return Path(base).resolve().name if Path(base).exists() else base
 
 
 def _trained_keys(module: nn.Module) -> set[str]:
     """Names of the trained parameters, tied ones under each of their names."""
     named = module.named_parameters(remove_duplicate=False)
-    return {unwrapped(name) for name, parameter in named if parameter.requires_grad}
-
-
-def unwrapped(name: str) -> str:
-    """Name of a parameter in the model itself, without what FSDP1 puts around layers."""
-    return name.replace(f"{FSDP_WRAPPED_MODULE}.", "")
+    return {name for name, parameter in named if parameter.requires_grad}

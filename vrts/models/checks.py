@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.models.rewards import Reward
 from vrts.models.temporal import TemporalReward
@@ -48,50 +46,25 @@ def check_rewards(rewards: Sequence[Reward], temporal: TemporalReward | None) ->
         raise InputError("model.rewards is empty; give at least one reward")
 
 
-def check_updates(updates_per_rollout: int, accumulate_grad_batches: int) -> None:
-    """Refuse several updates of a rollout within one optimizer step.
+def check_step(trainer: Trainer) -> None:
+    """Refuse options of the Trainer in whose place the data or the model has one.
 
     Args:
-        updates_per_rollout: of the module.
-        accumulate_grad_batches: of the Trainer.
+        trainer: before `fit`, which has a message of its own for them.
 
     Raises:
-        InputError: both are above 1.
+        InputError: one of them is given.
     """
-    if updates_per_rollout > 1 and accumulate_grad_batches > 1:
+    if trainer.accumulate_grad_batches != 1:
         raise InputError(
-            f"model.updates_per_rollout is {updates_per_rollout} and "
-            f"trainer.accumulate_grad_batches {accumulate_grad_batches}: an optimizer step would "
-            "take the same batch several times; set one of them to 1, or raise data.batch_size"
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but a batch is "
+            "an optimizer step: give the questions of a step on each rank as data.batch_size, and "
+            "those of one forward and backward, which bound the memory, as model.micro_batch_size"
         )
-
-
-def warn_of_checkpoints_within_a_step(trainer: Trainer) -> None:
-    """Tell of regular checkpoints that may be of the middle of an optimizer step.
-
-    Lightning's ModelCheckpoint asks after each batch; gradients that are accumulated so far are
-    in no checkpoint. In a run that goes on it doesn't know that its newest step is saved already.
-
-    Args:
-        trainer: of a run that trains.
-    """
-    if trainer.accumulate_grad_batches == 1:
-        return
-    names = [
-        type(callback).__name__
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint)
-        # one that decides otherwise when to save, as StepCheckpoint does, is fine
-        and type(callback).on_train_batch_end is ModelCheckpoint.on_train_batch_end
-        and (callback._every_n_train_steps or callback._train_time_interval is not None)
-    ]
-    if names:
-        rank_zero_warn(
-            f"trainer.callbacks: {names[0]} with every_n_train_steps or train_time_interval may "
-            "save in the middle of an optimizer step, since trainer.accumulate_grad_batches is "
-            f"{trainer.accumulate_grad_batches}; a run that goes on from such a checkpoint comes "
-            "to other values. Put vrts.callbacks.step_checkpoint.StepCheckpoint (every_n_steps) "
-            "in its place"
+    if trainer.gradient_clip_val or trainer.gradient_clip_algorithm is not None:
+        raise InputError(
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but the model clips its "
+            "gradient itself; give model.max_grad_norm in its place"
         )
 
 
@@ -132,18 +105,18 @@ def check_groups(num_groups: int | None, batch_size: int) -> None:
 
 
 def check_validation(
-    trainer: Trainer, questions: Sequence[Question] | None, updates_per_rollout: int
+    trainer: Trainer, questions: Sequence[Question] | None, steps_per_epoch: int
 ) -> None:
-    """Refuse a validation that finds nothing, or comes in the middle of an optimizer step.
+    """Refuse a validation that finds nothing, never comes, or comes at no step that is known.
 
     Args:
         trainer: of a run that trains.
         questions: of ``data.val``; None without a reader.
-        updates_per_rollout: of the module.
+        steps_per_epoch: optimizer steps of a pass through the training questions.
 
     Raises:
-        InputError: a callback watches what is not validated; no right answer is known; Lightning's
-            interval, which counts batches, is no whole number of optimizer steps.
+        InputError: a callback watches what is not validated; no right answer is known; the
+            interval counts something else than steps, or more of them than the run has.
     """
     watching = [
         type(callback).__name__
@@ -163,36 +136,36 @@ def check_validation(
             "accuracy; give questions whose right answers are known, or no data.val"
         )
     interval = trainer.val_check_interval
-    unit = trainer.accumulate_grad_batches * updates_per_rollout
-    if isinstance(interval, int) and interval % unit:
+    if isinstance(interval, float) or trainer.check_val_every_n_epoch is not None:
         raise InputError(
-            f"trainer.val_check_interval is {interval} batches, but {unit} of them belong together "
-            "(trainer.accumulate_grad_batches or model.updates_per_rollout); give a multiple, such "
-            f"as {max(round(interval / unit), 1) * unit}"
+            f"trainer.val_check_interval is {interval} and check_val_every_n_epoch "
+            f"{trainer.check_val_every_n_epoch}: with data.val, give the steps from one validation "
+            f"to the next (an epoch has {steps_per_epoch}), and check_val_every_n_epoch: null"
+        )
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    limit, max_epochs = trainer.limit_train_batches, trainer.max_epochs
+    if max_epochs is not None and max_epochs >= 0 and isinstance(limit, float):
+        limits.append(max_epochs * int(steps_per_epoch * limit))
+    if isinstance(interval, int) and limits and min(limits) < interval:
+        raise InputError(
+            f"trainer.val_check_interval is {interval} steps, but the run has {min(limits)}; give "
+            "fewer"
         )
 
 
-def check_validation_comes(trainer: Trainer) -> None:
-    """Refuse a run that ends before its first validation.
+def check_updates(updates_per_rollout: int, precision: str) -> None:
+    """Refuse several updates of a rollout under a gradient scaler, which counts each step.
 
     Args:
-        trainer: that has its data.
+        updates_per_rollout: of the module.
+        precision: of the Trainer.
 
     Raises:
-        InputError: it has questions to validate with, but fewer batches than the interval.
+        InputError: there are several, in float16.
     """
-    interval = trainer.val_check_batch
-    if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
-        return
-    if interval is None or trainer.max_epochs is None:
-        return
-    limits = []
-    if trainer.max_epochs >= 0:
-        limits.append(trainer.max_epochs * int(trainer.num_training_batches))
-    if trainer.max_steps >= 0:
-        limits.append(trainer.max_steps * trainer.accumulate_grad_batches)
-    if limits and min(limits) < interval:
+    if updates_per_rollout > 1 and precision == "16-mixed":
         raise InputError(
-            f"trainer.val_check_interval is {int(interval)} batches, but the run has "
-            f"{min(limits)}; give fewer, and count trainer.accumulate_grad_batches a step"
+            f"model.updates_per_rollout is {updates_per_rollout} and trainer.precision 16-mixed, "
+            "whose gradient scaler allows one update a step; set precision to bf16-mixed, or "
+            "updates_per_rollout to 1"
         )

@@ -1,14 +1,14 @@
 """What samples completions. Plug-in point ``model.engine``.
 
-The policy is what is trained and scored, the engine is what samples. Requests go in, finished groups
-of completions come out as they end, in any order:
+The policy is what is trained and scored, the engine is what samples. Requests go in, and groups of
+completions come out as they end, in any order:
 
     engine.add(request)             # one prompt, G completions of it
     for result in engine.step():    # some decoding; the groups that have ended
         ...
     engine.sync(policy)             # after each optimizer step
 
-No engine communicates with other ranks between `sync` and `sync`: each rank decodes at its own pace.
+No engine communicates with other ranks between two calls of `sync`: each decodes at its own pace.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from vrts.models.policy import Policy, Prompt
 from vrts.types import Completion, Sample, Sampling
@@ -56,8 +58,16 @@ class Engine(ABC):
     """Samples completions of prompts."""
 
     @abstractmethod
-    def attach(self, policy: Policy) -> None:
+    def attach(
+        self, policy: Policy, device: torch.device, dtype: torch.dtype | None, will_shard: bool
+    ) -> None:
         """Prepare to sample from a policy that has been loaded and not sharded yet. Idempotent.
+
+        Args:
+            policy: to sample from, once `sync` has been called.
+            device: that the run computes on.
+            dtype: that it computes in; None is that of the weights.
+            will_shard: whether the policy's weights are about to be sharded.
 
         Raises:
             InputError: the engine cannot sample from it, or there is no room for its weights.

@@ -28,7 +28,7 @@ class Total(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0, device="cpu"), dist_reduce_fx="sum")
 
     def update(self, number: int) -> None:
         """Add a number."""
@@ -46,7 +46,7 @@ class Ratio(Total):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0, device="cpu"), dist_reduce_fx="sum")
 
     def update(self, number: int, of: int = 0) -> None:
         """Add to both.

@@ -21,7 +21,10 @@ _aten = torch.ops.aten
 
 
 def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether torch has a flash kernel for these tensors; on CUDA that is half precision only.
+    """Whether torch has a flash kernel for these tensors.
+
+    On CUDA that is half precision only, and head dims that are multiples of 8: torch's own SDPA
+    pads others, the operators that are called here refuse them.
 
     Args:
         query: ``[rows, heads, tokens, dim]``.
@@ -30,7 +33,7 @@ def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bo
     """
     if query.device.type == "cpu":
         return True
-    if not query.is_cuda:
+    if not query.is_cuda or query.shape[-1] % 8:
         return False
     grouped = query.shape[1] != key.shape[1]
     params = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, grouped)
@@ -38,23 +41,50 @@ def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bo
 
 
 def attend_with_lse(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to all keys, without gradient.
+
+    For few queries and many keys, as in decoding: scores are stored, since a flash kernel would go
+    through the keys with as few of a GPU's processors as there are heads.
 
     Args:
         query: ``[rows, heads, tokens, dim]``.
         key: ``[rows, heads, keys, dim]``.
         value: like `key`.
         scaling: factor of the scores.
+        bias: float32 ``[rows, 1, 1, keys]``, added to the scores; None adds nothing.
 
     Returns:
-        Output like `query`, and the log-sum-exp of the scores ``[rows, heads, tokens]``.
+        Output like `query`, and the float32 log-sum-exp of the scores ``[rows, heads, tokens]``.
     """
-    if has_flash(query, key, value):
-        return _forward(query, key, value, False, scaling)[:2]
-    scores = (scaling * query @ key.mT).float()
-    return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
+    if query.device.type == "cpu":
+        mask = None if bias is None else bias.to(query.dtype)
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=mask, scale=scaling
+        )
+        return out, lse
+    scores = product_float32(query, key.mT).mul_(scaling)
+    if bias is not None:
+        scores += bias
+    lse = scores.logsumexp(-1)
+    weights = scores.sub_(lse[..., None]).exp_()
+    return weights.to(value.dtype) @ value, lse
+
+
+def product_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Batched product ``[..., n, k] @ [..., k, m]`` that is not rounded to 16 bits."""
+    if a.dtype == torch.float64:
+        return a @ b
+    if a.is_cuda and a.dtype != torch.float32:
+        batch = a.shape[:-2]
+        out = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
+        return out.view(*batch, *out.shape[1:])
+    return a.float() @ b.float()
 
 
 class CompletionRows:
@@ -70,7 +100,8 @@ class CompletionRows:
         self._shape = (len(kept), max(kept))
         self._slots: torch.Tensor | None = None
         if min(kept) < max(kept):
-            valid = torch.arange(max(kept)) < torch.tensor(kept)[:, None]
+            places = torch.arange(max(kept), device="cpu")
+            valid = places < torch.tensor(kept, device="cpu")[:, None]
             self._slots = valid.flatten().nonzero()[:, 0].to(device)
 
     def spread(self, packed: torch.Tensor) -> torch.Tensor:

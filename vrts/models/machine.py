@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from lightning import Trainer
 from lightning.fabric.connector import _convert_precision_to_unified_args
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from vrts.types import InputError
@@ -42,15 +43,21 @@ def check_precision(asked: str | int | None, trainer: Trainer) -> None:
         )
 
 
-def check_launcher(trainer: Trainer) -> None:
-    """Refuse strategies that train in copies of this process: what they learn stays there.
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that shard in other ways, or train in copies of this process.
 
     Args:
         trainer: is asked for its strategy.
 
     Raises:
-        InputError: the strategy forks or spawns.
+        InputError: the strategy is FSDP1 or DeepSpeed, which vrts does not know how to generate
+            with, or forks or spawns: what such copies learn stays in them.
     """
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise InputError(
+            f"trainer.strategy: vrts shards with FSDP2 and not with "
+            f"{type(trainer.strategy).__name__}; put --config configs/fsdp.yaml after the others"
+        )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise InputError(
             "trainer.strategy: spawned and forked processes (ddp_spawn, ddp_fork, ddp_notebook) "

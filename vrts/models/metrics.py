@@ -20,15 +20,17 @@ TRAIN_METRICS = (
     "sampled_groups",
     "completion_length",
     "truncated",
+    "grad_norm",
     "rollout_s",
+    "update_s",
     "tokens_per_s",
     "rollout_logprob_gap",
 )
-"""Logged under ``train/`` at each optimizer step, as means over its batches, beside
-``reward/<name>`` of each reward, ``train/update_s`` (of the last batch) and
-``train/nonfinite_steps`` (how many were skipped so far). ``skipped`` counts questions of a batch
-that had no usable video; ``rollout_logprob_gap`` is how far log-probs of sampling and update are
-apart, see `Experience.completions`."""
+"""Logged under ``train/`` at each step, next to ``reward/<name>`` of each reward and
+``nonfinite_steps`` (how many were skipped so far). ``skipped`` counts questions of a batch that had
+no usable video; ``rollout_logprob_gap`` is the mean absolute difference between the log-probs of
+engine and policy: about 1e-6 in float32; much more than bfloat16's rounding (some 0.01) means that
+they do not compute the same model."""
 
 SHOWN = ("reward/total", "kl", "completion_length")
 """Those in the progress bar."""
@@ -42,28 +44,21 @@ def log_means(
     values: Mapping[str, float | torch.Tensor],
     rewards: Sequence[str],
     num_tokens: int,
-    step: list[torch.Tensor] | None = None,
-    logged: set[str] | None = None,
+    logged: set[str],
 ) -> None:
-    """Log means over the processes that train together, under ``train/``.
+    """Log means over the ranks, under ``train/``.
 
-    Loggers get what is logged at the last batch of an optimizer step. Given what was gathered at
-    the earlier ones, that is the mean over all of them.
-
-    Every process takes part with the same names in the same order. One that lacks a value (its
-    videos all failed) does not count for it. What all of them lack and was logged before is logged
-    as NaN: loggers would repeat its last value.
+    Every rank takes part with the same names in the same order. One that lacks a value (its videos
+    all failed) does not count for it. What all of them lack and was logged before is logged as NaN:
+    loggers would repeat its last value.
 
     Args:
         module: logs.
         values: by name.
         rewards: names of the rewards.
-        num_tokens: completion tokens of this process.
-        step: earlier batches of the same optimizer step; this one is appended.
+        num_tokens: completion tokens of this rank.
         logged: names that were logged before; grows.
     """
-    step = [] if step is None else step
-    logged = set() if logged is None else logged
     names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
     assert values.keys() <= set(names), values.keys() - set(names)
     numbers = [float(values.get(name, math.nan)) for name in names]
@@ -71,8 +66,7 @@ def log_means(
     own = torch.tensor([numbers, weights], dtype=torch.float32, device=module.device)
     gathered = module.all_gather(own)
     assert isinstance(gathered, torch.Tensor)
-    step.append(gathered.view(-1, 2, len(names)))
-    all_values, all_weights = torch.cat(step).unbind(1)
+    all_values, all_weights = gathered.view(-1, 2, len(names)).unbind(1)  # [ranks, names]
     known = ~all_values.isnan()
     sums = (all_values * all_weights).where(known, 0.0).sum(0)
     means = sums / all_weights.where(known, 0.0).sum(0)

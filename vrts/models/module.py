@@ -1,96 +1,112 @@
-"""The LightningModule: wires policy, reference, rewards and objective, and logs."""
+"""The LightningModule: one page of training, and prediction by a plan."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrts.models.checkpoints import (
-    TRAINED_WITH,
+    check_format,
     check_same_model,
-    check_same_options,
+    check_same_policy,
+    identity,
     keep_trained,
+    keep_trained_only,
 )
 from vrts.models.checks import (
     check_comparable,
+    check_groups,
     check_reference,
     check_rewards,
     check_updates,
     check_validation,
-    check_validation_comes,
-    warn_of_checkpoints_within_a_step,
 )
-from vrts.models.collecting import Collector
 from vrts.models.engine import Engine
-from vrts.models.epochs import leave_finished_epoch
 from vrts.models.evaluation import Evaluation
-from vrts.models.grpo import masked_mean
 from vrts.models.metrics import log_means
+from vrts.models.native_engine import NativeEngine
 from vrts.models.nonfinite import NonFiniteGuard
-from vrts.models.objectives import GRPO, Objective
+from vrts.models.objectives import GRPO, Completions, LossTerms, Objective
 from vrts.models.patience import Patience
-from vrts.models.placing import data_parallel, load, shard
 from vrts.models.policy import Policy
 from vrts.models.predictor import Plan, Predictor, TakesPredictions, checked
-from vrts.models.record import RolloutRecord
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
-from vrts.models.rollouts import Peers, Rollouts
+from vrts.models.rollouts import Group, Rollout, RolloutWorker
 from vrts.models.sampling import row_seed
 from vrts.models.seeding import seed_globally
-from vrts.models.sharding import Sharding
+from vrts.models.sharding import (
+    GradientSync,
+    Sharder,
+    Sharding,
+    data_parallel,
+    dummy_sample,
+    gathered,
+)
 from vrts.models.temporal import TemporalReward
-from vrts.models.work import BatchWork
-from vrts.types import InputError, Prediction, Sample, Sampling
+from vrts.models.work import StepWork
+from vrts.types import Completion, InputError, Prediction, Sample, Sampling
 
 _log = logging.getLogger(__name__)
 
 
 class VideoQAModule(LightningModule):
-    """Trains a video language model with GRPO, and answers questions with it.
+    """Trains a video language model with GRPO, and predicts with it.
+
+    A batch is a step: a rollout of all its questions and `updates_per_rollout` optimizer updates
+    from it. ``max_steps``, ``val_check_interval``, schedules and checkpoints all count steps.
 
     Args:
-        policy: the model that is trained and asked.
+        policy: the model that is trained and scored.
+        engine: what samples completions; the policy's own where null (`NativeEngine` for a model).
         rewards: what completions are rewarded for; accuracy and format where none are given.
         objective: the loss.
-        reference: what the KL penalty holds on to; needed where ``objective.beta`` is above 0.
+        reference: what the policy is regularised towards; needed where ``objective.beta`` is above
+            0.
         optimizer: of the policy's trainable parameters.
-        lr_scheduler: stepped after every optimizer step; None keeps the learning rate.
+        lr_scheduler: stepped after every step, or after every validation where it is a
+            ``ReduceLROnPlateau`` whose monitor is of validation; null keeps the learning rate.
         temporal: T-GRPO's bonus for right answers that need the order of the frames; null for none.
         num_generations: G, completions for each question in training.
-        num_groups: questions that an update is made from, on each process. Further ones of the
-            batch are sampled only where the rewards of a group are all equal, which teaches
-            nothing, and take its place (DAPO's dynamic sampling); give ``data.batch_size`` a few
-            times as many. Null trains on the whole batch.
+        num_groups: questions that an update is made from, on each rank. Further ones of the batch
+            are sampled only where the rewards of a group are all equal, which teaches nothing, and
+            take its place (DAPO's dynamic sampling); give ``data.batch_size`` a few times as many.
+            Null trains on the complete batch.
+        micro_batch_size: questions of one forward and backward; bounds the memory, and changes
+            nothing else.
         max_new_tokens: completions are cut off there.
         temperature: of sampling and scoring in training.
-        updates_per_rollout: optimizer updates made from one rollout; the CLI links it to the data
-            module, which repeats each batch as often.
+        updates_per_rollout: optimizer updates made from one rollout.
+        max_grad_norm: gradients are scaled down to this norm; null leaves them as they are.
         mask_truncated: leave completions that `max_new_tokens` cut off out of the loss (DAPO's
             overlong filtering, arXiv 2503.14476, section 3.4). Their rewards count for the others.
-        max_nonfinite_steps: optimizer steps whose loss or gradient is not finite are skipped, and
-            the run stops at that many in a row.
+        max_nonfinite_steps: optimizer steps whose gradient is not finite are skipped, and the run
+            stops at that many in a row.
         evaluation: how tokens are drawn in validation, test and prediction.
-        engine: what samples completions; the policy's own where it is null.
         sharding: how weights are kept under Lightning's ModelParallelStrategy (FSDP2).
         seed: of all sampling. A completion's random numbers depend on the seed, its question and
-            its place in the group alone, not on batches or processes.
+            its place in the group alone, not on batches or ranks.
     """
 
     def __init__(
         self,
         policy: Policy,
+        engine: Engine | None = None,
         rewards: list[Reward] | None = None,
         objective: Objective | None = None,
         reference: Reference | None = None,
@@ -101,46 +117,51 @@ class VideoQAModule(LightningModule):
         temporal: TemporalReward | None = None,
         num_generations: PositiveInt = 8,
         num_groups: PositiveInt | None = None,
+        micro_batch_size: PositiveInt = 1,
         max_new_tokens: PositiveInt = 768,
         temperature: PositiveFloat = 1.0,
         updates_per_rollout: PositiveInt = 1,
+        max_grad_norm: PositiveFloat | None = None,
         mask_truncated: bool = False,
         max_nonfinite_steps: PositiveInt = 5,
         evaluation: Sampling | None = None,
-        engine: Engine | None = None,
         sharding: Sharding | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.policy = policy
+        self.engine = engine or policy.default_engine() or NativeEngine()
         self.rewards = rewards if rewards is not None else [AccuracyReward(), FormatReward()]
         self.objective = objective or GRPO()
         self.temporal = temporal
         self.num_generations = int(num_generations)
         self.num_groups = num_groups and int(num_groups)
+        self.micro_batch_size = int(micro_batch_size)
         self.max_new_tokens = int(max_new_tokens)
         self.temperature = float(temperature)
         self.updates_per_rollout = int(updates_per_rollout)
+        self.max_grad_norm = max_grad_norm and float(max_grad_norm)
         self.mask_truncated = mask_truncated
         self.evaluation = evaluation or Sampling()
         self.sharding = sharding or Sharding()
         self.is_sharded = False
-        """Whether each process holds a part of the weights only."""
+        """Whether each rank holds a part of the weights only."""
         self.seed = seed
-        self.engine = engine or policy.default_engine()
         self.plan = Plan((self.evaluation,))
         """How questions are asked in validation, test and prediction; a callback may set it."""
-        self.last_rollout: RolloutRecord | None = None
-        """Of the newest batch, for callbacks that show or keep completions; None before the first
-        batch and after one without a usable video."""
-        self.num_batches_trained = 0
-        """On this process, since it was started."""
-        self.work = BatchWork()
-        """What the newest batch took on this process, for callbacks that watch the speed."""
+        self.last_rollout: list[Group] | None = None
+        """Of the newest step, for callbacks that show or keep completions; None before the first
+        one and after one without a usable video."""
+        self.num_steps_trained = 0
+        """On this rank, since it was started."""
+        self.work = StepWork()
+        """What the newest step took on this rank, for callbacks that watch the speed."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
         self.strict_loading = False
-        collect = Collector(
+        self._rollout = RolloutWorker(
             policy,
+            self.engine,
             self.rewards,
             temporal,
             self.num_generations,
@@ -150,26 +171,263 @@ class VideoQAModule(LightningModule):
             seed,
         )
         self._reference = reference
-        self._attached = False
+        self._is_prepared = False
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self._rollouts = Rollouts(
-            policy,
-            collect,
-            self.objective,
-            self.num_generations,
-            self.num_groups,
-            self.updates_per_rollout,
-            self.temperature,
-            mask_truncated,
-        )
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
-        self._update_start_s = 0.0
-        self._step_metrics: list[torch.Tensor] = []
+        self._grad_norm = torch.zeros((), device="cpu")
         self._logged: set[str] = set()
         self._patience = Patience()
         self._evaluation = Evaluation()
         self._predictor: Predictor | None = None
+
+    # ---- training: a batch is a step
+
+    def training_step(self, batch: Sequence[Sample], batch_idx: int) -> None:
+        """One step of group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300).
+
+        B questions of this rank, G completions of each, N = B * G rows of up to L tokens.
+        """
+        seed_globally(row_seed(self.seed, "step", self.global_step, self.global_rank))
+        self.work = StepWork()
+        samples = self._patience.usable(
+            [checked(sample, self.policy.refuses, self.max_new_tokens) for sample in batch]
+        )
+
+        # Sample G completions of every question, all questions together, and reward them.
+        start_s = time.perf_counter()
+        rollout = self._rollout(samples, _epoch(batch))
+        self.engine.release()  # the KV cache makes place for activations
+        self._note(rollout, samples, time.perf_counter() - start_s)
+
+        # A completion's advantage is its reward compared with those of the same question.
+        groups = rollout.groups
+        totals = [group.total for group in groups]
+        rewards = torch.cat(totals) if totals else torch.zeros(0, device=self.device)  # [N]
+        advantages = self.objective.advantages(rewards, self.num_generations, self._mean)
+        for group, own in zip(groups, advantages.split(self.num_generations), strict=bool(groups)):
+            group.advantages = own
+        self.last_rollout = groups or None
+
+        # Update the policy, micro-batch by micro-batch: memory grows with their size alone.
+        start_s = time.perf_counter()
+        size = self.micro_batch_size
+        micro_batches = [groups[i : i + size] for i in range(0, len(groups), size)]
+        for update in range(self.updates_per_rollout):
+            with gathered(self.policy, self.sharding):  # FSDP2: each layer once for all passes
+                if update == 0:
+                    self._score_reference(micro_batches)
+                metrics = self._accumulate_gradients(micro_batches)
+            self._optimizer_step(is_last=update + 1 == self.updates_per_rollout)
+        self._mark_trained(batch)
+        self._follow_reference()
+        self.engine.sync(self.policy)
+
+        metrics |= rollout.metrics() | {
+            "skipped": float(len(batch) - len(samples)),
+            "grad_norm": self._grad_norm,
+            "rollout_s": self.work.rollout_s,
+            "update_s": time.perf_counter() - start_s,
+            "tokens_per_s": self.work.sampled.num_tokens / max(self.work.rollout_s, 1e-9),
+        }
+        num_tokens = sum(c.num_tokens for group in groups for c in group.completions)
+        log_means(self, metrics, self._reward_names, num_tokens, self._logged)
+        self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
+
+    def _score_reference(self, micro_batches: Sequence[Sequence[Group]]) -> None:
+        """Log-probs of the reference, which the KL penalty compares with."""
+        if self.reference is None:
+            return
+        passes = self._sync.num_passes(len(micro_batches))
+        with self.reference.scoring():
+            for micro_batch in [*micro_batches, *[None] * (passes - len(micro_batches))]:
+                prompts, completions = self._inputs(micro_batch)
+                found = self.reference.logprobs(self.policy, prompts, completions, self.temperature)
+                if micro_batch is not None:
+                    self._count(micro_batch, self.work.reference)
+                    for group, own in zip(micro_batch, _by_group(found, micro_batch), strict=True):
+                        group.reference_logprobs = own
+
+    def _accumulate_gradients(
+        self, micro_batches: Sequence[Sequence[Group]]
+    ) -> dict[str, float | torch.Tensor]:
+        """Forward and backward of a step's micro-batches; what they come to, as numbers to log."""
+        # The loss is divided by what all micro-batches of all ranks come to, so that it is the same
+        # however the step's completions are divided.
+        divisors = [
+            self.objective.divisor(self._mask(group), self.max_new_tokens)
+            for micro_batch in micro_batches
+            for group in micro_batch
+        ]
+        nothing = torch.zeros((), device=self.device)
+        divisor = self._mean(sum(divisors, nothing))
+        step = LossTerms(nothing, nothing, nothing, nothing)
+        entropy, gap = nothing, nothing
+
+        passes = self._sync.num_passes(len(micro_batches))
+        for i in range(passes):
+            micro_batch = micro_batches[i] if i < len(micro_batches) else None
+            prompts, completions = self._inputs(micro_batch)
+            scores = self.policy.logprobs(prompts, completions, self.temperature)  # [N, L] each
+            if micro_batch is None:
+                # every rank takes part in gathering weights and summing gradients
+                loss = (scores.logprobs * 0.0).sum()
+            else:
+                self._count(micro_batch, self.work.update)
+                inputs = self._completions(micro_batch, scores.logprobs)
+                terms = self.objective(inputs, divisor)
+                loss = terms.loss
+                step.add(terms)
+                entropy = entropy + scores.entropy.where(inputs.mask, 0.0).sum()
+                gap = gap + self._sampling_gap(micro_batch, inputs)
+            with self._sync.backward(is_last=i + 1 == passes):
+                self.manual_backward(loss)
+        if not passes and self.trainer.world_size > 1:
+            # DDP sums gradients over all ranks, of all parameters
+            trained = [p for p in self.parameters() if p.requires_grad]
+            self.manual_backward(torch.stack([(p * 0.0).sum() for p in trained]).sum())
+        if not micro_batches:
+            return {"loss": 0.0}  # which counts in the mean over the ranks
+        count = step.num_tokens.clamp(min=1)
+        return step.metrics() | {"entropy": entropy / count, "rollout_logprob_gap": gap / count}
+
+    def _optimizer_step(self, is_last: bool) -> None:
+        """Clip, step and schedule. A step of Lightning's is counted once a batch."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        if is_last:
+            optimizer.step()  # calls `on_before_optimizer_step`
+        else:
+            self.on_before_optimizer_step(optimizer.optimizer)
+            optimizer.optimizer.step()
+        optimizer.zero_grad()
+        schedule: Any = self.lr_schedulers()
+        if is_last and schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
+            schedule.step()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip gradients, and skip a step that is not finite: it leaves all as it is.
+
+        Raises:
+            DivergenceError: there were too many of them in a row.
+        """
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        norm = clip_grad_norm_([p for p in self.parameters() if p.grad is not None], limit)
+        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self._guard.is_bad(self._grad_norm):
+            _log.warning("step %d is skipped: its gradient is not finite", self.global_step)
+            optimizer.zero_grad()
+
+    def on_train_batch_end(self, outputs: Any, batch: Sequence[Sample], batch_idx: int) -> None:
+        """End a run that finds nothing to train on.
+
+        Raises:
+            InputError: none of the first steps had a usable sample, on any rank.
+        """
+        self.num_steps_trained += 1
+        self._patience.check(self.last_rollout is not None, self.num_steps_trained, self.trainer)
+
+    def on_train_end(self) -> None:
+        """Do not call a run a success that has changed nothing.
+
+        Raises:
+            InputError: no sample of the complete run was usable.
+            DivergenceError: no step of the complete run was finite.
+        """
+        self._patience.check_end(self.num_steps_trained)
+        self._guard.check_end(self.trainer.global_step)
+
+    def on_validation_end(self) -> None:
+        """Let a plateau's scheduler see what validation has found."""
+        schedule: Any = self.lr_schedulers() if self.trainer.state.fn == TrainerFn.FITTING else None
+        if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            schedule.step(self.trainer.callback_metrics[_monitor(schedule)])
+
+    # ---- parts of a step
+
+    def _inputs(
+        self, micro_batch: Sequence[Group] | None
+    ) -> tuple[list[Any], list[tuple[Completion, ...]]]:
+        """Prompts and completions of a micro-batch; of a dummy where there is none."""
+        if micro_batch is not None:
+            return [g.prompt for g in micro_batch], [g.completions for g in micro_batch]
+        ids = torch.zeros(2, dtype=torch.int64, device="cpu")
+        return self.engine.encode([dummy_sample()]), [(Completion("", 2, 2, token_ids=ids),)]
+
+    def _mask(self, group: Group) -> torch.Tensor:
+        """Bool ``[G, L]``, tokens that count in the loss."""
+        mask = group.mask.to(self.device)
+        if not self.mask_truncated:
+            return mask
+        finished = torch.tensor([c.finished for c in group.completions], device=self.device)
+        return mask & finished[:, None]
+
+    def _completions(self, micro_batch: Sequence[Group], logprobs: torch.Tensor) -> Completions:
+        """What the objective is computed from; the first update's own log-probs are the old ones.
+
+        No weight moves between a rollout and its first update, so the policy that sampled needs no
+        pass of its own, and later updates compare with what the same kernels gave, to the bit in
+        any precision. Log-probs recorded by the engine would be as free, but differ by rounding in
+        16 bits. (Dropout, off by default, would make every pass another one.)
+
+        Args:
+            micro_batch: its groups.
+            logprobs: ``[N, L]``, of the policy, with gradient.
+        """
+        if micro_batch[0].old_logprobs is None:
+            for group, own in zip(micro_batch, _by_group(logprobs, micro_batch), strict=True):
+                group.old_logprobs = own
+        reference = None
+        if self.reference is not None:
+            reference = _rows([cast(torch.Tensor, g.reference_logprobs) for g in micro_batch])
+        return Completions(
+            logprobs,
+            _rows([cast(torch.Tensor, g.old_logprobs) for g in micro_batch]).to(self.device),
+            None if reference is None else reference.to(self.device),
+            torch.cat([g.advantages for g in micro_batch]).to(self.device),
+            _rows([self._mask(g) for g in micro_batch]),
+            self.max_new_tokens,
+        )
+
+    def _sampling_gap(self, micro_batch: Sequence[Group], inputs: Completions) -> torch.Tensor:
+        """Sum over tokens of how far apart the log-probs of engine and policy are."""
+        sampled = _rows([g.sampling_logprobs for g in micro_batch]).to(self.device)
+        return (inputs.old_logprobs - sampled).abs().where(inputs.mask, 0.0).sum()
+
+    def _mark_trained(self, batch: Sequence[Sample]) -> None:
+        """Move the position in the data behind this step."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            data.mark_trained(batch)
+
+    def _follow_reference(self) -> None:
+        if self.reference is not None:
+            self.reference.after_step(self.policy, self.global_step)
+
+    def _note(self, rollout: Rollout, samples: Sequence[Sample], seconds: float) -> None:
+        """Keep what the rollout took."""
+        self.work.rollout_s = seconds
+        self.work.num_questions = len(samples)
+        self.work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
+        self.work.sampled = rollout.sampled
+
+    def _count(self, micro_batch: Sequence[Group], workloads: list[Any]) -> None:
+        prompts, completions = self._inputs(micro_batch)
+        workload = self.policy.workload(prompts, completions)
+        if workload is not None:
+            workloads.append(workload)
+
+    @property
+    def _reward_names(self) -> list[str]:
+        temporal = [] if self.temporal is None else [self.temporal.name]
+        return [*(reward.name for reward in self.rewards), *temporal]
+
+    def _mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Average a tensor over the ranks that train together."""
+        start_s = time.perf_counter()
+        mean = self.trainer.strategy.reduce(value.detach().to(self.device), reduce_op="mean")
+        self.work.waiting_s += time.perf_counter() - start_s
+        assert isinstance(mean, torch.Tensor)
+        return mean
 
     # ---- setting up
 
@@ -183,34 +441,60 @@ class VideoQAModule(LightningModule):
             return
         check_comparable(self.num_generations)
         check_rewards(self.rewards, self.temporal)
-        check_updates(self.updates_per_rollout, self.trainer.accumulate_grad_batches)
         check_reference(self.objective.beta, self._reference is not None)
-        warn_of_checkpoints_within_a_step(self.trainer)
+        check_updates(self.updates_per_rollout, str(self.trainer.precision))
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
+            check_groups(self.num_groups, data.batch_size)
             check_all(self.rewards, data.questions("train"))
             validated = data.questions("val") if data.readers["val"] is not None else None
-            check_validation(self.trainer, validated, self.updates_per_rollout)
+            check_validation(self.trainer, validated, data.steps_per_epoch)
 
     def configure_model(self) -> None:
-        """Load the weights, once, and prepare them for what is to be done."""
-        mesh = data_parallel(self.device_mesh)
-        load(self.policy, mesh, self.sharding)
-        if self._fitting and self.reference is not None and not self._attached:
-            self.reference.attach(self.policy)
-            self._attached = True
-        if mesh is None:
-            self.is_sharded = isinstance(self.trainer.strategy, FSDPStrategy)
-        elif not self.is_sharded:
-            reference = self.reference if self._attached else None
-            shard(self, self.policy, reference, mesh, self.sharding, str(self.trainer.precision))
-            self.is_sharded = True
+        """Load the weights, once, and prepare them for what is to be done.
+
+        Where a run trains with a strategy that shards, each rank keeps a part of the weights; the
+        engine then has a copy of them. Nothing is sharded where nothing is trained.
+        """
+        mesh = data_parallel(self.device_mesh) if self._fitting else None
+        if self.sharding != Sharding() and mesh is None and self._fitting:
+            _log.warning(
+                "model.sharding has no effect: trainer.strategy does not shard; put --config "
+                "configs/fsdp.yaml behind the others"
+            )
+        if mesh is not None:
+            self.policy.load_empty()
+        else:
+            self.policy.load()
+        if not self._is_prepared:
+            self._is_prepared = True
+            precision = str(self.trainer.precision)
+            dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+            self.engine.attach(
+                self.policy, self.trainer.strategy.root_device, dtype, will_shard=mesh is not None
+            )
+            reference = self.reference if self._fitting else None
+            if reference is not None:
+                reference.attach(self.policy)
+            if mesh is not None:
+                sharder = Sharder(mesh, self.sharding, dtype)
+                sharder(self.policy)
+                if reference is not None:
+                    reference.shard(sharder)
+                keep_trained_only(self)
+                self.is_sharded = True
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
         self.policy.train(self._fitting)
 
+    def on_fit_start(self) -> None:
+        """Let the engine have the weights, as they are after a checkpoint was loaded."""
+        self._sync = GradientSync(self.trainer.strategy, self.policy, self.sharding)
+        self.engine.cancel()  # what an interrupted run has left
+        self.engine.sync(self.policy)
+
     @property
     def reference(self) -> Reference | None:
-        """What the KL penalty holds on to; None without one."""
+        """What the policy is regularised towards; None without a KL penalty."""
         return self._reference if self.objective.beta > 0 else None
 
     @property
@@ -222,7 +506,7 @@ class VideoQAModule(LightningModule):
         """Optimizer over the trainable parameters, and its schedule by step.
 
         Raises:
-            InputError: the optimizer refuses one of its options.
+            InputError: the optimizer or the schedule refuses one of its options.
         """
         try:
             optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
@@ -230,123 +514,14 @@ class VideoQAModule(LightningModule):
             raise InputError(f"model.optimizer: {error}; correct its init_args") from error
         if self._lr_scheduler is None:
             return optimizer
-        scheduler: Any = self._lr_scheduler(optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    # ---- training
-
-    def on_train_start(self) -> None:
-        """Check that the run is long enough to be validated; raises as `check_validation_comes`."""
-        check_validation_comes(self.trainer)
-        leave_finished_epoch(self.trainer)
-
-    def training_step(self, batch: list[Sample], batch_idx: int) -> torch.Tensor:
-        """One GRPO update: roll out, reward, compare within groups, take the gradient."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        seed_globally(row_seed(self.seed, "batch", done, self.global_rank))
-        self.work = BatchWork()
-        samples = self._patience.usable(
-            [checked(sample, self.policy.refuses, self.max_new_tokens) for sample in batch]
-        )
-        skipped: dict[str, float | torch.Tensor] = {"skipped": float(len(batch) - len(samples))}
-        if self._rollouts.is_due(batch, batch_idx):
-            peers = Peers(self._mean_over_processes, self.device, self.is_sharded)
-            epoch = self._epoch()
-            self._rollouts.make(samples, batch, epoch, self.reference, peers, self.work)
-            made = self._rollouts.experience
-            self.last_rollout = None if made is None else made.record()
-        self._update_start_s = time.perf_counter()
-        experience = self._rollouts.experience
-        if experience is None:
-            return self._no_loss(skipped)
-        self.work.update = self.policy.workload(experience.prompts, experience.groups.rollout)
-        scores = self.policy.score(experience.prompts, experience.groups.rollout, self.temperature)
-        completions = experience.completions(scores.logprobs, self.max_new_tokens)
-        terms = self.objective(completions, self._mean_over_processes)
-        metrics = experience.metrics | terms.metrics() | skipped
-        metrics["entropy"] = masked_mean(scores.entropy, completions.mask)
-        self._log(metrics, int(completions.mask.sum()))
-        self._guard.watch(terms.loss)
-        return terms.loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step that is not finite: without gradients an optimizer leaves all as it is.
-
-        Raises:
-            DivergenceError: there were too many of them in a row.
-        """
-        self._step_metrics = []
-        if self._guard.is_bad(self.parameters(), self._mean_over_processes):
-            _log.warning("step %d is skipped: its loss or gradient is not finite", self.global_step)
-            optimizer.zero_grad()
-        self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Make the step, and let the reference follow before a checkpoint is written."""
-        super().optimizer_step(*args, **kwargs)
-        if self.reference is not None:
-            self.reference.after_step(self.policy, self.global_step + 1)
-
-    def on_train_batch_end(self, outputs: Any, batch: list[Sample], batch_idx: int) -> None:
-        """Log how long this process's update took, its optimizer step included.
-
-        Raises:
-            InputError: none of the first batches had a usable sample, on any process.
-        """
-        self.log("train/update_s", time.perf_counter() - self._update_start_s, batch_size=1)
-        self.num_batches_trained += 1
-        found = self._rollouts.experience is not None
-        self._patience.check(found, self.num_batches_trained, self.trainer)
-
-    def on_train_end(self) -> None:
-        """Do not call a run a success that has changed nothing.
-
-        Raises:
-            InputError: no sample of the whole run was usable.
-            DivergenceError: no step of the whole run was finite.
-        """
-        self._patience.check_end(self.num_batches_trained)
-        self._guard.check_end(self.trainer.global_step)
-
-    def _epoch(self) -> int:
-        """Times that the training questions were gone through before.
-
-        Lightning's own count is one too high in a run that goes on where ``max_steps`` ended it.
-        """
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
-        return batches // int(self.trainer.num_training_batches)
-
-    def _no_loss(self, metrics: dict[str, float | torch.Tensor]) -> torch.Tensor:
-        """Take part in what all processes do together where no sample of this batch is usable.
-
-        Returns:
-            A loss without effect whose backward still reaches every parameter.
-        """
-        loss = self._rollouts.loss_without_effect(self.parameters())
-        self._mean_over_processes(torch.zeros((), dtype=torch.float32, device=self.device))
-        # the loss of the others is divided by the mean over all processes, so this one counts too
-        self._log({**metrics, "loss": 0.0}, num_tokens=0)
-        return loss
-
-    def _log(self, metrics: dict[str, float | torch.Tensor], num_tokens: int) -> None:
-        """Log means over the processes and the batches of an optimizer step."""
-        names = [reward.name for reward in self.rewards]
-        if self.temporal is not None:
-            names.append(self.temporal.name)
-        log_means(self, metrics, names, num_tokens, self._step_metrics, self._logged)
-
-    def _mean_over_processes(self, value: torch.Tensor) -> torch.Tensor:
-        """Average a number over the processes that train together."""
-        # offloaded gradients are not where processes exchange numbers
-        value = value.detach().to(self.device)
-        start_s = time.perf_counter()
-        mean = self.trainer.strategy.reduce(value, reduce_op="mean")
-        self.work.waiting_s += time.perf_counter() - start_s
-        assert isinstance(mean, torch.Tensor)
-        return mean
+        try:
+            scheduler: Any = self._lr_scheduler(optimizer)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model.lr_scheduler: {error}; correct its init_args") from error
+        schedule = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            schedule["monitor"] = _monitor(scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
 
     # ---- prediction, validation and test
 
@@ -384,7 +559,8 @@ class VideoQAModule(LightningModule):
         """Submit a batch, and yield what is decided until there is room for the next one."""
         if self._predictor is None or batch_idx == 0:
             self.engine.cancel()  # what an interrupted run has left
-            self.engine.sync(self.policy)
+            if not self._fitting:
+                self.engine.sync(self.policy)  # else it has the weights since the last step
             self._predictor = Predictor(
                 self.engine, self.policy.refuses, self.plan, self.max_new_tokens, self.seed
             )
@@ -413,7 +589,7 @@ class VideoQAModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights stay in the policy's own folder."""
         keep_trained(self, checkpoint)
-        checkpoint[TRAINED_WITH] = self.policy.trained_with
+        checkpoint |= identity(self.policy)
         if self.reference is not None and (state := self.reference.state_dict()):
             checkpoint["reference"] = state
         checkpoint["skipped_steps"] = self._guard.state_dict()
@@ -423,13 +599,46 @@ class VideoQAModule(LightningModule):
         """Refuse the checkpoint of another model.
 
         Raises:
-            InputError: as `check_same_model` and `check_same_options` say.
+            InputError: as `check_format`, `check_same_model` and `check_same_policy` say.
         """
+        if self._fitting:
+            check_format(str(self.trainer.ckpt_path), checkpoint)
         if "state_dict" in checkpoint:  # else the strategy has loaded shards already
             check_same_model(self, checkpoint)
-        check_same_options(self.policy, checkpoint)
+        check_same_policy(self.policy, checkpoint)
         state = checkpoint.get("reference")
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)
         self._guard.load_state_dict(checkpoint.get("skipped_steps", {}))
         self._patience.satisfied = checkpoint.get("had_usable_video", True)
+
+
+def _epoch(batch: Sequence[Sample]) -> int:
+    """Times that the training questions were gone through before."""
+    end = getattr(batch, "end", None)
+    return 0 if end is None else int(end.epoch)
+
+
+def _by_group(logprobs: torch.Tensor, micro_batch: Sequence[Group]) -> list[torch.Tensor]:
+    """Log-probs ``[G, L]`` of each group, of ``[N, L]`` of a micro-batch, without gradient."""
+    parts = logprobs.detach().split([len(g.completions) for g in micro_batch])
+    return [
+        part[:, : max(c.num_tokens for c in group.completions)]
+        for part, group in zip(parts, micro_batch, strict=True)
+    ]
+
+
+def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One ``[N, L]`` of several ``[G, L]``, padded with zeros."""
+    return pad_sequence([row for part in parts for row in part], batch_first=True)
+
+
+def _monitor(scheduler: ReduceLROnPlateau) -> str:
+    """What a plateau's scheduler watches."""
+    monitor = getattr(scheduler, "monitor", None)
+    if not monitor:
+        raise InputError(
+            "model.lr_scheduler: torch's ReduceLROnPlateau does not say what it watches; take "
+            "lightning.pytorch.cli.ReduceLROnPlateau with monitor: val/accuracy and mode: max"
+        )
+    return str(monitor)

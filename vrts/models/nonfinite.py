@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
-
-from vrts.models.grpo import Reduce
 
 
 class DivergenceError(RuntimeError):
@@ -27,36 +23,24 @@ class NonFiniteGuard:
         self.total = 0
         """Such steps so far."""
         self._in_a_row = 0
-        self._bad: list[torch.Tensor] = []
 
-    def watch(self, loss: torch.Tensor) -> None:
-        """Note the loss of one of the batches of the coming optimizer step."""
-        self._bad.append(~loss.detach().isfinite())
-
-    def is_bad(self, parameters: Iterable[nn.Parameter], reduce: Reduce) -> bool:
-        """Whether the optimizer step must be skipped; all processes find the same.
+    def is_bad(self, grad_norm: torch.Tensor) -> bool:
+        """Whether an optimizer step must be skipped.
 
         Args:
-            parameters: with the gradients of the step.
-            reduce: averages over the processes that train together.
+            grad_norm: over all ranks, the same on each: not finite on all where it is on one.
 
         Raises:
             DivergenceError: it is the last of `limit` such steps in a row.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-        flags = [*self._bad, *(~shard.isfinite().all() for shard in shards)]
-        self._bad = []
-        # shards may be in the host's memory and losses on the device
-        flags = [flag.to(flags[0].device) for flag in flags]
-        bad = bool(reduce(torch.stack(flags).any().float()) > 0) if flags else False
+        bad = not bool(grad_norm.isfinite())
         self.total += bad
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= self.limit:
             raise DivergenceError(
                 f"{self._in_a_row} optimizer steps in a row had a loss or gradient that is not "
                 "finite, so none of them was made and the weights are those before; lower "
-                "model.optimizer's learning rate, set trainer.gradient_clip_val, look for extreme "
+                "model.optimizer's learning rate, set model.max_grad_norm, look for extreme "
                 "rewards, or raise model.max_nonfinite_steps"
             )
         return bad
@@ -74,7 +58,7 @@ class NonFiniteGuard:
             raise DivergenceError(
                 f"all {num_steps} optimizer steps had a loss or gradient that is not finite, so "
                 "none of them was made and the weights are those before; lower model.optimizer's "
-                "learning rate, set trainer.gradient_clip_val, or look for extreme rewards"
+                "learning rate, set model.max_grad_norm, or look for extreme rewards"
             )
 
     def state_dict(self) -> dict[str, int]:

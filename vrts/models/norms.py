@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
+
+
+class FusedRMSNorm(nn.RMSNorm):
+    """RMS norm in the dtype of its input, where the weight has the same.
+
+    Autocast on CUDA runs `rms_norm` in float32: it would copy input and weight, and what reads the
+    result would copy that back. The kernel computes in float32 inside anyway.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Norm over the last dimension."""
+        same = x.dtype == self.weight.dtype
+        with torch.autocast(x.device.type, enabled=False) if same else nullcontext():
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
 
 def fuse_norms(model: nn.Module) -> None:
@@ -19,6 +37,6 @@ def fuse_norms(model: nn.Module) -> None:
             if type(norm).__name__.endswith("RMSNorm") and not isinstance(norm, nn.RMSNorm):
                 weight: nn.Parameter = norm.weight  # type: ignore[assignment]
                 eps: float = norm.variance_epsilon  # type: ignore[assignment]
-                fused = nn.RMSNorm(weight.shape, eps, device="meta")
+                fused = FusedRMSNorm(weight.shape, eps, device="meta")
                 fused.weight = weight
                 setattr(parent, name, fused.train(norm.training))

@@ -10,29 +10,41 @@ from jsonargparse.typing import NonNegativeFloat
 
 from vrts.models.advantages import Advantages, Centred, GroupScaled, LeaveOneOut
 from vrts.models.grpo import (
-    Reduce,
     clipped_reinforce,
     clipped_surrogate,
     kl_k3,
-    masked_mean,
     sequence_log_ratios,
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LossTerms:
-    """A loss and what it is made of, the latter for the log and without gradient."""
+    """A loss and what it is made of; those of micro-batches add up to those of the step."""
 
     loss: torch.Tensor
-    """Scalar with gradient."""
+    """Scalar; with gradient where it is of one micro-batch."""
     kl: torch.Tensor
-    """Mean KL estimate a token; 0 without a reference."""
-    clip_share: torch.Tensor
-    """Share of tokens on whose gradient clipping acts."""
+    """Sum of the KL estimates of all tokens; 0 without a reference."""
+    clipped: torch.Tensor
+    """Number of tokens on whose gradient clipping acts."""
+    num_tokens: torch.Tensor
+    """That count."""
+
+    def add(self, other: LossTerms) -> None:
+        """Add those of a further micro-batch."""
+        self.loss = self.loss.detach() + other.loss.detach()
+        self.kl = self.kl + other.kl
+        self.clipped = self.clipped + other.clipped
+        self.num_tokens = self.num_tokens + other.num_tokens
 
     def metrics(self) -> dict[str, float | torch.Tensor]:
-        """The terms as numbers to log."""
-        return {"loss": self.loss.detach(), "kl": self.kl, "clip_share": self.clip_share}
+        """Means over tokens, as numbers to log."""
+        count = self.num_tokens.clamp(min=1)
+        return {
+            "loss": self.loss.detach(),
+            "kl": self.kl / count,
+            "clip_share": self.clipped / count,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +117,23 @@ class Objective(ABC):
             c.logprobs - c.old_logprobs, c.advantages, self.clip_low, self.clip_high
         )
 
-    def __call__(self, completions: Completions, reduce: Reduce) -> LossTerms:
-        """Compute the loss.
+    def divisor(self, mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+        """What the weighted sum over some completions is divided by; those of parts add up.
 
         Args:
-            completions: N completions.
-            reduce: averages the divisor over processes, so that the mean of their gradients is
-                the gradient of the whole batch, however its tokens fall on them.
+            mask: bool ``[N, L]``.
+            max_new_tokens: the most tokens a completion could have had.
+        """
+        return self.token_weights(mask, max_new_tokens)[1]
+
+    def __call__(self, completions: Completions, divisor: torch.Tensor) -> LossTerms:
+        """Compute the loss of some completions of a step.
+
+        Args:
+            completions: N completions, a micro-batch.
+            divisor: of the whole step: the sum of `divisor` over its micro-batches, averaged over
+                the ranks. The sum of the micro-batches' gradients, averaged over the ranks, is then
+                the gradient of the whole step, however its completions are divided.
         """
         c = completions
         losses, clipped = self.surrogate(c)
@@ -119,12 +141,13 @@ class Objective(ABC):
         if self.beta > 0:
             assert c.reference_logprobs is not None
             kl = kl_k3(c.logprobs, c.reference_logprobs)
-        weights, divisor = self.token_weights(c.mask, c.max_new_tokens)
+        weights, _ = self.token_weights(c.mask, c.max_new_tokens)
         per_token = (losses + self.beta * kl).where(c.mask, 0.0)
         return LossTerms(
-            loss=(per_token * weights).sum() / reduce(divisor).clamp(min=1e-9),
-            kl=masked_mean(kl.detach(), c.mask),
-            clip_share=masked_mean(clipped.float(), c.mask),
+            loss=(per_token * weights).sum() / divisor.clamp(min=1e-9),
+            kl=kl.detach().where(c.mask, 0.0).sum(),
+            clipped=(clipped & c.mask).sum().float(),
+            num_tokens=c.mask.sum().float(),
         )
 
 

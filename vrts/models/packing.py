@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from vrts.models.attention import PackedLayout
-from vrts.models.qwen_inputs import EncodedPrompt
-from vrts.types import Rollout
+from vrts.models.qwen_inputs import QwenPrompt
+from vrts.types import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,39 +20,50 @@ class Packed:
     """int64 ``[S]``."""
     positions: torch.Tensor
     """int64 ``[3, S]``, M-RoPE."""
+    vision_places: torch.Tensor
+    """int64 ``[vision tokens]``, where in the row these are."""
     predictors: torch.Tensor
-    """int64, for each counted completion token the place in the row that predicts it."""
+    """int64 ``[completion tokens]``, for each the place in the row that predicts it."""
+    targets: torch.Tensor
+    """int64 ``[completion tokens]``."""
     layout: PackedLayout
 
 
-def pack(prompts: Sequence[EncodedPrompt], rollout: Rollout, device: torch.device) -> Packed:
+def pack(
+    prompts: Sequence[QwenPrompt], completions: Sequence[Sequence[Completion]], device: torch.device
+) -> Packed:
     """Put each prompt once, with its completions behind it; no padding.
 
     Args:
         prompts: B of them.
-        rollout: N completions of theirs, none of them without a token.
-        device: of the rollout, and of the result.
+        completions: of each, none of them without a token.
+        device: of the result.
     """
-    G = len(rollout.completion_ids) // len(prompts)
-    lengths = rollout.lengths.tolist()
-    ids, positions, predictors = [], [], []
+    ids, positions, places, predictors, targets = [], [], [], [], []
+    forwarded: list[list[int]] = []
     start = 0
-    for b, prompt in enumerate(prompts):
-        ids.append(prompt.input_ids.to(device))
-        positions.append(prompt.positions.to(device))
-        last = start + len(prompt.input_ids) - 1
+    for prompt, group in zip(prompts, completions, strict=True):
+        ids.append(prompt.input_ids)
+        positions.append(prompt.positions)
+        places.append(prompt.vision_places + start)
+        last = start + prompt.num_tokens - 1
         start = last + 1
-        for row in range(b * G, (b + 1) * G):
-            # The last token predicts nothing, so it is not forwarded.
-            forwarded = lengths[row] - 1
-            ids.append(rollout.completion_ids[row, :forwarded])
-            steps = torch.arange(forwarded, device=device)
+        # The last token of a completion predicts nothing, so it is not forwarded.
+        forwarded.append([c.num_tokens - 1 for c in group])
+        for completion, length in zip(group, forwarded[-1], strict=True):
+            assert completion.token_ids is not None
+            steps = torch.arange(length, device="cpu")
+            ids.append(completion.token_ids[:length])
+            targets.append(completion.token_ids)
             positions.append((prompt.next_position + steps).expand(3, -1))
             predictors.append(torch.cat([steps.new_tensor([last]), start + steps]))
-            start += forwarded
-    layout = PackedLayout(
-        [len(p.input_ids) for p in prompts],
-        [[n - 1 for n in lengths[b * G : (b + 1) * G]] for b in range(len(prompts))],
-        device,
+            start += length
+    layout = PackedLayout([p.num_tokens for p in prompts], forwarded, device)
+    return Packed(
+        torch.cat(ids).to(device),
+        torch.cat(positions, 1).to(device),
+        torch.cat(places).to(device),
+        torch.cat(predictors).to(device),
+        torch.cat(targets).to(device),
+        layout,
     )
-    return Packed(torch.cat(ids), torch.cat(positions, 1), torch.cat(predictors), layout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,15 @@ import torch
 from torch import nn
 
 from vrts.models.flops import Workload
-from vrts.types import InputError, Question, Rollout, Sample, Sampling
+from vrts.types import Completion, InputError, Question, Sample
 
 if TYPE_CHECKING:
     from vrts.models.engine import Engine
-
-StopEarly = Callable[[int, Sequence[str | None], Sequence[float]], bool]
-"""From a question's index in the batch, the texts of its G completions (None for those that are
-not finished) and the mean log-probs of their tokens (of no meaning where there is no text), to
-whether the unfinished ones are no longer needed."""
+    from vrts.models.network import Network
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(ABC):
     """One encoded question, ready for sampling and scoring. Policies subclass it."""
 
     question: Question
@@ -37,27 +33,20 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
-    """B encoded questions, ready for rollouts and scoring. Policies subclass it."""
-
-    questions: tuple[Question, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
+class TokenLogprobs:
     """How likely a policy finds given completions."""
 
     logprobs: torch.Tensor
-    """float32 ``[N, L]``, of each completion token; 0 where the mask is False."""
+    """float32 ``[N, L]``, of each completion token; 0 after a completion's end."""
     entropy: torch.Tensor
     """float32 ``[N, L]``, of the distribution each token was drawn from, in nats; no gradient."""
 
 
 class Policy(nn.Module, ABC):
-    """A video language model that can be rolled out and scored. Plug-in point ``model.policy``.
+    """A video language model that is trained and scored. Plug-in point ``model.policy``.
 
     Constructors only note what to load: every subcommand of the CLI builds a policy, `load` is
-    what takes time.
+    what takes time. What samples from it is an `Engine`.
     """
 
     is_recorded: bool = False
@@ -90,13 +79,20 @@ class Policy(nn.Module, ABC):
             InputError: the files do not fit.
         """
 
-    def default_engine(self) -> Engine:
-        """Make what samples from this policy where ``model.engine`` is null; needs no weights yet.
+    def default_engine(self) -> Engine | None:
+        """What samples from this policy where ``model.engine`` is null; None for the native one."""
+        return None
+
+    def network(self) -> Network:
+        """The forward passes that the native engine samples with, on this policy's own weights.
 
         Raises:
-            InputError: it has no engine of its own.
+            InputError: the policy has none, and needs another engine.
         """
-        raise InputError(f"{type(self).__name__} brings no engine; set model.engine to one")
+        raise InputError(
+            f"model.engine: NativeEngine cannot sample from {type(self).__name__}; leave "
+            "model.engine null to take the policy's own"
+        )
 
     @abstractmethod
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
@@ -108,58 +104,28 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(
-        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
-    ) -> Prompts:
-        """Turn B questions and their clips into model inputs; one pass of the vision tower each.
-
-        Args:
-            samples: all with clips, none of them refused.
-            max_new_tokens: room that completions will need.
-            known: prompts about the same videos that were encoded before, with the vision tower as
-                it is now. A policy may take from them what need not be computed again; what it
-                returns is the same without.
-
-        Raises:
-            InputError: a sample that `refuses` has a reason against.
-        """
-
-    @abstractmethod
-    def rollout(
+    def logprobs(
         self,
-        prompts: Prompts,
-        sampling: Sequence[Sampling],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        stop_early: StopEarly | None = None,
-    ) -> Rollout:
-        """Sample completions, without gradient; one prefill a prompt, shared by its rows.
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
+    ) -> TokenLogprobs:
+        """Log-probs of completions; with gradient where gradients are enabled.
 
         Args:
-            prompts: B questions.
-            sampling: G of them, one for each sample of a question.
-            seeds: ``N = B * G`` of them, one for each row.
-            max_new_tokens: completions are cut off there.
-            stop_early: is told of each question's completions as they end, and may give its
-                unfinished ones up. Every completion that is not given up is the same without it.
-        """
-
-    @abstractmethod
-    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
-        """Log-probs of a rollout's completions; with gradient where gradients are enabled.
-
-        Args:
-            prompts: those that the rollout was sampled from.
-            rollout: N completions.
+            prompts: B of them.
+            completions: G of each; N rows in all, question-major. None is empty.
             temperature: logits are divided by it, as they were in sampling.
         """
 
-    def workload(self, prompts: Prompts, rollout: Rollout) -> Workload | None:
+    def workload(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]
+    ) -> Workload | None:
         """Tokens and operations of sampling and scoring, or None where the policy cannot tell.
 
         Args:
-            prompts: those that the rollout was sampled from.
-            rollout: N completions.
+            prompts: B of them.
+            completions: G of each.
         """
         return None
 
@@ -200,6 +166,14 @@ class Policy(nn.Module, ABC):
     def sources(self) -> tuple[str, ...]:
         """Folders, or names on a hub, that the weights are loaded from."""
         return ()
+
+    @property
+    def base_content(self) -> str | None:
+        """What tells the weights of the last of `sources` from others; None where nothing does.
+
+        Checkpoints keep it: frozen weights are not in them, and an adapter alone is no model.
+        """
+        return None
 
     @property
     def trained_with(self) -> dict[str, float]:

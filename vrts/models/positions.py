@@ -40,12 +40,12 @@ def video_positions(grid: VideoGrid, merge_size: int) -> torch.Tensor:
     Returns:
         int64 ``[3, tokens]``: temporal, height and width positions.
     """
-    t = torch.arange(grid.t)
+    t = torch.arange(grid.t, device="cpu")
     if grid.tokens_per_second is not None:
         # Same order of float32 operations as transformers 4.49, so that truncation agrees.
         t = (t.float() * grid.seconds_per_grid * grid.tokens_per_second).long()
-    h = torch.arange(grid.h // merge_size)
-    w = torch.arange(grid.w // merge_size)
+    h = torch.arange(grid.h // merge_size, device="cpu")
+    w = torch.arange(grid.w // merge_size, device="cpu")
     return torch.stack(torch.meshgrid(t, h, w, indexing="ij")).reshape(3, -1)
 
 
@@ -76,7 +76,7 @@ def prompt_positions(
             part = video_positions(next(remaining), merge_size)
         else:
             text_length = int(is_video[index:].int().argmax()) if is_video[index:].any() else 0
-            part = torch.arange(text_length or len(is_video) - index).expand(3, -1)
+            part = torch.arange(text_length or len(is_video) - index, device="cpu").expand(3, -1)
         parts.append(part + start)
         start = int(parts[-1].max()) + 1
         index += part.shape[1]

@@ -21,11 +21,19 @@ from typing import Any, Protocol, runtime_checkable
 from lightning import LightningModule, Trainer
 
 from vrts.models.engine import Engine, Request, Result, ShouldStop
-from vrts.models.pairs import FRAMES_PER_PAIR
 from vrts.models.policy import Prompt
 from vrts.models.sampling import row_seed
 from vrts.prompts import parse_answer
-from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
+from vrts.types import (
+    FRAMES_PER_PATCH,
+    Clip,
+    InputError,
+    Prediction,
+    Question,
+    Round,
+    Sample,
+    Sampling,
+)
 from vrts.votes import VotingRule, naming
 from vrts.voting import decide, fail, make_round
 
@@ -305,11 +313,11 @@ def shows_all_frames(question: Question, clip: Clip) -> bool:
         question: its benchmark may give a video no more than so many frames.
         clip: of its video.
     """
-    available = clip.num_source_frames // FRAMES_PER_PAIR * FRAMES_PER_PAIR
+    available = clip.num_source_frames // FRAMES_PER_PATCH * FRAMES_PER_PATCH
     if question.max_frames is not None:
-        most_pairs = round(question.max_frames / FRAMES_PER_PAIR)
-        available = min(available, most_pairs * FRAMES_PER_PAIR)
-    return clip.num_frames >= available
+        most_pairs = round(question.max_frames / FRAMES_PER_PATCH)
+        available = min(available, most_pairs * FRAMES_PER_PATCH)
+    return bool(clip.num_frames >= available)
 
 
 def _should_stop(rule: VotingRule, question: Question, is_last: bool) -> ShouldStop:

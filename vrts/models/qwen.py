@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -15,19 +15,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
-from vrts.models.decode_layout import DecodeLayout
-from vrts.models.decoder import Decoder
-from vrts.models.decoding import CompletionBuffer
 from vrts.models.flops import Workload
-from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.head import token_logprobs
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
-from vrts.models.pairs import pair_features, pair_keys
-from vrts.models.policy import Policy, Prompts, Scores, StopEarly
+from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.qwen_flops import qwen_workload
-from vrts.models.qwen_inputs import PromptEncoder, end_token_ids, vision_token_ids
-from vrts.models.qwen_language import QwenLanguage
+from vrts.models.qwen_inputs import PromptEncoder, QwenPrompt, end_token_ids
 from vrts.models.qwen_loading import (
     Dtype,
     Lora,
@@ -40,14 +34,17 @@ from vrts.models.qwen_loading import (
     load_processor,
     weights_stamp,
 )
-from vrts.models.qwen_prompts import QwenPrompts
+from vrts.models.qwen_network import QwenNetwork
 from vrts.models.qwen_saving import save_model
-from vrts.models.sampling import RowSampler, row_uniforms
-from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
-from vrts.models.shard_loading import fill, local_folder, pretended_on_cpu
-from vrts.models.stopping import HostChecks
+from vrts.models.shard_loading import (
+    fill,
+    known_folder,
+    local_folder,
+    pretended_on_cpu,
+    weights_digest,
+)
 from vrts.prompts import PromptTemplate
-from vrts.types import InputError, Rollout, Sample, Sampling
+from vrts.types import Completion, InputError, Sample
 
 
 class QwenPolicy(Policy):
@@ -67,8 +64,6 @@ class QwenPolicy(Policy):
             shared-prefix attention, on the same kernels.
         gradient_checkpointing: recompute activations layer by layer in backward.
         head_chunk_size: completion positions whose logits exist at the same time.
-        cast_for_rollout: where the Trainer's precision is mixed, cast float32 matrices of the
-            language model once a rollout, 2 bytes a parameter, instead of for each token anew.
     """
 
     def __init__(
@@ -81,7 +76,6 @@ class QwenPolicy(Policy):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         head_chunk_size: PositiveInt = 256,
-        cast_for_rollout: bool = True,
     ) -> None:
         super().__init__()
         self.path = path
@@ -92,7 +86,6 @@ class QwenPolicy(Policy):
         self._attn_implementation = attn_implementation
         self._gradient_checkpointing = gradient_checkpointing
         self._head_chunk_size = head_chunk_size
-        self._cast_for_rollout = cast_for_rollout
         self.model: Any = None
 
     @property
@@ -157,9 +150,9 @@ class QwenPolicy(Policy):
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
         self._encoder = PromptEncoder(self.processor, model.config, self._template)
-        self._language = QwenLanguage(model, self._encoder.vision_ids)
-        self._banned_ids = vision_token_ids(model.config)
-        self._end_ids = end_token_ids(model.generation_config, self.processor.tokenizer)
+        tokenizer = self.processor.tokenizer
+        end_ids = end_token_ids(model.generation_config, tokenizer)
+        self._network = QwenNetwork(model, self._encoder, end_ids, tokenizer)
         self.model = model
 
     @property
@@ -199,121 +192,49 @@ class QwenPolicy(Policy):
             "model.max_new_tokens"
         )
 
-    def encode(
-        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
-    ) -> QwenPrompts:
-        """See `Policy.encode`."""
-        for sample in samples:
-            if (reason := self.refuses(sample, max_new_tokens)) is not None:
-                raise InputError(reason)
-        encoded = tuple(self._encoder(sample) for sample in samples)
-        patches = torch.cat([p.patches for p in encoded]).to(self.device)
-        grids = torch.tensor([p.grid for p in encoded], device=self.device)
-        pairs = tuple(pair_keys(sample) for sample in samples)
-        with torch.no_grad():
-            if known is None:
-                features = self._video_features(patches, grids)
-            else:
-                assert isinstance(known, QwenPrompts)
-                found = known.by_pair()
-                if is_sharded(self.base):
-                    # the others need this process in the vision tower, to gather its weights
-                    found.pop(pairs[0][0], None)
-                features = pair_features(encoded, pairs, found, self._video_features, self.device)
-        questions = tuple(s.question for s in samples)
-        return QwenPrompts(questions, encoded, patches, grids, features, pairs)
+    def network(self) -> QwenNetwork:
+        """See `Policy.network`."""
+        return self._network
 
-    def _video_features(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Features ``[video tokens, D]`` of B videos."""
-        visual = self.base.model.visual
-        out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grids)
-        return cast(torch.Tensor, out.pooler_output)
-
-    @torch.no_grad()
-    def rollout(
+    def logprobs(
         self,
-        prompts: Prompts,
-        sampling: Sequence[Sampling],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        stop_early: StopEarly | None = None,
-    ) -> Rollout:
-        """See `Policy.rollout`."""
-        assert isinstance(prompts, QwenPrompts)
-        B, G, device = len(prompts.encoded), len(sampling), self.device
-        buffer = CompletionBuffer(B, G, max_new_tokens, self._end_ids.to(device))
-        checks = HostChecks(buffer, sampling, self.processor.tokenizer, stop_early)
-        uniforms = row_uniforms(seeds, max_new_tokens).to(device)
-        positions = torch.tensor([p.next_position for p in prompts.encoded], device=device)
-        banned = self._banned_ids.to(device)
-        with self._sampling_mode():
-            prefill, logits = self._language.prefill(prompts, banned, device)
-            logits = logits.repeat_interleave(G, dim=0)
-            Decoder(
-                partial(self._language.decode, banned),
-                DecodeLayout(prefill, G, max_new_tokens),
-                buffer,
-                RowSampler([*sampling] * B, logits.shape[1], device),
-                uniforms,
-                positions.repeat_interleave(G),
-                GraphSteps() if can_capture(self.base) else Steps(),
-            ).run(logits, checks)
-        completion_ids, mask, logprobs = buffer.trimmed()
-        return Rollout(
-            completion_ids=completion_ids,
-            completion_mask=mask,
-            logprobs=logprobs,
-            finished=buffer.finished,
-            texts=self._texts(completion_ids, mask),
-            abandoned=buffer.abandoned if stop_early is not None else None,
-        )
-
-    @contextmanager
-    def _sampling_mode(self) -> Iterator[None]:
-        """Context in which completions are decoded."""
-        with ExitStack() as stack:
-            stack.enter_context(without_checkpointing(self.base))
-            if self._cast_for_rollout and not is_sharded(self.base):
-                for part in (self.base.model.language_model, self.base.lm_head):
-                    stack.enter_context(cast_linears(part, self.device.type))
-            stack.enter_context(without_cast_cache(self.device.type))
-            yield
-
-    def _texts(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[str, ...]:
-        """Decode completions without special tokens."""
-        decode = self.processor.tokenizer.decode
-        rows = zip(ids.cpu(), mask.cpu(), strict=True)
-        return tuple(decode(row[keep], skip_special_tokens=True) for row, keep in rows)
-
-    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
-        """See `Policy.score`. Every prompt is forwarded once, packed with its completions."""
-        assert isinstance(prompts, QwenPrompts)
-        packed = pack(prompts.encoded, rollout, self.device)
-        features = prompts.features
-        if not self.freeze_vision:
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
+    ) -> TokenLogprobs:
+        """See `Policy.logprobs`. Every prompt is forwarded once, packed with its completions."""
+        own = cast(Sequence[QwenPrompt], prompts)
+        packed = pack(own, completions, self.device)
+        if self.freeze_vision:
+            features = torch.cat([p.features for p in own]).to(self.device)
+        else:
             # Also without gradient: weights have moved since the prompts were encoded, or these
             # are another policy's features and this one is the reference.
-            features = self._video_features(prompts.patches, prompts.grids)
-        hidden = self._language.hidden(packed.input_ids, packed.positions, features, packed.layout)
+            patches = torch.cat([p.patches(self.device) for p in own])
+            features = self._network.features(patches, [p.grid for p in own])
+        hidden = self._network.hidden(
+            packed.input_ids, packed.positions, packed.vision_places, features, packed.layout
+        )
         logprobs, entropy = token_logprobs(
             hidden[packed.predictors],
-            rollout.completion_ids[rollout.completion_mask],
+            packed.targets,
             self.base.lm_head,
-            self._banned_ids.to(self.device),
+            self._network.suppressed_ids.to(self.device),
             temperature,
             self._head_chunk_size,
         )
-        lengths = rollout.lengths.tolist()
-        return Scores(
+        lengths = [c.num_tokens for group in completions for c in group]
+        return TokenLogprobs(
             pad_sequence(list(logprobs.split(lengths)), batch_first=True),
             pad_sequence(list(entropy.split(lengths)), batch_first=True),
         )
 
-    def workload(self, prompts: Prompts, rollout: Rollout) -> Workload:
+    def workload(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]
+    ) -> Workload:
         """See `Policy.workload`."""
-        assert isinstance(prompts, QwenPrompts)
-        lengths = rollout.lengths.view(len(prompts.encoded), -1).tolist()
-        return qwen_workload(self.base, prompts.encoded, lengths)
+        lengths = [[c.num_tokens for c in group] for group in completions]
+        return qwen_workload(self.base, cast(Sequence[QwenPrompt], prompts), lengths)
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
@@ -323,10 +244,7 @@ class QwenPolicy(Policy):
                 "model.reference: AdapterOff needs an adapter; set model.policy.init_args.lora, "
                 "or use FrozenCopy for full fine-tuning"
             )
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with self.model.disable_adapter():
-            for parameter in trained:  # FSDP1 forgets gradients of what peft freezes meanwhile
-                parameter.requires_grad_(True)
             yield
 
     def save_pretrained(self, folder: Path, merge: bool = False) -> None:
@@ -342,6 +260,12 @@ class QwenPolicy(Policy):
         """See `Policy.sources`."""
         base = adapter_base(self.path)
         return (self.path,) if base is None else (self.path, base)
+
+    @cached_property
+    def base_content(self) -> str | None:
+        """See `Policy.base_content`."""
+        folder = known_folder(self.sources[-1])
+        return None if folder is None else weights_digest(folder)
 
     @property
     def trained_with(self) -> dict[str, float]:

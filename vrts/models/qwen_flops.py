@@ -15,11 +15,11 @@ from vrts.models.flops import (
     visible_pairs,
     window_pairs,
 )
-from vrts.models.qwen_inputs import EncodedPrompt
+from vrts.models.qwen_inputs import QwenPrompt
 
 
 def qwen_workload(
-    model: Any, prompts: Sequence[EncodedPrompt], lengths: Sequence[Sequence[int]]
+    model: Any, prompts: Sequence[QwenPrompt], lengths: Sequence[Sequence[int]]
 ) -> Workload:
     """Count tokens and operations.
 

@@ -1,19 +1,26 @@
-"""References: the policy that the KL penalty holds on to. Plug-in point ``model.reference``."""
+"""References: what the policy is regularised towards. Plug-in point ``model.reference``."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import nn
 
-from vrts.models.graphs import is_sharded
-from vrts.models.policy import Policy, Prompts
-from vrts.models.sharding import Sharder, sharded_like, unsharded
-from vrts.types import InputError, Rollout
+from vrts.models.policy import Policy, Prompt
+from vrts.models.sharding import (
+    Sharder,
+    Sharding,
+    gathered,
+    is_sharded,
+    sharded_like,
+    unsharded,
+)
+from vrts.types import Completion
 
 
 class Reference(ABC):
@@ -25,9 +32,17 @@ class Reference(ABC):
 
     @abstractmethod
     def logprobs(
-        self, policy: Policy, prompts: Prompts, rollout: Rollout, temperature: float
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
     ) -> torch.Tensor:
-        """Log-probs ``[N, L]`` of a rollout's completions, without gradient."""
+        """Log-probs ``[N, L]`` of completions, without gradient; see `Policy.logprobs`."""
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """Context of all calls of `logprobs` in a step."""
+        return nullcontext()
 
     def shard(self, sharder: Sharder) -> None:  # noqa: B027 most have nothing of their own
         """Shard own weights, after `attach`."""
@@ -62,11 +77,15 @@ class AdapterOff(Reference):
 
     @torch.no_grad()
     def logprobs(
-        self, policy: Policy, prompts: Prompts, rollout: Rollout, temperature: float
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
     ) -> torch.Tensor:
         """See `Reference.logprobs`."""
         with policy.adapter_disabled():
-            return policy.score(prompts, rollout, temperature).logprobs
+            return policy.logprobs(prompts, completions, temperature).logprobs
 
 
 class FrozenCopy(Reference):
@@ -87,6 +106,7 @@ class FrozenCopy(Reference):
         self.sync_every_n_steps = sync_every_n_steps and int(sync_every_n_steps)
         self.mixup = float(mixup)
         self._policy: Policy | None = None
+        self._sharding = Sharding()
         self._trained: frozenset[str] = frozenset()
 
     def attach(self, policy: Policy) -> None:
@@ -97,36 +117,29 @@ class FrozenCopy(Reference):
     def shard(self, sharder: Sharder) -> None:
         """See `Reference.shard`."""
         assert self._policy is not None, "attach() was not called"
-        sharder.frozen()(self._policy)
+        self._sharding = sharder.options
+        sharder(self._policy)
 
-    def shard_with(self, shard: Callable[[Policy], None]) -> None:
-        """Shard own weights in another way.
-
-        Args:
-            shard: does it to a policy that will only be asked for scores.
-
-        Raises:
-            InputError: they are to follow the policy.
-        """
-        if self.sync_every_n_steps is not None:
-            raise InputError(
-                "model.reference: under FSDP1 a FrozenCopy cannot follow the policy; set its "
-                "sync_every_n_steps to null, or put --config configs/fsdp.yaml in place of "
-                "configs/fsdp1.yaml"
-            )
+    def scoring(self) -> AbstractContextManager[None]:
+        """See `Reference.scoring`: where it is sharded, each layer is gathered once."""
         assert self._policy is not None, "attach() was not called"
-        shard(self._policy)
+        return gathered(self._policy, self._sharding)
 
     @torch.no_grad()
     def logprobs(
-        self, policy: Policy, prompts: Prompts, rollout: Rollout, temperature: float
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
     ) -> torch.Tensor:
         """See `Reference.logprobs`."""
         assert self._policy is not None, "attach() was not called"
         if not is_sharded(self._policy):
             # the strategy has moved and converted the policy since, but does not know of the copy
-            self._policy.to(rollout.completion_ids.device, next(policy.parameters()).dtype)
-        return self._policy.score(prompts, rollout, temperature).logprobs
+            parameter = next(policy.parameters())
+            self._policy.to(parameter.device, parameter.dtype)
+        return self._policy.logprobs(prompts, completions, temperature).logprobs
 
     @torch.no_grad()
     def after_step(self, policy: Policy, step: int) -> None:

@@ -15,16 +15,14 @@ import torch
 from vrts.files.fingerprints import file_digest
 from vrts.files.predictions import SETTINGS_NAME, StoredPredictions
 from vrts.models.engine import Engine, Request, Result
-from vrts.models.policy import Policy, Prompt, Prompts, Scores, StopEarly
+from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.types import (
     Clip,
     Completion,
     InputError,
     Question,
-    Rollout,
     Round,
     Sample,
-    Sampling,
 )
 
 REQUESTS_AT_ONCE = 64
@@ -125,7 +123,9 @@ class ReplayEngine(Engine):
         self._recording = recording
         self._requests: list[Request] = []
 
-    def attach(self, policy: Policy) -> None:
+    def attach(
+        self, policy: Policy, device: torch.device, dtype: torch.dtype | None, will_shard: bool
+    ) -> None:
         """Do nothing: the recording is the policy's."""
 
     def sync(self, policy: Policy) -> None:
@@ -279,7 +279,7 @@ class ReplayPolicy(Policy):
         if isinstance(found, str):
             return Sample(question, error=found)
         T = found.num_frames
-        frames = torch.zeros(T, 3, 0, 0, dtype=torch.uint8)
+        frames = torch.zeros(T, 3, 0, 0, dtype=torch.uint8, device="cpu")
         indices = tuple(range(T))
         # more source frames than were seen say that a denser level would have some to show
         num_source_frames = T if found.is_last else 2 * T
@@ -295,24 +295,12 @@ class ReplayPolicy(Policy):
         """Return the engine that gives what was recorded."""
         return ReplayEngine(self._recording)
 
-    def encode(
-        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
-    ) -> Prompts:
-        """Refuse; raises `InputError`."""
-        self._refuse()
-
-    def rollout(
+    def logprobs(
         self,
-        prompts: Prompts,
-        sampling: Sequence[Sampling],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        stop_early: StopEarly | None = None,
-    ) -> Rollout:
-        """Refuse; raises `InputError`."""
-        self._refuse()
-
-    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
+    ) -> TokenLogprobs:
         """Refuse; raises `InputError`."""
         self._refuse()
 

@@ -1,165 +1,229 @@
-"""The rollouts of training, each of which is kept for all updates that are made from it."""
+"""Rollouts of training: the questions of a step, completed and rewarded."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from vrts.models.checks import check_groups
-from vrts.models.collecting import Collected, Collector
-from vrts.models.experience import Experience
-from vrts.models.grpo import Reduce
-from vrts.models.objectives import Objective
-from vrts.models.policy import Policy, Prompts
-from vrts.models.reference import Reference
-from vrts.models.sharding import stand_in
-from vrts.models.work import BatchWork
-from vrts.types import Rollout, Sample
+from vrts.models.engine import Engine, Request
+from vrts.models.policy import Policy, Prompt
+from vrts.models.rewards import MIN_SCORE, Reward, accuracy_score, total_reward
+from vrts.models.sampling import row_seed
+from vrts.models.temporal import TemporalReward, shuffle_frames, temporal_bonus
+from vrts.types import Completion, Question, Sample, Sampling
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """One question of a step with its G completions, and what the update needs of them."""
+
+    sample: Sample
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    rewards: dict[str, torch.Tensor]
+    """``[G]`` for each reward, unweighted; on the CPU, as all that follows."""
+    total: torch.Tensor
+    """``[G]``, weighted sum of the rewards."""
+    advantages: torch.Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    """``[G]``, once they are known."""
+    reference_logprobs: torch.Tensor | None = None
+    """``[G, L]``, or None without a KL penalty."""
+    old_logprobs: torch.Tensor | None = None
+    """``[G, L]`` of the policy that sampled; the first update fills it in."""
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether it teaches something: its rewards are not all equal."""
+        return bool((self.total != self.total[0]).any())
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Bool ``[G, L]``, True for completion tokens."""
+        lengths = torch.tensor([c.num_tokens for c in self.completions], device="cpu")
+        return torch.arange(int(lengths.max()), device="cpu") < lengths[:, None]
+
+    @property
+    def sampling_logprobs(self) -> torch.Tensor:
+        """Float32 ``[G, L]``, as the engine sampled; 0 after a completion's end."""
+        out = torch.zeros(self.mask.shape, dtype=torch.float32, device="cpu")
+        for row, completion in zip(out, self.completions, strict=True):
+            if completion.logprobs is not None:
+                row[: completion.num_tokens] = completion.logprobs
+        return out
+
+
+@dataclass(slots=True)
+class SampledCount:
+    """Completions that were sampled, those that no update is made from among them."""
+
+    num_completions: int = 0
+    num_truncated: int = 0
+    num_tokens: int = 0
+    flops: float = 0.0
+    """0 where the policy cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
-class Peers:
-    """The processes that train together, as one of them sees them."""
+class Rollout:
+    """What was sampled for a step."""
 
-    mean: Reduce
-    """Averages a number over them."""
-    device: torch.device
-    """Where numbers are exchanged."""
-    is_sharded: bool
-    """Whether each holds a part of the weights only, so that none may leave out a pass."""
+    groups: list[Group]
+    """To train on."""
+    tried: list[Group]
+    """All, in the order of their questions."""
+    sampled: SampledCount
+
+    def metrics(self) -> dict[str, float | torch.Tensor]:
+        """What it tells about the state of training, as numbers to log; none without a group."""
+        if not self.tried:
+            return {}
+        completions = [c for group in self.tried for c in group.completions]
+        totals = torch.stack([group.total for group in self.tried])  # [B, G]
+        return {
+            **{
+                f"reward/{name}": float(torch.stack([g.rewards[name] for g in self.tried]).mean())
+                for name in self.tried[0].rewards
+            },
+            "reward/total": float(totals.mean()),
+            "reward_std": float(totals.std(1).mean()),
+            "zero_advantage_groups": sum(not g.has_signal for g in self.tried) / len(self.tried),
+            "sampled_groups": float(len(self.tried)),
+            "completion_length": sum(c.num_tokens for c in completions) / len(completions),
+            "truncated": sum(not c.finished for c in completions) / len(completions),
+        }
 
 
-class Rollouts:
-    """Rolls a policy out, and keeps what the newest rollout came to.
+class RolloutWorker:
+    """Samples and rewards groups of completions.
+
+    With `num_groups` it does so until that many groups have rewards that differ, or the batch is
+    used up (dynamic sampling, DAPO, Yu et al., 2025, arXiv 2503.14476, section 3.2).
 
     Args:
-        policy: is asked.
-        collect: samples and rewards groups of its completions.
-        objective: has the advantages.
+        policy: is sampled from.
+        engine: samples.
+        rewards: of completions.
+        temporal: adds T-GRPO's bonus; None does not.
         num_generations: G.
-        num_groups: groups that an update is made from; None takes all of the batch.
-        updates_per_rollout: updates that are made from a rollout.
-        temperature: that the reference scores at.
-        mask_truncated: completions that were cut off do not count in the loss.
+        num_groups: groups to train on; None takes all of the batch.
+        max_new_tokens: completions are cut off there.
+        temperature: of sampling.
+        seed: of sampling.
     """
 
     def __init__(
         self,
         policy: Policy,
-        collect: Collector,
-        objective: Objective,
+        engine: Engine,
+        rewards: Sequence[Reward],
+        temporal: TemporalReward | None,
         num_generations: int,
         num_groups: int | None,
-        updates_per_rollout: int,
+        max_new_tokens: int,
         temperature: float,
-        mask_truncated: bool,
+        seed: int,
     ) -> None:
-        self.experience: Experience | None = None
-        """Of the newest rollout; None where none of its samples was usable."""
         self._policy = policy
-        self._collect = collect
-        self._objective = objective
+        self._engine = engine
+        self._rewards = rewards
+        self._temporal = temporal
         self._num_generations = num_generations
         self._num_groups = num_groups
-        self._updates_per_rollout = updates_per_rollout
+        self._max_new_tokens = max_new_tokens
         self._temperature = temperature
-        self._mask_truncated = mask_truncated
-        self._stand_in: tuple[Prompts, Rollout] | None = None
-        self._asked: tuple[str, ...] = ()
+        self._seed = seed
 
-    def is_due(self, batch: Sequence[Sample], batch_idx: int) -> bool:
-        """Whether a batch is a new one and no further update from the last rollout.
-
-        All processes find the same, whatever became of their videos. To be asked once a batch.
+    def __call__(self, samples: Sequence[Sample], epoch: int) -> Rollout:
+        """Sample and reward groups.
 
         Args:
-            batch: with the samples that cannot be used.
-            batch_idx: its place in the epoch.
-        """
-        asked = tuple(sample.question.id for sample in batch)
-        again = batch_idx % self._updates_per_rollout > 0 and asked == self._asked
-        self._asked = asked
-        return not again
-
-    def make(
-        self,
-        samples: list[Sample],
-        batch: Sequence[Sample],
-        epoch: int,
-        reference: Reference | None,
-        peers: Peers,
-        work: BatchWork,
-    ) -> None:
-        """Sample and reward groups of completions, and ask the reference.
-
-        Without samples this process still takes part in what all do together.
-
-        Args:
-            samples: that can be trained on.
-            batch: that they are from.
+            samples: of this rank, all with clips.
             epoch: other seeds in each.
-            reference: scores the completions too; None without a KL penalty.
-            peers: train along with this process.
-            work: is filled in; its waiting grows with each exchange.
 
         Raises:
-            InputError: the batch cannot have as many groups as are asked for.
             RewardError: a reward failed.
         """
-        check_groups(self._num_groups, len(batch))
-        start_s = time.perf_counter()
-        asked = samples
-        if peers.is_sharded and not samples:
-            asked = [stand_in(batch[0].question)]  # the others need this process to gather weights
-        found = self._collect(asked, epoch, peers.mean)
-        work.rollout_waiting_s = work.waiting_s
-        work.rollout_s = time.perf_counter() - start_s - work.waiting_s
-        nothing = torch.zeros(0, dtype=torch.float32, device=peers.device)
-        rewards = found.groups.total if found and samples else nothing
-        advantages = self._objective.advantages(rewards, self._num_generations, peers.mean)
-        self.experience = self._stand_in = None
-        if found is None:
-            return
-        scores = self._scores(found, reference)
-        if not samples:
-            self._stand_in = found.prompts, found.groups.rollout
-            return
-        seconds = time.perf_counter() - start_s
-        speed = found.num_tokens / max(seconds, 1e-9)
-        metrics = found.metrics | {"rollout_s": seconds, "tokens_per_s": speed}
-        mask = self._counted(found.groups.rollout)
-        work.num_questions = len(samples)
-        work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
-        work.sampled = found.sampled
-        work.has_reference = scores is not None
-        self.experience = Experience(found.groups, found.prompts, advantages, mask, scores, metrics)
+        size = self._num_groups or max(len(samples), 1)
+        tried: list[Group] = []
+        count = SampledCount()
+        for start in range(0, len(samples), size):
+            tried += self._sample(samples[start : start + size], epoch, count)
+            if sum(group.has_signal for group in tried) >= size:
+                break
+        # Useful ones first; others only fill up. In order where all are taken.
+        useful_first = sorted(tried, key=lambda group: not group.has_signal)
+        return Rollout(useful_first[:size] if self._num_groups else tried, tried, count)
 
-    def loss_without_effect(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-        """Take part in what all processes do where this one has no experience.
+    def _sample(self, samples: Sequence[Sample], epoch: int, count: SampledCount) -> list[Group]:
+        """G rewarded completions of each question, all sampled together."""
+        G = self._num_generations
+        # T-GRPO asks about the frames in random order too.
+        shuffled = [
+            shuffle_frames(s, row_seed(self._seed, epoch, s.question.id, "order"))
+            for s in samples
+            if self._temporal is not None and s.clip is not None and not s.clip.is_image
+        ]
+        prompts = self._engine.encode([*samples, *shuffled])
+        ordered = [self._request(p, G, epoch) for p in prompts[: len(samples)]]
+        others = self._temporal.num_generations or max(G // 2, 1) if self._temporal else 0
+        disordered = [self._request(p, others, epoch, "shuffled") for p in prompts[len(samples) :]]
+        results = self._engine.generate([*ordered, *disordered])
+        for result in results:
+            self._count(result.request.prompt, result.completions, count)
+        found = [result.completions for result in results]
+        on_shuffled = {
+            s.question.id: _scores(completions, s.question)
+            for s, completions in zip(shuffled, found[len(samples) :], strict=True)
+        }
+        completions = [c for group in found[: len(samples)] for c in group]
+        questions = [s.question for s in samples for _ in range(G)]
+        total, rewards = total_reward(self._rewards, completions, questions)
+        if self._temporal is not None:
+            bonus = torch.cat(
+                [
+                    self._bonus(_scores(group, s.question), on_shuffled.get(s.question.id))
+                    for s, group in zip(samples, found, strict=False)
+                ]
+            )
+            rewards[self._temporal.name] = bonus
+            total = total + bonus
+        return [
+            Group(
+                sample,
+                prompts[b],
+                found[b],
+                {name: values[b * G : (b + 1) * G] for name, values in rewards.items()},
+                total[b * G : (b + 1) * G],
+            )
+            for b, sample in enumerate(samples)
+        ]
 
-        Args:
-            parameters: of all that is trained.
+    def _request(self, prompt: Prompt, num_samples: int, epoch: int, *kind: str) -> Request:
+        id = prompt.question.id
+        seeds = [row_seed(self._seed, epoch, id, *kind, n) for n in range(num_samples)]
+        # The model's own distribution, untruncated: what is sampled is what is scored.
+        sampling = Sampling(temperature=self._temperature)
+        return Request(prompt, (sampling,) * num_samples, tuple(seeds), self._max_new_tokens)
 
-        Returns:
-            Zero, whose backward still reaches every parameter.
-        """
-        if self._stand_in is None:
-            return torch.stack([(p * 0.0).sum() for p in parameters if p.requires_grad]).sum()
-        return (self._policy.score(*self._stand_in, self._temperature).logprobs * 0.0).sum()
+    def _bonus(self, scores: torch.Tensor, shuffled: torch.Tensor | None) -> torch.Tensor:
+        """T-GRPO's bonus ``[G]``; 0 for questions that were not asked on shuffled frames."""
+        assert self._temporal is not None
+        if shuffled is None:
+            return torch.zeros_like(scores)
+        alpha, mu = self._temporal.alpha, self._temporal.mu
+        return temporal_bonus(scores[None], shuffled[None], alpha, mu, MIN_SCORE)[0]
 
-    def _scores(self, found: Collected, reference: Reference | None) -> torch.Tensor | None:
-        """The reference's log-probs ``[N, L]``."""
-        if reference is None:
-            return None
-        rollout = found.groups.rollout
-        return reference.logprobs(self._policy, found.prompts, rollout, self._temperature)
+    def _count(self, prompt: Prompt, own: Sequence[Completion], count: SampledCount) -> None:
+        workload = self._policy.workload([prompt], [own])
+        count.num_completions += len(own)
+        count.num_truncated += sum(not c.finished for c in own)
+        count.num_tokens += sum(c.num_tokens for c in own)
+        count.flops += workload.rollout_flops if workload else 0.0
 
-    def _counted(self, rollout: Rollout) -> torch.Tensor:
-        """Tokens ``[N, L]`` that count in the loss."""
-        if not self._mask_truncated:
-            return rollout.completion_mask
-        return rollout.completion_mask & rollout.finished[:, None]
+
+def _scores(completions: Sequence[Completion], question: Question) -> torch.Tensor:
+    """Accuracy ``[G]`` of completions."""
+    scores = [accuracy_score(c.text, question) for c in completions]
+    return torch.tensor(scores, dtype=torch.float32, device="cpu")

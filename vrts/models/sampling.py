@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import torch
@@ -30,84 +29,105 @@ def row_uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:
     """
     generator = torch.Generator()
     rows = [
-        torch.rand(num_tokens, dtype=torch.float64, generator=generator.manual_seed(seed))
+        torch.rand(
+            num_tokens,
+            dtype=torch.float64,
+            generator=generator.manual_seed(seed),
+            device=generator.device,
+        )
         for seed in seeds
     ]
     return torch.stack(rows)
 
 
-def mean_logprob(logprobs: Sequence[float]) -> float:
-    """Mean log-prob of a completion's tokens, to 4 digits, as it is recorded.
-
-    Votes count with this value and no finer one, so that they come out the same when a record is
-    replayed. The sum is exact: it does not depend on padding.
-    """
-    return round(math.fsum(logprobs) / max(len(logprobs), 1), 4)
-
-
 class RowSampler:
-    """Draws one token a row from logits, each row with its own `Sampling`."""
+    """Draws one token a row from logits, each row with its own `Sampling`.
 
-    def __init__(self, sampling: Sequence[Sampling], vocab_size: int, device: torch.device) -> None:
-        """Prepare the rows' parameters.
+    Args:
+        num_rows: R.
+        vocab_size: V.
+        device: where the logits are.
+    """
 
-        Args:
-            sampling: N of them, one for each row.
-            vocab_size: V.
-            device: where the logits are.
-        """
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        self.truncates = False
+        """Whether any row that is drawn for may have top_p or top_k; whoever draws sets it."""
+        self.penalises = False
+        """Whether any may have a penalty, likewise."""
         # Not the default dtype, which Lightning's bf16-true changes: the policy scores at exactly
         # the temperature that it sampled at.
-        float32 = torch.float32
+        self._params = torch.zeros(num_rows, 5, dtype=torch.float32, device=device)
+        """Temperature, top_p, top_k, presence and frequency penalty of each row."""
+        self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
+        """``[R, V]``, how often each row holds each token; with rows once there are penalties."""
 
-        def column(values: list[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=float32, device=device)[:, None]
+    def enter(self, rows: torch.Tensor, sampling: Sequence[Sampling]) -> None:
+        """Begin new completions.
 
-        temperature = column([s.temperature for s in sampling])
-        self._greedy = temperature[:, 0] == 0
-        self._temperature = torch.where(temperature == 0, 1.0, temperature)
-        self._top_p = column([s.top_p for s in sampling])
-        top_k = [min(s.top_k, vocab_size) for s in sampling]  # more is all, and may not fit
-        self._top_k = torch.tensor(top_k, device=device)[:, None]
-        self._truncates = any(s.top_p < 1 or s.top_k > 0 for s in sampling)
-        self._presence = column([s.presence_penalty for s in sampling])
-        self._frequency = column([s.frequency_penalty for s in sampling])
-        self._counts: torch.Tensor | None = None
-        if any(s.presence_penalty or s.frequency_penalty for s in sampling):
-            shape = (len(sampling), vocab_size)
-            self._counts = torch.zeros(shape, dtype=torch.int32, device=device)
+        Args:
+            rows: int64, where.
+            sampling: of each.
+        """
+        V = self._counts.shape[1]
+        params = [
+            # more than V is all of them, and may not fit
+            [s.temperature, s.top_p, min(s.top_k, V), s.presence_penalty, s.frequency_penalty]
+            for s in sampling
+        ]
+        self._params[rows] = torch.tensor(params, dtype=torch.float32, device="cpu").to(rows.device)
+        if any(has_penalty(s) for s in sampling) and not len(self._counts):
+            self._counts = self._counts.new_zeros(len(self._params), V)
+        if len(self._counts):
+            self._counts[rows] = 0
+
+    def move(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy the state of rows over that of others; int64 indices, all different."""
+        self._params[to] = self._params[source]
+        if len(self._counts):
+            self._counts[to] = self._counts[source]
 
     def __call__(
         self, logits: torch.Tensor, uniforms: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw tokens by inverting the cumulative distribution.
+        """Draw tokens by inverse-transform sampling.
 
         Penalties count what was drawn for a row before.
 
         Args:
-            logits: ``[R, V]``, banned tokens at minus infinity.
-            uniforms: float64 ``[R]`` in [0, 1).
-            rows: int64 ``[R]``, which of the N rows these are, each once.
+            logits: ``[R', V]``, suppressed tokens at minus infinity.
+            uniforms: float64 ``[R']`` in [0, 1).
+            rows: int64 ``[R']``, which of the R rows these are, each once.
 
         Returns:
-            int64 ``[R]`` tokens, and their float32 ``[R]`` log-probs at the row's temperature
+            int64 ``[R']`` tokens, and their float32 ``[R']`` log-probs at the row's temperature
             before penalties and truncation (at temperature 1 for greedy rows): how likely the
-            model itself finds them, which is what `Policy.score` gives too.
+            model itself finds them, which is what `Policy.logprobs` gives too.
         """
-        logits, temperature = logits.float(), self._temperature[rows]
+        logits = logits.float()
+        temperature, top_p, top_k, presence, frequency = self._params[rows].split(1, dim=1)
+        is_greedy = temperature == 0
+        temperature = temperature.masked_fill(is_greedy, 1.0)
         logprobs = (logits / temperature).log_softmax(-1)
         probs = logprobs.exp()
-        if self._counts is not None:
-            logits = penalise(
-                logits, self._counts[rows], self._presence[rows], self._frequency[rows]
-            )
+        if self.penalises:
+            logits = penalise(logits, self._counts[rows], presence, frequency)
             probs = (logits / temperature).softmax(-1)
-        if self._truncates:
-            probs = truncate(probs, self._top_p[rows], self._top_k[rows])
-        tokens = torch.where(self._greedy[rows], logits.argmax(-1), invert_cdf(probs, uniforms))
-        if self._counts is not None:
+        if self.truncates:
+            probs = truncate(probs, top_p, top_k)
+        tokens = torch.where(is_greedy[:, 0], logits.argmax(-1), invert_cdf(probs, uniforms))
+        if self.penalises:
             self._counts[rows, tokens] += 1
         return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def has_penalty(sampling: Sampling) -> bool:
+    """Whether tokens are penalised."""
+    return bool(sampling.presence_penalty or sampling.frequency_penalty)
+
+
+def has_truncation(sampling: Sampling) -> bool:
+    """Whether unlikely tokens are left out."""
+    return sampling.top_p < 1 or sampling.top_k > 0
 
 
 def penalise(

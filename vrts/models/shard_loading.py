@@ -5,6 +5,7 @@ A model is built without memory (on torch's meta device), sharded, and filled fr
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +27,59 @@ from vrts.types import InputError
 INDEX = "model.safetensors.index.json"
 """Which file holds which tensor, where there are several files."""
 
+SAMPLE_BYTES = 4096
+"""That `weights_digest` reads at each place of a tensor."""
+
 
 def local_folder(name_or_path: str) -> Path:
     """Folder of a model's files, which are downloaded where the name is a hub id."""
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     return Path(snapshot_download(name_or_path, allow_patterns=["*.safetensors", "*.json"]))
+
+
+def known_folder(name_or_path: str) -> Path | None:
+    """Folder of a model's files where they are on this machine, else None."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    try:
+        return Path(snapshot_download(name_or_path, local_files_only=True))
+    except (OSError, ValueError):  # not downloaded; no name of the hub
+        return None
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Return a digest of a model's weights, however they are divided into files.
+
+    It is of the name, dtype and shape of each tensor and of samples of its bytes: of its beginning,
+    its middle and its end. Training moves all of a tensor.
+
+    Args:
+        folder: with safetensors.
+
+    Returns:
+        None where there are no weights, or files that cannot be read.
+    """
+    tensors: dict[str, str] = {}
+    try:
+        for file in _files(folder):
+            with file.open("rb") as data:
+                length = int.from_bytes(data.read(8), "little")
+                header = json.loads(data.read(length))
+                header.pop("__metadata__", None)
+                for name, about in header.items():
+                    start, end = (8 + length + offset for offset in about["data_offsets"])
+                    digest = hashlib.sha256(f"{about['dtype']} {about['shape']}".encode())
+                    last = max(start, end - SAMPLE_BYTES)
+                    for place in (start, (start + last) // 2, last):
+                        data.seek(place)
+                        digest.update(data.read(min(SAMPLE_BYTES, end - place)))
+                    tensors[_current_name(name)] = digest.hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # whoever loads them says what is wrong
+    if not tensors:
+        return None
+    return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()
 
 
 def build_empty(folder: Path, dtype: str, attn_implementation: str) -> Any:
@@ -70,7 +118,8 @@ def pretended_on_cpu(model: nn.Module) -> Iterator[None]:
     pretended: dict[int, nn.Parameter] = {}
     for name, parameter in empty.items():
         fake = nn.Parameter(
-            torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), parameter.requires_grad
+            torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape),
+            parameter.requires_grad,
         )
         setattr(owners[name], name.rpartition(".")[2], pretended.setdefault(id(parameter), fake))
     yield

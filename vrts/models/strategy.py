@@ -16,14 +16,26 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed import new_group
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.fsdp import FSDPModule
 
 from vrts.files.writing import GONE, OLD, PART, delete, replace_folder, to_disk
 from vrts.models.background import Background
 from vrts.models.checkpoint_files import BackgroundCheckpointIO, reason_of, unwritten
+from vrts.models.checkpoint_reading import (
+    WEIGHTS,
+    listed_weights,
+    load_shards,
+    read_contents,
+    read_file,
+)
 from vrts.models.checkpoints import check_same_model, check_sharded
 from vrts.models.latest import REST, is_complete, surviving
 from vrts.types import InputError
@@ -139,29 +151,34 @@ class FullySharded(ModelParallelStrategy):
         """Load a checkpoint, into the shards.
 
         Raises:
-            InputError: it is of another model, incomplete, or of a run that was not sharded.
+            InputError: it is of another model, incomplete, of a run that was not sharded, or holds
+                anything but tensors and plain values.
         """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_file():
-            checkpoint = torch.load(path, "cpu", mmap=True, weights_only=True)
-            check_sharded(path, checkpoint, as_file=False)
-        else:
-            if not is_complete(path):
-                raise InputError(
-                    f"--ckpt_path: {path} is no checkpoint, or an incomplete one; give another"
-                )
-            contents = FileSystemReader(path).read_metadata()
-            _check_shards(path, contents)
-            saved = contents.state_dict_metadata
-            prefix = "state_dict."
-            tensors = {
-                name.removeprefix(prefix): torch.empty(value.size, device="meta")
-                for name, value in saved.items()
-                if name.startswith(prefix) and isinstance(value, TensorStorageMetadata)
-            }
-            assert self.lightning_module is not None
-            check_same_model(self.lightning_module, {"state_dict": tensors})
-        return super().load_checkpoint(path, weights_only)
+            check_sharded(path, read_file(path))
+            return super().load_checkpoint(path, weights_only=True)
+        if not is_complete(path):
+            raise InputError(
+                f"--ckpt_path: {path} is no checkpoint, or an incomplete one; give another"
+            )
+        contents = read_contents(path)
+        _check_shards(path, contents)
+        module, model = self.lightning_module, self.model
+        assert module is not None
+        assert model is not None
+        check_same_model(module, {WEIGHTS: listed_weights(contents)})
+        # as Lightning does it, but for its readers, which run code that is in the files
+        weights = {WEIGHTS: get_model_state_dict(model)}
+        load_shards(weights, path)
+        model.load_state_dict(weights[WEIGHTS], strict=module.strict_loading)
+        for index, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{index}"
+            state: dict[str, Any] = {name: get_optimizer_state_dict(model, optimizer)}
+            load_shards(state, path)
+            options = StateDictOptions(cpu_offload=True)
+            set_optimizer_state_dict(model, optimizer, state[name], options=options)
+        return read_file(path / REST)
 
     def model_to_device(self) -> None:
         """Move what is not sharded: FSDP has put shards where they belong, offloaded ones too."""

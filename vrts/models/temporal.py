@@ -58,5 +58,5 @@ def shuffle_frames(sample: Sample, seed: int) -> Sample:
     """
     assert sample.clip is not None
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(sample.clip.num_frames, generator=generator)
+    order = torch.randperm(sample.clip.num_frames, generator=generator, device="cpu")
     return replace(sample, clip=replace(sample.clip, frames=sample.clip.frames[order]))

@@ -22,10 +22,13 @@ def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None
         batch_size=2 // devices,
         shuffle=False,
     )
-    trainer = make_trainer(folder, [CurveWriter()], max_epochs=1, **parallel(devices))
+    writer = CurveWriter()
+    trainer = make_trainer(folder, [writer], max_epochs=1, **parallel(devices))
     module = make_module(make_policy(model))
     module.objective.beta = 0.0
     trainer.fit(module, datamodule=data)
+    if trainer.is_global_zero:
+        (folder / "points.json").write_text(json.dumps(writer.points))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def shown_frames(num_frames: int) -> list[int]:
         num_frames: T.
     """
     count = min(MOST_FRAMES, num_frames)
-    return [int(i) for i in torch.linspace(0, num_frames - 1, count).round()]
+    return [int(i) for i in torch.linspace(0, num_frames - 1, count, device="cpu").round()]
 
 
 def make_strip(clip: Clip) -> bytes:

@@ -9,8 +9,7 @@ from jsonargparse.typing import PositiveInt
 
 from vrts.data.benchmarks.benchmark import BenchmarkReader
 from vrts.data.fields import bare_options
-from vrts.data.json_text import JsonText
-from vrts.data.records import Record, read_text
+from vrts.data.records import Record, parse_json, read_text
 from vrts.data.tables import iterate_rows
 from vrts.prompts import DEFAULT_TOLERANCE, extract_number, numbers_match
 from vrts.types import InputError, ProblemType, Question
@@ -164,21 +163,21 @@ class VideoMMMUReader(BenchmarkReader):
 
 
 def iterate_tracks(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:line, row)`` of ``{"Track": {"0": row, …}}``, each row with its ``track``.
+    """Yield ``(place, row)`` of ``{"Track": {"0": row, …}}``, each row with its ``track``.
 
-    Where the text is damaged an `InputError` comes in place of the row, and nothing after it.
+    Where the text is damaged an `InputError` comes in place of the rows.
     """
-    tracks = JsonText(path, text)
-    try:
-        tracks.take("{")
-        while tracks.peek() != "}":
-            track = tracks.key()
-            for source, row in tracks.items():
-                yield source, row | {"track": track} if isinstance(row, dict) else row
-            if tracks.peek() != "}":
-                tracks.take(",}")
-    except InputError as error:
-        yield tracks.source, error
+    tracks = parse_json(text)
+    if isinstance(tracks, InputError):
+        yield path, tracks
+        return
+    if not isinstance(tracks, dict) or not all(isinstance(rows, dict) for rows in tracks.values()):
+        yield path, InputError('expected {"Track": {"0": row, …}}')
+        return
+    for track, rows in tracks.items():
+        for key, row in rows.items():
+            place = f"{path}: {track} {key}"
+            yield place, row | {"track": track} if isinstance(row, dict) else row
 
 
 def track_of(path: str) -> str:

@@ -53,7 +53,7 @@ def total_reward(
         raise InputError("no rewards; list at least one under model.rewards")
     if len(completions) != len(questions):
         raise InputError(f"{len(completions)} completions, but {len(questions)} questions")
-    total = torch.zeros(len(completions), dtype=torch.float32)
+    total = torch.zeros(len(completions), dtype=torch.float32, device="cpu")
     parts: dict[str, torch.Tensor] = {}
     for reward in rewards:
         if reward.name in parts:
@@ -78,7 +78,7 @@ def _checked_scores(
         raise RewardError(f"{kind} raised {type(error).__name__}: {error}") from error
     if len(values) != len(completions):
         raise RewardError(f"{kind} gave {len(values)} scores for {len(completions)} completions")
-    scores = torch.tensor(values, dtype=torch.float32)
+    scores = torch.tensor(values, dtype=torch.float32, device="cpu")
     usable = torch.isfinite(scores * reward.weight)
     if not usable.all():
         row = int((~usable).nonzero()[0])

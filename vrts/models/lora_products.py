@@ -1,0 +1,136 @@
+"""LoRA in decoding: as few kernels as its products need.
+
+peft computes ``base(x) + B(A(x)) * scaling`` layer by layer, with casts of the input and the result
+around it: under autocast 11 small kernels for each adapted matrix. A decoding step has 196 of them
+for a 7B model, and launching kernels is what bounds it. Here an adapter is added in the kernel of
+its second product, and layers that read the same input (q, k and v; gate and up) share the first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Names of linear layers of one parent that read the same tensor, in the order of their use."""
+
+
+def share_products(model: nn.Module) -> list[SharedInput]:
+    """Let plain LoRA layers of a model that only samples run in few kernels, without gradient.
+
+    Layers that do more than plain LoRA (dropout, several adapters, variants such as DoRA) are left
+    as they are.
+
+    Args:
+        model: with or without adapters, in eval mode; a replica, which nothing else uses.
+
+    Returns:
+        What has to `refresh` when the weights have changed.
+    """
+    groups: list[SharedInput] = []
+    for parent in model.modules():
+        for names in SAME_INPUT:
+            layers = [getattr(parent, name, None) for name in names]
+            if all(_is_plain(layer) for layer in layers):
+                groups.append(SharedInput(layers))
+    return groups
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is the sum of a linear one and of one low-rank product, of one dtype."""
+    adapters = getattr(layer, "lora_A", None)
+    if not adapters or layer.disable_adapters or layer.merged or layer.lora_variant:
+        return False
+    if len(layer.active_adapters) != 1 or layer.active_adapters[0] not in adapters:
+        return False
+    name = layer.active_adapters[0]
+    dropout, A, B = layer.lora_dropout[name], layer.lora_A[name], layer.lora_B[name]
+    return (
+        (isinstance(dropout, nn.Identity) or not dropout.training)
+        and type(A) is nn.Linear
+        and type(B) is nn.Linear
+        and B.bias is None
+        and A.weight.dtype == B.weight.dtype == layer.get_base_layer().weight.dtype
+    )
+
+
+class SharedInput:
+    """Adapted layers that are called one after the other with the same tensor."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        name = layers[0].active_adapters[0]
+        self._weights = [layer.lora_A[name].weight for layer in layers]
+        self._A = torch.cat(self._weights).detach()  # [sum of ranks, D]
+        self._ranks = [len(weight) for weight in self._weights]
+        self._B = [layer.lora_B[name].weight.detach().T for layer in layers]
+        self._scaling = [layer.scaling[name] for layer in layers]
+        self._base = [layer.get_base_layer() for layer in layers]
+        self._input: torch.Tensor | None = None
+        self._low: tuple[torch.Tensor, ...] = ()
+        for i, layer in enumerate(layers):
+            layer.forward = self.forward_of(i)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the first factors side by side again, in place."""
+        torch.cat(self._weights, out=self._A)
+
+    def forward_of(self, i: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The forward of one of the layers."""
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self._base[i](x)
+            if self._input is not x:
+                low = x.to(self._A.dtype).flatten(0, -2) @ self._A.T
+                self._input, self._low = x, low.split(self._ranks, dim=-1)
+            rows = out.view(-1, out.shape[-1])
+            # in place, since else the kernel's result begins as a copy of `out`
+            low, B = self._low[i].to(out.dtype), self._B[i].to(out.dtype)
+            rows.addmm_(low, B, alpha=self._scaling[i])
+            if i == len(self._base) - 1:
+                self._input, self._low = None, ()
+            return out
+
+        return forward
+
+
+def merge_layers(model: nn.Module) -> list[MergedLayer]:
+    """Let LoRA layers of a model that only samples run on weights with their adapter added.
+
+    Args:
+        model: a replica, which nothing else uses.
+
+    Returns:
+        What has to `refresh` when the weights have changed.
+    """
+    peft = sys.modules.get("peft")
+    kind = peft.tuners.tuners_utils.BaseTunerLayer if peft else ()
+    return [MergedLayer(module) for module in model.modules() if isinstance(module, kind)]
+
+
+class MergedLayer:
+    """An adapted layer on one matrix, which is rounded to the dtype of the base's."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._base = layer.get_base_layer()
+        self._merged = torch.empty_like(self._base.weight)
+        self.norms = (torch.zeros(()), torch.zeros(()))
+        """Squared norms of what rounding has changed, and of the adapter's update."""
+        layer.forward = self._forward
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Merge anew, in place, from the base's own weights."""
+        update = sum(self._layer.get_delta_weight(n).float() for n in self._layer.active_adapters)
+        exact = self._base.weight.float() + update
+        self._merged.copy_(exact)
+        self.norms = (self._merged.float() - exact).square().sum(), update.square().sum()
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self._merged, self._base.bias)
