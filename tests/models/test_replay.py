@@ -203,7 +203,8 @@ def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
 def abandoned(tmp_path):
     recorded = line("a", (4, "AB-A"))
     recorded["rounds"][0]["abandoned"] = [False, False, True, False]
-    return load(write(tmp_path, recorded))
+    with pytest.warns(match=r"1 of 2 questions have completions .* fail by name.*record\.yaml"):
+        return load(write(tmp_path, recorded, line("b", (4, "AAA"))))
 
 
 def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_path):
@@ -222,7 +223,7 @@ def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_p
     assert asked == [["<answer>A</answer>", "<answer>B</answer>", None, "<answer>A</answer>"]]
     for refusing in (None, lambda *_: False):
         (result,) = replay(policy, [sample], 4, refusing)
-        assert re.search(r"question a at 4 frames has 1 .*early_stop: false", result.error)
+        assert re.search(r"question a at 4 frames lacks 1 of 4 .*record.yaml", result.error)
     assert texts(replay(policy, [sample], 2)[0]) == "AB"
 
 
