@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 
-
 SHARED = Path(__file__).parents[1] / "../shared"
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
