@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import ClassVar
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -82,8 +83,8 @@ def record(graph: RecordedGraph, pool: object, capture_error_mode: str):
     graph.calls = recorder.calls
 
 
-def use_recorded_graphs(monkeypatch) -> list[RecordedGraph]:
-    """Let rollouts on the CPU run through `GraphSteps`; the list of the graphs that get made."""
+def use_recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> list[RecordedGraph]:
+    """Let `StepGraphs` record on the CPU; the list of the graphs that get made."""
     made: ClassVar[list[RecordedGraph]] = []
     monkeypatch.setattr(RecordedGraph, "made", made)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
@@ -91,5 +92,4 @@ def use_recorded_graphs(monkeypatch) -> list[RecordedGraph]:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-    monkeypatch.setattr("vrts.models.qwen.can_capture", lambda model: True)
     return made
