@@ -86,3 +86,13 @@ def test_another_video_with_the_same_frames_is_not_taken_for_it(load_policy, den
     got = policy.encode([Sample(question, other.clip)], 4, known)
     assert torch.equal(got.features, policy.encode([Sample(question, other.clip)], 4).features)
     assert not torch.equal(got.features, known.features)
+
+
+def test_frames_of_one_name_in_one_batch_are_not_taken_for_each_other(load_policy, dense):
+    """As T-GRPO's shuffled frames are not: their names are those of the frames in order."""
+    policy = load_policy()
+    first = dense[0]
+    shuffled = dataclasses.replace(first.clip, frames=first.clip.frames.flip(0))
+    both = policy.encode([first, Sample(first.question, shuffled)], 4).features.chunk(2)
+    assert torch.equal(both[0], policy.encode([first], 4).features)
+    assert not torch.equal(both[0], both[1])

@@ -23,7 +23,7 @@ from lightning import LightningModule, Trainer
 from vrts.models.engine import Engine, Request, Result, ShouldStop
 from vrts.models.policy import Prompt
 from vrts.models.sampling import row_seed
-from vrts.prompts import parse_answer
+from vrts.answers import parse_answer
 from vrts.types import (
     FRAMES_PER_PATCH,
     Clip,
@@ -163,11 +163,13 @@ class Predictor:
         while True:
             for future in [future for future in self._fetching if future.done()]:
                 self._join(self._fetching.pop(future), future.result())
+            if self._decided:
+                decided, self._decided = self._decided, []
+                yield decided
             while self._waiting and self._has_room():
                 self._ask(self._waiting.popleft())
             if self._decided:
-                yield self._decided
-                self._decided = []
+                continue  # too large for the engine
             if is_done():
                 return
             if self._asked:
