@@ -42,7 +42,7 @@ class Recorder(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.evaluated += [sample.question.id for sample in batch]
 
-    def on_validation_end(self):
+    def on_validation_epoch_end(self):  # before callbacks may save
         if not self.trainer.sanity_checking:
             self.trace.append("validation")
 

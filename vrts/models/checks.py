@@ -135,7 +135,7 @@ def check_validation(
             f"data.val: none of its {len(questions)} questions has an answer, so that there is no "
             "accuracy; give questions whose right answers are known, or no data.val"
         )
-    interval = trainer.val_check_interval
+    interval = getattr(trainer, "val_check_interval", None)  # has none by time
     if isinstance(interval, float) or trainer.check_val_every_n_epoch is not None:
         raise InputError(
             f"trainer.val_check_interval is {interval} and check_val_every_n_epoch "

@@ -336,8 +336,8 @@ class VideoQAModule(LightningModule):
         self._patience.check_end(self.num_steps_trained)
         self._guard.check_end(self.trainer.global_step)
 
-    def on_validation_end(self) -> None:
-        """Let a plateau's scheduler see what validation has found."""
+    def on_validation_epoch_end(self) -> None:
+        """Let a plateau's scheduler see what validation has found, before callbacks save it."""
         schedule: Any = self.lr_schedulers() if self.trainer.state.fn == TrainerFn.FITTING else None
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(self.trainer.callback_metrics[_monitor(schedule)])
