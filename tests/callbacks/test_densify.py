@@ -357,7 +357,7 @@ def test_validation_and_test_are_asked_as_prediction_is(
         f"{stage}/accuracy": pytest.approx(2 / 5),
         f"{stage}/mean_frames": pytest.approx((4 + 8 + 8) / 3),
         f"{stage}/agreement": pytest.approx((3 + 3 + 1) / 9),
-        f"{stage}/failures": 2,
+        f"{stage}/num_failed": 2,
     }
     failed = [m for m in caplog.messages if m.startswith("question ") and " failed: " in m]
     assert [message.split()[1] for message in failed] == ["damaged", "fragile"]
