@@ -41,7 +41,7 @@ class CurveWriter(Callback):
 
     def results(self, trainer: Trainer) -> list[Path]:
         """Return the picture."""
-        return [self._picture(trainer)]
+        return [self.path(trainer)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.

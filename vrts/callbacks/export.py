@@ -93,7 +93,7 @@ class ExportPretrained(Callback):
 
     def results(self, trainer: Trainer) -> list[Path]:
         """Return the folder."""
-        return [self._folder(trainer)]
+        return [self.folder(trainer)]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

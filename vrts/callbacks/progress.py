@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from jsonargparse.typing import NonNegativeFloat
 from lightning import Callback, LightningModule, Trainer

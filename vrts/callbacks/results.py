@@ -34,7 +34,8 @@ def tell_results(trainer: Trainer) -> None:
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             tell(f"stopped early: {callback.stopping_reason_message}")
     found = [path for c in callbacks if isinstance(c, HasResults) for path in c.results(trainer)]
-    found += [Path(k.dirpath) for k in trainer.checkpoint_callbacks if getattr(k, "dirpath", None)]
+    folders = [getattr(k, "dirpath", None) for k in trainer.checkpoint_callbacks]
+    found += [Path(folder) for folder in folders if folder]
     found += [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]
     shown = dict.fromkeys(str(path) for path in found if path.exists())
     if shown:

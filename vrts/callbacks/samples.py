@@ -47,7 +47,7 @@ class CompletionLog(Callback):
 
     def results(self, trainer: Trainer) -> list[Path]:
         """Return the file."""
-        return [self._folder(trainer) / FILE_NAME]
+        return [self.path(trainer)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.

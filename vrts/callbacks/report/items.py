@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vrts.prompts import is_correct
+from vrts.answers import is_correct
 from vrts.terminal import shorten
 from vrts.types import Prediction, Question, Round, letters
 from vrts.voting import majority
