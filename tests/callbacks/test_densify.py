@@ -19,7 +19,7 @@ from tests.callbacks.runs import (
 )
 from vrts.callbacks.densify import SparseToDense
 from vrts.data.sampling import NestedPairSampler, UniformSampler
-from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_network import QwenNetwork
 from vrts.types import InputError, Prediction, Sampling
 
 
@@ -403,13 +403,13 @@ def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, m
 def counted_frames(monkeypatch):
     """Pairs of frames in each pass of the vision tower, in a list that grows."""
     counts: list[int] = []
-    features = QwenPolicy._video_features
+    features = QwenNetwork.features
 
-    def counting(policy, patches, grids):
+    def counting(network, patches, grids):
         counts.append(len(patches) // 16)  # frames of 56x56 pixels, a pair is 16 patches
-        return features(policy, patches, grids)
+        return features(network, patches, grids)
 
-    monkeypatch.setattr(QwenPolicy, "_video_features", counting)
+    monkeypatch.setattr(QwenNetwork, "features", counting)
     return counts
 
 
