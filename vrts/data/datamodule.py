@@ -60,7 +60,8 @@ class VideoQADataModule(LightningDataModule):
         resolution: Pixel budget of the frames.
         num_frames: Frames of a video.
         batch_size: Questions of an optimizer step, on each rank.
-        eval_batch_size: Questions of a batch in the other stages, on each rank.
+        eval_batch_size: Questions that come at a time in the other stages, on each rank; how many
+            are asked together is up to the engine.
         num_workers: Processes that decode, on each rank; 0 decodes in the main process, where
             a video that hangs holds up everything.
         prefetch_batches: Batches decoded ahead.
