@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
 from filelock import FileLock
 from PIL import Image
@@ -21,6 +22,7 @@ from vrts.data.readers import VideoR1Reader
 from vrts.demo.model import build_model_folder
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
+from vrts.models.checkpoints import FORMAT, FORMAT_KEY
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 
@@ -573,6 +575,11 @@ class TestFoundByAttack:
         folder = tmp_path / "sharded.ckpt"
         folder.mkdir()
         args = fit_args(model, tmp_path, *own_train(annotations), f"--ckpt_path={folder}")
+        self.fails(args, capsys, "sharded.ckpt is no checkpoint, or a damaged one")
+        parts = {"state_dict": {"weight": torch.ones(2)}, "optimizer_0": {"step": 1}}
+        dcp.save(parts, checkpoint_id=folder, no_dist=True)
+        rest = {"pytorch-lightning_version": "2.6", "loops": {"fit_loop": {}}, FORMAT_KEY: FORMAT}
+        torch.save(rest, folder / "meta.pt")
         self.fails(args, capsys, "sharded.ckpt is a folder", "configs/fsdp.yaml")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -22,7 +22,7 @@ NEW = ".new"
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves every n optimizer steps. The newest k stay; ``last.ckpt`` is a link to the newest.
+    """Saves every n optimizer steps and the last one. ``last.ckpt`` is a link to the newest of k.
 
     Where a validation follows the step, it is saved after that: a run that goes on from there has
     the best accuracy so far and the patience of an early stop as they were. Lightning's
@@ -50,7 +50,7 @@ class StepCheckpoint(ModelCheckpoint):
             enable_version_counter=False,  # a resumed run goes on with its last.ckpt
         )
         self._every_n_steps = int(every_n_steps)
-        self._step = 0
+        self._first_step = self._step = 0
         self._is_due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,7 +63,8 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step that the run goes on after."""
         super().on_train_start(trainer, pl_module)
-        self._step, self._is_due = trainer.global_step, False
+        self._first_step = self._step = trainer.global_step
+        self._is_due = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,6 +92,11 @@ class StepCheckpoint(ModelCheckpoint):
             wait_for_saves(trainer.strategy)
         except Exception as error:  # noqa: BLE001  anything that writing raises
             _log.error("%s", error)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step, unless that is done or this run has made none."""
+        if trainer.global_step > self._first_step:
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save nothing: steps are counted, not epochs."""
