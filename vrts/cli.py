@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 import yaml
-from jsonargparse import dict_to_namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -216,6 +216,11 @@ class VrtsCLI(LightningCLI):
 
 class ConfigLogger(SaveConfigCallback):
     """Gives loggers the configuration too, which hyper-parameters are a part of."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        config.pop("overwrite", None)  # it is about one start of the run
+        super().__init__(parser, config, **kwargs)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log all options, once, from the first process."""
