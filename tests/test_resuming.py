@@ -260,6 +260,7 @@ class TestAnotherModel:
             assert "--ckpt_path: the checkpoint was trained from model (content " in err
             assert "but model.policy is other (content " in err
             assert not (root / "out").exists()
+            shutil.rmtree(root, ignore_errors=True)
             assert main([*args, f"--model.policy.init_args.path={copy}"]) == 0, name
 
     def test_vocabulary(self, fit, full, model, tmp_path, capsys):

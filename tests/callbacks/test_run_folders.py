@@ -1,10 +1,12 @@
 """Folders of `vrts fit` that cannot be written, or have no room."""
 
 import contextlib
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,3 +197,19 @@ def test_a_run_that_left_no_checkpoint_is_begun_again_with_last(model, annotatio
     (tmp_path / COMPLETIONS).write_text("")
     args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=1")
     assert main([*args, "--ckpt_path=last"]) == 0
+
+
+def test_an_export_that_fails_loses_no_step(model, annotations, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """The last step is saved before, whatever every_n_steps is."""
+    args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=3")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_234_567))
+        assert main(args) == 1
+    err = capsys.readouterr().err
+    assert re.search(r"it takes \d\.\d+ MB, and 1\.23 MB are free; make room .* vrts export", err)
+    assert not (tmp_path / "model").exists()
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    export = ["export", *args[1:], f"--output_dir={tmp_path / 'model'}"]
+    assert main(export) == 0
+    assert (tmp_path / "model/model.safetensors").is_file()

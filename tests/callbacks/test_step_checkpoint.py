@@ -68,6 +68,14 @@ def test_after_the_validation_where_one_follows(keep, tmp_path, model_folder, vi
     assert str(last.readlink()) == newest[-1]
 
 
+def test_the_last_step_is_saved_whenever_it_comes(tmp_path, model_folder, videos):
+    keeper = StepCheckpoint(every_n_steps=3, dirpath=str(tmp_path / "kept"))
+    fit(tmp_path, model_folder, videos, keeper, validates=False)
+    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert names == ["last.ckpt", "step=4.ckpt"]
+    assert torch.load(tmp_path / "kept/last.ckpt", weights_only=True)["global_step"] == 4
+
+
 def test_a_validation_that_comes_later_holds_nothing_up(tmp_path, model_folder, videos):
     """The epoch's last batch completes a step that is due, and no validation follows."""
     keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
