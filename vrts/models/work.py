@@ -13,9 +13,6 @@ from vrts.types import Rollout
 class Sampled:
     """Completions that were sampled, those that no update is made from among them."""
 
-    num_completions: int = 0
-    num_truncated: int = 0
-    """Of them were cut off."""
     num_tokens: int = 0
     flops: float = 0.0
     """0 where the policy cannot tell."""
@@ -23,8 +20,6 @@ class Sampled:
     def add(self, policy: Policy, prompts: Prompts, rollout: Rollout) -> None:
         """Count a rollout; its texts are known, so nothing here waits for the device."""
         workload = policy.workload(prompts, rollout)
-        self.num_completions += len(rollout.texts)
-        self.num_truncated += int((~rollout.finished).sum())
         self.num_tokens += int(rollout.lengths.sum())
         self.flops += workload.rollout_flops if workload else 0.0
 
