@@ -12,11 +12,17 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from jsonargparse import dict_to_namespace
-from lightning import Trainer
+import yaml
+from jsonargparse import Namespace, dict_to_namespace
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.distributed import DistNetworkError, DistStoreError
 
@@ -62,7 +68,7 @@ from vrts.models import (
 from vrts.models import replay as replay_policy
 from vrts.models.checkpoint_files import AtomicCheckpointIO
 from vrts.models.checks import check_step
-from vrts.models.machine import check_precision, check_strategy
+from vrts.models.machine import check_precision, check_strategy, why_no_cuda
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.processes import end_others, explain
@@ -221,6 +227,21 @@ class VrtsCLI(LightningCLI):
                 callback.check_answered()
 
 
+class ConfigLogger(SaveConfigCallback):
+    """Gives loggers the configuration too, which hyper-parameters are a part of."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        config.pop("overwrite", None)  # it is about one start of the run
+        super().__init__(parser, config, **kwargs)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log all options, once, from the first process."""
+        options = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(options)
+
+
 def _ask_what_is_replayed(config: Any) -> None:
     """Replay the questions that were recorded, where no others are given."""
     policy = config.model.policy
@@ -262,6 +283,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"parser_mode": "yaml"},
+        save_config_callback=ConfigLogger,
         save_config_kwargs={"overwrite": True},
     )
 
@@ -336,7 +358,8 @@ def _hint(error: MisconfigurationException) -> str:
     """What to do about an option of the Trainer that this machine cannot follow."""
     if "deepspeed" in str(error).lower():  # Lightning would have it installed
         return "vrts shards with FSDP2 instead: --trainer.strategy=FullySharded"
-    return "without such a device, put --config configs/cpu.yaml behind the others"
+    reason = why_no_cuda() if "CUDA" in str(error) else None
+    return reason or "without such a device, put --config configs/cpu.yaml behind the others"
 
 
 def _fail(message: object) -> int:

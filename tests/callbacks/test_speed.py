@@ -23,7 +23,7 @@ BATCH = BatchWork(
     rollout_waiting_s=0.5,
     num_questions=2,
     num_frames=64,
-    sampled=Sampled(num_completions=8, num_truncated=1, num_tokens=400, flops=110.0),
+    sampled=Sampled(num_tokens=400, flops=110.0),
     update=WORKLOAD,
     has_reference=True,
 )
