@@ -16,7 +16,7 @@ from vrts.demo.videos import make_dataset
 
 ROOT = Path(__file__).parents[1]
 SMALL_FIT = (
-    "--trainer.accumulate_grad_batches=1",
+    "--data.batch_size=2",
     "--trainer.max_steps=1",
     "--data.num_frames=4",
     "--model.num_generations=2",
@@ -185,5 +185,5 @@ def test_ids_on_the_host_are_found(tmp_path, annotations, monkeypatch):
 
 
 def test_graphs_can_be_switched_off(tmp_path, annotations):
-    code, device = ask(tmp_path, annotations, "--model.policy.init_args.cuda_graphs=false")
+    code, device = ask(tmp_path, annotations, "--model.engine.init_args.cuda_graphs=false")
     assert (code, device.violations, device.graphs) == (0, [], [])
