@@ -145,8 +145,8 @@ def _fit(
         f"--trainer.logger.init_args.save_dir={root}",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
-        "--trainer.accumulate_grad_batches=1",
         "--trainer.devices=1",
+        "--data.batch_size=1",
         f"--trainer.max_steps={steps}",
         "--trainer.max_epochs=9",
         f"--trainer.callbacks=[{{class_path: ThroughputLog, init_args: {{peak_tflops: "

@@ -146,7 +146,7 @@ class Job:
             "--trainer.logger=false",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
-            "--trainer.accumulate_grad_batches=2",
+            "--data.batch_size=2",
             "--trainer.max_epochs=2",
             "--trainer.callbacks=[{class_path: StepCheckpoint, init_args: {every_n_steps: 1}}, "
             "{class_path: CompletionLog, init_args: {every_n_steps: 1, num_shown: 0}}, "

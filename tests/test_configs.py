@@ -202,7 +202,7 @@ def test_other_algorithms_replace_grpo(monkeypatch):
     objective = cli.model.objective
     assert (type(objective).__name__, objective.beta, objective.clip_high) == ("DAPO", 0, 0.28)
     assert cli.model.reference is None
-    assert (cli.model.num_groups, cli.datamodule.batch_size) == (1, 4)
+    assert (cli.model.num_groups, cli.datamodule.batch_size) == (8, 32)
     cli = instantiate(monkeypatch, args_of("fit", [FIT, "tgrpo.yaml"]))
     assert (cli.model.temporal.alpha, cli.model.temporal.mu) == (0.3, 0.8)
     names = [(reward.name, reward.weight) for reward in cli.model.rewards]
@@ -269,6 +269,6 @@ def test_validation_adds_to_the_callbacks_of_a_recipe(monkeypatch, tmp_path):
     assert sorted(names) == sorted([*(type(c).__name__ for c in plain.callbacks), *added])
     assert {c.dirpath for c in cli.trainer.checkpoint_callbacks} == {str(tmp_path / "checkpoints")}
     assert len({c.state_key for c in cli.trainer.checkpoint_callbacks}) == 2
-    steps = cli.trainer.val_check_interval / cli.trainer.accumulate_grad_batches
-    assert (steps, cli.trainer.check_val_every_n_epoch) == (50, None)
+    trainer = cli.trainer
+    assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (50, None)
     assert cli.datamodule.readers["val"] is not None

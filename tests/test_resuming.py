@@ -104,8 +104,7 @@ def test_a_run_with_nothing_left_to_do_says_so(fit):
 
 THREE_EPOCHS = (
     "--trainer.max_epochs=3",
-    "--trainer.accumulate_grad_batches=2",
-    "--data.batch_size=2",
+    "--data.batch_size=4",
 )
 """Of two steps each."""
 
@@ -263,8 +262,6 @@ def test_other_numbers_of_ranks_go_on_with_what_is_left(tmp_path, strategy):
     common = [
         f"--trainer.callbacks={callbacks}",
         "--model.policy.init_args.lora={rank: 4, alpha: 8, dropout: 0}",
-        "--trainer.accumulate_grad_batches=1",
-        "--trainer.gradient_clip_val=null",
     ]
     with forked(tmp_path) as job:
 

@@ -37,7 +37,7 @@ def fit_args(
         f"--trainer.devices={devices}",
         "--trainer.strategy=ddp",
         "--trainer.enable_progress_bar=false",
-        "--trainer.accumulate_grad_batches=1",
+        "--data.batch_size=1",
         "--trainer.max_steps=3",
         # Adam makes large steps of gradients that are rounding noise around zero
         "--model.optimizer=torch.optim.SGD",

@@ -59,11 +59,11 @@ def common(data: dict[str, Path], root: Path) -> list[str]:
 
 
 def fit_args(data: dict[str, Path], root: Path, *more: str, validates: bool = True) -> list[str]:
-    """Six steps of two batches each, with a validation after every second one."""
+    """Six steps of two questions each, with a validation after every second one."""
     val = [
         f"--config={CONFIGS / 'validate.yaml'}",
         f"--data.val.init_args.path={data['val']}",
-        "--trainer.val_check_interval=4",
+        "--trainer.val_check_interval=2",
     ]
     callbacks = ", ".join(
         [
@@ -80,7 +80,7 @@ def fit_args(data: dict[str, Path], root: Path, *more: str, validates: bool = Tr
         *common(data, root),
         f"--trainer.callbacks=[{callbacks}]",
         "--trainer.logger=false",
-        "--trainer.accumulate_grad_batches=2",
+        "--data.batch_size=2",
         "--trainer.max_steps=6",
         "--trainer.max_epochs=9",
         "--model.num_generations=3",
@@ -279,7 +279,7 @@ def test_a_best_that_is_not_there_is_named(validated, data, tmp_path, capsys):
 
 
 class TestRefused:
-    """Before the weights are loaded, but for the length of the run."""
+    """Before the weights are loaded."""
 
     def fails(self, capsys, args: list[str], *messages: str) -> None:
         assert main(args) == 1
@@ -291,13 +291,19 @@ class TestRefused:
         args = fit_args(data, tmp_path, "--data.val=null")
         self.fails(capsys, args, "ModelCheckpoint watches val/accuracy", "data.val")
 
-    def test_in_the_middle_of_a_step(self, data, tmp_path, capsys):
-        args = fit_args(data, tmp_path, "--trainer.val_check_interval=5")
-        self.fails(capsys, args, "val_check_interval is 5 batches", "such as 4")
+    def test_at_ends_of_epochs(self, data, tmp_path, capsys):
+        args = fit_args(data, tmp_path, "--trainer.val_check_interval=1.0")
+        self.fails(capsys, args, "val_check_interval is 1.0", "an epoch has 4")
+
+    def test_options_that_have_another_place(self, data, tmp_path, capsys):
+        args = fit_args(data, tmp_path, "--trainer.accumulate_grad_batches=2")
+        self.fails(capsys, args, "accumulate_grad_batches is 2", "data.batch_size")
+        args = fit_args(data, tmp_path, "--trainer.gradient_clip_val=1.0")
+        self.fails(capsys, args, "gradient_clip_val is 1.0", "model.max_grad_norm")
 
     def test_never(self, data, tmp_path, capsys):
         args = fit_args(data, tmp_path, "--trainer.max_steps=1")
-        self.fails(capsys, args, "val_check_interval is 4 batches, but the run has 2")
+        self.fails(capsys, args, "val_check_interval is 2 steps, but the run has 1")
 
     def test_no_answer_is_known(self, data, tmp_path, capsys):
         path = data["val"].with_name("unknown.jsonl")

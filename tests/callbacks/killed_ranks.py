@@ -12,19 +12,20 @@ from tests.callbacks.plugins import ScriptedPolicy, ask
 from tests.callbacks.runs import run_prediction
 from tests.callbacks.test_writer import SCRIPT, categorised, nine
 from tests.callbacks.two_processes import parallel
-from vrts.types import Question, Rollout
+from vrts.models.engine import Request
+from vrts.types import Question
 
 
 class SlowPolicy(ScriptedPolicy):
-    """Takes a while for each rollout, so that a run can be hit in its middle."""
+    """Takes a while for each request, so that a run can be hit in its middle."""
 
     def __init__(self, *args: Any, step_s: float, **options: Any) -> None:
         super().__init__(*args, **options)
         self.step_s = step_s
 
-    def rollout(self, *args: Any, **options: Any) -> Rollout:
+    def take(self, request: Request) -> None:
         time.sleep(self.step_s)
-        return super().rollout(*args, **options)
+        super().take(request)
 
 
 def asked(videos: dict[str, str]) -> list[Question]:

@@ -5,18 +5,19 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.models.scripted_engine import ScriptedEngine, ScriptedPrompt
 from vrts.data.decoding import FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.sampling import UniformSampler
 from vrts.data.windows import WHOLE
+from vrts.models.engine import Engine, Request
 from vrts.models.policy import Policy, Prompts, Scores, StopEarly
 from vrts.models.rewards import Reward
 from vrts.types import Completion, Question, Rollout, Sample, Sampling, VideoError
@@ -35,20 +36,15 @@ def completion(answer: str) -> str:
     return f"<think>I see it.</think><answer>{answer}</answer>"
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptedPrompts(Prompts):
-    num_frames: tuple[int, ...]
-
-
 class ScriptedPolicy(Policy):
-    """Answers by a script, and keeps what it was asked.
+    """Answers by a script, one question at a time, and keeps what it was asked.
 
     Args:
         script: what to answer; questions and numbers of frames that are not in it get "A".
         most_frames: clips with more are refused, as prompts that are too long are.
-        stop_after: so many rollouts are answered; before a further one the process gets `signal`.
+        stop_after: so many requests are answered; at a further one the process gets `signal`.
         one_by_one: completions end one after the other, in an order that depends on their seeds,
-            so that an early stop has something to give up; otherwise all end at the same time.
+            so that an early stop has something to cancel; otherwise all end at the same time.
         signal: SIGINT raises KeyboardInterrupt here, SIGKILL ends the process.
     """
 
@@ -66,12 +62,12 @@ class ScriptedPolicy(Policy):
         self.stop_after = stop_after
         self.one_by_one = one_by_one
         self.signal = signal
-        self.asked: list[list[tuple[str, int]]] = []
-        """Questions and numbers of frames of each rollout."""
+        self.asked: list[tuple[str, int]] = []
+        """Question and number of frames of each request."""
         self.sampling: list[tuple[Sampling, ...]] = []
         """How each was sampled."""
         self.autocast: list[bool] = []
-        """Whether each rollout was under autocast."""
+        """Whether each was under autocast."""
 
     @property
     def loaded(self) -> bool:
@@ -86,13 +82,29 @@ class ScriptedPolicy(Policy):
             return None
         return f"question {sample.question.id}: {sample.clip.num_frames} frames are too many"
 
+    def default_engine(self) -> Engine:
+        return PolicyScript(self)
+
+    def take(self, request: Request) -> None:
+        """Note a request that is about to be answered."""
+        assert isinstance(request.prompt, ScriptedPrompt)
+        if len(self.asked) == self.stop_after:
+            os.kill(os.getpid(), self.signal)
+        self.asked.append((request.prompt.question.id, request.prompt.num_frames))
+        self.sampling.append(request.sampling)
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+
+    def text(self, id: str, num_frames: int, m: int) -> str:
+        answers = self.script.get(id, {}).get(num_frames)
+        return completion("A" if answers is None else answers[m])
+
+    def length(self, m: int, seeds: Sequence[int]) -> int:
+        return 1 + sorted(seeds).index(seeds[m]) if self.one_by_one else 1
+
     def encode(
         self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
-    ) -> ScriptedPrompts:
-        assert samples
-        assert all(self.refuses(sample, max_new_tokens) is None for sample in samples)
-        num_frames = tuple(s.clip.num_frames for s in samples if s.clip is not None)
-        return ScriptedPrompts(tuple(s.question for s in samples), num_frames)
+    ) -> Prompts:
+        raise NotImplementedError("a script is not trained")
 
     def rollout(
         self,
@@ -102,45 +114,7 @@ class ScriptedPolicy(Policy):
         max_new_tokens: int,
         stop_early: StopEarly | None = None,
     ) -> Rollout:
-        assert isinstance(prompts, ScriptedPrompts)
-        if len(self.asked) == self.stop_after:
-            os.kill(os.getpid(), self.signal)
-        asked = [(q.id, T) for q, T in zip(prompts.questions, prompts.num_frames, strict=True)]
-        self.asked.append(asked)
-        self.sampling.append(tuple(sampling))
-        self.autocast.append(torch.is_autocast_enabled("cpu"))
-        M = len(sampling)
-        answers = [self.script.get(id, {}).get(T, "A" * M) for id, T in asked]
-        assert all(len(answer) == M for answer in answers), answers
-        texts = tuple(completion(letter) for answer in answers for letter in answer)
-        N = len(texts)
-        assert len(set(seeds)) == len(seeds) == N
-        # no two completions are equally likely
-        logprobs = -torch.tensor([seed % 997 for seed in seeds])[:, None] / 997
-        finished = torch.ones(N, dtype=torch.bool)
-        if stop_early is not None and self.one_by_one:
-            for b in range(len(asked)):
-                self._end_one_by_one(b, M, seeds, texts, logprobs, finished, stop_early)
-        return Rollout(
-            completion_ids=torch.zeros(N, 1, dtype=torch.int64),
-            completion_mask=torch.ones(N, 1, dtype=torch.bool),
-            logprobs=logprobs,
-            finished=finished,
-            texts=texts,
-            abandoned=None if stop_early is None else ~finished,
-        )
-
-    @staticmethod
-    def _end_one_by_one(b, M, seeds, texts, logprobs, finished, stop_early) -> None:
-        """Tell of one question's completions until the rest is given up."""
-        finished[b * M : (b + 1) * M] = False
-        said: list[str | None] = [None] * M
-        means = [0.0] * M
-        for m in sorted(range(M), key=lambda m: seeds[b * M + m]):
-            row = b * M + m
-            said[m], means[m], finished[row] = texts[row], round(float(logprobs[row]), 4), True
-            if None in said and stop_early(b, said, means):
-                break
+        raise NotImplementedError("a script is not trained")
 
     def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
         raise NotImplementedError("a script is not trained")
@@ -153,6 +127,18 @@ class ScriptedPolicy(Policy):
 
     def fingerprint(self) -> dict[str, Any]:
         return {"policy": "ScriptedPolicy"}
+
+
+class PolicyScript(ScriptedEngine):
+    """Samples from a policy that answers by a script: its requests one after the other."""
+
+    def __init__(self, policy: ScriptedPolicy) -> None:
+        super().__init__(policy.text, num_rows=1, length=policy.length)
+        self._policy = policy
+
+    def add(self, request: Request) -> None:
+        self._policy.take(request)
+        super().add(request)
 
 
 class QuestionList(Reader):

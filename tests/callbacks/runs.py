@@ -99,7 +99,7 @@ def questions(video: str, count: int, prefix: str = "q") -> list[Question]:
 
 
 class History(Callback):
-    """What a training run did, batch by batch; losses without rounding."""
+    """What a training run did, step by step; losses without rounding."""
 
     def __init__(self) -> None:
         self.ids: list[tuple[str, ...]] = []
@@ -110,7 +110,7 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.ids.append(tuple(sample.question.id for sample in batch))
-        self.losses.append(float(outputs["loss"]))
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
         self.steps.append(trainer.global_step)
 
 

@@ -183,7 +183,7 @@ def test_the_command_draws_curves_of_what_it_logs(tmp_path):
         f"--trainer.logger={CSVLogger.__module__}.CSVLogger",
         f"--trainer.logger.init_args.save_dir={tmp_path / 'run'}",
         "--trainer.enable_progress_bar=false",
-        "--trainer.accumulate_grad_batches=1",
+        "--data.batch_size=1",
         "--trainer.max_steps=3",
         "--model.num_generations=2",
         "--model.max_new_tokens=8",

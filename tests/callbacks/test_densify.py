@@ -50,16 +50,13 @@ def test_unanimity_stops_and_disagreement_goes_on(tmp_path, videos):
     assert metrics["decided_at"] == {"4": 1 / 3, "8": 1 / 3, "16": 1 / 3}
 
 
-def test_only_undecided_questions_are_asked_again(tmp_path, videos):
+def test_only_undecided_questions_are_asked_again_and_at_once(tmp_path, videos):
     script = {"a": {4: "AAB", 8: "AAB", 16: "AAB"}, "c": {4: "A-A", 8: "AAA"}}
     policy = scripted(script)
     asked = [ask(id, videos["long"]) for id in "abcd"]
     predict(tmp_path, policy, asked, data={"eval_batch_size": 4})
-    assert policy.asked == [
-        [("a", 4), ("b", 4), ("c", 4), ("d", 4)],
-        [("a", 8), ("c", 8)],
-        [("a", 16)],
-    ]
+    order = [("a", 4), ("a", 8), ("a", 16), ("b", 4), ("c", 4), ("c", 8), ("d", 4)]
+    assert policy.asked == order
 
 
 @pytest.mark.parametrize(
@@ -109,7 +106,7 @@ def test_a_video_with_just_the_frames_of_a_level_is_not_shown_them_again(tmp_pat
     policy = scripted({"s": {6: "ABB"}})
     lines, _ = predict(tmp_path, policy, [ask("s", videos["short"])], levels=[6, 8, 16])
     assert rounds(lines[0]) == [(6, "ABB")]
-    assert policy.asked == [[("s", 6)]]
+    assert policy.asked == [("s", 6)]
 
 
 def test_a_benchmarks_cap_ends_a_question_there(tmp_path, videos):
@@ -123,7 +120,7 @@ def test_a_benchmarks_cap_ends_a_question_there(tmp_path, videos):
     assert rounds(found["capped"]) == [(4, "ABC"), (8, "BAB")]
     assert rounds(found["free"]) == [(4, "ABC"), (8, "BAB"), (16, "CCA")]
     assert [found[id]["answer"] for id in script] == ["B", "C"]
-    assert ("capped", 16) not in [pair for batch in policy.asked for pair in batch]
+    assert ("capped", 16) not in policy.asked
 
 
 @pytest.mark.parametrize("cap", [8, 9, 7])
@@ -132,7 +129,7 @@ def test_the_level_of_a_cap_is_known_to_be_the_last_one(tmp_path, videos, cap):
     policy = scripted({"q": {4: "ABCAB", 8: "ABBCC"}}, one_by_one=True)
     asked = [replace(ask("q", videos["long"]), metadata={"max_frames": cap})]
     lines, _ = predict(tmp_path, policy, asked, num_samples=5, s2d={"early_stop": True})
-    assert policy.asked == [[("q", 4)], [("q", 8)]]
+    assert policy.asked == [("q", 4), ("q", 8)]
     assert lines[0]["answer"] == "B"
 
 
@@ -147,7 +144,7 @@ def test_a_damaged_video_is_a_wrong_answer_and_stops_nothing(tmp_path, videos):
         assert (line["status"], line["correct"], line["answer"]) == ("failed", correct, None)
         assert (line["rounds"], line["num_frames"]) == ([], 0)
         assert reason in line["error"]
-    assert policy.asked == [[("a", 4)], [("a", 8)]]
+    assert policy.asked == [("a", 4), ("a", 8)]
     assert metrics["accuracy"] == 1 / 2
     assert metrics["failed"] == ["x", "y"]
     assert metrics["num_questions"] == 3
@@ -173,7 +170,7 @@ def test_a_video_that_fails_on_denser_frames_only(tmp_path, videos):
     assert rounds(found["f"]) == [(4, "ABC")]
     assert (found["f"]["correct"], found["f"]["answer"]) == (False, None)
     assert (found["l"]["answer"], found["l"]["correct"]) == ("B", True)
-    assert policy.asked == [[("f", 4), ("l", 4)], [("l", 8)]]
+    assert policy.asked == [("f", 4), ("l", 4), ("l", 8)]
     assert metrics["accuracy"] == 0.5
 
 
@@ -259,30 +256,49 @@ def test_greedy_answers_are_unanimous_or_none(tmp_path, videos, model_folder):
 
 
 class SeenFrames(Callback):
-    """Notes how many frames each prediction comes with."""
+    """Notes what it is given: questions and numbers of frames, and the outputs of each step."""
 
     def __init__(self) -> None:
-        self.num_frames: list[int] = []
+        self.seen: list[tuple[str, int]] = []
+        self.outputs: list[list[str]] = []
+
+    def on_predictions(self, trainer, pl_module, predictions):
+        self.seen += [(p.question.id, p.clip.num_frames) for p in predictions]
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, *args):
-        self.num_frames += [prediction.clip.num_frames for prediction in outputs]
+        self.outputs.append([p.question.id for p in outputs])
 
 
-def test_without_a_writer_predictions_are_replaced_in_place(tmp_path, videos):
+@pytest.mark.parametrize("first", [True, False])
+def test_without_a_writer_predictions_are_returned(tmp_path, videos, first):
     policy = scripted({"q": {4: "ABC", 8: "CCC"}})
-    seen = SeenFrames()
-    trainer = make_trainer(tmp_path, [SparseToDense([4, 8], 3), seen])
+    seen, densifier = SeenFrames(), SparseToDense([4, 8], 3)
+    trainer = make_trainer(tmp_path, [densifier, seen] if first else [seen, densifier])
     data = make_data(predict=[ask("q", videos["long"], "C"), ask("r", videos["long"])])
     batches = trainer.predict(make_module(policy), datamodule=data)
     predictions = [p for batch in batches for p in batch]
     assert all(isinstance(p, Prediction) for p in predictions)
     # the frames that decided go along, for callbacks that show them, and no further
-    assert seen.num_frames == [8, 4]
+    assert seen.seen == [("q", 8), ("r", 4)]
+    assert sum(seen.outputs, []) == ["q", "r"]
     assert [p.clip for p in predictions] == [None, None]
     assert [(p.question.id, p.answer, len(p.rounds)) for p in predictions] == [
         ("q", "C", 2),
         ("r", "A", 1),
     ]
+
+
+def test_predictions_come_as_they_are_decided_also_while_the_last_batch_is(tmp_path, videos):
+    """A run that is killed then has lost none of them."""
+    policy, seen = scripted({"q0": {4: "ABC"}}), SeenFrames()
+    known: list[int] = []
+    take = policy.take
+    policy.take = lambda request: (known.append(len(seen.seen)), take(request))
+    data = make_data(predict=questions(videos["long"], 4), eval_batch_size=4)
+    make_trainer(tmp_path, [SparseToDense([4, 8], 3), seen]).predict(
+        make_module(policy), datamodule=data
+    )
+    assert known == [0, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -376,11 +392,12 @@ def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, m
     counts = counted_frames(monkeypatch)
     lines, _ = predict(tmp_path / "run", make_policy(model_folder), asked, data=data)
     # 4, 8, 16 frames of the long videos, 4 and 6 of the short one
-    assert counts == ([6, 2 + 2 + 1, 4 + 4] if nested else [6, 4 + 4 + 3, 8 + 8])
+    assert sum(counts) == (6 + 2 + 2 + 1 + 4 + 4 if nested else 6 + 4 + 4 + 3 + 8 + 8)
     monkeypatch.setattr(SparseToDense, "setup", without_reuse(SparseToDense.setup))
+    counts.clear()
     plain, _ = predict(tmp_path / "plain", make_policy(model_folder), asked, data=data)
     assert lines == plain
-    assert sum(counts[3:]) == 6 + 11 + 16
+    assert sum(counts) == 6 + 11 + 16
 
 
 def counted_frames(monkeypatch):
@@ -401,7 +418,6 @@ def without_reuse(setup):
 
     def plain_setup(densifier, trainer, pl_module, stage):
         setup(densifier, trainer, pl_module, stage)
-        densifier._plans = [replace(plan, reuse_features=False) for plan in densifier._plans]
-        pl_module.answerer.plan = densifier._plans[0]
+        pl_module.plan = replace(pl_module.plan, reuse_features=False)
 
     return plain_setup

@@ -34,7 +34,7 @@ def test_a_half_written_line_is_asked_again(tmp_path, videos, whole):
     path.write_text("".join(text[:5]) + text[5][: len(text[5]) // 2])
     policy = scripted(SCRIPT)
     assert predict(tmp_path, policy, seven(videos)) == whole
-    assert policy.asked == [[("q5", 4)], [("q6", 4)]]
+    assert policy.asked == [("q5", 4), ("q6", 4)]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 700, 3000, 5500])
@@ -53,7 +53,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, videos, whole, num_byt
     done = path.read_bytes().count(b"\n")
     policy = scripted(SCRIPT)
     assert predict(tmp_path, policy, seven(videos)) == whole
-    assert {id for batch in policy.asked for id, _ in batch} == (
+    assert {id for id, _ in policy.asked} == (
         {f"q{i}" for i in range(done, 7)} - {"q3"}
     )
 
@@ -200,7 +200,7 @@ def test_files_of_other_processes_are_merged(tmp_path, videos, whole):
         (tmp_path / f"predictions.rank{rank}.jsonl").write_text(text + '{"id": "q2", "ro')
     policy = scripted(SCRIPT)
     found, metrics = predict(tmp_path, policy, seven(videos))
-    assert policy.asked == [[("q2", 4)], [("q2", 8)], [("q2", 16)]]
+    assert policy.asked == [("q2", 4), ("q2", 8), ("q2", 16)]
     assert by_id(found) == by_id(lines), "what was written first stays"
     assert [line["id"] for line in found[:6]] == ["q0", "q1", "q4", "q5", "q6", "q2"]
     assert metrics == whole[1]

@@ -67,7 +67,7 @@ def test_restricted_numbers_need_no_unpickling():
 def test_a_run_tells_its_recipe(tmp_path, model_folder, videos):
     policy = make_policy(model_folder, lora=Lora(rank=4, alpha=8))
     data = make_data(train=questions(videos["long"], 8), batch_size=2)
-    trainer = make_trainer(tmp_path, max_steps=1, accumulate_grad_batches=2, gradient_clip_val=0.5)
+    trainer = make_trainer(tmp_path, max_steps=1)
     module = make_module(
         policy,
         lr=0.05,
@@ -75,6 +75,7 @@ def test_a_run_tells_its_recipe(tmp_path, model_folder, videos):
         objective=None,
         reference=None,
         seed=3,
+        max_grad_norm=0.5,
         **{"num_groups": None},
     )
     module.objective.beta = 0.0
@@ -89,8 +90,8 @@ def test_a_run_tells_its_recipe(tmp_path, model_folder, videos):
         "weight_decay": 0,
     }
     assert recipe["lr_scheduler"] == "torch.optim.lr_scheduler.ConstantLR"
-    assert recipe["questions_per_step"] == 4
-    assert recipe["gradient_clip_val"] == 0.5
+    assert recipe["questions_per_step"] == 2
+    assert recipe["max_grad_norm"] == 0.5
     assert recipe["seed"] == 3
     assert (recipe["lora"]["rank"], recipe["lora"]["alpha"]) == (4, 8)
     assert recipe["rewards"] == [{"class": "tests.callbacks.plugins.TextReward", "weight": 1.0}]

@@ -227,7 +227,7 @@ def test_other_stages_decode_as_usual(tmp_path, videos):
     data = make_data(test=[ask("q", videos["long"])])
     policy = scripted()
     trainer.test(make_module(policy), datamodule=data, verbose=False)
-    assert policy.asked == [[("q", 4)]]
+    assert policy.asked == [("q", 4)]
 
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 40)

@@ -40,16 +40,16 @@ def fit(
     folder: Path, model: Path, videos, keeper: ModelCheckpoint, ckpt_path=None, validates=True,
     **options,
 ):  # fmt: skip
-    """Eight batches of one question each; two of them make a step."""
+    """Four steps of two questions each."""
     saves = Saves()
     module = make_module(make_policy(model), lr=0.01, objective=GRPO(beta=0))
     trainer = make_trainer(
-        folder, [keeper, saves], accumulate_grad_batches=2,
+        folder, [keeper, saves],
         **({"max_epochs": 1, "num_sanity_val_steps": 1, "check_val_every_n_epoch": None} | options),
     )  # fmt: skip
     video = videos["long"]
     val = questions(video, 1, "v") if validates else None
-    data = make_data(train=questions(video, 8), val=val, batch_size=1)
+    data = make_data(train=questions(video, 8), val=val, batch_size=2)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return saves.seen, trainer
 
@@ -57,8 +57,8 @@ def fit(
 @pytest.mark.parametrize("keep", [1, 2])
 def test_after_the_validation_where_one_follows(keep, tmp_path, model_folder, videos):
     keeper = StepCheckpoint(every_n_steps=1, keep=keep, dirpath=str(tmp_path / "kept"))
-    seen, trainer = fit(tmp_path, model_folder, videos, keeper, val_check_interval=4)
-    assert seen == [(2, "batch"), (4, "validation"), (6, "batch"), (8, "validation")]
+    seen, trainer = fit(tmp_path, model_folder, videos, keeper, val_check_interval=2)
+    assert seen == [(1, "batch"), (2, "validation"), (3, "batch"), (4, "validation")]
     assert trainer.callbacks[-1] is keeper
     newest = [f"step={step}.ckpt" for step in range(5 - keep, 5)]
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["last.ckpt", *newest]
@@ -68,47 +68,34 @@ def test_after_the_validation_where_one_follows(keep, tmp_path, model_folder, vi
     assert str(last.readlink()) == newest[-1]
 
 
-def test_a_validation_that_comes_later_holds_nothing_up(tmp_path, model_folder, videos):
-    """The epoch's last batch completes a step that is due, and no validation follows."""
-    keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
-    seen, _ = fit(tmp_path, model_folder, videos, keeper, val_check_interval=6)
-    assert seen == [(8, "batch")]
-
-
-@pytest.mark.parametrize("every", [None, 1, 2])
-def test_the_end_of_an_epoch_is_saved_where_nothing_is_validated(
-    every, tmp_path, model_folder, videos
+@pytest.mark.parametrize(("validates", "interval"), [(True, 3), (False, 2), (False, 1.0)])
+def test_the_end_of_an_epoch_is_saved_where_nothing_is_validated_there(
+    validates, interval, tmp_path, model_folder, videos
 ):
-    """There Lightning begins a validation that asks nothing."""
+    """Without questions Lightning begins a validation that asks nothing."""
     keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
-    seen, _ = fit(
-        tmp_path, model_folder, videos, keeper, validates=False, max_epochs=2,
-        check_val_every_n_epoch=every,
-    )  # fmt: skip
-    assert seen == [(8, "batch")] * 2
+    options = {"val_check_interval": interval, "max_epochs": 1 if validates else 2}
+    seen, _ = fit(tmp_path, model_folder, videos, keeper, validates=validates, **options)
+    assert seen == [(4, "batch")] * options["max_epochs"]
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_the_end_of_an_epoch_is_saved_after_its_validation(every, tmp_path, model_folder, videos):
-    keeper = StepCheckpoint(every_n_steps=4, dirpath=str(tmp_path / "kept"))
-    options = {"max_epochs": 2, "check_val_every_n_epoch": every, "num_sanity_val_steps": 0}
-    seen, _ = fit(tmp_path, model_folder, videos, keeper, **options)
-    first = "validation" if every == 1 else "batch"
-    assert seen == [(8, first), (8, "validation")]
-
-
-def test_a_resumed_run_saves_no_half_of_a_step(tmp_path, model_folder, videos):
-    """The first batch of the next step is not the end of the one that was saved."""
-    keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "kept"))
-    options = {"val_check_interval": 2, "max_steps": 2}
-    seen, _ = fit(tmp_path, model_folder, videos, keeper, **options)
-    assert seen == [(4, "validation")]
-    keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "kept"))
-    options |= {"max_steps": 4, "max_epochs": 2, "ckpt_path": str(tmp_path / "kept/last.ckpt")}
-    seen, trainer = fit(tmp_path, model_folder, videos, keeper, **options)
-    assert trainer.global_step == 4
-    assert [hook for _, hook in seen] == ["validation"]
-    assert keeper.best_k_models.keys() == {keeper.best_model_path}
+def test_a_resumed_run_saves_at_the_same_steps(tmp_path, model_folder, videos):
+    """Also after the validations that come at the same steps as in the whole run."""
+    options = {"val_check_interval": 3, "max_epochs": 2}
+    keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "whole"))
+    whole, _ = fit(tmp_path, model_folder, videos, keeper, **options)
+    assert [hook for _, hook in whole] == ["batch", "batch", "validation", "batch"]
+    parts = []
+    for max_steps in (2, 4, 6, -1):
+        keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "kept"))
+        path = str(tmp_path / "kept/last.ckpt") if parts else None
+        seen, trainer = fit(
+            tmp_path, model_folder, videos, keeper, path, max_steps=max_steps, **options
+        )
+        parts += seen
+        assert keeper.best_k_models.keys() == {keeper.best_model_path}
+    assert parts == whole
+    assert trainer.global_step == 8
 
 
 class TestLink:
@@ -179,7 +166,7 @@ def test_a_save_that_failed_does_not_hide_why_the_run_ended(tmp_path, model_fold
 
     class Fails(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-            if batch_idx == 2:
+            if batch_idx == 1:
                 raise ValueError("the run's own")
 
     (tmp_path / "kept").mkdir()
@@ -187,9 +174,8 @@ def test_a_save_that_failed_does_not_hide_why_the_run_ended(tmp_path, model_fold
     keeper = StepCheckpoint(every_n_steps=1, dirpath=str(tmp_path / "kept"))
     module = make_module(make_policy(model_folder), lr=0.01, objective=GRPO(beta=0))
     trainer = make_trainer(
-        tmp_path, [keeper, Fails()], accumulate_grad_batches=2, max_epochs=1,
-        plugins=BackgroundCheckpointIO(),
-    )  # fmt: skip
+        tmp_path, [keeper, Fails()], max_epochs=1, plugins=BackgroundCheckpointIO()
+    )
     data = make_data(train=questions(videos["long"], 8), batch_size=1)
     with pytest.raises(ValueError, match="the run's own"):
         trainer.fit(module, datamodule=data)

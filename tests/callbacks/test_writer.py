@@ -156,7 +156,7 @@ def test_without_a_densifier_each_question_is_asked_once(tmp_path, videos):
     lines, metrics = predict(
         tmp_path, policy, questions(videos["long"], 2), levels=None, data={"num_frames": 6}
     )
-    assert policy.asked == [[("q0", 6)], [("q1", 6)]]
+    assert policy.asked == [("q0", 6), ("q1", 6)]
     assert [line["answer"] for line in lines] == ["B", "A"]
     assert metrics["decided_at"] == {"6": 1}
     assert metrics["mean_frames"] == 6
@@ -178,15 +178,16 @@ def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, afte
         predict(tmp_path, scripted(SCRIPT, stop_after=after), seven(videos), data=data)
     assert stopped.value.code != 0
     assert not (tmp_path / "metrics.json").exists()
-    done = len(read_predictions(tmp_path)) if (tmp_path / "predictions.jsonl").exists() else 0
+    written = read_predictions(tmp_path) if (tmp_path / "predictions.jsonl").exists() else []
+    done = len(written)
     assert done < 7
     out = capsys.readouterr().out
     assert f"Interrupted: {done} of 7 questions are decided and kept in {tmp_path}/pred" in out
     policy = scripted(SCRIPT)
     lines, metrics = predict(tmp_path, policy, seven(videos), data=data)
     assert (lines, metrics) == whole
-    asked = {id for batch in policy.asked for id, _ in batch}
-    assert asked == {f"q{i}" for i in range(done, 7)} - {"q3"}
+    asked = {id for id, _ in policy.asked}
+    assert asked == {f"q{i}" for i in range(7)} - {"q3"} - {line["id"] for line in written}
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path, videos, whole, capsys):
@@ -235,15 +236,26 @@ def test_further_questions_are_added(tmp_path, videos, whole):
     assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == whole
 
 
-@pytest.mark.parametrize("kind", [PredictionWriter, PredictionProgress, AnswerPrinter])
-def test_what_takes_predictions_before_the_densifier_is_refused(tmp_path, videos, kind):
-    trainer = make_trainer(tmp_path, [kind(), SparseToDense([4], 3)])
-    data = make_data(predict=questions(videos["long"], 1))
-    policy = scripted()
-    with pytest.raises(InputError, match=f"callbacks: {kind.__name__} .*put SparseToDense first"):
-        trainer.predict(make_module(policy), datamodule=data)
-    assert policy.asked == []
-    assert not (tmp_path / "settings.json").exists()
+def test_the_place_of_the_densifier_does_not_matter(tmp_path, videos, whole):
+    """It may stand behind all that take what is decided: same answers, settings and metrics."""
+    last = SparseToDense([4, 8, 16], 3)
+    taking = [AnswerPrinter(), PredictionProgress(), PredictionWriter(str(tmp_path / "last"))]
+    data = make_data(predict=seven(videos))
+    trainer = make_trainer(tmp_path, [*taking, last])
+    trainer.predict(make_module(scripted(SCRIPT)), datamodule=data, return_predictions=False)
+    metrics = json.loads((tmp_path / "last/metrics.json").read_text())
+    assert (read_predictions(tmp_path / "last"), metrics) == whole
+    assert predict(tmp_path / "last", scripted(SCRIPT), seven(videos)) == whole, "same settings"
+
+
+def test_lines_come_as_they_are_decided_and_end_in_order(tmp_path, videos):
+    """A failure is decided before the questions in front of it; the finished file is sorted."""
+    asked = seven(videos)
+    with pytest.raises(SystemExit):
+        predict(tmp_path, scripted(SCRIPT, stop_after=0), asked, data={"eval_batch_size": 7})
+    assert [line["id"] for line in read_predictions(tmp_path)] == ["q3"]
+    lines, _ = predict(tmp_path, scripted(SCRIPT), asked)
+    assert [line["id"] for line in lines] == [question.id for question in asked]
 
 
 def test_other_stages_write_nothing(tmp_path, videos):

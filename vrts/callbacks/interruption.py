@@ -14,7 +14,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from vrts.callbacks.termination import Termination
 from vrts.callbacks.validation import validation_follows
 from vrts.files.writing import make_folder
-from vrts.models.module import VideoQAModule
 from vrts.models.strategy import finish_saves
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +24,6 @@ FILE_NAME = "last.ckpt"
 class SaveOnInterrupt(Callback):
     """On Ctrl-C or SIGTERM, finishes the step, saves ``last.ckpt`` and ends the run.
 
-    A checkpoint from between two steps resumes exactly; one from the middle of a step would not.
     Where a validation follows the step, it is made first: a run that goes on leaves it out. A
     signal to any one process is enough.
     A second signal ends the run at once, and the last regular checkpoint is what remains.
@@ -40,18 +38,16 @@ class SaveOnInterrupt(Callback):
     def __init__(self, dirpath: str | None = None) -> None:
         self.dirpath = dirpath
         self._signal: int | None = None
-        self._step = 0
-        self._may_stop = False
         self._trainer: Trainer | None = None
         """From the start of training on."""
-        self._batches_before = 0
+        self._before = -1
+        """Index of the last batch of the run that is gone on with."""
         self._termination = Termination(SIGNALS, self._on_signal)
 
     def begin(self) -> None:
         """Take over the signals; ``vrts fit`` does so before it reads questions."""
         self._signal = None
         self._trainer = None
-        self._may_stop = False
         self._termination.take_over()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,22 +76,13 @@ class SaveOnInterrupt(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over again, where there was no sanity check."""
-        self._step = trainer.global_step
-        self._trainer = trainer
-        self._batches_before = self._num_batches(trainer)
+        self._trainer, self._before = trainer, trainer.fit_loop.total_batch_idx
         self._termination.take_over()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, if a signal came and this is a place from which a run can go on.
-
-        Not yet where a validation follows.
-        """
-        stepped = trainer.global_step != self._step
-        self._step = trainer.global_step
-        rollout_used_up = (batch_idx + 1) % cast(VideoQAModule, pl_module).updates_per_rollout == 0
-        self._may_stop = stepped and rollout_used_up
+        """Save and stop, if a signal came; not yet where a validation follows."""
         if not validation_follows(trainer):
             self._stop_if_asked(trainer)
 
@@ -105,9 +92,7 @@ class SaveOnInterrupt(Callback):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        """Save and stop, if a signal came to any process and a run can go on from here."""
-        if not self._may_stop:
-            return
+        """Save and stop, if a signal came to any process."""
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if not stop:
             return
@@ -133,7 +118,7 @@ class SaveOnInterrupt(Callback):
         self._signal = number
         name = signal.Signals(number).name
         trainer = self._trainer
-        if trainer is None or self._num_batches(trainer) == self._batches_before:
+        if trainer is None or trainer.fit_loop.total_batch_idx == self._before:
             rank_zero_info(
                 f"\nReceived {name} before the first training step: the run ends at once; there is "
                 "nothing to save yet"
@@ -142,10 +127,6 @@ class SaveOnInterrupt(Callback):
         rank_zero_info(
             f"\nReceived {name}: finishing this step, then saving. Once more ends the run at once."
         )
-
-    def _num_batches(self, trainer: Trainer) -> int:
-        """Training batches that have come, those of the run that is gone on with among them."""
-        return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
     def _restore(self, trainer: Trainer) -> None:
         had = self._termination.give_back()

@@ -68,20 +68,18 @@ def _recipe(
         "num_groups": module.num_groups,
         "max_new_tokens": module.max_new_tokens,
         "temperature": module.temperature,
+        "micro_batch_size": module.micro_batch_size,
         "updates_per_rollout": module.updates_per_rollout,
         "mask_truncated": module.mask_truncated,
         **_optimizer(trainer, module),
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "max_grad_norm": module.max_grad_norm,
         "precision": trainer.precision,
         "processes": trainer.world_size,
         "seed": module.seed,
     }
     if isinstance(data, VideoQADataModule):
-        found["questions_per_step"] = (
-            data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        )
         found |= {
+            "questions_per_step": data.batch_size * trainer.world_size,
             "num_frames": data.num_frames,
             "sampler": data.sampler,
             "resolution": data.resolution,

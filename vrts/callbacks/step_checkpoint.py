@@ -50,7 +50,6 @@ class StepCheckpoint(ModelCheckpoint):
             enable_version_counter=False,  # a resumed run goes on with its last.ckpt
         )
         self._every_n_steps = int(every_n_steps)
-        self._step = 0
         self._is_due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,27 +59,18 @@ class StepCheckpoint(ModelCheckpoint):
         # a new list: the old one is being gone through
         trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # type: ignore[attr-defined]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step that the run goes on after."""
-        super().on_train_start(trainer, pl_module)
-        self._step, self._is_due = trainer.global_step, False
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after the batch that completes a step, unless a validation follows."""
-        stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not stepped or self._step % self._every_n_steps:
-            return
-        self._is_due = validation_follows(trainer)
-        if not self._is_due:
-            self._save(trainer)
+        """Save after every n-th step, unless a validation follows."""
+        self._is_due = trainer.global_step % self._every_n_steps == 0
+        if not validation_follows(trainer):
+            self._save_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was left until now."""
-        if self._is_due and not trainer.sanity_checking:
-            self._is_due = False
-            self._save(trainer)
+        if not trainer.sanity_checking:
+            self._save_due(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -106,9 +96,10 @@ class StepCheckpoint(ModelCheckpoint):
             when_saved(trainer.strategy, _link, Path(linkpath), Path(filepath))
         trainer.strategy.barrier()
 
-    def _save(self, trainer: Trainer) -> None:
-        if self._should_skip_saving_checkpoint(trainer):
+    def _save_due(self, trainer: Trainer) -> None:
+        if not self._is_due or self._should_skip_saving_checkpoint(trainer):
             return
+        self._is_due = False
         candidates = self._monitor_candidates(trainer)
         self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)

@@ -8,13 +8,15 @@ from lightning import Trainer
 def validation_follows(trainer: Trainer) -> bool:
     """Whether the batch that has just been trained on is followed by a validation.
 
+    Only where ``trainer.val_check_interval`` counts batches, as `check_validation` asks for, is
+    this known before.
+
     Args:
         trainer: in a callback's ``on_train_batch_end``.
     """
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+    interval = trainer.val_check_interval
+    if not isinstance(interval, int) or trainer.check_val_every_n_epoch is not None:
         return False
-    # Lightning begins one at the end of an epoch even where there is nothing to ask
-    loop.epoch_loop.val_loop.setup_data()
-    return not loop.epoch_loop.val_loop.skip
+    # Lightning asks for batches where there are none, too
+    is_possible = trainer.enable_validation and any(trainer.num_val_batches)
+    return is_possible and (trainer.fit_loop.total_batch_idx + 1) % interval == 0

@@ -48,7 +48,7 @@ class Patience:
         self.satisfied = trainer.strategy.reduce_boolean_decision(found, all=False)
         num_expected = int(trainer.num_training_batches)
         if trainer.max_steps > 0:
-            num_expected = min(num_expected, trainer.max_steps * trainer.accumulate_grad_batches)
+            num_expected = min(num_expected, trainer.max_steps)
         if num_batches >= min(PATIENCE, num_expected):
             self.check_end(num_batches)
 

@@ -163,11 +163,13 @@ class Predictor:
         while True:
             for future in [future for future in self._fetching if future.done()]:
                 self._join(self._fetching.pop(future), future.result())
+            if self._decided:
+                decided, self._decided = self._decided, []
+                yield decided
             while self._waiting and self._has_room():
                 self._ask(self._waiting.popleft())
             if self._decided:
-                yield self._decided
-                self._decided = []
+                continue  # too large for the engine
             if is_done():
                 return
             if self._asked:

@@ -1,4 +1,4 @@
-"""Answers in validation, test and prediction, and what they depend on."""
+"""Metrics of validation and test, and what predictions depend on."""
 
 import pytest
 from lightning import Callback
@@ -13,7 +13,7 @@ from tests.callbacks.runs import (
     scripted,
 )
 from tests.models.steps import fit
-from vrts.models.answering import RoundPlan
+from vrts.models.predictor import Plan
 from vrts.models.objectives import GRPO
 from vrts.types import Sampling
 
@@ -71,13 +71,13 @@ def test_the_fingerprint_names_what_answers_depend_on(varied_model):
     module = make_module(
         make_policy(varied_model), seed=3, evaluation=Sampling(temperature=0.5, top_p=0.9, top_k=7)
     )
-    found = module.answerer.fingerprint()
+    found = module.fingerprint()
     assert found["path"] == str(varied_model)
     assert found["prompt"]["multiple_choice"] == ""
     assert {k: found[k] for k in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")} == {
         "max_new_tokens": 8, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3,
     }  # fmt: skip
-    module.answerer.plan = RoundPlan((Sampling(0.2), Sampling(0.3)))
-    found = module.answerer.fingerprint()
+    module.plan = Plan((Sampling(0.2), Sampling(0.3)))
+    found = module.fingerprint()
     assert [sampling["temperature"] for sampling in found["sampling"]] == [0.2, 0.3]
     assert "temperature" not in found
