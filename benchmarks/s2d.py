@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.common import report
 from benchmarks.operations import operations
 from benchmarks.s2d_model import KINDS, LEVELS, load_policy, talkative_policy
+from vrts.answers import parse_answer
 from vrts.callbacks.densify import SparseToDense
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.decoding import Decoder
@@ -40,7 +41,6 @@ from vrts.demo.videos import make_dataset
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
 from vrts.models.sampling import row_seed
-from vrts.prompts import parse_answer
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
 from vrts.voting import is_unanimous, majority
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -161,6 +162,21 @@ class TestCommands:
         parts = fit("parts", 3) + fit("parts", 10, "--ckpt_path=last")
         assert parts + fit("parts", 12, "--ckpt_path=last") == whole
 
+    def test_a_run_tells_how_it_goes_and_where_its_results_are(
+        self, model, annotations, tmp_path, capsys
+    ):
+        assert main(fit_args(model, tmp_path, *own_train(annotations))) == 0
+        out = capsys.readouterr().out
+        assert re.search(r"^step 1 of 2: loss .*, reward .* s a step, 0:\d\d left$", out, re.M)
+        assert re.search(r"^step 2 of 2: loss .*, reward .* s a step$", out, re.M)
+        last = out.splitlines()[-1]
+        assert last.startswith("results: ")
+        paths = [Path(name) for name in last.removeprefix("results: ").split(", ")]
+        assert all(path.exists() for path in paths)
+        assert {str(path.relative_to(tmp_path)).split("/")[0] for path in paths} == {
+            "completions.jsonl", "curves.png", "model", "checkpoints", "lightning_logs",
+        }  # fmt: skip
+
     def test_print_config_can_be_read_again(self, model, annotations, tmp_path, capsys):
         with pytest.raises(SystemExit) as exit_info:
             main([*fit_args(model, tmp_path, *own_train(annotations)), "--print_config"])
@@ -203,10 +219,9 @@ def test_sigterm_while_questions_are_read_ends_the_run_at_once(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(VideoR1Reader, "read", read)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(SystemExit) as end:
-        main(fit_args(model, tmp_path, *own_train(annotations)))
-    assert end.value.code == 1
+    assert main(fit_args(model, tmp_path, *own_train(annotations))) == 130
     assert "Received SIGTERM before the first training step" in caplog.text
+    assert "Detected KeyboardInterrupt" not in caplog.text, "Lightning's word on it"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert not list(tmp_path.rglob("*.ckpt"))
 

@@ -29,6 +29,7 @@ RECIPES = {
     "demo/sparse.yaml": ("predict", ["demo/predict.yaml"]),
     "demo/dense.yaml": ("predict", ["demo/predict.yaml"]),
     "video_rts.yaml": ("predict", ["s2d.yaml"]),
+    "record.yaml": ("predict", ["s2d.yaml", "video_rts.yaml"]),
     "validate.yaml": ("fit", ["grpo.yaml"]),
 }
 DEVICES = {
@@ -49,6 +50,7 @@ ASKED = {
     ("grpo.yaml", "tgrpo.yaml"): "fit",
     ("s2d.yaml",): "predict",
     ("s2d.yaml", "video_rts.yaml"): "predict",
+    ("s2d.yaml", "record.yaml"): "predict",
     ("ask.yaml",): "predict",
 }
 """What is asked for; everything goes together with it."""
@@ -215,6 +217,17 @@ def test_the_paper_recipe_has_the_paper_values(monkeypatch):
     assert cli.model.num_generations == 8
     optimizer = cli.model._optimizer([torch.nn.Parameter(torch.ones(1))])
     assert optimizer.defaults["lr"] == 1e-6
+
+
+def test_a_run_to_be_replayed_gives_nothing_up_and_is_asked_as_before(monkeypatch):
+    names = ["s2d.yaml", "video_rts.yaml"]
+    found = [
+        next(c for c in instantiate(monkeypatch, args_of("predict", n)).trainer.callbacks
+             if isinstance(c, SparseToDense)).fingerprint()
+        for n in (names, [*names, "record.yaml"])
+    ]  # fmt: skip
+    assert [one.pop("early_stop") for one in found] == [True, False]
+    assert found[0] == found[1]
 
 
 def test_video_rts_draws_each_answer_less_cautiously(monkeypatch):

@@ -1,4 +1,4 @@
-"""Data flows one way: types <- prompts <- {data, models} <- callbacks <- cli."""
+"""Data flows one way: types <- answers, prompts <- {data, models} <- callbacks <- cli."""
 
 import ast
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vrts"
-TEXT = {"completions", "choices", "mentions", "numbers", "spans", "answers", "scores", "prompts"}
 ALLOWED = {
     "types": set(),
     "terminal": set(),
     "digests": set(),
-    **{name: {"types", *TEXT} for name in TEXT},
+    "answers": {"types", "answers"},
+    "prompts": {"types"},
     "votes": {"types"},
-    "voting": {"types", "prompts", "votes"},
-    "data": {"types", "digests", "prompts", "data"},
-    "models": {"types", "terminal", "digests", "prompts", "votes", "voting", "models"},
+    "voting": {"types", "answers", "votes"},
+    "data": {"types", "digests", "answers", "data"},
+    "models": {"types", "terminal", "digests", "answers", "prompts", "votes", "voting", "models"},
     "callbacks": {
-        *("types", "terminal", "digests", "prompts", "votes", "voting"),
+        *("types", "terminal", "digests", "answers", "prompts", "votes", "voting"),
         *("data", "models", "callbacks"),
     },
     "checkpoint_paths": {"types", "models", "callbacks"},
@@ -26,7 +26,7 @@ ALLOWED = {
         *("types", "terminal", "votes", "data", "models", "callbacks"),
         *("checkpoint_paths", "exporting"),
     },
-    "demo": {"types", "prompts", "data", "models", "cli", "demo"},
+    "demo": {"types", "answers", "prompts", "data", "models", "cli", "demo"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -6,7 +6,8 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from vrts.prompts import R1_PREAMBLE, PromptTemplate, extract_choice
+from vrts.answers import extract_choice
+from vrts.prompts import R1_PREAMBLE, PromptTemplate
 from vrts.types import InputError, ProblemType, Question
 
 ASKED = Question("1", " Which colour? ", "a.mp4", options=("red", "blue {0}"))

@@ -133,9 +133,7 @@ def test_code_in_a_folder_does_not_run(folder, command, tmp_path, capsys, subcom
 
 
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)
-def test_code_in_a_value_of_a_folder_does_not_run(
-    folder, command, tmp_path, capsys, subcommand
-):
+def test_code_in_a_value_of_a_folder_does_not_run(folder, command, tmp_path, capsys, subcommand):
     """Only fit reads the optimizer's values; it loads the model first."""
     marker = tmp_path / "marker"
     shutil.copytree(folder, tmp_path / "planted.ckpt")

@@ -27,7 +27,7 @@ BEST = (
     "enable_version_counter: false}}"
 )
 """As in the overlay, whose list of callbacks is replaced here for small levels."""
-VAL = ("val/accuracy", "val/mean_frames", "val/agreement", "val/failures")
+VAL = ("val/accuracy", "val/mean_frames", "val/agreement", "val/num_failed")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_the_best_and_the_newest_are_kept(validated):
         f"best-step={best}-accuracy={accuracy:.4f}.ckpt", "last.ckpt",
         "step=5.ckpt", "step=6.ckpt",
     }  # fmt: skip
-    assert all(metrics["val/failures"] == 1 for metrics in found.values())
+    assert all(metrics["val/num_failed"] == 1 for metrics in found.values())
 
 
 def test_the_newest_knows_what_its_validation_found(validated):

@@ -46,7 +46,7 @@ def test_two_processes_find_and_keep_what_one_does(name, folders):
     assert sorted(ranks[0]["depths"] + ranks[1]["depths"]) == sorted(alone["depths"])
     if count > 1:
         assert len(set(alone["depths"])) > 2, "questions differ in depth"
-        assert [found["val/failures"] for found in alone["found"]] == [1, 1]
+        assert [found["val/num_failed"] for found in alone["found"]] == [1, 1]
         assert all(found["val/agreement"] > 0 for found in alone["found"]), "some answer"
     for rank in ranks:
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from vrts.callbacks import (
     writer,
 )
 from vrts.callbacks.report import callback as report
+from vrts.callbacks.results import tell_results
 from vrts.callbacks.run_folders import check_run_folders
 from vrts.checkpoint_paths import check_kind, find_checkpoint, keep_in_run_folder
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, recorded, sampling
@@ -99,6 +101,10 @@ REFUSED = (
 )  # fmt: skip
 """What a disk without room, a quota, permissions, or a file in the place of a folder answer: no
 fault of the program."""
+
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status, as shells give it."""
 
 
 class VrtsCLI(LightningCLI):
@@ -183,7 +189,7 @@ class VrtsCLI(LightningCLI):
                 callback.checkpoint = self.config.predict.ckpt_path
 
     def after_fit(self) -> None:
-        """Tell of a run that had nothing left to do."""
+        """Tell of a run that had nothing left to do, and where the results are."""
         module = cast(VideoQAModule, self.model)
         if not module.num_batches_trained:
             trainer = self.trainer
@@ -192,6 +198,13 @@ class VrtsCLI(LightningCLI):
                 f"trainer.max_steps {trainer.max_steps} or trainer.max_epochs "
                 f"{trainer.max_epochs} ends the run; raise both to go on"
             )
+        tell_results(self.trainer)
+
+    def after_validate(self) -> None:
+        """Tell what there is beside the numbers on the terminal."""
+        tell_results(self.trainer)
+
+    after_test = after_validate
 
     def _parse_ckpt_path(self) -> None:
         """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
@@ -202,6 +215,7 @@ class VrtsCLI(LightningCLI):
         Raises:
             InputError: every question failed.
         """
+        tell_results(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, writer.PredictionWriter):
                 callback.check_answered()
@@ -239,7 +253,7 @@ def run(args: ArgsType = None) -> VrtsCLI:
         sys.path.append(os.getcwd())  # noqa: PTH109 class paths of the user's own modules
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
     return _cli_for(sys.argv[1:] if args is None else args)(
         VideoQAModule,
         VideoQADataModule,
@@ -271,9 +285,10 @@ def _cli_for(words: ArgsType) -> type[VrtsCLI]:
     return Asked
 
 
-def _is_no_advert(record: logging.LogRecord) -> bool:
-    """False for Lightning's tips to install its vendor's cloud packages, given at every start."""
-    return "Tip: For seamless cloud" not in record.getMessage()
+def _is_needed(record: logging.LogRecord) -> bool:
+    """False for Lightning's tips of its vendor's packages, and its word on an interruption."""
+    message = record.getMessage()
+    return "Tip: For seamless cloud" not in message and "Detected KeyboardInterrupt" not in message
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -283,10 +298,18 @@ def main(args: Sequence[str] | None = None) -> int:
         args: command-line words; those of the process where None.
 
     Returns:
-        The exit status: 0, or 1 after bad input or a run that diverged, told in one message.
+        The exit status: 0; 1 after bad input or a run that diverged, told in one message; 130
+        after an interruption.
     """
     try:
         run(list(args) if args is not None else None)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning ends an interrupted run with status 1
+        if not isinstance(stop, KeyboardInterrupt) and (
+            not isinstance(stop.__context__, KeyboardInterrupt)
+        ):
+            raise
+        return INTERRUPTED
     except MisconfigurationException as error:
         return _fail(f"trainer: {error}; {_hint(error)}")
     except (DivergenceError, RewardError, VoteError) as error:

@@ -1,38 +1,10 @@
-"""Prompt text, and the one place from which the rest of the package takes the answer parser."""
+"""The text of prompts: template, question, options and what form the answer has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrts.answers import DEFAULT_TOLERANCE, is_correct, normalise_text, parse_answer
-from vrts.choices import extract_choice, option_texts
-from vrts.completions import has_format, split_completion
-from vrts.numbers import canonical_number, extract_number, numbers_match
-from vrts.scores import answer_score
 from vrts.types import InputError, ProblemType, Question, letters
-
-__all__ = [
-    "DEFAULT_TOLERANCE",
-    "FREE_FORM_INSTRUCTION",
-    "MULTIPLE_CHOICE_INSTRUCTION",
-    "NUMERICAL_INSTRUCTION",
-    "OCR_INSTRUCTION",
-    "R1_PREAMBLE",
-    "REGRESSION_INSTRUCTION",
-    "TEMPORAL_GROUNDING_INSTRUCTION",
-    "PromptTemplate",
-    "answer_score",
-    "canonical_number",
-    "extract_choice",
-    "extract_number",
-    "has_format",
-    "is_correct",
-    "normalise_text",
-    "numbers_match",
-    "option_texts",
-    "parse_answer",
-    "split_completion",
-]
 
 R1_PREAMBLE = (
     "A conversation between User and Assistant. The User asks a question and the Assistant answers "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vrts.prompts import is_correct, parse_answer
+from vrts.answers import is_correct, parse_answer
 from vrts.types import Clip, Prediction, Question, Round
 from vrts.votes import VotingRule, elect, naming
 

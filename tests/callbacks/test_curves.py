@@ -27,7 +27,6 @@ from vrts.callbacks.interruption import SaveOnInterrupt
 from vrts.cli import main
 from vrts.demo.model import build_model_folder
 from vrts.demo.videos import make_dataset
-from vrts.files.json_lines import read_steps
 from vrts.models.objectives import GRPO
 from vrts.models.reference import FrozenCopy
 from vrts.types import InputError
@@ -107,7 +106,7 @@ def test_points_are_what_loggers_get(tmp_path, model_folder, videos):
         assert point["lr"] == 0.001
     validation = [p for p in points if "val/accuracy" in p]
     assert [p["step"] for p in validation] == [3, 6]
-    names = {"step", *(f"val/{n}" for n in ("accuracy", "mean_frames", "agreement", "failures"))}
+    names = {"step", *(f"val/{n}" for n in ("accuracy", "mean_frames", "agreement", "num_failed"))}
     assert all(p.keys() == names for p in validation)
     check_picture(tmp_path / "curves.png")
 

@@ -317,7 +317,7 @@ def test_an_unusable_folder_is_named_before_training(tmp_path, model_folder, vid
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_process_gathers_weights_for_a_folder_that_cannot_be_made(tmp_path, rank):
     """The first process finds it out, and all raise it."""
-    (tmp_path / "file").write_text("")
+    (tmp_path / "run").write_text("")
     told = []
 
     def broadcast(problem):
@@ -329,7 +329,7 @@ def test_no_process_gathers_weights_for_a_folder_that_cannot_be_made(tmp_path, r
 
     trainer = SimpleNamespace(
         is_global_zero=rank == 0,
-        default_root_dir=str(tmp_path / "file"),
+        default_root_dir=str(tmp_path / "run"),
         strategy=SimpleNamespace(broadcast=broadcast),
     )
     policy = SimpleNamespace(save_pretrained=save_pretrained)

@@ -32,8 +32,6 @@ def test_it_is_there_when_it_is_whole(tmp_path):
         assert not folder.exists()
         write_manifest(part, {"steps": 2})
     assert {path.name for path in folder.iterdir()} == {"weights", "vrts.json"}
-    (tmp_path / "usual").mkdir()
-    assert folder.stat().st_mode == (tmp_path / "usual").stat().st_mode
     manifest = json.loads((folder / "vrts.json").read_text())
     assert manifest == {"steps": 2, "files": ["vrts.json", "weights"]}
     assert listed(folder.parent) == ["model"]
@@ -67,35 +65,33 @@ def test_an_error_leaves_the_earlier_one(tmp_path, error):
     assert listed(tmp_path) == ["model"]
 
 
-def test_a_killed_export_leaves_the_earlier_one(tmp_path):
+@pytest.mark.parametrize("when", ["writing", "renaming"])
+def test_a_killed_export_leaves_the_earlier_one(tmp_path, when):
     folder = tmp_path / "model"
     write(folder, "1")
     script = """
 import os, signal, sys
 from pathlib import Path
-from vrts.callbacks.export_folder import complete_folder
-with complete_folder(Path(sys.argv[1])) as part:
-    (part / "weights").write_text("2")
+from vrts.callbacks.export_folder import complete_folder, write_manifest
+folder, when = Path(sys.argv[1]), sys.argv[2]
+replace = Path.replace
+def die(self, target):
+    replace(self, target)
     os.kill(os.getpid(), signal.SIGKILL)
+if when == "renaming":
+    Path.replace = die
+with complete_folder(folder) as part:
+    (part / "weights").write_text("2")
+    if when == "writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_manifest(part, {})
 """
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], env=os.environ)
+    done = subprocess.run([sys.executable, "-c", script, str(folder), when], env=os.environ)
     assert done.returncode == -signal.SIGKILL
-    with pytest.warns(UserWarning, match=r"\.model\.vrts-.* is left of an export that was killed"):
-        prepare_target(folder, "output_dir")
+    prepare_target(folder, "output_dir")
     assert (folder / "weights").read_text() == "1"
     write(folder, "3")
     assert (folder / "weights").read_text() == "3"
-
-
-def test_two_exports_at_once_do_not_mix(tmp_path):
-    """The last one to be complete stays."""
-    folder = tmp_path / "model"
-    with complete_folder(folder) as part:
-        (part / "first").write_text("1")
-        write(folder, "2", "second")
-        assert {path.name for path in folder.iterdir()} == {"second", "vrts.json"}
-        write_manifest(part, {})
-    assert {path.name for path in folder.iterdir()} == {"first", "vrts.json"}
     assert listed(tmp_path) == ["model"]
 
 

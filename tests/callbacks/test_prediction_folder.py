@@ -53,9 +53,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, videos, whole, num_byt
     done = path.read_bytes().count(b"\n")
     policy = scripted(SCRIPT)
     assert predict(tmp_path, policy, seven(videos)) == whole
-    assert {id for id, _ in policy.asked} == (
-        {f"q{i}" for i in range(done, 7)} - {"q3"}
-    )
+    assert {id for id, _ in policy.asked} == ({f"q{i}" for i in range(done, 7)} - {"q3"})
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import io
 import itertools
+import math
 import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from tests.callbacks.runs import make_data, make_module, make_trainer, predict, scripted
@@ -13,7 +15,7 @@ from tests.callbacks.test_summary import PREDICTIONS, predicted
 from tests.callbacks.test_writer import SCRIPT, nine
 from vrts.callbacks import progress
 from vrts.callbacks.densify import SparseToDense
-from vrts.callbacks.progress import PredictionProgress, Tally, clock_text, time_left_s
+from vrts.callbacks.progress import FitProgress, PredictionProgress, Tally, clock_text, time_left_s
 from vrts.callbacks.summary import summarise
 from vrts.callbacks.writer import PredictionWriter
 
@@ -130,3 +132,57 @@ def test_of_two_processes_the_first_shows_its_own_share(tmp_path, videos):
     run(tmp_path, videos, bar)
     assert bar._title == "process 1 of 2, its share"
     assert bar._total == 5, "of nine questions"
+
+
+class Steps:
+    """A training run as the callback sees it; a step takes 10 s."""
+
+    def __init__(self, bar, total, metrics=None, first=0):
+        self.is_global_zero = True
+        self.callback_metrics = metrics or {}
+        self.estimated_stepping_batches = total
+        self.global_step, self.seconds = first, 0.0
+        self.bar = bar
+        bar._clock = lambda: self.seconds
+        bar.on_train_start(self, None)
+
+    def run(self, num_batches, batches_a_step=1):
+        for i in range(1, num_batches + 1):
+            self.seconds += 10 / batches_a_step
+            self.global_step += i % batches_a_step == 0
+            self.bar.on_train_batch_end(self, None, None, None, 0)
+
+
+def test_a_training_run_without_a_terminal_prints_lines(capsys):
+    metrics = {"train/loss": torch.tensor(0.12345), "train/reward/total": torch.tensor(0.5)}
+    steps = Steps(FitProgress(30), 9, metrics, first=2)
+    steps.run(7)
+    steps.bar.on_train_end(steps, None)
+    text = "loss 0.1235, reward 0.5, 10.0 s a step"
+    assert capsys.readouterr().out.splitlines() == [
+        f"step 3 of 9: {text}, 1:00 left",
+        f"step 6 of 9: {text}, 0:30 left",
+        f"step 9 of 9: {text}",
+    ]
+
+
+def test_lines_have_only_what_is_known(capsys):
+    """No step is made before the gradients of several batches are accumulated."""
+    steps = Steps(FitProgress(1000), math.inf)
+    steps.run(8, batches_a_step=4)
+    steps.bar.on_train_end(steps, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1: 10.0 s a step",
+        "step 2: 10.0 s a step",
+    ]
+
+
+@pytest.mark.parametrize("why", ["off", "another process", "terminal", "no step"])
+def test_no_line_is_printed_where_none_is_wanted(capsys, monkeypatch, why):
+    steps = Steps(FitProgress(0 if why == "off" else 1), 9)
+    steps.is_global_zero = why != "another process"
+    if why == "terminal":
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    steps.run(3, batches_a_step=4 if why == "no step" else 1)
+    steps.bar.on_train_end(steps, None)
+    assert capsys.readouterr().out == ""

@@ -196,7 +196,7 @@ def test_what_is_needed_and_lacks_fails_alone_at_any_level(
         line["id"]: line for line in want if line["id"] not in ("q2", "q4")
     }
     frames = [4, 8][place]
-    assert f"question q2 at {frames} frames has 1 completions that" in found["q2"]["error"]
+    assert f"question q2 at {frames} frames lacks 1 of 3 completions" in found["q2"]["error"]
     assert f"question q4 at {frames} frames has 2 completions, and 3" in found["q4"]["error"]
     assert [len(found[id]["rounds"]) for id in ("q2", "q4")] == [rounds, rounds]
     assert metrics["num_failed"] == before["num_failed"] + 2

@@ -60,7 +60,7 @@ def test_every_number_by_hand():
         "num_without_answer": 1,
         "num_failed": 3,
         "failed": ["damaged", "damaged later", "damaged, unscored"],
-        "failures": [{"reason": "damaged", "num_questions": 3}],
+        "failures": [{"reason": "damaged", "num_questions": 3, "example": "damaged"}],
         "breakdown": {
             "kind": {
                 "easy": {
@@ -141,6 +141,9 @@ def test_a_cause_of_many_failures_is_one_reason():
         ("no frame within 60 s", 1),
     ]
     assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
+    examples = [group["example"] for group in failure_reasons(predictions)]
+    assert examples[0] == "f/0003.jpg: cannot be read as a picture (bad)"
+    assert examples[2] == "question 5: 5120 prompt tokens exceed 4096", "it has the numbers"
     random.Random(0).shuffle(predictions)
     assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
 
@@ -151,7 +154,7 @@ def test_reasons_and_their_number_are_bounded():
         [*predictions, failed("x", "v: frequent", "v"), failed("y", "frequent")]
     )
     assert len(found) == MOST_REASONS
-    assert found[0] == {"reason": "frequent", "num_questions": 2}
+    assert found[0] == {"reason": "frequent", "num_questions": 2, "example": "v: frequent"}
     assert all(len(group["reason"]) < MOST_CHARACTERS + 50 for group in found)
 
 
@@ -162,10 +165,11 @@ def test_a_run_without_any_answer_is_named_with_its_commonest_reason():
         failed("3", "v: empty", "v"),
     ]
     with pytest.raises(
-        InputError, match=r"all 3 failed, for 2 of them because: gone; .*delete p\.jsonl"
+        InputError,
+        match=r"for 2 of them because: gone \(such as v: gone\); .*delete p\.jsonl",
     ):
         check_answered(summarise(predictions, [4]), "p.jsonl")
-    with pytest.raises(InputError, match=r"all 2 failed, because: gone; "):
+    with pytest.raises(InputError, match=r"all 2 failed, because: gone \(such as v: gone\); "):
         check_answered(summarise(predictions[:2], [4]), "p.jsonl")
     silent = predicted("4", False, (4, 0.0), answer=None)
     check_answered(summarise([*predictions, silent], [4]), "p.jsonl")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from rich.console import Console
+from rich.text import Text
 
 from tests.callbacks.test_summary import PREDICTIONS, predicted
 from vrts.callbacks.summary import summarise
@@ -121,6 +122,17 @@ def test_reasons_of_failures_are_shown_the_most_frequent_first():
     assert table.title == "why questions failed"
     assert list(table.columns[0].cells) == [*(f"{c}\\x1b" for c in "bacde"), "…"]
     assert list(table.columns[1].cells) == ["2", "1", "1", "1", "1", ""]
+
+
+def test_an_example_of_a_reason_has_its_numbers():
+    found = [
+        predicted(f"q{i}", False, error=f"question q{i}: {i}00 tokens [x] exceed 50", answer=None)
+        for i in (7, 8)
+    ]
+    (cell,) = metrics_tables(summarise(found, [4])).renderables[1].columns[0].cells
+    assert Text.from_markup(cell).plain == (
+        "question: # tokens [x] exceed #\nsuch as question q7: 700 tokens [x] exceed 50"
+    )
 
 
 def test_names_are_escaped_and_shortened():

@@ -70,7 +70,7 @@ def check_validation(one, two, count, accuracy):
     """Every question counts once, also where a process has none at all."""
     want = {
         "val/accuracy": pytest.approx(accuracy),
-        "val/failures": int(count > 1),
+        "val/num_failed": int(count > 1),
         "val/mean_frames": 4,
         "val/agreement": 1,
     }

@@ -15,6 +15,7 @@ from tests.data.benchmarks import (
     test_videommmu,
 )
 from tests.data.test_readers import R1, RTS
+from vrts.answers import is_correct
 from vrts.data.benchmarks.cgbench import CGBenchReader
 from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
 from vrts.data.benchmarks.mmvu import MMVUReader
@@ -24,7 +25,7 @@ from vrts.data.benchmarks.videomme import VideoMMEReader
 from vrts.data.benchmarks.videommmu import VideoMMMUReader
 from vrts.data.readers import VideoR1Reader, VideoRTSReader
 from vrts.data.recorded import RecordedReader
-from vrts.prompts import PromptTemplate, is_correct
+from vrts.prompts import PromptTemplate
 from vrts.types import InputError, ProblemType, letters
 
 WINDOW = {"start_s": 1, "end_s": 4.5, "fps": 3}

@@ -4,6 +4,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.data.plugins import FakeDecoder, ListReader
+from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.datamodule import VideoQADataModule
 from vrts.types import InputError, Sample
 
@@ -326,3 +327,17 @@ def test_fit_with_validation_through_real_workers(tmp_path, make_video):
     assert loaded[1].clip is None
     assert loaded[1].error == f"{tmp_path / 'missing.mp4'}: no such file"
     data.close()
+
+
+def test_folders_of_frames_without_a_rate_are_named_before_anything_is_decoded(tmp_path):
+    (tmp_path / "frames").mkdir()
+    rows = "video,question,fps\na.mp4,Why?,\nframes,What?,\nframes,Who?,{}\n"
+    path = tmp_path / "mine.csv"
+    (tmp_path / "a.mp4").touch()
+    path.write_text(rows.format(""))
+    match = rf"data\.predict: {tmp_path}/frames is a folder .* one of 1; give .*data\.frames_fps"
+    with pytest.raises(InputError, match=match):
+        VideoQADataModule(predict=PlainReader(str(path))).setup("predict")
+    VideoQADataModule(predict=PlainReader(str(path)), frames_fps=2.0).setup("predict")
+    path.write_text(rows.format("2").replace("What?,", "What?,2"))
+    VideoQADataModule(predict=PlainReader(str(path))).setup("predict")

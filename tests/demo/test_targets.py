@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from vrts.answers import has_format, split_completion
 from vrts.demo.targets import completion, lookup_targets, seen_target, warmup_target
-from vrts.prompts import has_format, split_completion
 
 ROW = {
     "kind": "flash",

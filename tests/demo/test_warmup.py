@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from vrts.answers import has_format, is_correct, parse_answer
 from vrts.demo.lessons import Lesson
 from vrts.demo.model import build_config, build_model_folder
 from vrts.demo.tokenizer import build_tokenizer
 from vrts.demo.warmup import OUTPUT, PROMPT, REPORT_STEPS, Recipe, load_pool, warm_up
 from vrts.models.qwen import QwenPolicy
-from vrts.prompts import has_format, is_correct, parse_answer
 from vrts.types import Sampling
 
 SHIPPED = Path(__file__).parents[2] / OUTPUT

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-
-from tests.models.conftest import make_sample
 from vrts.models.collecting import Collector
 from vrts.models.groups import join
+
+from tests.models.conftest import make_sample
 from vrts.models.policy import Policy, Prompts, Scores
 from vrts.models.rewards import Reward
 from vrts.models.temporal import TemporalReward, shuffle_frames, temporal_bonus

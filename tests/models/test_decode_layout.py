@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from vrts.models.decode_layout import DecodeLayout
 
 from vrts.models import flash
 from vrts.models.attention import PackedLayout
-from vrts.models.decode_layout import DecodeLayout
 
 CPU = torch.device("cpu")
 SCALING = 0.3

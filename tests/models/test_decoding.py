@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from vrts.models import decoding
 from vrts.models.decode_layout import DecodeLayout
 from vrts.models.decoding import CompletionBuffer
+
+from vrts.models import decoding
 from vrts.types import Sampling
 
 END = 7

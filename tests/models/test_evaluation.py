@@ -13,8 +13,8 @@ from tests.callbacks.runs import (
     scripted,
 )
 from tests.models.steps import fit
-from vrts.models.predictor import Plan
 from vrts.models.objectives import GRPO
+from vrts.models.predictor import Plan
 from vrts.types import Sampling
 
 

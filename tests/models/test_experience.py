@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-
-from tests.callbacks.plugins import ask
 from vrts.models.experience import Experience
 from vrts.models.groups import Groups
+
+from tests.callbacks.plugins import ask
 from vrts.models.policy import Prompts
 from vrts.types import Rollout, Sample
 

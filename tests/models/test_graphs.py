@@ -9,10 +9,10 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from vrts.models.decode_layout import DecodeLayout
 
 from tests.models.recorded_graph import RecordedGraph, use_recorded_graphs
 from tests.models.test_qwen import perturb_adapter
-from vrts.models.decode_layout import DecodeLayout
 from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
 from vrts.models.qwen_loading import Lora
 from vrts.types import Sampling

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vrts.models.advantages import BatchScaled, Centred, GroupScaled, LeaveOneOut
-from vrts.models.grpo import clipped_surrogate, kl_k3, masked_mean
+from vrts.models.grpo import MAX_KL, MAX_LOG_RATIO, clipped_surrogate, kl_k3, masked_mean
 from vrts.models.objectives import (
     CISPO,
     DAPO,
@@ -258,6 +258,52 @@ def test_kl_is_zero_at_equality_and_positive_elsewhere():
     logprobs = -torch.rand(4, 5)
     assert (kl_k3(logprobs, logprobs) == 0).all()
     assert (kl_k3(logprobs, logprobs - 0.3) > 0).all()
+
+
+@pytest.mark.parametrize("gap", [20.0, 89.0, 500.0, -20.0, -89.0, -500.0])
+@pytest.mark.parametrize("cls", ALL)
+def test_a_far_policy_gives_a_finite_loss_and_gradient(cls, gap):
+    """float32, where the exponential of 89 is infinite; one token of four is far."""
+    logprobs = torch.full((2, 2), -1.0)
+    logprobs[0, 0] += gap
+    logprobs.requires_grad_()
+    old = torch.full((2, 2), -1.0)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    c = Completions(logprobs, old, old - gap / 2, torch.tensor([1.0, -1.0]), mask, 2)
+    terms = cls(beta=0.04)(c, alone)
+    (gradient,) = torch.autograd.grad(terms.loss, logprobs)
+    assert math.isfinite(terms.loss)
+    assert gradient.isfinite().all()
+    assert abs(terms.loss) < 1e4 or abs(gap) == 20
+    assert 0 <= terms.kl <= MAX_KL
+    assert terms.clamp_share > 0
+
+
+def test_the_clamp_share_counts_what_is_beyond_the_bounds():
+    logprobs = torch.tensor([[-1.0, -1.0, -1.0, -1.0]], requires_grad=True)
+    mask = torch.tensor(
+        [
+            [
+                True,
+                True,
+                True,
+                True,
+            ]
+        ]
+    )
+    far = MAX_LOG_RATIO + 1
+    old = torch.tensor([[-1.0, -1.0 - far, -1.0, -1.0]])
+    reference = torch.tensor([[-1.0, -1.0, 1.5, 1.0]])  # k3 of 2.5 is 8.7, of 2.0 it is 4.4
+    c = Completions(logprobs, old, reference, torch.tensor([1.0]), mask, 4)
+    assert GRPO(beta=0.1)(c, alone).clamp_share == 0.25
+    near = dataclasses.replace(c, reference_logprobs=reference + torch.tensor([0, 0, 0.5, 0]))
+    assert GRPO(beta=0.1)(near, alone).clamp_share == 0.5
+    assert GRPO(beta=0.0)(near, alone).clamp_share == 0.25
+
+
+def test_within_the_bounds_nothing_changes():
+    d = torch.linspace(-5, 2, 50, dtype=torch.float64)
+    torch.testing.assert_close(kl_k3(torch.zeros_like(d), d), d.exp() - d - 1)
 
 
 def test_masked_mean_ignores_what_does_not_count():

@@ -84,9 +84,9 @@ class World:
             if reason is not None:
                 return fail(question, reason, rounds)
             T = sample.clip.num_frames
-            if rounds and T <= rounds[-1].num_frames:
+            if rounds and rounds[-1].num_frames >= T:
                 break
-            if T >= self.too_large:
+            if self.too_large <= T:
                 return fail(question, f"{T} frames do not fit even alone", rounds)
             if (error := self.error(question.id, T)) is not None:
                 return fail(question, error, rounds)
@@ -98,7 +98,7 @@ class World:
                 mean_logprobs=[round(-(seed % 997) / 997, 4) for seed in seeds],
                 abandoned=[False] * self.M,
             ))  # fmt: skip
-            is_end = T < level or T == sample.clip.num_source_frames
+            is_end = level > T or sample.clip.num_source_frames == T
             if is_end or rule.is_settled(rounds[-1]):
                 break
         return decide(question, rounds, rule)

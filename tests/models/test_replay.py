@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
+from vrts.models.answering import RoundPlan, ask
 
 from vrts.files.predictions import prediction_to_json
-from vrts.models.answering import RoundPlan, ask
 from vrts.models.replay import Recording, ReplayPolicy
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
 from vrts.voting import decide, fail
@@ -198,7 +198,8 @@ def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
 def abandoned(tmp_path):
     recorded = line("a", (4, "AB-A"))
     recorded["rounds"][0]["abandoned"] = [False, False, True, False]
-    return load(write(tmp_path, recorded))
+    with pytest.warns(match=r"1 of 2 questions have completions .* fail by name.*record\.yaml"):
+        return load(write(tmp_path, recorded, line("b", (4, "AAA"))))
 
 
 def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_path):
@@ -218,7 +219,7 @@ def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_p
     assert asked == [(0, told)]
     for refusing in (None, lambda *_: False):
         (error,) = roll_out(policy, [sample], 4, refusing).errors
-        assert re.search(r"question a at 4 frames has 1 .*early_stop: false", error)
+        assert re.search(r"question a at 4 frames lacks 1 of 4 .*record.yaml", error)
     assert roll_out(policy, [sample], 2).texts == ("<answer>A</answer>", "<answer>B</answer>")
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from lightning import Callback
+from vrts.models.experience import Experience
 
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import History, make_policy, questions
 from tests.models.steps import KINDS, G, Snapshots, fit
-from vrts.models.experience import Experience
 from vrts.models.objectives import GRPO
 from vrts.models.patience import Patience
 from vrts.models.qwen import QwenPolicy

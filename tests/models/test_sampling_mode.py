@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from torch.utils import checkpoint
+from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
 
 from tests.models.recorded_graph import use_recorded_graphs
 from tests.models.test_qwen import perturb_adapter
 from vrts.models.qwen_loading import Lora
-from vrts.models.sampling_mode import cast_linears, without_cast_cache, without_checkpointing
 from vrts.types import Sampling
 
 SEEDS = list(range(6))

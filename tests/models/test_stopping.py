@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from vrts.models.decode_layout import DecodeLayout
 
 from vrts.demo.tokenizer import build_tokenizer
-from vrts.models.decode_layout import DecodeLayout
 from vrts.models.sampling import RowSampler, penalise, row_uniforms
 from vrts.models.stopping import StopTexts
 from vrts.types import Rollout, Sampling

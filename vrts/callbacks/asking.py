@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
-from vrts.prompts import split_completion
+from vrts.answers import split_completion
 from vrts.terminal import printable
 from vrts.types import InputError, Prediction, Question, Round, letters
 

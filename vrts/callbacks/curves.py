@@ -39,6 +39,10 @@ class CurveWriter(Callback):
         self._last_step = 0
         self._learning_rate: float | None = None
 
+    def results(self, trainer: Trainer) -> list[Path]:
+        """Return the picture."""
+        return [self.path(trainer)]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
 

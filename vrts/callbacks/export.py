@@ -91,6 +91,10 @@ class ExportPretrained(Callback):
                 best |= {"best": value, "step": trainer.global_step}
             best["last"] = value
 
+    def results(self, trainer: Trainer) -> list[Path]:
+        """Return the folder."""
+        return [self.folder(trainer)]
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
-
-from vrts.files.writing import make_folder
+from vrts.files.writing import (
+    OLD,
+    PART,
+    delete,
+    make_folder,
+    names_to_disk,
+    replace_folder,
+    to_disk,
+    write_json,
+)
 from vrts.types import InputError
 
 MANIFEST = "vrts.json"
 """In every exported folder: what it is, and which files belong to it."""
-
-_REMEDY = (
-    "fix this or give another folder, then write the model from the run's checkpoint with vrts "
-    "export"
-)
 
 
 def prepare_target(folder: Path, option: str) -> None:
@@ -33,12 +33,12 @@ def prepare_target(folder: Path, option: str) -> None:
         option: that names it, for the message.
 
     Raises:
-        InputError: it holds something other than an earlier export, or cannot be written.
+        InputError: it holds something else than an earlier export, or cannot be written.
     """
     folder = folder.resolve()
     make_folder(folder.parent, option)
-    for left in folder.parent.glob(f".{folder.name}.vrts-*"):
-        rank_zero_warn(f"{left} is left of an export that was killed; delete it")
+    if _earlier(folder).exists() and not folder.exists():
+        _earlier(folder).replace(folder)  # an export was killed between its two renames
     reason = _reason_to_keep(folder)
     if reason:
         raise InputError(f"{option}: {folder} {reason}; give another folder")
@@ -46,38 +46,44 @@ def prepare_target(folder: Path, option: str) -> None:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """Context in which to write a folder that gets its name when it is complete.
+    """Context in which to write a folder that gets its name, and its manifest, when it is whole.
 
     Args:
-        folder: as given to `prepare_target`.
+        folder: as given to `prepare_target`. One process at a time exports to it.
 
     Yields:
-        An empty folder next to it to write to. It is removed where an error leaves the context.
+        An empty folder beside it to write to. It is removed where an error leaves the context.
 
     Raises:
-        InputError: meanwhile something else has come to the folder; or the place next to it cannot
+        InputError: meanwhile something else has come to the folder, or the place beside it cannot
             be written.
     """
     folder = folder.resolve()
+    part = partial_folder(folder)
     try:
-        part = Path(mkdtemp(prefix=f".{folder.name}.vrts-", dir=folder.parent))
+        delete(part)
+        part.mkdir()
     except OSError as error:
-        raise InputError(f"cannot write the model to {folder} ({error}); {_REMEDY}") from error
+        raise InputError(
+            f"cannot write the model to {part} ({error}); put that right or give another folder, "
+            "then write the model from the run's checkpoint with vrts export"
+        ) from error
     try:
         yield part
-        _share(part)
-        _sync(part)
+        _finish(part)
         reason = _reason_to_keep(folder)
         if reason:
             raise InputError(f"cannot write the model: {folder} {reason}; move that away")
-        if folder.exists():
-            # of an export that is killed between these two lines both folders are complete
-            folder.replace(part.with_name(part.name + "-old"))
-        part.replace(folder)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        delete(part)
         raise
-    shutil.rmtree(part.with_name(part.name + "-old"), ignore_errors=True)
+    replace_folder(folder, part, _earlier(folder))
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a folder is written before it is whole."""
+    folder = folder.resolve()
+    return folder.with_name(f".{folder.name}{PART}")
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -88,8 +94,12 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         facts: plain JSON values.
     """
     names = sorted([path.name for path in folder.iterdir()] + [MANIFEST])
-    text = json.dumps({**facts, "files": names}, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, {**facts, "files": names})
+
+
+def _earlier(folder: Path) -> Path:
+    """Where an earlier export is for as long as it takes to rename the new one."""
+    return folder.with_name(f".{folder.name}{OLD}")
 
 
 def _reason_to_keep(folder: Path) -> str | None:
@@ -111,20 +121,12 @@ def _reason_to_keep(folder: Path) -> str | None:
     return f"holds {other[0]}, which no export wrote" if other else None
 
 
-def _share(folder: Path) -> None:
-    """Give a folder and its files the usual permissions: these are for their owner alone."""
+def _finish(folder: Path) -> None:
+    """Have files on the disk before a rename makes them count, for all who may read a new file."""
     umask = os.umask(0)
     os.umask(umask)
-    folder.chmod(0o777 & ~umask)
     for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
-
-
-def _sync(folder: Path) -> None:
-    """Have files on the disk before a rename makes them count."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        path.chmod(0o666 & ~umask)  # safetensors' are for their owner alone
+        with path.open("rb") as file:
+            to_disk(file)
+    names_to_disk(folder)

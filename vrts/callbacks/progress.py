@@ -1,11 +1,12 @@
-"""How far a prediction run is, and how it is going."""
+"""How far a run is, and how it is going."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from jsonargparse.typing import NonNegativeFloat
 from lightning import Callback, LightningModule, Trainer
@@ -141,13 +142,70 @@ class PredictionProgress(Callback):
             self._bar = None
 
 
-def time_left_s(num_done: int, num_left: int, elapsed_s: float) -> float | None:
-    """Seconds that the questions left will take at the mean speed of those done, if there are any.
+class FitProgress(Callback):
+    """Prints a line of training now and then, where there is no terminal for Lightning's bar.
+
+    A line has the step, loss and reward as they were logged last, seconds a step, validation and
+    saving included, and the time left. One comes after the first step, and one after the last.
 
     Args:
-        num_done: by this run; what was decided before tells nothing of its speed.
+        line_every_s: seconds from one line to the next; 0 prints none.
+    """
+
+    def __init__(self, line_every_s: NonNegativeFloat = 60.0) -> None:
+        self.line_every_s = float(line_every_s)
+        self._clock: Callable[[], float] = time.monotonic
+        self._first_step = self._line_step = 0
+        self._start_s = self._line_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count, from the step that the run goes on after."""
+        self._first_step = self._line_step = trainer.global_step
+        self._start_s = self._line_s = self._clock()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print a line where its turn has come."""
+        is_first = self._line_step == self._first_step < trainer.global_step
+        if is_first or self._clock() - self._line_s >= self.line_every_s:
+            self._print(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print how it came out."""
+        self._print(trainer)
+
+    def _print(self, trainer: Trainer) -> None:
+        """Print a line, unless that of this step is printed."""
+        console, step = Console(), trainer.global_step
+        silent = console.is_terminal or not self.line_every_s or not trainer.is_global_zero
+        if silent or step == self._line_step:
+            return
+        self._line_s, self._line_step = self._clock(), step
+        num_steps, elapsed_s = step - self._first_step, self._line_s - self._start_s
+        logged = {
+            name: trainer.callback_metrics.get(key)
+            for name, key in (("loss", "train/loss"), ("reward", "train/reward/total"))
+        }
+        parts = [f"{name} {value:.4g}" for name, value in logged.items() if value is not None]
+        parts.append(f"{elapsed_s / num_steps:.1f} s a step")
+        total = trainer.estimated_stepping_batches
+        if math.isinf(total):
+            console.print(f"step {step}: {', '.join(parts)}", soft_wrap=True)
+            return
+        left_s = time_left_s(num_steps, max(int(total) - step, 0), elapsed_s)
+        if left_s:
+            parts.append(f"{clock_text(left_s)} left")
+        console.print(f"step {step} of {total}: {', '.join(parts)}", soft_wrap=True)
+
+
+def time_left_s(num_done: int, num_left: int, elapsed_s: float) -> float | None:
+    """Seconds that what is left will take at the mean speed of what is done, if there is any.
+
+    Args:
+        num_done: by this run; what was done before tells nothing of its speed.
         num_left: still to come.
-        elapsed_s: since this run began to answer.
+        elapsed_s: since this run began.
     """
     return elapsed_s / num_done * num_left if num_done else None
 

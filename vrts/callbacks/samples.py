@@ -45,6 +45,10 @@ class CompletionLog(Callback):
         self.num_shown = int(num_shown)
         self._next = 1
 
+    def results(self, trainer: Trainer) -> list[Path]:
+        """Return the file."""
+        return [self.path(trainer)]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
 

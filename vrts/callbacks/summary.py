@@ -87,23 +87,26 @@ def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         predictions: of the run.
 
     Returns:
-        The most frequent ones, each with its ``reason`` and ``num_questions``.
+        The most frequent ones, each with its ``reason``, ``num_questions``, and the whole error of
+        the first of these questions as ``example``: it has the numbers, the video and the id.
     """
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    first: dict[str, str] = {}
     for prediction in predictions:
         if prediction.error is not None:
             reason = _reason(prediction, prediction.error)
-            found[NUMBER.sub("#", reason)][reason] += 1
-    counts = Counter(
-        {
-            next(iter(reasons)) if len(reasons) == 1 else pattern: reasons.total()
-            for pattern, reasons in found.items()
-        }
-    )
-    most_frequent = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_REASONS]
+            pattern = NUMBER.sub("#", reason)
+            found[pattern][reason] += 1
+            first.setdefault(pattern, prediction.error)
+    names = {p: p if len(reasons) > 1 else next(iter(reasons)) for p, reasons in found.items()}
+    ordered = sorted(found, key=lambda pattern: (-found[pattern].total(), names[pattern]))
     return [
-        {"reason": shorten(reason, MOST_CHARACTERS), "num_questions": count}
-        for reason, count in most_frequent
+        {
+            "reason": shorten(names[pattern], MOST_CHARACTERS),
+            "num_questions": found[pattern].total(),
+            "example": shorten(first[pattern], MOST_CHARACTERS),
+        }
+        for pattern in ordered[:MOST_REASONS]
     ]
 
 
@@ -123,8 +126,9 @@ def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
     first = metrics["failures"][0]
     share = "" if first["num_questions"] == total else f" for {first['num_questions']} of them"
     raise InputError(
-        f"no question was answered: all {total} failed,{share} because: {first['reason']}; put it "
-        f"right and delete {predictions}, then give the same command again"
+        f"no question was answered: all {total} failed,{share} because: {first['reason']} (such as "
+        f"{first['example']}); put it right and delete {predictions}, then give the same command "
+        "again"
     )
 
 

@@ -73,7 +73,9 @@ def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("reason", overflow="fold")
     table.add_column("questions", justify="right")
     for group in found[:SHOWN_FAILURES]:
-        table.add_row(escape(printable(group["reason"])), str(group["num_questions"]))
+        reason, example = (escape(printable(group[key])) for key in ("reason", "example"))
+        shown = reason if reason == example else f"{reason}\n[dim]such as {example}[/]"
+        table.add_row(shown, str(group["num_questions"]))
     if len(found) > SHOWN_FAILURES:
         table.add_row("…", "")
     return table

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.text import Text
 
 from vrts.callbacks.densify import install_plan
 from vrts.callbacks.prediction_folder import PredictionFolder
+from vrts.callbacks.results import tell
 from vrts.callbacks.summary import check_answered, summarise
 from vrts.callbacks.tables import metrics_tables
 from vrts.callbacks.termination import Termination
@@ -20,7 +20,6 @@ from vrts.data.datamodule import VideoQADataModule
 from vrts.files.fingerprints import folder_digests, sampled_digest
 from vrts.files.predictions import read_predictions
 from vrts.models.module import VideoQAModule
-from vrts.terminal import printable
 from vrts.types import InputError, Prediction
 
 
@@ -93,7 +92,7 @@ class PredictionWriter(Callback):
         self.is_unfinished = len(decided) < len(places)
         if decided and trainer.is_global_zero:
             count = f"{len(decided)} of {len(places)}"
-            _tell(f"{self.folder.predictions_path}: {count} are decided already")
+            tell(f"{self.folder.predictions_path}: {count} are decided already")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove metrics of an earlier run with fewer questions, which would pass for this one's.
@@ -129,7 +128,7 @@ class PredictionWriter(Callback):
         self.folder.release()
         is_interrupted = isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero
         if is_interrupted and self._num_questions:
-            _tell(
+            tell(
                 f"Interrupted: {self.folder.num_decided()} of {self._num_questions} questions "
                 f"are decided and kept in {self.folder.predictions_path}; the same command goes "
                 f"on after them, and writes {self.folder.metrics_path.name} at the end"
@@ -147,6 +146,10 @@ class PredictionWriter(Callback):
         Console().print(metrics_tables(metrics))
         self._metrics = metrics
         self.folder.release()
+
+    def results(self, trainer: Trainer) -> list[Path]:
+        """Return the files of predictions and metrics."""
+        return [self.folder.predictions_path, self.folder.metrics_path]
 
     def check_answered(self) -> None:
         """See that the run came to something; for after all that it writes is written.
@@ -183,8 +186,3 @@ def _content(checkpoint: str | None) -> str | dict[str, str] | None:
         return checkpoint
     path = Path(checkpoint)
     return folder_digests(path) if path.is_dir() else sampled_digest(path)
-
-
-def _tell(message: str) -> None:
-    """Print a message with paths in it, which are no markup."""
-    Console().print(Text(printable(message)), soft_wrap=True)

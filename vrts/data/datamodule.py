@@ -14,10 +14,12 @@ from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
 from vrts.data.decoding import Decoder, FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
+from vrts.data.fields import check_frame_rates
 from vrts.data.ordering import evaluation_batches
 from vrts.data.progress import Layout, TrainingProgress
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
+from vrts.data.recorded import RecordedReader
 from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, UniformSampler
@@ -152,6 +154,8 @@ class VideoQADataModule(LightningDataModule):
                 )
             if name not in self._questions:
                 self._questions[name] = reader.read()
+                if self.frames_fps is None and not isinstance(reader, RecordedReader):
+                    check_frame_rates(self._questions[name], f"data.{name}")
         if stage == "fit":
             self._progress = TrainingProgress(self._layout(), self._rank()[0], self.trainer)
 

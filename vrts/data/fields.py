@@ -195,3 +195,23 @@ def check_videos(questions: Sequence[Question], annotations: str, root: str | No
             f"{next(iter(videos))} first (video_root is {root!r}); set video_root to the folder "
             "that holds them"
         )
+
+
+def check_frame_rates(questions: Sequence[Question], option: str) -> None:
+    """See that folders of frames have a rate of their own, before anything is loaded.
+
+    Args:
+        questions: of one annotation file.
+        option: that names it, for the message.
+
+    Raises:
+        InputError: there are some without.
+    """
+    videos = dict.fromkeys(q.video for q in questions if not q.metadata.get("fps"))
+    # not Path's methods, as above
+    found = [video for video in videos if os.path.isdir(video)]  # noqa: PTH112
+    if found:
+        raise InputError(
+            f"{option}: {found[0]} is a folder of frames without a frame rate, one of {len(found)}"
+            "; give its rows a field 'fps', or set data.frames_fps"
+        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrts.prompts import is_correct
+from vrts.answers import is_correct
 from vrts.types import InputError, Question
 
 SHOWN = 5

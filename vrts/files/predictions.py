@@ -88,11 +88,18 @@ class StoredPredictions:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets: dict[str, int] = {}
+        self.num_cut_short = 0
+        """Questions with completions that an early stop gave up."""
         self._read = lru_cache(KEPT_QUESTIONS)(self._read_line)
         offset = 0
         for source, line in whole_lines(path):
-            self._offsets[_parse_line(source, line).question.id] = offset
+            found = _parse_line(source, line)
+            self._offsets[found.question.id] = offset
+            self.num_cut_short += any(any(r.abandoned) for r in found.rounds)
             offset += len(line)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
 
     def get(self, id: str) -> Prediction | None:
         """Return the prediction of a question, or None where there is none."""

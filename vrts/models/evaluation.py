@@ -67,7 +67,7 @@ class Evaluation(nn.Module):
     """Counts predictions, and logs what they come to.
 
     ``accuracy`` is over the questions whose right answer is known, a failed one is wrong;
-    ``failures`` counts those. Over the others, ``mean_frames`` is of the deciding rounds, and
+    ``num_failed`` counts those. Over the others, ``mean_frames`` is of the deciding rounds, and
     ``agreement`` the mean share of a deciding round's completions that gave its most frequent
     answer. They are the numbers of the same names in ``metrics.json`` of a prediction.
     """
@@ -79,7 +79,7 @@ class Evaluation(nn.Module):
                 "accuracy": Ratio(),
                 "mean_frames": Ratio(),
                 "agreement": Ratio(),
-                "failures": Total(),
+                "num_failed": Total(),
             }
         )
         self._told: set[str] = set()
@@ -92,7 +92,7 @@ class Evaluation(nn.Module):
         self._metric("accuracy").update(sum(scored), of=len(scored))
         self._metric("mean_frames").update(sum(r.num_frames for r in last), of=len(last))
         self._metric("agreement").update(sum(votes), of=sum(len(r.answers) for r in last))
-        self._metric("failures").update(len(predictions) - len(last))
+        self._metric("num_failed").update(len(predictions) - len(last))
         for prediction in predictions:
             if prediction.error is not None and prediction.question.id not in self._told:
                 self._told.add(prediction.question.id)

@@ -18,6 +18,19 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 ADVANTAGE_EPS = 1e-4
 """Added to the standard deviation of a group's rewards, as in Open-R1-Video and TRL."""
 
+MAX_LOG_RATIO = 20.0
+"""Log-ratios of two policies count up to this far from 0: ``compute_policy_loss_vanilla`` and
+``kl_penalty`` of verl (``trainer/ppo/core_algos.py``) clamp to it, and so does TRL's VESPO loss
+(``trl/trainer/grpo_trainer.py``). Beyond 88 their exponential is infinite in float32."""
+
+MAX_KL = 10.0
+"""A token's KL estimate counts up to this, as in verl's ``kl_penalty``: 20 nats would be 5e8."""
+
+
+def bounded(log_ratios: torch.Tensor) -> torch.Tensor:
+    """Log-ratios within ``MAX_LOG_RATIO``; a token that is beyond it has no gradient."""
+    return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
 
 def have_signal(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
     """Which groups teach something: those whose rewards are not all equal.
@@ -81,7 +94,7 @@ def clipped_surrogate(
     Returns:
         ``[N, L]`` losses, and bool ``[N, L]``, True where clipping holds back the gradient.
     """
-    ratio = log_ratios.exp()
+    ratio = bounded(log_ratios).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     free, bound = ratio * advantages[:, None], clipped * advantages[:, None]
     return -torch.minimum(free, bound), bound < free
@@ -108,7 +121,7 @@ def clipped_reinforce(
     Returns:
         ``[N, L]`` losses, and bool ``[N, L]``, True where the weight is clipped.
     """
-    ratio = (logprobs.detach() - old_logprobs).exp()
+    ratio = bounded(logprobs.detach() - old_logprobs).exp()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -weight * advantages[:, None] * logprobs, weight != ratio
 
@@ -124,6 +137,7 @@ def sequence_log_ratios(log_ratios: torch.Tensor, mask: torch.Tensor) -> torch.T
         ``[N, L]``: the mean over a completion's tokens, at each of them.
     """
     lengths = mask.sum(1, keepdim=True).clamp(min=1)
+    log_ratios = bounded(log_ratios)
     return (log_ratios.where(mask, 0.0).sum(1, keepdim=True) / lengths).expand_as(log_ratios)
 
 
@@ -135,10 +149,10 @@ def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Ten
         reference_logprobs: ``[N, L]``.
 
     Returns:
-        ``[N, L]``: ``exp(d) - d - 1`` with ``d = reference - policy``.
+        ``[N, L]``: ``exp(d) - d - 1`` with ``d = reference - policy``, at most ``MAX_KL``.
     """
-    difference = reference_logprobs - logprobs
-    return difference.exp() - difference - 1
+    difference = bounded(reference_logprobs - logprobs)
+    return (difference.exp() - difference - 1).clamp(max=MAX_KL)
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ TRAIN_METRICS = (
     "loss",
     "kl",
     "clip_share",
+    "clamp_share",
     "entropy",
     "skipped",
     "reward/total",
@@ -35,7 +36,7 @@ they do not compute the same model."""
 SHOWN = ("reward/total", "kl", "completion_length")
 """Those in the progress bar."""
 
-TOKEN_MEANS = ("kl", "entropy", "clip_share", "rollout_logprob_gap")
+TOKEN_MEANS = ("kl", "entropy", "clip_share", "clamp_share", "rollout_logprob_gap")
 """Means over tokens, so a process counts by how many it has; elsewhere all count alike."""
 
 

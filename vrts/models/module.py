@@ -261,7 +261,7 @@ class VideoQAModule(LightningModule):
         ]
         nothing = torch.zeros((), device=self.device)
         divisor = self._mean(sum(divisors, nothing))
-        step = LossTerms(nothing, nothing, nothing, nothing)
+        step = LossTerms(nothing, nothing, nothing, nothing, nothing)
         entropy, gap = nothing, nothing
 
         passes = self._sync.num_passes(len(micro_batches))

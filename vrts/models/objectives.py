@@ -10,6 +10,8 @@ from jsonargparse.typing import NonNegativeFloat
 
 from vrts.models.advantages import Advantages, Centred, GroupScaled, LeaveOneOut
 from vrts.models.grpo import (
+    MAX_KL,
+    MAX_LOG_RATIO,
     clipped_reinforce,
     clipped_surrogate,
     kl_k3,
@@ -27,6 +29,8 @@ class LossTerms:
     """Sum of the KL estimates of all tokens; 0 without a reference."""
     clipped: torch.Tensor
     """Number of tokens on whose gradient clipping acts."""
+    clamped: torch.Tensor
+    """Number of tokens whose log-ratio or KL estimate is beyond what counts."""
     num_tokens: torch.Tensor
     """That count."""
 
@@ -35,6 +39,7 @@ class LossTerms:
         self.loss = self.loss.detach() + other.loss.detach()
         self.kl = self.kl + other.kl
         self.clipped = self.clipped + other.clipped
+        self.clamped = self.clamped + other.clamped
         self.num_tokens = self.num_tokens + other.num_tokens
 
     def metrics(self) -> dict[str, float | torch.Tensor]:
@@ -44,6 +49,7 @@ class LossTerms:
             "loss": self.loss.detach(),
             "kl": self.kl / count,
             "clip_share": self.clipped / count,
+            "clamp_share": self.clamped / count,
         }
 
 
@@ -138,15 +144,18 @@ class Objective(ABC):
         c = completions
         losses, clipped = self.surrogate(c)
         kl = torch.zeros_like(losses)
+        clamped = (c.logprobs - c.old_logprobs).detach().abs() > MAX_LOG_RATIO
         if self.beta > 0:
             assert c.reference_logprobs is not None
             kl = kl_k3(c.logprobs, c.reference_logprobs)
+            clamped |= kl.detach() >= MAX_KL
         weights, _ = self.token_weights(c.mask, c.max_new_tokens)
         per_token = (losses + self.beta * kl).where(c.mask, 0.0)
         return LossTerms(
             loss=(per_token * weights).sum() / divisor.clamp(min=1e-9),
             kl=kl.detach().where(c.mask, 0.0).sum(),
             clipped=(clipped & c.mask).sum().float(),
+            clamped=(clamped & c.mask).sum().float(),
             num_tokens=c.mask.sum().float(),
         )
 

@@ -23,7 +23,7 @@ from lightning import LightningModule, Trainer
 from vrts.models.engine import Engine, Request, Result, ShouldStop
 from vrts.models.policy import Prompt
 from vrts.models.sampling import row_seed
-from vrts.prompts import parse_answer
+from vrts.answers import parse_answer
 from vrts.types import (
     FRAMES_PER_PATCH,
     Clip,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.files.fingerprints import file_digest
 from vrts.files.predictions import SETTINGS_NAME, StoredPredictions
@@ -57,6 +58,17 @@ class Recording:
             self._stored = StoredPredictions(self.path)
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def warning(self) -> str | None:
+        """What a replay is to know of the recording beforehand, if anything."""
+        assert self._stored is not None
+        if not self._stored.num_cut_short:
+            return None
+        return (
+            f"{self.path}: {self._stored.num_cut_short} of {len(self._stored)} questions have "
+            "completions that an early stop gave up; those whose vote needs them here fail by "
+            "name. For any vote record with --config configs/record.yaml behind the others"
+        )
 
     def find(self, id: str, num_frames: int) -> Round | str:
         """The round of a question at a number of frames asked for, or why there is none.
@@ -215,7 +227,7 @@ class ReplayEngine(Engine):
         if any(gone) and (stop is None or not stop(known, found.mean_logprobs[:G])):
             return (
                 f"{where} has {sum(gone)} completions that an early stop cancelled and that are "
-                "needed here; record the run with SparseToDense.early_stop: false"
+                "needed here; record the run with configs/record.yaml for any vote"
             )
         return None
 
@@ -253,6 +265,8 @@ class ReplayPolicy(Policy):
         """
         if not self._recording.is_read:
             self._recording.read()
+            if warning := self._recording.warning():
+                rank_zero_warn(warning)
 
     def train(self, mode: bool = True) -> Self:
         """Be in evaluation mode, the only one there is.

@@ -2,8 +2,8 @@ from collections import Counter
 
 import pytest
 
+from vrts.answers import is_correct, parse_answer
 from vrts.data.benchmarks.videommmu import ADAPTATION_PROMPT, TRACKS, VideoMMMUReader
-from vrts.prompts import is_correct, parse_answer
 from vrts.types import InputError, ProblemType
 
 ROW = {

@@ -16,13 +16,16 @@ class LevelAccuracy:
     level: str
     mean_frames: float
     """Of all rounds so far, over questions that had one."""
-    accuracy: float
+    lowest: float
+    highest: float
+    """Between these is the accuracy, whatever the completions that an early stop gave up would
+    have said. They are the same where none of those mattered."""
     num_scored: int
 
     @property
     def stderr(self) -> float:
-        """Standard error of the accuracy, questions taken as independent."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_scored)
+        """Standard error of an accuracy that is known, questions taken as independent."""
+        return math.sqrt(self.lowest * (1 - self.lowest) / self.num_scored)
 
 
 def level_accuracies(items: Sequence[Item], levels: Sequence[str]) -> list[LevelAccuracy]:
@@ -36,16 +39,18 @@ def level_accuracies(items: Sequence[Item], levels: Sequence[str]) -> list[Level
         levels: frames asked for in each round.
     """
     scored = [item for item in items if "unscored" not in item["tags"]]
-    found = []
+    n, found = len(scored), []
     for index, level in enumerate(levels):
-        right, frames = 0, []
+        right, unknown, frames = 0, 0, []
         for item in scored:
             rounds = item["rounds"][: index + 1]
             if rounds:
                 frames.append(sum(r["frames"] for r in rounds))
             failed_here = "failed" in item["tags"] and len(item["rounds"]) <= index
-            right += bool(rounds) and not failed_here and bool(rounds[-1]["right"])
-        if scored and frames:
+            if rounds and not failed_here:
+                right += rounds[-1]["right"] is True
+                unknown += rounds[-1]["right"] is None
+        if frames:
             mean_frames = sum(frames) / len(frames)
-            found.append(LevelAccuracy(level, mean_frames, right / len(scored), len(scored)))
+            found.append(LevelAccuracy(level, mean_frames, right / n, (right + unknown) / n, n))
     return found

@@ -61,6 +61,10 @@ class ReportWriter(Callback):
     def _strips(self) -> Path:
         return self._folder / "thumbnails"
 
+    def results(self, trainer: Trainer) -> list[Path]:
+        """Return the report."""
+        return [self.path]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the writer whose folder this is.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib import rc_context
@@ -18,6 +18,10 @@ from vrts.callbacks.report.items import Item
 MOST_GROUPS = 30
 """Categories in one chart, the largest ones."""
 BLUE, GREY = "#1f6feb", "#57606a"
+OPEN_NOTE = (
+    "A grey bar spans what the accuracy can have been: an early stop gave completions up whose "
+    "votes would have counted there. A run with SparseToDense.early_stop: false knows it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Chart:
     title: str
     alt: str
     svg: bytes
+    note: str = ""
+    """What is to be known about it."""
 
 
 def make_charts(items: Sequence[Item], metrics: Mapping[str, Any]) -> list[Chart]:
@@ -50,16 +56,20 @@ def make_charts(items: Sequence[Item], metrics: Mapping[str, Any]) -> list[Chart
 
 
 def _accuracy_chart(found: Sequence[LevelAccuracy]) -> Chart:
-    shares, frames = [100 * f.accuracy for f in found], [f.mean_frames for f in found]
-    errors = [100 * f.stderr for f in found]
+    known = [f for f in found if f.lowest == f.highest]
+    open_ = [f for f in found if f.lowest != f.highest]
 
     def draw(axes: Axes) -> None:
+        frames, shares = [f.mean_frames for f in known], [100 * f.lowest for f in known]
+        errors = [100 * f.stderr for f in known]
         axes.errorbar(frames, shares, yerr=errors, fmt="o-", color=BLUE, capsize=3)
-        for f, share in zip(found, shares, strict=True):
+        low, high = [100 * f.lowest for f in open_], [100 * f.highest for f in open_]
+        axes.vlines([f.mean_frames for f in open_], low, high, color=GREY, linewidth=6, alpha=0.5)
+        for f in found:
             axes.annotate(
-                f"{share:.1f} %\nup to {f.level}",
-                (f.mean_frames, share),
-                xytext=(6, -8),
+                f"{_share(f)}\nup to {f.level}",
+                (f.mean_frames, 50 * (f.lowest + f.highest)),
+                xytext=(8, -4),
                 textcoords="offset points",
                 va="top",
                 fontsize=8,
@@ -70,8 +80,14 @@ def _accuracy_chart(found: Sequence[LevelAccuracy]) -> Chart:
         axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 105))
         axes.grid(alpha=0.3)
 
-    words = [f"{s:.1f} % up to {f.level} frames" for s, f in zip(shares, found, strict=True)]
-    return _chart("Accuracy, had the run stopped at a level", words, draw)
+    words = [f"{_share(f)} up to {f.level} frames" for f in found]
+    chart = _chart("Accuracy, had the run stopped at a level", words, draw)
+    return replace(chart, note=OPEN_NOTE) if open_ else chart
+
+
+def _share(found: LevelAccuracy) -> str:
+    low, high = f"{100 * found.lowest:.1f}", f"{100 * found.highest:.1f}"
+    return f"{low} %" if found.lowest == found.highest else f"{low} to {high} %"
 
 
 def _share_chart(decided: Mapping[str, float]) -> Chart:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vrts.prompts import is_correct
+from vrts.answers import is_correct
 from vrts.terminal import shorten
 from vrts.types import Prediction, Question, Round, letters
 from vrts.voting import majority
@@ -26,6 +26,9 @@ TAGS = {
 }
 """What questions can be filtered by, and how it is called."""
 
+NEW_ANSWER = "\0"
+"""Stands for a wrong answer that no completion gave."""
+
 
 def report_item(prediction: Prediction, most_characters: int) -> Item:
     """Say what the report shows of one question.
@@ -38,8 +41,8 @@ def report_item(prediction: Prediction, most_characters: int) -> Item:
         ``id``, ``question``, ``video``, ``options`` (pairs of letter and text), ``gold``,
         ``answer``, ``error``, ``tags`` (keys of `TAGS`), ``groups`` (category by breakdown) and
         ``rounds``: each with its ``frames``, ``span_s``, ``agreement``, ``votes`` (pairs of
-        answer and count, the leader first; None is no answer), whether its majority is ``right``,
-        and ``completions`` (``text``, ``answer``, ``abandoned``).
+        answer and count, the leader first; None is no answer), whether its majority is ``right``
+        (None where that is not known), and ``completions`` (``text``, ``answer``, ``abandoned``).
     """
     question = prediction.question
     rounds = [_round(r, question, most_characters) for r in prediction.rounds]
@@ -121,7 +124,7 @@ def _round(found: Round, question: Question, most_characters: int) -> Item:
         "span_s": [round(min(times), 2), round(max(times), 2)] if times else None,
         "agreement": found.agreement,
         "votes": sorted(Counter(voted).most_common(), key=lambda vote: vote[0] is None),
-        "right": is_correct(majority(found.answers), question),
+        "right": _is_right(found, question),
         "completions": [
             {"text": shorten(text, most_characters), "answer": answer, "abandoned": given_up}
             for text, answer, given_up in zip(
@@ -129,3 +132,15 @@ def _round(found: Round, question: Question, most_characters: int) -> Item:
             )
         ],
     }
+
+
+def _is_right(found: Round, question: Question) -> bool | None:
+    """Whether a round's majority is right; None where it depends on votes that were given up."""
+    outcomes = set()
+    for missing in (None, NEW_ANSWER, question.answer, *found.answers):
+        # all of them for one answer: whatever they might have said, no other could do better
+        given_up = found.abandoned or (False,) * len(found.answers)
+        votes = [missing if g else a for a, g in zip(found.answers, given_up, strict=True)]
+        winner = majority(votes)
+        outcomes.add(winner != NEW_ANSWER and is_correct(winner, question))
+    return outcomes.pop() if len(outcomes) == 1 else None

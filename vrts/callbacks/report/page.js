@@ -20,7 +20,7 @@ const roundRow = (round) => {
   const votes = round.votes.map(([answer, count]) => `${answerText(answer)} × ${count}`);
   const givenUp = round.completions.filter((c) => c.abandoned).length;
   if (givenUp) votes.push(`given up early × ${givenUp}`);
-  const right = round.right === null ? "–" : round.right ? "right" : "wrong";
+  const right = round.right === null ? "not known" : round.right ? "right" : "wrong";
   return make("tr", "", make("td", "", round.frames + span), make("td", "text", votes.join(", ")),
     make("td", "", `${Math.round(100 * round.agreement)} %`), make("td", right, right));
 };

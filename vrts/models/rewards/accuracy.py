@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vrts.answers import DEFAULT_TOLERANCE, answer_score, is_correct, parse_answer
 from vrts.models.rewards.base import Reward
-from vrts.prompts import DEFAULT_TOLERANCE, answer_score, is_correct, parse_answer
 from vrts.types import Completion, InputError, Question
 
 MIN_SCORE = 0.1
@@ -18,11 +18,11 @@ class AccuracyReward(Reward):
 
     A choice or number is right or wrong. A regression answer gets 1 minus its relative error, OCR
     1 minus its word error rate, a free-form text its mean ROUGE, a time span its intersection over
-    union: see :mod:`vrts.scores`.
+    union: see :mod:`vrts.answers.grading`.
 
     Args:
         weight: Factor in the total.
-        tolerance: Of numerical answers, see :func:`vrts.numbers.numbers_match`.
+        tolerance: Of numerical answers, see :func:`vrts.answers.numbers.numbers_match`.
         graded: False makes every answer right or wrong, as :func:`vrts.answers.is_correct` has it.
 
     Raises:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vrts.answers import has_format
 from vrts.models.rewards.base import Reward
-from vrts.prompts import has_format
 from vrts.types import Completion, Question
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vrts.completions import final_answer
-from vrts.numbers import canonical_number
+from vrts.answers.numbers import canonical_number
+from vrts.answers.tags import final_answer
 
 # A clock time or a number of seconds. Possessive quantifiers: digits are scanned once.
 _TIME = re.compile(
@@ -21,7 +21,7 @@ _TIME = re.compile(
 def extract_span(text: str) -> tuple[float, float] | None:
     """Read the one time span that a completion gives as its answer.
 
-    The answer is found as for every completion (:func:`vrts.completions.final_answer`). It has to
+    The answer is found as for every completion (:func:`vrts.answers.tags.final_answer`). It has to
     name two times, start and end, in seconds or as ``mm:ss`` or ``hh:mm:ss``, with any words or
     brackets around them; "5 minutes" is no such time.
 

@@ -1,21 +1,25 @@
-"""The canonical answer of a completion, and whether it is right.
+"""The canonical answer of a completion, whether it is right, and how good it is from 0 to 1.
 
-Reward, vote and score use these two functions and no others, so an answer cannot be right for one
-and wrong for another.
+The measures of goodness are those of Video-R1's accuracy reward (Feng et al., 2025, arXiv
+2503.21776): right or wrong for choices and numbers, one minus the relative error for regression,
+one minus the word error rate for OCR, the mean of ROUGE-1, -2 and -L for free-form answers. A time
+span is scored by its intersection over union with the right one, as in Time-R1 (Wang et al., 2025,
+arXiv 2503.13377). Chinese and Japanese are compared by character, since they have no spaces.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-from vrts.choices import extract_choice
-from vrts.completions import final_answer, strip_lead_in
-from vrts.numbers import canonical_number, extract_number, numbers_match
-from vrts.spans import canonical_span, extract_span, span_iou
+from vrts.answers.choices import extract_choice
+from vrts.answers.numbers import canonical_number, extract_number, numbers_match
+from vrts.answers.spans import canonical_span, extract_span, span_iou
+from vrts.answers.tags import final_answer, strip_lead_in
 from vrts.types import InputError, ProblemType, Question, letters
 
 DEFAULT_TOLERANCE = 1e-2
-"""Of numerical answers, see :func:`vrts.numbers.numbers_match`."""
+"""Of numerical answers, see :func:`vrts.answers.numbers.numbers_match`."""
 
 MAX_RELATIVE_ERROR = 0.05
 """Below it a regression answer counts as right."""
@@ -25,6 +29,11 @@ MIN_IOU = 0.5
 
 _WRAPPED = re.compile(r"\\(?:boxed|text|mathrm|textbf)\s?\{([^{}]{0,2000})\}")
 _TERM = re.compile(r"(?:(?<!\w)[-+])?\d+(?:[.,/]\d+)*%?|[^\W_]+(?:\+\+|\#)?")
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Scripts that put no spaces between words."""
+_CHARACTER = re.compile(f"([{_UNSPACED}])")
+_GAP = re.compile(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
+_ROUGE = ("rouge1", "rouge2", "rougeL")
 _ARTICLES = frozenset(["a", "an", "the"])
 _NO_TEXT = " \t\r\n.,;:!?'\"…_*`"
 
@@ -33,10 +42,10 @@ def parse_answer(text: str, question: Question) -> str | None:
     """Give the canonical answer of a completion. Equal answers give equal strings.
 
     Returns:
-        The letter for multiple choice (:func:`vrts.choices.extract_choice`), the number as text
-        (:func:`vrts.numbers.extract_number`), the time span as text
-        (:func:`vrts.spans.extract_span`), or the text as :func:`normalise_text` leaves it; None
-        where the completion has no answer.
+        The letter for multiple choice (:func:`~vrts.answers.choices.extract_choice`), the number as
+        text (:func:`~vrts.answers.numbers.extract_number`), the time span as text
+        (:func:`~vrts.answers.spans.extract_span`), or the text as :func:`normalise_text` leaves it;
+        None where the completion has no answer.
 
     Example:
         >>> question = Question("1", "How long?", "a.mp4", ProblemType.NUMERICAL)
@@ -51,8 +60,8 @@ def is_correct(
 ) -> bool | None:
     """Whether a canonical answer is right. No answer is wrong.
 
-    Letters and texts must be equal, numbers by :func:`vrts.numbers.numbers_match`. A gold value
-    with a percent sign is met by the percentage and by the fraction: 50% by 50 and by 0.5.
+    Letters and texts must be equal, numbers by :func:`~vrts.answers.numbers.numbers_match`. A gold
+    value with a percent sign is met by the percentage and by the fraction: 50% by 50 and by 0.5.
 
     Where an answer can be half right, these are right, as Video-R1's evaluation has it: a
     regression with a relative error below 5% (the highest step of VSI-Bench's mean relative
@@ -80,6 +89,35 @@ def is_correct(
     return _CHECKS[question.problem_type](answer, question, question.answer, tolerance)
 
 
+def answer_score(
+    answer: str | None, question: Question, tolerance: float = DEFAULT_TOLERANCE
+) -> float | None:
+    """Score a canonical answer. No answer scores 0.
+
+    Args:
+        answer: What :func:`parse_answer` gave.
+        question: The question with its gold answer.
+        tolerance: Of numerical answers, see :func:`vrts.answers.numbers.numbers_match`.
+
+    Returns:
+        0 to 1, or None where the right answer is not known.
+
+    Raises:
+        InputError: the gold answer cannot be one of its problem type.
+
+    Example:
+        >>> question = Question("1", "How far?", "a.mp4", ProblemType.REGRESSION, answer="8")
+        >>> round(answer_score("6", question), 6), answer_score("80", question)
+        (0.75, 0.0)
+    """
+    if question.answer is None:
+        return None
+    graded = _SCORES.get(question.problem_type)
+    if graded is None:
+        return float(bool(is_correct(answer, question, tolerance)))
+    return graded(answer, question)
+
+
 def normalise_text(text: str, keep_articles: bool = False) -> str | None:
     """Normalise free-form text: case, whitespace, punctuation and articles do not count.
 
@@ -103,7 +141,7 @@ def normalise_text(text: str, keep_articles: bool = False) -> str | None:
     ]
     dropped = frozenset() if keep_articles else _ARTICLES
     kept = [term for term in terms if term not in dropped] or terms
-    return " ".join(kept) or "".join(folded.split()).strip(_NO_TEXT) or None
+    return _GAP.sub("", " ".join(kept)) or "".join(folded.split()).strip(_NO_TEXT) or None
 
 
 def _parse_choice(text: str, question: Question) -> str | None:
@@ -130,6 +168,8 @@ def _parse_span(text: str, _question: Question) -> str | None:
 
 def relative_error(value: float, gold: float) -> float:
     """Difference as a share of the gold value, at most 1 (Video-R1's regression reward)."""
+    if value == gold:
+        return 0.0  # also where both are 0, of which the ratio would be 1
     return min((abs(value - gold) + 1e-9) / (abs(gold) + 1e-9), 1.0)
 
 
@@ -218,6 +258,52 @@ def _where(question: Question) -> str:
     return question.source or f"question {question.id}"
 
 
+def _regression(answer: str | None, question: Question) -> float:
+    right = gold_numbers(question)
+    value = None if answer is None else extract_number(answer)
+    return 0.0 if value is None else 1 - min(relative_error(value, r) for r in right)
+
+
+def _ocr(answer: str | None, question: Question) -> float:
+    from torchmetrics.functional.text import word_error_rate  # torch only where a score needs it
+
+    gold = _by_character(canonical_gold(question))
+    if answer is None:
+        return 0.0
+    return max(0.0, 1 - float(word_error_rate(_by_character(answer), gold)))
+
+
+def _free_form(answer: str | None, question: Question) -> float:
+    from torchmetrics.functional.text import rouge_score
+
+    gold = canonical_gold(question)
+    if answer is None:
+        return 0.0
+    if answer == gold:
+        return 1.0  # a single word has no ROUGE-2
+    # Both are normalised already. No stemming: it knows English only.
+    scores = rouge_score(
+        _by_character(answer),
+        _by_character(gold),
+        normalizer=str,
+        tokenizer=str.split,
+        rouge_keys=_ROUGE,
+        accumulate="best",
+    )
+    return sum(float(scores[f"{key}_fmeasure"]) for key in _ROUGE) / len(_ROUGE)
+
+
+def _by_character(text: str) -> str:
+    """Text whose characters of unspaced scripts are words of their own."""
+    return " ".join(_CHARACTER.sub(r" \1 ", text).split())
+
+
+def _temporal_grounding(answer: str | None, question: Question) -> float:
+    gold = gold_span(question)
+    span = None if answer is None else extract_span(answer)
+    return 0.0 if span is None else span_iou(span, gold)
+
+
 _PARSERS = {
     ProblemType.MULTIPLE_CHOICE: _parse_choice,
     ProblemType.NUMERICAL: _parse_number,
@@ -234,3 +320,10 @@ _CHECKS = {
     ProblemType.FREE_FORM: _check_text,
     ProblemType.TEMPORAL_GROUNDING: _check_span,
 }
+_SCORES: dict[ProblemType, Callable[[str | None, Question], float]] = {
+    ProblemType.REGRESSION: _regression,
+    ProblemType.OCR: _ocr,
+    ProblemType.FREE_FORM: _free_form,
+    ProblemType.TEMPORAL_GROUNDING: _temporal_grounding,
+}
+"""Problem types that can be answered half right; the others are right or wrong."""

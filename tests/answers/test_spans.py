@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import vrts.spans
-from vrts.spans import canonical_span, extract_span, span_iou
+import vrts.answers.spans
+from vrts.answers.spans import canonical_span, extract_span, span_iou
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_long_runs_are_read_quickly(text):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(vrts.spans).failed == 0
+    assert doctest.testmod(vrts.answers.spans).failed == 0

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from tests.official_rules import longvideobench, mmvu, video_holmes, video_mme, videommmu
-from vrts.prompts import extract_choice
+from tests.answers.official_rules import longvideobench, mmvu, video_holmes, video_mme, videommmu
+from vrts.answers import extract_choice
 
 RULES = {
     "Video-MME": video_mme,

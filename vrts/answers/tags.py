@@ -17,6 +17,7 @@ _ANSWER_OPEN = re.compile(r"<\s{0,3}answer\s{0,3}>", re.IGNORECASE)
 _ANSWER_CLOSE = re.compile(r"<\s{0,3}/\s{0,3}answer\s{0,3}>", re.IGNORECASE)
 _ANY_TAG = re.compile(r"<\s{0,3}/?\s{0,3}(?:think|answer)\s{0,3}>", re.IGNORECASE)
 _CUT_TAG = re.compile(r"</?[a-z]{0,6}\Z", re.IGNORECASE)
+_MARKUP = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,15}(?:\s[\w\-]{1,30}=[^<>]{0,200})?\s?/?>")
 _SEAM = re.compile(r"</think>\s*<answer>")
 
 _LEAD_IN = re.compile(
@@ -36,7 +37,7 @@ _FOLD: dict[int, str | None] = {
     **{0x24B6 + i: chr(ord("A") + i) for i in range(26)},
     **{0x24D0 + i: chr(ord("a") + i) for i in range(26)},
     **dict.fromkeys(map(ord, "\u3000\u00a0\u202f\u2009"), " "),
-    **dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff")),
+    **dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufe0f\ufeff")),
     **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u300c\u300d\u300e\u300f\u300a\u300b"), '"'),
     **dict.fromkeys(map(ord, "\u2018\u2019\u201a"), "'"),
     **dict.fromkeys(map(ord, "\u3010\u3014\u3016"), "["),
@@ -57,7 +58,7 @@ def split_completion(text: str) -> tuple[str | None, str]:
        reasoning is all answer.
 
     Tags match in any case. An ``<answer>`` that is not closed ends at the next ``<answer>`` or at
-    the end of the text; such a tag with nothing in it, behind another one, is passed over.
+    the end of the text. A tag with nothing in it, behind another one, is passed over.
 
     Returns:
         The reasoning, or None where there is none, and the answer, which may be empty.
@@ -119,7 +120,8 @@ def final_answer(text: str) -> str:
     """Give the answer of a completion as plain text.
 
     Full-width forms, typographic quotes and dashes become ASCII; a code fence around the answer is
-    removed; of a JSON object the field that names the answer is taken.
+    removed; of a JSON object the field that names the answer is taken; markup (``<b>``) is removed
+    where something is left without it.
 
     Example:
         >>> final_answer('<answer>{"reason": "It is red.", "answer": "Ｃ"}</answer>')
@@ -130,7 +132,7 @@ def final_answer(text: str) -> str:
         answer = re.sub(r"\A(?:json|text|python)?\s", "", answer[3:-3]).strip()
     if answer[:1] in ("{", "["):
         answer = _json_answer(answer)
-    return answer.strip()
+    return (_MARKUP.sub("", answer).strip() if "<" in answer else "") or answer.strip()
 
 
 def fold_forms(text: str) -> str:
@@ -152,7 +154,7 @@ def _last_answer(text: str) -> str | None:
         segment = text[tag.end() : end]
         closing = _ANSWER_CLOSE.search(segment)
         answer = segment[: closing.start()] if closing else _drop_cut_tag(segment)
-        if closing or answer.strip():
+        if answer.strip():
             return answer
         end = tag.start()
     return answer

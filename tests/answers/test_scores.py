@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-import vrts.scores
-from vrts.prompts import answer_score, is_correct, parse_answer
+import vrts.answers.grading
+from vrts.answers import answer_score, is_correct, parse_answer
 from vrts.types import InputError, ProblemType, Question
 
 
@@ -100,9 +100,17 @@ def test_regression_is_one_minus_the_relative_error():
         (ProblemType.REGRESSION, "100", "300", 0, False),
         (ProblemType.REGRESSION, "50%", "0.5", 1, True),
         (ProblemType.REGRESSION, "100", "far", 0, False),
+        (ProblemType.REGRESSION, "0", "0", 1, True),
+        (ProblemType.REGRESSION, "0", "-0.0", 1, True),
+        (ProblemType.REGRESSION, "0 m", "0.5", 0, False),
         (ProblemType.OCR, "Stop the car!", "STOP THE CAR", 1, True),
         (ProblemType.OCR, "Stop the car!", "Stop car", 2 / 3, False),
         (ProblemType.OCR, "出口", "出口", 1, True),
+        (ProblemType.OCR, "出口", "出 口", 1, True),
+        (ProblemType.OCR, "禁止停车", "禁止停车场", 0.75, False),
+        (ProblemType.OCR, "禁止停车", "停车", 0.5, False),
+        (ProblemType.OCR, "Gate 5 出口", "gate 5 入口", 0.75, False),
+        (ProblemType.FREE_FORM, "推拉", "推动", (0.5 + 0 + 0.5) / 3, False),
         (ProblemType.FREE_FORM, "Dolly zoom", "the dolly-zoom.", 1, True),
         (ProblemType.FREE_FORM, "Zoom", "zoom", 1, True),
         (ProblemType.FREE_FORM, "推拉变焦", "推拉变焦", 1, True),
@@ -145,4 +153,4 @@ def test_a_bad_gold_answer_is_named(problem_type, gold, message):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(vrts.scores).failed == 0
+    assert doctest.testmod(vrts.answers.grading).failed == 0

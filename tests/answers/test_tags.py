@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrts.completions import final_answer, strip_lead_in
-from vrts.prompts import has_format, split_completion
+from vrts.answers import has_format, split_completion
+from vrts.answers.tags import final_answer, strip_lead_in
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from vrts.prompts import has_format, split_completion
         ("<think>r <answer>A</answer></think> It is B", "r <answer>A</answer>", "It is B"),
         ("<think>r <answer>A</answer></think>", "r <answer>A</answer>", "A"),
         ("<think>r</think><answer>A</answer><answer>B</answer>", "r", "B"),
-        ("<think>r</think><answer>A</answer><answer></answer>", "r", ""),
+        ("<think>r</think><answer>A</answer><answer></answer>", "r", "A"),
         ("<think>r</think><answer>B", "r", "B"),
         ("<think>r</think><answer>B</answe", "r", "B"),
         ("<think>r</think><answer>B<answer>", "r", "B"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrts.prompts import is_correct, normalise_text, parse_answer
+from vrts.answers import is_correct, normalise_text, parse_answer
 from vrts.types import InputError, ProblemType, Question
 
 

@@ -1,0 +1,465 @@
+"""Which letters a text affirms, denies or only discusses: rules 5 to 8 of :mod:`vrts.answers`.
+
+A text is a list of tokens. A letter (or a list such as "A, B and D") is *named* by its place among
+them, and what stands before and after it in its clause says what becomes of it. The tables of words
+hold English and Chinese alike; a Chinese word of a table is one token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_OPENERS = _words("( [ { < \" '")
+_CLOSERS = _words(") ] } > \" '")
+_LIST = _words(", / & + | and or nor option choice 和 或 与 及") | _OPENERS | _CLOSERS
+_SENTENCE_ENDS = _words(". ; ! ?") | {"\n"}
+_PUNCTUATION = _words(". , ; : ! ? - = > \u2013 \u2014 \u2192 | \u2713 \u2714 \u2705") | {"\n"}
+_SEPARATORS = _words(": - = ( \u2013 \u2014 \u2192 |")
+_FILLERS = _words(
+    """: = - > " ' ( [ { is was be would should must to the my correct right best final most likely
+    probably definitely clearly therefore thus either letter option choice number indeed are both
+    options choices answers out 是 为 应 应该 应为 最终 的 了 就 只能 有 选项"""
+)
+_LABEL_KEYWORDS = _words("option options choice choices letter 项 选项")
+_KEYWORDS = _LABEL_KEYWORDS | _words(
+    """answer answers choose chose pick picked select selected 案 答案 选 选择"""
+)
+_BEFORE = _KEYWORDS | _words(
+    """is was be it's that's with say so then thus hence therefore either probably likely
+    definitely clearly to and or nor / & + | only believe think guess conclude but actually
+    是 为 所以 因此 故 而是 但 我认为 \u2713 \u2714 \u2705"""
+)
+_REASONS = _words(
+    """because since as if but which while where due based on in from given and or nor / & + |
+    因为 由于 但 但是 而 所以 因此 故"""
+)
+_CLAUSE_STARTS = _words(
+    """, so therefore thus hence then but because since as while whereas although though which and
+    \u2014 \u2013 所以 因此 因而 故 但 但是 而是 因为 由于 不过"""
+)
+_SUFFIXES = _words("选项 项")
+"""Chinese words for "option" behind the letter."""
+_VERDICTS = _words(
+    """correct right true best answer closest likely option choice fits fit matches match describes
+    describe corresponds captures reflects agrees consistent supported accurate it this yes
+    正确 对 符合 匹配 吻合 一致 成立 合适 \u2713 \u2714 \u2705"""
+)
+_VERDICTS_ALONE = _words("fits matches describes best instead rather 正确 对 符合 成立")
+"""These may follow a letter without "is"."""
+_DENIERS = _words(
+    """not cannot never wrong incorrect false no impossible unlikely less eliminated excluded ruled
+    rejected discarded dismissed contradicts contradict contradicted fails fail mismatches
+    inaccurate irrelevant untrue out far hardly cant isnt doesnt dont
+    不 没 没有 未 非 无 错 错误 排除 被排除 \u2717 \u2718 \u274c \u00d7"""
+)
+_AUXILIARIES = _words(
+    """is are was were be been being can could may might must should would will has have had do does
+    did seems seem appears looks also both all clearly definitely probably certainly simply just
+    therefore then really obviously actually still partly the a an very most so to shows say says
+    likely only one
+    是 都 也 就 显然 应该 选项 项 最 的 均 全 被 可 可以 明显 很 并 是因为"""
+)
+_SHOWN = _words(
+    "shown seen visible mentioned present supported correct true right matching possible"
+)
+_NEGATORS = _words(
+    """not cannot never neither nor none except unlike without than instead cant isnt dont doesnt
+    disagree doubt hardly avoid far
+    不 没 没有 非 未 无 除了"""
+)
+_REMOVERS = _words(
+    """eliminate eliminated eliminating exclude excluded excluding reject rejected rejecting discard
+    discarded dismiss dismissed wrong incorrect false worst rule ruled ruling cross crossed
+    排除 错误 错 不正确"""
+)
+"""These deny what they stand directly before: "eliminate option B", "the wrong answer is B"."""
+_BEFORE_COLON = _FILLERS | _KEYWORDS | _NEGATORS | _REMOVERS
+_CONSIDERED = _words(
+    """thought initially originally tempted tempting consider considering look looking evaluate
+    evaluating check checking examine examining compare comparing analyze analyzing
+    原本 起初 考虑"""
+)
+_QUESTION_STARTS = _words(
+    """is are was were do does did can could would should what which who how why whether 难道"""
+)
+_CERTAIN = frozenset("BCDEFGHJKLMNOPQRSTUVWXYZ")  # neither an article nor a pronoun
+_MAX_FILLERS = 8
+_MAX_BETWEEN = 6
+_MAX_CLAUSE = 14
+_BEYOND = 64
+
+_CHINESE = sorted(
+    {
+        word
+        for table in (
+            *(_LIST, _FILLERS, _KEYWORDS, _BEFORE, _REASONS, _CLAUSE_STARTS, _VERDICTS, _DENIERS),
+            *(_AUXILIARIES, _NEGATORS, _REMOVERS, _CONSIDERED, _QUESTION_STARTS),
+        )
+        for word in table
+        if len(word) > 1 and word[0] > "\u2fff"
+    }
+    | {"非常", "不过", "对于"},
+    key=len,
+    reverse=True,
+)
+# Words with inner hyphens, apostrophes or full stops are one token, so their letters do not stand
+# alone. The letters of other scripts need no space before a Latin letter and are tokens of one,
+# but for the words of the tables.
+_TOKEN = re.compile(
+    r"(?:[A-Za-z]\.){2,}+(?![A-Za-z]{2})"
+    r"|[A-Za-z0-9À-ɏ_]++(?:['\-][A-Za-z0-9À-ɏ]++)*+[+#]*+"
+    rf"|{'|'.join(_CHINESE)}"
+    r"|\n|[^\s]"
+)
+
+_RETRACTION = (
+    r"scratch\s+that|correction|my\s+mistake|my\s+bad|sorry|i\s+take\s+(?:it|that)\s+back"
+    r"|(?:that(?:'s|\s+is|\s+was)|this\s+is|it's|i\s+was|i\s+am|i'm)\s+"
+    r"(?:not\s+(?:right|correct)|wrong|incorrect|mistaken|a\s+mistake)"
+    r"|不对|更正|纠正|(?:我|说)?错了"
+)
+_NO = r"|no(?:pe)?(?=\s?(?:[.,!;\-\u2014\n]|\Z))|不(?=\s?[,.])"
+_RECONSIDERED = (
+    r"wait|actually|hold\s+on|on\s+second\s+thoughts?|i\s+mean|or\s+rather|in\s+fact"
+    r"|let\s+me\s+(?:re-?(?:check|consider|think|examine|evaluate)|correct|double)"
+    r"|等等|等一下|再想想|其实|准确地说"
+)
+
+
+def _correction(retraction: str) -> re.Pattern[str]:
+    return re.compile(
+        r"(?:\A|(?<=[.,!?;\n\u2014]))\s{0,3}"
+        r"(?:(?:oh|hm{1,3}|but|well|ah|wait|no|and)\b[\s,.!\u2026\-]{1,4}){0,3}"
+        rf"(?:(?P<retracts>{retraction})|{_RECONSIDERED})(?![A-Za-z])",
+        re.IGNORECASE,
+    )
+
+
+_CORRECTION = _correction(_RETRACTION + _NO)
+_CORRECTION_BUT_NO = _correction(_RETRACTION)
+
+
+_EDGES = " \t\n.,:;!-"
+
+
+class Stance(Enum):
+    """What a text does with a letter that it names."""
+
+    AFFIRMED = "affirmed"
+    DENIED = "denied"
+    DESCRIBED = "described"  # "option A shows a red car": an answer only where it is all there is
+    DISCUSSED = "discussed"  # "could it be A?": no answer
+
+
+@dataclass
+class Mentions:
+    """Capital letters by stance, among them perhaps some that no option has."""
+
+    affirmed: set[str] = field(default_factory=set)
+    denied: set[str] = field(default_factory=set)
+    described: set[str] = field(default_factory=set)
+
+
+def read_mentions(text: str, options: str) -> Mentions:
+    """Find the letters that a text names, and whether it affirms them.
+
+    Args:
+        text: Plain text, without emphasis.
+        options: The letters that options have, such as ``"ABCD"``.
+
+    Example:
+        >>> found = read_mentions("I choose B, not (C).", "ABCD")
+        >>> found.affirmed, found.denied
+        ({'B'}, {'C'})
+    """
+    tokens = _Tokens(text)
+    mentions = Mentions()
+    known = set(options)
+    last = None
+    index = 0
+    while index < len(tokens) and len(mentions.affirmed) < 2:  # two are no answer, so stop
+        if not tokens.is_letter(index):
+            index += 1
+            continue
+        end = tokens.list_end(index)
+        found = {tokens.words[i].upper() for i in range(index, end) if tokens.is_letter(i)}
+        certain = tokens.in_brackets(index) or tokens.is_declared(index, end)
+        named = certain or (tokens.stands_alone(index, end) and bool(found & known))
+        if named or tokens.has_predicate(end):
+            stance = tokens.stance(index, end)
+            if tokens.follows_so_is(index) and last is Stance.DENIED:
+                stance = Stance.DENIED
+            if stance is Stance.DENIED and tokens.words[index].isupper():
+                mentions.denied |= found & known
+            elif stance is Stance.AFFIRMED and named:
+                mentions.affirmed |= found
+            elif stance is Stance.DESCRIBED and named:
+                mentions.described |= found
+            last = stance
+        index = end
+    return mentions
+
+
+def corrected(text: str, names: Callable[[str], bool], no_is_an_answer: bool = False) -> str:
+    """The part of a text that counts once it has corrected itself (rule 6).
+
+    Args:
+        text: An answer.
+        names: Whether a part of it names an answer.
+        no_is_an_answer: Whether "no" is one, and so corrects nothing.
+
+    Returns:
+        The part from the last correction on that names an answer, if a part before it names one
+        too; nothing where the answer is taken back and none put in its place; else the text.
+
+    Example:
+        >>> corrected("It is 5. Wait, no. It is 6.", lambda part: any(map(str.isdigit, part)))
+        'It is 6'
+    """
+    pattern = _CORRECTION_BUT_NO if no_is_an_answer else _CORRECTION
+    matches = list(pattern.finditer(text))
+    if not matches:
+        return text
+    starts = [0, *(match.end() for match in matches)]
+    ends = [*(match.start() for match in matches), len(text)]
+    parts = [text[start:end].strip(_EDGES) for start, end in zip(starts, ends, strict=True)]
+    naming = [i for i, part in enumerate(parts) if part and names(part)]
+    if not naming:
+        return text
+    last = naming[-1]
+    if any(match["retracts"] for match in matches[last:]):
+        return ""
+    return text if len(naming) == 1 else text[starts[last] :].strip(_EDGES)
+
+
+class _Tokens:
+    """Tokens of a text with the questions that the rules ask about them."""
+
+    def __init__(self, text: str) -> None:
+        matches = list(_TOKEN.finditer(text))
+        self.words = [match[0] for match in matches]
+        # nothing stands behind the end, however far a rule looks
+        self._lower = [word.lower() for word in self.words] + [""] * _BEYOND
+        self._letters = [len(w) == 1 and w.isascii() and w.isalpha() for w in self.words]
+        self._glued = [match.start() > 0 and text[match.start() - 1].isalnum() for match in matches]
+        self._sentence: list[int] = []  # of each token
+        self._bounds: list[tuple[int, int]] = []  # of each sentence: its first token and its end
+        self._denying_which: dict[int, int] = {}
+        self._find_sentences()
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def _find_sentences(self) -> None:
+        start = 0
+        for position, word in enumerate(self._lower[: len(self)]):
+            self._sentence.append(len(self._bounds))
+            label = word == "." and position == start + 1 and self.is_letter(start)
+            if word in _SENTENCE_ENDS and not label:
+                self._bounds.append((start, position))
+                start = position + 1
+            elif word == "which":
+                after = position + 1
+                while self._word(after) in _AUXILIARIES and after - position < _MAX_FILLERS:
+                    after += 1
+                if self._denies(after):
+                    self._denying_which[len(self._bounds)] = position
+        self._bounds.append((start, len(self)))
+
+    def _denies(self, index: int) -> bool:
+        return self._word(index) in _DENIERS or self._word(index).endswith("n't")
+
+    def _word(self, index: int) -> str:
+        """Word at a place, in lower case; nothing outside the text."""
+        return self._lower[index] if index >= 0 else ""
+
+    def is_letter(self, index: int) -> bool:
+        return self._letters[index]
+
+    def list_end(self, index: int) -> int:
+        """End of the list of letters that begins here: ``A or B``, ``A, (B) and C``, ``A B``."""
+        end = index + 1
+        while True:
+            after = end
+            while after < len(self) and after - end < _MAX_BETWEEN and self._lower[after] in _LIST:
+                after += 1
+            # "c or a man", "A, I think": the last letter is a word of its own
+            if after >= len(self) or not self.is_letter(after) or self._is_word(after):
+                return end
+            end = after + 1
+
+    def in_brackets(self, index: int) -> bool:
+        """``(C)``, but not the plural in ``car(s)``."""
+        before = self.words[index - 1] if index else ""
+        after = self.words[index + 1] if index + 1 < len(self) else ""
+        if after in (".", ":") and index + 2 < len(self):
+            after = self.words[index + 2]
+        pairs = {"(": ")", "[": "]", "{": "}"}
+        return pairs.get(before) == after and not self._glued[index - 1]
+
+    def is_declared(self, index: int, end: int) -> bool:
+        """``the answer is C``, ``option c``."""
+        position = index - 1
+        while position >= 0 and index - position <= _MAX_FILLERS:
+            word = self._lower[position]
+            if word in _LABEL_KEYWORDS and position == index - 1 and self.words[index].isupper():
+                return True
+            if word in _KEYWORDS:
+                certain = self.words[index] in _CERTAIN
+                return certain or self._may_follow(end)
+            if word not in _FILLERS and word != "\n":
+                return False
+            position -= 1
+        return False
+
+    def stands_alone(self, index: int, end: int) -> bool:
+        """The letter is all that stands between punctuation, line ends or words like "so"."""
+        before = index - 1
+        while before >= 0 and self.words[before] in _OPENERS:
+            before -= 1
+        if before < 0 and self._starts_title(index, end):
+            return True
+        if before >= 0 and self.words[before] not in _PUNCTUATION:
+            led = self._lower[before] in _BEFORE and self.words[index].isupper()
+            if not led:
+                return False
+        return self._may_follow(end)
+
+    def follows_so_is(self, index: int) -> bool:
+        """``and so is B``, which does with B what was done with the letter before."""
+        return self._word(index - 1) in ("is", "are") and self._word(index - 2) in ("so", "as")
+
+    def has_predicate(self, end: int) -> bool:
+        """``B is``, ``B cannot``, ``B: wrong``: something is perhaps said of it."""
+        limit = end + _MAX_BETWEEN
+        while end < limit and (self._word(end) in _CLOSERS or self._word(end) in _SEPARATORS):
+            end += 1
+        return self._denies(end) or (self._word(end) in _AUXILIARIES and self._word(end) != "a")
+
+    def stance(self, index: int, end: int) -> Stance:
+        """What the clause does with the letters from ``index`` to ``end``."""
+        before = self._said_before(index)
+        if before is Stance.DENIED:
+            return before
+        after = self._said_after(index, end)
+        if after is Stance.DENIED or self._is_denied_by_which(end):
+            return Stance.DENIED
+        if before is Stance.DISCUSSED or self._is_asked(index):
+            return Stance.DISCUSSED
+        return after
+
+    def _said_before(self, index: int) -> Stance:
+        """Look for "not", "we can eliminate", "the wrong answer is" before the letter."""
+        directly, removes = True, False
+        for position in range(index - 1, max(index - 1 - _MAX_CLAUSE, -1), -1):
+            word = self._lower[position]
+            negates = word in _NEGATORS or word.endswith("n't")
+            if (negates and not removes) or (removes and not negates):
+                return Stance.DENIED
+            removes = directly and word in _REMOVERS
+            if word in _CONSIDERED:
+                return Stance.DISCUSSED
+            directly = directly and (word in _FILLERS or word in _KEYWORDS)
+            letter = self.is_letter(position) and self.words[position] in _CERTAIN
+            if letter or word in _SENTENCE_ENDS or word in _CLAUSE_STARTS:
+                break
+            if word == ":" and self._word(position - 1) not in _BEFORE_COLON:
+                break
+        return Stance.DENIED if removes else Stance.AFFIRMED
+
+    def _said_after(self, index: int, end: int) -> Stance:
+        """Look at the predicate: "is correct", "cannot be right", ": false", "shows a car"."""
+        position = end
+        while self._word(position) in _CLOSERS:
+            position += 1
+        separator = self._word(position)
+        separated = separator in _SEPARATORS or separator == "."
+        position += separated
+        while self._word(position) in _SUFFIXES or self._word(position) in _CLOSERS:
+            position += 1
+        first = position
+        while self._word(position) in _AUXILIARIES and position - first < _MAX_FILLERS:
+            position += 1
+        word, following = self._word(position), self._word(position + 1)
+        closes = self._ends_clause(position + 1)
+        if self._denies(position):
+            if following and self.is_letter(position + 1) and position == first:
+                return Stance.AFFIRMED  # "B not C"
+            if not separated:
+                return Stance.DENIED
+            if closes or (following in _SHOWN and (separator != "." or following != "shown")):
+                return Stance.DENIED
+        if word in _VERDICTS and (closes or not separated):
+            return Stance.AFFIRMED
+        if self._ends_clause(first) or word in _REASONS:
+            return Stance.AFFIRMED
+        # something else is said of the letter: "option A shows a red car", "A: the car is red"
+        before = index - 1
+        while before >= 0 and (self.words[before] in _OPENERS or self.words[before] in "-*\u2022"):
+            before -= 1
+        labelled = self._word(before) in _LABEL_KEYWORDS
+        before -= labelled
+        if self._declares(index) or (before < 0 and separated):
+            return Stance.AFFIRMED
+        opens = separated and (self._word(before) in _SENTENCE_ENDS or self._word(before) == ":")
+        return Stance.DESCRIBED if opens or labelled else Stance.AFFIRMED
+
+    def _declares(self, index: int) -> bool:
+        """Whether "answer" or "choose" stands before the letter, and not "option" alone."""
+        for position in range(index - 1, max(index - 1 - _MAX_FILLERS, -1), -1):
+            word = self._lower[position]
+            if word in _KEYWORDS and word not in _LABEL_KEYWORDS:
+                return True
+            if word not in _FILLERS and word not in _LABEL_KEYWORDS and word != "\n":
+                return word in _BEFORE and word not in (".", ",")
+        return False
+
+    def _is_denied_by_which(self, end: int) -> bool:
+        """``A: the car is red, which is not what the video shows``."""
+        position = self._denying_which.get(self._sentence[end - 1], -1)
+        return position >= end
+
+    def _is_asked(self, index: int) -> bool:
+        """``Could it be B?``, but not ``B?``; and ``If it were red, the answer would be B``."""
+        start, end = self._bounds[self._sentence[index]]
+        if start == index:
+            return False
+        if self._lower[start] == "if" and self._word(start + 1) not in ("i", "we"):
+            return "would" in self._lower[max(start, index - _MAX_CLAUSE) : index]
+        return self._lower[start] in _QUESTION_STARTS and self._word(end) == "?"
+
+    def _ends_clause(self, index: int) -> bool:
+        while self._word(index) in _CLOSERS:
+            index += 1
+        word = self._word(index)
+        return not word or word in _SENTENCE_ENDS or word in _CLAUSE_STARTS or word in ("|", ":")
+
+    def _starts_title(self, index: int, end: int) -> bool:
+        """``C The man`` at the very start; ``A Man`` and ``I`` are words there."""
+        is_certain = self.words[index] in _CERTAIN
+        return is_certain and end < len(self) and self.words[end][:2].istitle()
+
+    def _is_word(self, index: int) -> bool:
+        """An article or a pronoun."""
+        return self._lower[index] in ("a", "i") and not self._may_follow(index + 1)
+
+    def _may_follow(self, end: int) -> bool:
+        """Whether the token at ``end`` may follow a letter that is an answer."""
+        while self._word(end) in _CLOSERS or self._word(end) in _SUFFIXES:
+            end += 1
+        word = self._word(end)
+        if not word or word in _PUNCTUATION or word in _OPENERS or word in _REASONS:
+            return True
+        if word in _VERDICTS_ALONE:
+            return True
+        if word in ("is", "was", "seems", "appears", "是", "最"):
+            return any(later in _VERDICTS for later in self._lower[end + 1 : end + 4])
+        return False
