@@ -7,8 +7,6 @@ import av
 import numpy as np
 import pytest
 
-import tests.interim_engine  # noqa: F401 until the native engine is here
-
 SHARED = Path(__file__).parents[1] / "../shared"
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 

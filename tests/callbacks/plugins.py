@@ -18,9 +18,9 @@ from vrts.data.readers import Reader
 from vrts.data.sampling import UniformSampler
 from vrts.data.windows import WHOLE
 from vrts.models.engine import Engine, Request
-from vrts.models.policy import Policy, Prompts, Scores, StopEarly
+from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.rewards import Reward
-from vrts.types import Completion, Question, Rollout, Sample, Sampling, VideoError
+from vrts.types import Completion, Question, Sample, Sampling, VideoError
 
 OPTIONS = ("red", "green", "blue")
 
@@ -101,22 +101,12 @@ class ScriptedPolicy(Policy):
     def length(self, m: int, seeds: Sequence[int]) -> int:
         return 1 + sorted(seeds).index(seeds[m]) if self.one_by_one else 1
 
-    def encode(
-        self, samples: Sequence[Sample], max_new_tokens: int, known: Prompts | None = None
-    ) -> Prompts:
-        raise NotImplementedError("a script is not trained")
-
-    def rollout(
+    def logprobs(
         self,
-        prompts: Prompts,
-        sampling: Sequence[Sampling],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        stop_early: StopEarly | None = None,
-    ) -> Rollout:
-        raise NotImplementedError("a script is not trained")
-
-    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
+    ) -> TokenLogprobs:
         raise NotImplementedError("a script is not trained")
 
     def adapter_disabled(self) -> AbstractContextManager[None]:

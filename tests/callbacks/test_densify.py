@@ -280,7 +280,7 @@ def test_without_a_writer_predictions_are_returned(tmp_path, videos, first):
     assert all(isinstance(p, Prediction) for p in predictions)
     # the frames that decided go along, for callbacks that show them, and no further
     assert seen.seen == [("q", 8), ("r", 4)]
-    assert sum(seen.outputs, []) == ["q", "r"]
+    assert [id for ids in seen.outputs for id in ids] == ["q", "r"]
     assert [p.clip for p in predictions] == [None, None]
     assert [(p.question.id, p.answer, len(p.rounds)) for p in predictions] == [
         ("q", "C", 2),

@@ -56,10 +56,10 @@ def question(video, id="q"):
 
 def test_the_most_urgent_clip_goes_first_and_equals_as_they_come(gated):
     pool, free = gated
-    asked = [("ahead", Priority.AHEAD), ("s1", Priority.STREAM), ("next", Priority.NEXT),
+    asked = [("s0", Priority.STREAM), ("s1", Priority.STREAM), ("next", Priority.NEXT),
              ("s2", Priority.STREAM), ("now", Priority.NOW), ("s3", Priority.STREAM)]  # fmt: skip
     futures = [pool.submit(question(video), 2, priority) for video, priority in asked]
-    assert free(futures) == ["now", "next", "s1", "s2", "s3", "ahead"]
+    assert free(futures) == ["now", "next", "s0", "s1", "s2", "s3"]
 
 
 def test_without_priorities_the_order_is_that_of_asking(gated):
@@ -70,10 +70,10 @@ def test_without_priorities_the_order_is_that_of_asking(gated):
 
 def test_a_clip_that_becomes_needed_moves_up_and_is_decoded_once(gated):
     pool, free = gated
-    maybe = pool.submit(question("a", "1"), 2, Priority.AHEAD)
+    maybe = pool.submit(question("a", "1"), 2, Priority.STREAM)
     others = [pool.submit(question(video), 2) for video in "bc"]
     needed = pool.submit(question("a", "2"), 2, Priority.NOW)
-    less = pool.submit(question("a", "3"), 2, Priority.AHEAD)
+    less = pool.submit(question("a", "3"), 2, Priority.STREAM)
     assert free([maybe, needed, less, *others]) == ["a", "b", "c"]
     assert maybe.result().clip is needed.result().clip is less.result().clip
     assert [f.result().question.id for f in (maybe, needed, less)] == ["1", "2", "3"]
@@ -81,18 +81,18 @@ def test_a_clip_that_becomes_needed_moves_up_and_is_decoded_once(gated):
 
 def test_what_nobody_wants_any_more_is_not_decoded(gated):
     pool, free = gated
-    unwanted = pool.submit(question("a"), 2, Priority.AHEAD)
+    unwanted = pool.submit(question("a"), 2, Priority.STREAM)
     raised = pool.submit(question("a"), 2, Priority.NOW)
-    shared = [pool.submit(question("b", id), 2, Priority.AHEAD) for id in "12"]
+    shared = [pool.submit(question("b", id), 2, Priority.STREAM) for id in "12"]
     assert unwanted.cancel()
     assert raised.cancel()
     assert shared[0].cancel()
-    assert free([shared[1], pool.submit(question("c"), 2)]) == ["c", "b"]
+    assert free([shared[1], pool.submit(question("c"), 2, Priority.NEXT)]) == ["c", "b"]
 
 
 def test_closing_cancels_what_stands_in_the_queue_twice(gated):
     pool, _ = gated
-    first = pool.submit(question("a"), 2, Priority.AHEAD)
+    first = pool.submit(question("a"), 2, Priority.STREAM)
     second = pool.submit(question("a"), 2, Priority.NOW)
     pool.close()
     assert first.cancelled()
@@ -102,7 +102,7 @@ def test_closing_cancels_what_stands_in_the_queue_twice(gated):
 def test_a_finished_task_holds_no_frames():
     """Its second place in the queue may be reached much later."""
     shared = SharedClips()
-    future, task = shared.join(question("a"), Request("a"), Priority.AHEAD)
+    future, task = shared.join(question("a"), Request("a"), Priority.STREAM)
     raised, again = shared.join(question("a"), Request("a"), Priority.NOW)
     assert again is task
     assert task.priority is Priority.NOW

@@ -12,67 +12,85 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.models.conftest import make_sample
-from vrts.models.policy import Prompts, Scores
+from vrts.models.policy import Prompt, TokenLogprobs
 from vrts.models.qwen import QwenPolicy
-from vrts.types import Rollout, Sample
+from vrts.models.qwen_inputs import QwenPrompt
+from vrts.types import Completion, Sample
 
 WORDS = "what which colour red does the circle left square two after moves then seven it".split()
+CPU = torch.device("cpu")
 
 
-def vision_inputs(policy: QwenPolicy, prompt) -> dict[str, torch.Tensor]:
+def vision_inputs(policy: QwenPolicy, prompt: QwenPrompt) -> dict[str, torch.Tensor]:
     """What transformers' forward calls the patches of a video or a picture."""
-    grid = torch.tensor([prompt.grid])
+    grid, patches = torch.tensor([prompt.grid]), prompt.patches(CPU)
     if (prompt.input_ids == policy.base.config.image_token_id).any():
-        return {"pixel_values": prompt.patches, "image_grid_thw": grid}
-    return {"pixel_values_videos": prompt.patches, "video_grid_thw": grid}
+        return {"pixel_values": patches, "image_grid_thw": grid}
+    return {"pixel_values_videos": patches, "video_grid_thw": grid}
+
+
+def plain_logits(
+    policy: QwenPolicy, prompt: Prompt, completion_ids: torch.Tensor
+) -> torch.Tensor:
+    """Logits ``[length, V]`` that a completion's tokens are drawn from, at temperature 1."""
+    assert isinstance(prompt, QwenPrompt)
+    steps = prompt.next_position + torch.arange(len(completion_ids))
+    logits = policy.base(
+        input_ids=torch.cat([prompt.input_ids, completion_ids])[None],
+        position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
+        **vision_inputs(policy, prompt),
+        use_cache=False,
+    ).logits[0, len(prompt.input_ids) - 1 : -1]
+    return logits.float().index_fill(-1, policy.network().suppressed_ids, float("-inf"))
 
 
 def plain_distributions(
-    policy: QwenPolicy, prompts: Prompts, rollout: Rollout, temperature: float = 1.0
+    policy: QwenPolicy,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    temperature: float = 1.0,
 ) -> list[torch.Tensor]:
-    """Log-probs ``[length, V]`` of all tokens at each completion's positions."""
-    out = []
-    num_samples = len(rollout.completion_ids) // len(prompts.encoded)
-    for row, mask in enumerate(rollout.completion_mask):
-        prompt = prompts.encoded[row // num_samples]
-        ids = rollout.completion_ids[row][mask]
-        steps = prompt.next_position + torch.arange(len(ids))
-        logits = policy.base(
-            input_ids=torch.cat([prompt.input_ids, ids])[None],
-            position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
-            **vision_inputs(policy, prompt),
-            use_cache=False,
-        ).logits[0, len(prompt.input_ids) - 1 : -1]
-        logits = logits.float().index_fill(-1, policy._banned_ids, float("-inf")) / temperature
-        out.append(logits.log_softmax(-1))
-    return out
+    """Log-probs ``[length, V]`` of all tokens at the positions of each of N completions."""
+    return [
+        (plain_logits(policy, prompt, c.token_ids) / temperature).log_softmax(-1)
+        for prompt, group in zip(prompts, completions, strict=True)
+        for c in group
+    ]
 
 
 def plain_logprobs(
-    policy: QwenPolicy, prompts: Prompts, rollout: Rollout, temperature: float = 1.0
+    policy: QwenPolicy,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    temperature: float = 1.0,
 ) -> list[torch.Tensor]:
-    """Log-probs ``[length]`` of the tokens of each completion."""
-    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    found = plain_distributions(policy, prompts, rollout, temperature)
+    """Log-probs ``[length]`` of the tokens of each of N completions."""
+    found = plain_distributions(policy, prompts, completions, temperature)
+    rows = [c.token_ids for group in completions for c in group]
     return [
-        logprobs.gather(-1, ids[mask][:, None])[:, 0]
-        for (ids, mask), logprobs in zip(rows, found, strict=True)
+        logprobs.gather(-1, ids[:, None])[:, 0]
+        for ids, logprobs in zip(rows, found, strict=True)
     ]
 
 
 class NaivePolicy(QwenPolicy):
     """Scores by the oracle: G prompts for G completions, and the vision tower G times."""
 
-    def score(self, prompts: Prompts, rollout: Rollout, temperature: float) -> Scores:
-        """See `Policy.score`."""
-        found = plain_distributions(self, prompts, rollout, temperature)
-        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    def logprobs(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
+    ) -> TokenLogprobs:
+        """See `Policy.logprobs`."""
+        found = plain_distributions(self, prompts, completions, temperature)
+        rows = [c.token_ids for group in completions for c in group]
         logprobs, entropy = [], []
-        for (ids, mask), row in zip(rows, found, strict=True):
-            logprobs.append(row.gather(-1, ids[mask][:, None])[:, 0])
+        for ids, row in zip(rows, found, strict=True):
+            logprobs.append(row.gather(-1, ids[:, None])[:, 0])
             finite = row.detach().masked_fill(row.isinf(), 0.0)
             entropy.append(-(row.detach().exp() * finite).sum(-1))
-        return Scores(
+        return TokenLogprobs(
             pad_sequence(logprobs, batch_first=True), pad_sequence(entropy, batch_first=True)
         )
 
@@ -125,23 +143,24 @@ def random_samples(generator: torch.Generator, count: int) -> list[Sample]:
     ]
 
 
-def random_rollout(
-    policy: QwenPolicy,
-    lengths: Sequence[int],
-    generator: torch.Generator,
-) -> Rollout:
+def random_completions(
+    policy: QwenPolicy, lengths: Sequence[Sequence[int]], generator: torch.Generator
+) -> list[list[Completion]]:
     """Completions of random tokens.
 
     Args:
-        policy: whose vocabulary and banned tokens count.
-        lengths: N, 1 is a completion whose first token ends it.
+        policy: whose vocabulary and suppressed tokens count.
+        lengths: of each question's completions; 1 is one whose first token ends it.
         generator: of the tokens.
     """
-    L, allowed = max(lengths), torch.ones(policy.base.config.text_config.vocab_size)
-    allowed[policy._banned_ids] = 0
-    ids = torch.multinomial(allowed, len(lengths) * L, replacement=True, generator=generator)
-    mask = torch.arange(L) < torch.tensor(list(lengths))[:, None]
-    N = len(lengths)
-    return Rollout(
-        ids.view(N, L), mask, torch.zeros(N, L), torch.ones(N, dtype=torch.bool), ("",) * N
-    )
+    allowed = torch.ones(policy.base.config.text_config.vocab_size)
+    allowed[policy.network().suppressed_ids] = 0
+    return [
+        [
+            Completion(
+                "", n, n, token_ids=torch.multinomial(allowed, n, True, generator=generator)
+            )
+            for n in group
+        ]
+        for group in lengths
+    ]

@@ -72,7 +72,9 @@ class ScriptedEngine(Engine):
         self._queue: list[Rows] = []
         self._running: list[Rows] = []
 
-    def attach(self, policy: Policy) -> None:
+    def attach(
+        self, policy: Policy, device: torch.device, dtype: torch.dtype | None, will_shard: bool
+    ) -> None:
         pass
 
     def sync(self, policy: Policy) -> None:

@@ -41,20 +41,23 @@ GATHERED = {"count": 0}
 
 
 def count_gathers() -> None:
-    """Count what FSDP gathers; Lightning gathers by another function."""
-    # the name of torch before 2.14 is the second one
-    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-    gather = getattr(dist, name)
+    """Count what FSDP and the engine's copy gather; Lightning gathers by another function."""
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        GATHERED["count"] += 1
-        return gather(*args, **kwargs)
+    def counting(gather: Any) -> Any:
+        def count(*args: Any, **kwargs: Any) -> Any:
+            GATHERED["count"] += 1
+            return gather(*args, **kwargs)
 
-    setattr(dist, name, counting)
+        return count
+
+    # the first is FSDP's name since torch 2.14
+    for name in ("all_gather_single", "all_gather_into_tensor"):
+        if hasattr(dist, name):
+            setattr(dist, name, counting(getattr(dist, name)))
 
 
 class Trace(Callback):
-    """Losses, gradient norms before clipping, and gathers of each optimizer step."""
+    """Losses, gradient norms before clipping, and gathers of each step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -62,18 +65,13 @@ class Trace(Callback):
         self.gathers: list[int] = []
         self.lengths: list[float] = []
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
-    ) -> None:
-        grads = [unsharded(p.grad) for p in pl_module.parameters() if p.grad is not None]
-        self.norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
-
     def on_train_batch_start(self, *_: Any) -> None:
         self._before = GATHERED["count"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.gathers.append(GATHERED["count"] - self._before)
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        self.norms.append(float(trainer.callback_metrics["train/grad_norm"]))
         length = trainer.callback_metrics.get("train/completion_length")
         self.lengths.append(float("nan") if length is None else float(length))
 
@@ -105,6 +103,8 @@ def build(model: Path, case: dict[str, Any]) -> VideoQAModule:
         num_groups=case.get("num_groups"),
         max_new_tokens=case.get("max_new_tokens", 8),
         updates_per_rollout=case.get("updates", 1),
+        micro_batch_size=case.get("micro", 1),
+        max_grad_norm=case.get("clip"),
     )
 
 
@@ -118,17 +118,14 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         asked[index] = ask(f"q{index}", videos["damaged"])
     data = make_data(
         train=asked,
-        batch_size=case.get("batch", 2) // devices,
+        batch_size=case.get("batch", 4) // devices,
         shuffle=False,
-        updates_per_rollout=case.get("updates", 1),
     )
     trace = Trace()
     trainer = make_trainer(
         folder,
         [trace],
         max_epochs=1,
-        accumulate_grad_batches=case.get("accumulate", 1),
-        gradient_clip_val=case.get("clip"),
         precision=case.get("precision", "32-true"),
         **strategy(case),
     )
@@ -139,8 +136,6 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, case: di
         sharded += [m for m in reference.modules() if isinstance(m, FSDPModule)]
     found = {key: getattr(trace, key) for key in ("losses", "norms", "gathers", "lengths")}
     found["sharded"] = len(sharded)
-    groups = [group for m in sharded for group in m._get_fsdp_state()._fsdp_param_groups]
-    found["noted"] = max((len(group.comm_ctx.post_forward_order) for group in groups), default=0)
     target = f"{name}-{trainer.global_rank}"
     (folder / f"{target}.json").write_text(json.dumps(found))
     torch.save(trained, folder / f"{target}.pt")

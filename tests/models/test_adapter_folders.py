@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models.test_qwen import perturb_adapter, roll
+from tests.models.test_qwen import perturb_adapter, roll, texts_of
 from vrts.models.qwen_loading import Lora
 from vrts.types import InputError
 
@@ -29,11 +29,11 @@ def adapter(load_policy, tmp_path):
 def test_the_folder_scores_as_the_policy_that_wrote_it(load_policy, samples, adapter, lora):
     policy, folder = adapter
     again = load_policy(folder, lora=lora).eval()
-    prompts, rollout = roll(policy, samples)
-    want = policy.score(prompts, rollout, 1.0).logprobs
-    assert (load_policy().score(prompts, rollout, 1.0).logprobs - want).abs().max() > 1e-3
-    torch.testing.assert_close(again.score(prompts, rollout, 1.0).logprobs, want)
-    assert roll(again, samples)[1].texts == rollout.texts
+    prompts, completions = roll(policy, samples)
+    want = policy.logprobs(prompts, completions, 1.0).logprobs
+    assert (load_policy().logprobs(prompts, completions, 1.0).logprobs - want).abs().max() > 1e-3
+    torch.testing.assert_close(again.logprobs(prompts, completions, 1.0).logprobs, want)
+    assert texts_of(roll(again, samples)[1]) == texts_of(completions)
 
 
 def test_training_goes_on_only_where_lora_is_given(load_policy, adapter):
@@ -48,10 +48,10 @@ def test_training_goes_on_only_where_lora_is_given(load_policy, adapter):
 def test_without_the_adapter_it_is_the_base(load_policy, samples, adapter):
     policy, folder = adapter
     again = load_policy(folder, lora=LORA)
-    prompts, rollout = roll(policy, samples)
+    prompts, completions = roll(policy, samples)
     with again.adapter_disabled():
-        got = again.score(prompts, rollout, 1.0).logprobs
-    torch.testing.assert_close(got, load_policy().score(prompts, rollout, 1.0).logprobs)
+        got = again.logprobs(prompts, completions, 1.0).logprobs
+    torch.testing.assert_close(got, load_policy().logprobs(prompts, completions, 1.0).logprobs)
 
 
 def test_another_rank_than_the_adapters_is_refused(load_policy, adapter):
@@ -132,10 +132,10 @@ def test_a_base_in_another_place_is_found(load_policy, samples, adapter, model_f
     policy, folder = adapter
     shutil.copytree(model_folder, tmp_path / "base")
     edit(folder, base_model_name_or_path=str(tmp_path / "base"))
-    prompts, rollout = roll(policy, samples)
+    prompts, completions = roll(policy, samples)
     torch.testing.assert_close(
-        load_policy(folder).score(prompts, rollout, 1.0).logprobs,
-        policy.score(prompts, rollout, 1.0).logprobs,
+        load_policy(folder).logprobs(prompts, completions, 1.0).logprobs,
+        policy.logprobs(prompts, completions, 1.0).logprobs,
     )
 
 

@@ -7,18 +7,19 @@ import torch
 from torch import nn
 
 from tests.models.conftest import make_sample
+from tests.models.engines import make_engine, make_requests, mask_of, sampled_logprobs
 from tests.models.naive import (
     keep_float64,
     plain_distributions,
     plain_logprobs,
-    random_rollout,
+    random_completions,
     random_samples,
     to_float64,
 )
 from tests.models.test_qwen import perturb_adapter
 from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
-from vrts.types import Rollout, Sampling
+from vrts.types import Sampling
 
 OPTIONS = {
     "full": {},
@@ -35,11 +36,11 @@ def seed() -> int:
 
 
 def random_batch(policy: QwenPolicy, generator: torch.Generator, max_length: int = 12):
-    """One to three questions, G of one to four; the last question's completions are all empty."""
+    """One to three questions, G of one to four; the last question's completions are of one token."""
     B, G = (int(torch.randint(1, n + 1, (), generator=generator)) for n in (3, 4))
-    prompts = policy.encode(random_samples(generator, B + 1), max_length)
-    lengths = torch.randint(1, max_length + 1, (B * G,), generator=generator).tolist()
-    return prompts, random_rollout(policy, [*lengths, *[1] * G], generator)
+    prompts = policy.network().encode(random_samples(generator, B + 1))
+    lengths = torch.randint(1, max_length + 1, (B, G), generator=generator).tolist()
+    return prompts, random_completions(policy, [*lengths, [1] * G], generator)
 
 
 def make_policy(load_policy, mode: str, dtype: torch.dtype, **options) -> QwenPolicy:
@@ -69,18 +70,20 @@ def test_shared_pass_equals_plain_forwards(
     temperature = float(0.5 + torch.rand((), generator=generator))
     if double:
         keep_float64(monkeypatch)
-    prompts, rollout = random_batch(policy, generator)
-    mask = rollout.completion_mask
+    prompts, completions = random_batch(policy, generator)
+    mask = mask_of(completions)
     # Random weights of each token, so that a wrong gradient cannot cancel out.
     weights = torch.randn(mask.shape, generator=generator, dtype=dtype)[mask]
 
-    scores = policy.score(prompts, rollout, temperature)
+    scores = policy.logprobs(prompts, completions, temperature)
     assert scores.logprobs.dtype == dtype
+    assert not scores.logprobs[~mask].any()
     got = scores.logprobs[mask]
     found = gradients(policy, (got * weights).sum())
 
-    distributions = torch.cat(plain_distributions(policy, prompts, rollout, temperature))
-    want = distributions.gather(-1, rollout.completion_ids[mask][:, None])[:, 0]
+    distributions = torch.cat(plain_distributions(policy, prompts, completions, temperature))
+    ids = torch.cat([c.token_ids for group in completions for c in group])
+    want = distributions.gather(-1, ids[:, None])[:, 0]
     expected = gradients(policy, (want * weights).sum())
 
     assert (got - want).abs().max() <= (1e-12 if double else 1e-5), seed
@@ -107,17 +110,17 @@ def test_bfloat16_is_no_further_from_float32_than_plain_forwards_are(load_policy
     policy = load_policy().eval()
     for parameter in policy.parameters():
         parameter.data = parameter.data.bfloat16().float()
-    lengths = torch.randint(20, 61, (3 * 6,), generator=generator).tolist()
-    rollout = random_rollout(policy, lengths, generator)
+    lengths = torch.randint(20, 61, (3, 6), generator=generator).tolist()
+    completions = random_completions(policy, lengths, generator)
     samples = random_samples(generator, 3)
-    mask = rollout.completion_mask
+    mask = mask_of(completions)
     assert mask.sum() >= 360
 
     def compare(low: bool) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, low and how == "autocast"):
-            prompts = policy.encode(samples, 64)
-            shared = policy.score(prompts, rollout, 1.0).logprobs[mask]
-            return shared, torch.cat(plain_logprobs(policy, prompts, rollout))
+            prompts = policy.network().encode(samples)
+            shared = policy.logprobs(prompts, completions, 1.0).logprobs[mask]
+            return shared, torch.cat(plain_logprobs(policy, prompts, completions))
 
     exact, _ = compare(low=False)
     if how == "weights":
@@ -131,12 +134,12 @@ def test_bfloat16_is_no_further_from_float32_than_plain_forwards_are(load_policy
 def test_logits_exist_at_completion_positions_alone_and_in_chunks(load_policy, seed):
     policy = load_policy(head_chunk_size=7)
     generator = torch.Generator().manual_seed(seed)
-    prompts, rollout = random_batch(policy, generator, max_length=20)
+    prompts, completions = random_batch(policy, generator, max_length=20)
     rows: list[int] = []
     policy.base.lm_head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
     with torch.no_grad():
-        policy.score(prompts, rollout, 1.0)
-    assert sum(rows) == int(rollout.completion_mask.sum()), seed
+        policy.logprobs(prompts, completions, 1.0)
+    assert sum(rows) == int(mask_of(completions).sum()), seed
     assert max(rows) <= 7, seed
 
 
@@ -144,11 +147,11 @@ def test_empty_completions_are_scored(load_policy, seed):
     """Every completion ends with its first token, so that prompts alone are forwarded."""
     policy = load_policy().eval()
     generator = torch.Generator().manual_seed(seed)
-    prompts = policy.encode(random_samples(generator, 2), 4)
-    rollout: Rollout = random_rollout(policy, [1] * 6, generator)
-    got = policy.score(prompts, rollout, 1.0).logprobs
+    prompts = policy.network().encode(random_samples(generator, 2))
+    completions = random_completions(policy, [[1] * 3] * 2, generator)
+    got = policy.logprobs(prompts, completions, 1.0).logprobs
     assert got.shape == (6, 1)
-    want = torch.stack(plain_logprobs(policy, prompts, rollout))
+    want = torch.stack(plain_logprobs(policy, prompts, completions))
     assert (got - want).abs().max() <= 1e-5, seed
 
 
@@ -160,31 +163,28 @@ def test_sampled_logprobs_are_those_of_the_update_and_of_plain_forwards(
     """Clips far longer than high or wide; ragged prompts; finished rows leave on the way."""
     policy = make_policy(load_policy, mode, torch.float32).eval()
     vocab = policy.base.config.text_config.vocab_size
-    policy._end_ids = torch.arange(0, vocab, 25)  # completions end after 25 tokens, on average
+    policy.network().end_ids = torch.arange(0, vocab, 25)  # every 25th token, on average
     samples = [
         make_sample(seed % 1000, 40, (56, 56), "What colour is the circle after seven seconds?"),
         make_sample(seed % 1000 + 1, 24, (56, 84), "Which?"),
         make_sample(seed % 1000 + 2, 64, (84, 56), "What does the square do, and where to?"),
     ]
-    G = 5
-    prompts = policy.encode(samples, 64)
-    for prompt in prompts.encoded:
+    engine = make_engine(policy)
+    prompts = engine.encode(samples)
+    for prompt in prompts:
         video = prompt.positions[:, prompt.input_ids == policy.base.config.video_token_id]
         time, height, width = (video.max(1).values - video.min(1).values).tolist()
         assert time > 20 * max(height, width), "or errors of position would not show"
 
-    rows: list[int] = []
-    layer = policy.base.model.language_model.layers[0]
-    hook = layer.register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
-    seeds = [seed + row for row in range(len(samples) * G)]
-    rollout = policy.rollout(prompts, [Sampling(temperature=temperature)] * G, seeds, 64)
-    hook.remove()
-    assert min(rows[1:]) < max(rows), "no rows were dropped: the test shows less than it says"
-    assert len(rollout.lengths.unique()) > 3, "ragged"
+    requests = make_requests(prompts, [Sampling(temperature=temperature)] * 5, 64, seed)
+    completions = [result.completions for result in engine.generate(requests)]
+    count = engine.count
+    assert count.rows < 15 * count.steps, "no rows were dropped: the test shows nothing"
+    assert len({c.num_tokens for group in completions for c in group}) > 3, "ragged"
 
-    mask = rollout.completion_mask
-    updated = policy.train().score(prompts, rollout, temperature).logprobs
+    sampled, mask = sampled_logprobs(completions), mask_of(completions)
+    updated = policy.train().logprobs(prompts, completions, temperature).logprobs
     assert updated.requires_grad
-    assert (updated - rollout.logprobs)[mask].abs().max() <= 2e-5, seed
-    plain = torch.cat(plain_logprobs(policy, prompts, rollout, temperature))
-    assert (plain - rollout.logprobs[mask]).abs().max() <= 2e-5, seed
+    assert (updated[mask] - sampled).abs().max() <= 2e-5, seed
+    plain = torch.cat(plain_logprobs(policy, prompts, completions, temperature))
+    assert (plain - sampled).abs().max() <= 2e-5, seed

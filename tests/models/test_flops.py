@@ -6,19 +6,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.conftest import make_sample
+from tests.models.engines import make_engine, make_requests
 from vrts.models import qwen_flops
 from vrts.models.flops import Matrices, attention_flops, frame_pairs, visible_pairs, window_pairs
 from vrts.models.qwen_loading import Lora
-from vrts.types import Rollout, Sampling
+from vrts.types import Completion, Sampling
 
 LENGTHS = [[5, 9, 2], [1, 12, 7], [3, 3, 4]]
 
 
-def make_rollout() -> Rollout:
-    lengths = torch.tensor(LENGTHS).flatten()
+def make_completions() -> list[list[Completion]]:
     ids = torch.randint(0, 200, (9, 12), generator=torch.Generator().manual_seed(3))
-    mask = torch.arange(12) < lengths[:, None]
-    return Rollout(ids, mask, torch.zeros(9, 12), torch.ones(9, dtype=torch.bool), ("",) * 9)
+    rows = iter(ids)
+    return [[Completion("", n, n, token_ids=next(rows)[:n]) for n in group] for group in LENGTHS]
 
 
 def counted(run) -> int:
@@ -50,31 +50,31 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_operations_are_those_that_torch_counts(kind, load_policy, samples, monkeypatch):
     policy = load_policy(**KINDS[kind])
-    prompts = policy.encode(samples, 16)
-    rollout = make_rollout()
+    encode = policy.network().encode
+    prompts, completions = encode(samples), make_completions()
     monkeypatch.setattr(qwen_flops, "visible_pairs", computed_pairs)
-    work = policy.workload(prompts, rollout)
+    work = policy.workload(prompts, completions)
     head = 2 * policy.base.lm_head.weight.numel() * work.num_completion_tokens
 
-    assert counted(lambda: policy.encode(samples, 16)) == pytest.approx(work.vision_flops, rel=0.01)
+    assert counted(lambda: encode(samples)) == pytest.approx(work.vision_flops, rel=0.01)
     with torch.no_grad():
-        scored = counted(lambda: policy.score(prompts, rollout, 1.0))
+        scored = counted(lambda: policy.logprobs(prompts, completions, 1.0))
     assert scored == pytest.approx(work.scoring_flops, rel=0.01)
-    updated = counted(lambda: policy.score(prompts, rollout, 1.0).logprobs.sum().backward())
+    updated = counted(lambda: policy.logprobs(prompts, completions, 1.0).logprobs.sum().backward())
     # backward computes the head's logits again, which is not work done
     assert updated - head == pytest.approx(work.update_flops, rel=0.01)
     assert work.trains_vision is (kind == "vision")
 
 
 def test_checkpointing_does_not_count(load_policy, samples):
-    rollout = make_rollout()
+    completions = make_completions()
     found = []
     for checkpointing in (False, True):
         policy = load_policy(gradient_checkpointing=checkpointing)
         policy.train()
-        prompts = policy.encode(samples, 16)
-        work = policy.workload(prompts, rollout)
-        run = lambda p=policy, e=prompts: p.score(e, rollout, 1.0).logprobs.sum().backward()  # noqa: E731
+        prompts = policy.network().encode(samples)
+        work = policy.workload(prompts, completions)
+        run = lambda p=policy, e=prompts: p.logprobs(e, completions, 1.0).logprobs.sum().backward()  # noqa: E731
         found.append((work, counted(run)))
     (plain, less), (recomputed, more) = found
     assert plain == recomputed
@@ -84,22 +84,20 @@ def test_checkpointing_does_not_count(load_policy, samples):
 def test_sampling_computes_what_one_scoring_does(load_policy):
     """Prefill and decoding forward the same tokens as the shared pass, by the same pairs."""
     policy = load_policy()
-    sample = [make_sample(5, 6, (56, 56), "What?")]
-    prompts = policy.encode(sample, 8)
-    rollouts = []
-
-    def run() -> None:
-        rollouts.append(policy.rollout(prompts, [Sampling()], [1], 8))
-
-    found = counted(run)
-    rollout = rollouts[0]
-    P, L = len(prompts.encoded[0].input_ids), int(rollout.lengths[0])
-    work = policy.workload(prompts, rollout)
+    engine = make_engine(policy)
+    prompts = engine.encode([make_sample(5, 6, (56, 56), "What?")])
+    results = []
+    found = counted(
+        lambda: results.extend(engine.generate(make_requests(prompts, [Sampling()], 8, seed=1)))
+    )
+    completions = [results[0].completions]
+    P, L = prompts[0].num_tokens, completions[0][0].num_tokens
+    work = policy.workload(prompts, completions)
     width = 3 * 96
     visible = attention_flops(width, visible_pairs(P, [L - 1]))
     computed = attention_flops(width, P * P)
     plain = found - (work.forward_flops - visible) - computed
-    # decoding's attention: each of L - 1 steps reads the prompt and a segment of 8 places at most
+    # decoding's attention: each of L - 1 steps reads the prompt and 8 own tokens at most
     assert 0 <= plain <= attention_flops(width, (L - 1) * (P + 8))
     assert (work.num_prompt_tokens, work.num_completion_tokens) == (P, L)
 

@@ -22,19 +22,19 @@ def adapted(load_policy):
 
 
 def test_a_merged_folder_scores_as_the_adapter_does(adapted, load_policy, samples, tmp_path):
-    prompts, rollout = roll(adapted, samples)
-    want = adapted.score(prompts, rollout, 1.0).logprobs
+    prompts, completions = roll(adapted, samples)
+    want = adapted.logprobs(prompts, completions, 1.0).logprobs
     before = {name: p.clone() for name, p in adapted.named_parameters()}
     adapted.save_pretrained(tmp_path / "merged", merge=True)
     merged = load_policy(tmp_path / "merged").eval()
     torch.testing.assert_close(
-        merged.score(prompts, rollout, 1.0).logprobs, want, rtol=0, atol=2e-5
+        merged.logprobs(prompts, completions, 1.0).logprobs, want, rtol=0, atol=2e-5
     )
-    assert (load_policy().score(prompts, rollout, 1.0).logprobs - want).abs().max() > 1e-3
+    assert (load_policy().logprobs(prompts, completions, 1.0).logprobs - want).abs().max() > 1e-3
     after = dict(adapted.named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert torch.equal(adapted.score(prompts, rollout, 1.0).logprobs, want)
+    assert torch.equal(adapted.logprobs(prompts, completions, 1.0).logprobs, want)
 
 
 def test_it_is_a_plain_model_to_transformers(adapted, tmp_path):

@@ -13,6 +13,7 @@ from tests.callbacks.runs import (
     scripted,
 )
 from tests.data.plugins import FakeDecoder
+from tests.models.engines import mask_of, sample, sampled_logprobs
 from tests.models.steps import KINDS, MAX_NEW_TOKENS, G, Snapshots, fit
 from vrts.models.advantages import BatchScaled
 from vrts.models.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
@@ -105,11 +106,11 @@ def test_positions_are_float32_whatever_the_default(bfloat16_by_default):
 
 def test_sampling_and_scoring_agree_whatever_the_default(load_policy, samples, bfloat16_by_default):
     policy = load_policy().eval()
-    prompts = policy.encode(samples, MAX_NEW_TOKENS)
-    rollout = policy.rollout(prompts, [Sampling(temperature=0.7)] * G, range(12), MAX_NEW_TOKENS)
-    scores = policy.score(prompts, rollout, 0.7)
-    assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
-    assert rollout.logprobs.dtype == scores.logprobs.dtype == torch.float32
+    prompts, completions = sample(policy, samples, [Sampling(temperature=0.7)] * G, MAX_NEW_TOKENS)
+    scores = policy.logprobs(prompts, completions, 0.7).logprobs
+    sampled = sampled_logprobs(completions)
+    assert (scores[mask_of(completions)] - sampled).abs().max() < 1e-4
+    assert sampled.dtype == scores.dtype == torch.float32
 
 
 @pytest.mark.parametrize("objective", [GRPO(), DrGRPO(), DAPO(), GSPO(), CISPO(), RLOO()])

@@ -191,8 +191,8 @@ def test_an_early_stop_changes_no_decision(world, rule, num_rows, batch_size, ra
         assert replace(prediction, rounds=()) == replace(want, rounds=())
         assert [r.num_frames for r in prediction.rounds] == [r.num_frames for r in want.rounds]
         for some, every in zip(prediction.rounds, want.rounds, strict=True):
-            kept = [None if gone else answer
-                    for gone, answer in zip(some.abandoned, every.answers, strict=True)]  # fmt: skip
+            pairs = zip(some.abandoned, every.answers, strict=True)
+            kept = [None if gone else answer for gone, answer in pairs]
             assert list(some.answers) == kept
             assert (some.agreement == 1) == (every.agreement == 1)
 
@@ -258,7 +258,7 @@ def predictor(engine, frames, ahead=True, reuse=False, rule=None):
 
 
 def test_a_question_joins_its_next_level_while_others_are_decoded():
-    """Of two that are asked together the short one is at its next level before the long one ends."""
+    """Of two that are asked together, one is at its next level before the other one ends."""
     engine = scripted({"a": {4: "ABC"}, "b": {4: "BBB"}})
     engine.length = lambda m, seeds: 30 if seeds[0] == row_seed(SEED, "b", 4, 0) else 1
     frames = Asked()

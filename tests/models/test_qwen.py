@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,28 +13,36 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.conftest import make_sample
+from tests.models.engines import CPU, mask_of, sample, sampled_logprobs, tokens_of
 from tests.models.naive import plain_logprobs
 from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora, load_processor
-from vrts.types import Clip, InputError, Rollout, Sample, Sampling
+from vrts.types import Clip, Completion, InputError, Sample, Sampling
 
 G = 3
 MAX_NEW_TOKENS = 12
 
 
 def roll(policy: QwenPolicy, samples, sampling=None, seed: int = 0, length: int = MAX_NEW_TOKENS):
-    prompts = policy.encode(samples, length)
-    sampling = sampling or [Sampling()] * G
-    seeds = list(range(seed, seed + len(samples) * len(sampling)))
-    return prompts, policy.rollout(prompts, sampling, seeds, length)
+    """Prompts, and the completions of each that an engine has sampled."""
+    return sample(policy, samples, sampling or [Sampling()] * G, length, seed)
 
 
-def ragged(rollout: Rollout) -> Rollout:
+def texts_of(completions) -> list[str]:
+    return [c.text for group in completions for c in group]
+
+
+def ragged(completions) -> list[list[Completion]]:
     """The same completions cut to different lengths, from one token to all."""
-    N, L = rollout.completion_mask.shape
-    keep = torch.tensor([1 + (5 * n) % L for n in range(N)])
-    mask = rollout.completion_mask & (torch.arange(L) < keep[:, None])
-    return dataclasses.replace(rollout, completion_mask=mask)
+    cut, n = [], 0
+    for group in completions:
+        cut.append([])
+        for c in group:
+            keep = min(1 + (5 * n) % MAX_NEW_TOKENS, c.num_tokens)
+            ids = c.token_ids[:keep]
+            cut[-1].append(dataclasses.replace(c, num_tokens=keep, token_ids=ids, logprobs=None))
+            n += 1
+    return cut
 
 
 def perturb_adapter(policy: QwenPolicy) -> None:
@@ -60,62 +69,57 @@ class OperatorNames(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_logprobs_equal_scored_ones(load_policy, samples, temperature):
     policy = load_policy().eval()
-    prompts, rollout = roll(policy, samples, [Sampling(temperature=temperature)] * G, length=24)
-    scores = policy.score(prompts, rollout, temperature)
-    assert rollout.completion_mask.sum() > 50
-    assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
-    assert (scores.logprobs[~rollout.completion_mask] == 0).all()
+    prompts, completions = roll(policy, samples, [Sampling(temperature=temperature)] * G, length=24)
+    scores, mask = policy.logprobs(prompts, completions, temperature), mask_of(completions)
+    assert mask.sum() > 50
+    assert (scores.logprobs[mask] - sampled_logprobs(completions)).abs().max() < 1e-4
+    assert (scores.logprobs[~mask] == 0).all()
 
 
 def test_entropy_is_that_of_the_sampled_distribution(load_policy, samples):
     policy = load_policy().eval()
-    prompts, rollout = roll(policy, samples[:1], [Sampling()])
-    entropy = policy.score(prompts, rollout, 1.0).entropy
+    prompts, completions = roll(policy, samples[:1], [Sampling()])
+    entropy = policy.logprobs(prompts, completions, 1.0).entropy
     most = torch.log(torch.tensor(float(policy.base.config.text_config.vocab_size)))
-    assert (entropy[rollout.completion_mask] > 0).all()
-    assert (entropy[rollout.completion_mask] < most).all()
+    assert entropy.shape == (1, completions[0][0].num_tokens)
+    assert (entropy > 0).all()
+    assert (entropy < most).all()
     assert not entropy.requires_grad
 
 
 def test_head_chunks_do_not_change_scores(load_policy, samples):
     policy = load_policy(head_chunk_size=5)
     whole = load_policy(head_chunk_size=1000)
-    prompts, rollout = roll(policy, samples)
+    prompts, completions = roll(policy, samples)
     torch.testing.assert_close(
-        policy.score(prompts, rollout, 1.0).logprobs, whole.score(prompts, rollout, 1.0).logprobs
+        policy.logprobs(prompts, completions, 1.0).logprobs,
+        whole.logprobs(prompts, completions, 1.0).logprobs,
     )
-
-
-def test_a_result_does_not_depend_on_its_batch(load_policy, samples):
-    policy = load_policy().eval()
-    _, together = roll(policy, samples)
-    for b, sample in enumerate(samples):
-        prompts = policy.encode([sample], MAX_NEW_TOKENS)
-        alone = policy.rollout(
-            prompts, [Sampling()] * G, list(range(b * G, (b + 1) * G)), MAX_NEW_TOKENS
-        )
-        assert alone.texts == together.texts[b * G : (b + 1) * G]
 
 
 def test_vision_ids_are_never_sampled(load_policy, samples):
     policy = load_policy().eval()
-    _, rollout = roll(policy, samples, [Sampling(temperature=50.0)] * 40, length=40)
-    sampled = rollout.completion_ids[rollout.completion_mask]
+    _, completions = roll(policy, samples, [Sampling(temperature=50.0)] * 40, length=40)
+    sampled = torch.cat([c.token_ids for group in completions for c in group])
     assert len(sampled) > 3000  # near uniform: each id is expected several times
-    assert not torch.isin(sampled, policy._banned_ids).any()
-    assert len(policy._banned_ids.unique()) == 4
+    suppressed = policy.network().suppressed_ids
+    assert not torch.isin(sampled, suppressed).any()
+    assert len(suppressed.unique()) == 4
 
 
 def test_each_end_token_ends_a_completion(load_policy, samples):
     policy = load_policy().eval()
-    assert len(policy._end_ids) >= 2
-    _, rollout = roll(policy, samples, [Sampling(temperature=50.0)] * 40, length=300)
-    ends = torch.isin(rollout.completion_ids, policy._end_ids) & rollout.completion_mask
-    assert (ends.sum(1) == rollout.finished.long()).all()
-    last = rollout.completion_ids[torch.arange(len(ends)), rollout.lengths - 1]
-    assert set(last[rollout.finished].tolist()) == set(policy._end_ids.tolist())
-    assert (rollout.logprobs[~rollout.completion_mask] == 0).all()
-    assert not rollout.finished.all() or rollout.completion_ids.shape[1] < 300
+    ends = set(policy.network().end_ids.tolist())
+    assert len(ends) >= 2
+    _, completions = roll(policy, samples, [Sampling(temperature=50.0)] * 40, length=300)
+    last = set()
+    for c in (c for group in completions for c in group):
+        ids = tokens_of(c)
+        assert not ends & set(ids[:-1])
+        assert c.finished == (ids[-1] in ends)
+        assert c.finished or c.num_tokens == 300
+        last |= {ids[-1]} & ends
+    assert last == ends
 
 
 def test_rows_differ_in_their_sampling(load_policy, samples):
@@ -123,59 +127,65 @@ def test_rows_differ_in_their_sampling(load_policy, samples):
     rows = [Sampling(temperature=0.0), Sampling(temperature=50.0), Sampling(top_k=1)]
     _, first = roll(policy, samples, rows, seed=0)
     _, second = roll(policy, samples, rows, seed=1000)
-    for b in range(len(samples)):
-        greedy, hot, top_1 = range(b * 3, b * 3 + 3)
-        assert first.texts[greedy] == second.texts[greedy] == first.texts[top_1]
-        assert first.texts[hot] != second.texts[hot]
+    for (greedy, hot, top_1), (again, other, _) in zip(first, second, strict=True):
+        assert greedy.text == again.text == top_1.text
+        assert hot.text != other.text
+
+
+def count_forwards(policy) -> tuple[list[tuple[int, bool]], list[int]]:
+    """Patches and whether there is a gradient of each pass of the vision tower, and tokens of each
+    of a decoder layer; also of an engine's that is attached later, which copies the hooks."""
+    patches, tokens = [], []
+    policy.base.model.visual.register_forward_hook(
+        lambda module, args, out: patches.append((len(args[0]), torch.is_grad_enabled()))
+    )
+    policy.base.model.language_model.layers[0].register_forward_hook(
+        lambda module, args, out: tokens.append(out.shape[0] * out.shape[1])
+    )
+    return patches, tokens
 
 
 def test_vision_and_prompt_are_computed_once(load_policy, samples):
     policy = load_policy().eval()
-    vision_patches, forwarded = [], []
-    policy.base.model.visual.register_forward_hook(
-        lambda module, args, out: vision_patches.append(len(args[0]))
-    )
-    policy.base.model.language_model.layers[0].register_forward_hook(
-        lambda module, args, out: forwarded.append(out.shape[0] * out.shape[1])
-    )
-    prompts, rollout = roll(policy, samples)
-    prompt_tokens = sum(len(p.input_ids) for p in prompts.encoded)
-    steps = rollout.completion_ids.shape[1] - 1
-    patches = sum(len(p.patches) for p in prompts.encoded)
-    assert vision_patches == [patches]
-    assert forwarded == [prompt_tokens] + [len(samples) * G] * steps
-    policy.score(prompts, rollout, 1.0)
-    assert vision_patches == [patches]
-    assert forwarded[-1] == prompt_tokens + int((rollout.lengths - 1).sum())
+    policy.network().end_ids = torch.tensor([-1])
+    vision, forwarded = count_forwards(policy)
+    prompts, completions = roll(policy, samples)
+    prompt_tokens = sum(p.num_tokens for p in prompts)
+    patches = sum(len(p.patches(CPU)) for p in prompts)
+    assert vision == [(patches, False)]
+    assert forwarded == [prompt_tokens] + [len(samples) * G] * (MAX_NEW_TOKENS - 1)
+    policy.logprobs(prompts, completions, 1.0)
+    assert vision == [(patches, False)]
+    assert forwarded[-1] == prompt_tokens + int(mask_of(completions).sum()) - len(samples) * G
 
 
 def test_features_are_put_in_by_place(load_policy, samples):
     """`masked_scatter` counts along an int64 copy of the mask, eight bytes for each activation."""
     policy = load_policy().eval()
     with OperatorNames() as seen:
-        policy.score(*roll(policy, samples), 1.0)
+        policy.logprobs(*roll(policy, samples), 1.0)
     assert "aten::index_copy" in seen.names
     assert "aten::masked_scatter" not in seen.names
 
 
 def test_a_trained_vision_tower_sees_each_video_once_an_update(load_policy, samples):
-    """Rollout keeps the features of `encode`; the update needs one pass with gradient."""
+    """Sampling keeps the features of `encode`; the update needs one pass with gradient."""
     policy = load_policy(freeze_vision=False).train()
-    vision_patches = []
-    policy.base.model.visual.register_forward_hook(
-        lambda module, args, out: vision_patches.append((len(args[0]), torch.is_grad_enabled()))
-    )
-    prompts, rollout = roll(policy, samples)
-    patches = sum(len(p.patches) for p in prompts.encoded)
-    assert vision_patches == [(patches, False)]
-    policy.score(prompts, rollout, 1.0).logprobs.sum().backward()
-    assert vision_patches == [(patches, False), (patches, True)]
+    vision, _ = count_forwards(policy)
+    prompts, completions = roll(policy, samples)
+    patches = sum(len(p.patches(CPU)) for p in prompts)
+    assert vision == [(patches, False)]
+    policy.logprobs(prompts, completions, 1.0).logprobs.sum().backward()
+    assert vision == [(patches, False), (patches, True)]
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_batched_windows_equal_transformers_vision_attention(load_policy, samples, implementation):
     ours, theirs = load_policy(), load_policy(attn_implementation=implementation)
-    a, b = ours.encode(samples, 1).features, theirs.encode(samples, 1).features
+    a, b = (
+        torch.cat([p.features for p in policy.network().encode(samples)])
+        for policy in (ours, theirs)
+    )
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert ours.base.model.visual.config._attn_implementation.startswith("vrts")
 
@@ -183,8 +193,8 @@ def test_batched_windows_equal_transformers_vision_attention(load_policy, sample
 def test_true_fps_reaches_the_positions(load_policy, samples):
     policy = load_policy()
     slow = dataclasses.replace(samples[0].clip, fps=0.5)
-    a = policy.encode([samples[0]], 1).encoded[0]
-    b = policy.encode([dataclasses.replace(samples[0], clip=slow)], 1).encoded[0]
+    slower = dataclasses.replace(samples[0], clip=slow)
+    a, b = policy.network().encode([samples[0], slower])
     assert b.next_position > a.next_position
     seconds = 2 / samples[0].clip.sampled_fps
     temporal = a.positions[0][a.input_ids == policy.base.config.video_token_id]
@@ -195,7 +205,7 @@ def test_true_fps_reaches_the_positions(load_policy, samples):
 def test_special_tokens_in_a_question_stay_text(load_policy):
     policy = load_policy()
     hostile = make_sample(5, 4, (56, 56), "a <|video_pad|> b <|im_end|> c <|vision_start|>")
-    prompt = policy.encode([hostile], 1).encoded[0]
+    (prompt,) = policy.network().encode([hostile])
     config = policy.base.config
     assert int((prompt.input_ids == config.video_token_id).sum()) == 2 * 2 * 2
     assert int((prompt.input_ids == config.vision_start_token_id).sum()) == 1
@@ -204,13 +214,13 @@ def test_special_tokens_in_a_question_stay_text(load_policy):
 def test_adapter_disabled_gives_the_base_model(load_policy, samples):
     base, lora = load_policy(), load_policy(lora=Lora(rank=4))
     perturb_adapter(lora)
-    prompts, rollout = roll(base, samples)
-    want = base.score(prompts, rollout, 1.0).logprobs
-    assert (lora.score(prompts, rollout, 1.0).logprobs - want).abs().max() > 1e-3
+    prompts, completions = roll(base, samples)
+    want = base.logprobs(prompts, completions, 1.0).logprobs
+    assert (lora.logprobs(prompts, completions, 1.0).logprobs - want).abs().max() > 1e-3
     trained = [name for name, p in lora.named_parameters() if p.requires_grad]
     with lora.adapter_disabled():
         assert [name for name, p in lora.named_parameters() if p.requires_grad] == trained
-        torch.testing.assert_close(lora.score(prompts, rollout, 1.0).logprobs, want)
+        torch.testing.assert_close(lora.logprobs(prompts, completions, 1.0).logprobs, want)
 
 
 def test_lora_adapts_the_language_model_only(load_policy):
@@ -225,9 +235,10 @@ def test_saved_folder_loads_and_scores_alike(load_policy, samples, tmp_path):
         policy.base.model.language_model.norm.weight.mul_(1.3)
     policy.save_pretrained(tmp_path / "out")
     again = load_policy(tmp_path / "out")
-    prompts, rollout = roll(policy, samples)
+    prompts, completions = roll(policy, samples)
     torch.testing.assert_close(
-        again.score(prompts, rollout, 1.0).logprobs, policy.score(prompts, rollout, 1.0).logprobs
+        again.logprobs(prompts, completions, 1.0).logprobs,
+        policy.logprobs(prompts, completions, 1.0).logprobs,
     )
 
 
@@ -254,21 +265,21 @@ def test_qwen2_vl_runs_through_the_same_code(load_policy, samples, model_folder,
     model.generation_config.eos_token_id = [text["eos_token_id"]]
     model.save_pretrained(folder)
     policy = load_policy(folder).eval()
-    prompts, rollout = roll(policy, samples)
-    scores = policy.score(prompts, rollout, 1.0)
-    assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
-    for row, want in enumerate(plain_logprobs(policy, prompts, rollout)):
-        assert (scores.logprobs[row, : len(want)] - want).abs().max() <= 1e-5
-    prompt = prompts.encoded[0]
+    prompts, completions = roll(policy, samples)
+    scores, mask = policy.logprobs(prompts, completions, 1.0), mask_of(completions)
+    assert (scores.logprobs[mask] - sampled_logprobs(completions)).abs().max() < 1e-4
+    want = torch.cat(plain_logprobs(policy, prompts, completions))
+    assert (scores.logprobs[mask] - want).abs().max() <= 1e-5
+    prompt = prompts[0]
     temporal = prompt.positions[0][prompt.input_ids == policy.base.config.video_token_id]
     assert temporal.unique().diff().tolist() == [1] * 3
 
 
 def picture(index: int, size: tuple[int, int]) -> Sample:
     """A question about a random picture."""
-    sample = make_sample(index, 2, size, "Which colour is it?")
-    clip = Clip(sample.clip.frames[:1], (0,), 1.0, 1)
-    return Sample(dataclasses.replace(sample.question, is_image=True), clip)
+    video = make_sample(index, 2, size, "Which colour is it?")
+    clip = Clip(video.clip.frames[:1], (0,), 1.0, 1)
+    return Sample(dataclasses.replace(video.question, is_image=True), clip)
 
 
 class TestPictures:
@@ -276,23 +287,23 @@ class TestPictures:
 
     def test_prompt_is_that_of_the_processor(self, load_policy):
         policy = load_policy()
-        sample = picture(3, (84, 112))
-        prompt = policy.encode([sample], MAX_NEW_TOKENS).encoded[0]
+        asked = picture(3, (84, 112))
+        (prompt,) = policy.network().encode([asked])
         content = [
             {"type": "image"},
-            {"type": "text", "text": policy._template.render(sample.question)},
+            {"type": "text", "text": policy._template.render(asked.question)},
         ]
         chat = policy.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        image = Image.fromarray(sample.clip.frames[0].permute(1, 2, 0).numpy())
+        image = Image.fromarray(asked.clip.frames[0].permute(1, 2, 0).numpy())
         want = policy.processor(
             text=[chat], images=[image], images_kwargs={"do_resize": False}, return_tensors="pt"
         )
         assert prompt.input_ids.tolist() == want["input_ids"][0].tolist()
         assert prompt.grid == tuple(want["image_grid_thw"][0].tolist()) == (1, 6, 8)
-        assert torch.equal(prompt.patches, want["pixel_values"])
-        assert policy._encoder.length(sample) == (len(prompt.input_ids), 12)
+        assert torch.equal(prompt.patches(CPU), want["pixel_values"])
+        assert policy._encoder.length(asked) == (len(prompt.input_ids), 12)
         # for pictures all releases of transformers agree with the rule of the weights
         positions, _ = policy.base.model.get_rope_index(
             want["input_ids"],
@@ -306,16 +317,15 @@ class TestPictures:
     def test_shared_prompts_equal_plain_forwards(self, load_policy, samples, freeze_vision):
         policy = load_policy(freeze_vision=freeze_vision).train()
         mixed = [picture(3, (56, 84)), samples[0], picture(4, (112, 56)), samples[1]]
-        prompts, rollout = roll(policy, mixed)
-        rollout = ragged(rollout)
-        got = policy.score(prompts, rollout, 1.0).logprobs
-        want = plain_logprobs(policy, prompts, rollout)
-        for row, logprobs in enumerate(want):
-            assert (got[row, : len(logprobs)] - logprobs).abs().max() <= 1e-5
+        prompts, completions = roll(policy, mixed)
+        completions = ragged(completions)
+        got = policy.logprobs(prompts, completions, 1.0).logprobs[mask_of(completions)]
+        want = torch.cat(plain_logprobs(policy, prompts, completions))
+        assert (got - want).abs().max() <= 1e-5
         got.sum().backward()
         gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
         policy.zero_grad()
-        sum(w.sum() for w in want).backward()
+        want.sum().backward()
         for name, parameter in policy.named_parameters():
             if parameter.grad is not None:
                 difference = (gradients[name] - parameter.grad).norm()
@@ -323,9 +333,9 @@ class TestPictures:
 
     def test_sampled_logprobs_equal_scored_ones(self, load_policy, samples):
         policy = load_policy().eval()
-        prompts, rollout = roll(policy, [picture(3, (56, 84)), samples[0]], length=24)
-        scores = policy.score(prompts, rollout, 1.0)
-        assert (scores.logprobs - rollout.logprobs).abs().max() < 1e-4
+        prompts, completions = roll(policy, [picture(3, (56, 84)), samples[0]], length=24)
+        scores = policy.logprobs(prompts, completions, 1.0).logprobs[mask_of(completions)]
+        assert (scores - sampled_logprobs(completions)).abs().max() < 1e-4
 
 
 class TestBadModels:
@@ -367,8 +377,12 @@ class TestBadModels:
     def test_prompt_too_long_names_the_numbers(self, load_policy, samples):
         policy = load_policy()
         limit = policy.base.config.text_config.max_position_embeddings
-        with pytest.raises(InputError, match=rf"question q0: .*{limit}.*num_frames"):
-            policy.encode(samples, limit)
+        (prompt,) = policy.network().encode(samples[:1])
+        most = limit - prompt.num_tokens
+        assert policy.refuses(samples[0], most) is None
+        reason = policy.refuses(samples[0], most + 1)
+        assert reason is not None
+        assert re.search(rf"question q0: {prompt.num_tokens} .*{limit}.*num_frames", reason)
 
     def test_lora_with_a_trained_vision_tower(self, load_policy):
         with pytest.raises(InputError, match="freeze_vision"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.models.conftest import make_sample
+from tests.models.engines import CPU
 from vrts.models.qwen_inputs import Patcher
 from vrts.types import Clip, InputError
 
@@ -36,13 +37,13 @@ def test_patches_are_those_of_the_video_processor(load_policy, num_frames, size)
             cap_pixels_per_frame=False, return_tensors="pt",
         )  # fmt: skip
         pixels, grid = want["pixel_values_videos"], want["video_grid_thw"]
-    assert torch.equal(prompt.patches, pixels)
-    assert prompt.patches.dtype == torch.float32
+    patches = prompt.patches(CPU)
+    assert torch.equal(patches, pixels)
+    assert patches.dtype == torch.float32
     assert prompt.grid == tuple(grid[0].tolist())
-    pairs = prompt.patches.unflatten(0, (prompt.grid[0], -1))
+    by_time = patches.unflatten(0, (prompt.grid[0], -1))
     some = [prompt.grid[0] - 1, 0]
-    got = prompt.patches_on(torch.device("cpu"), some)
-    assert torch.equal(got, pairs[some].flatten(0, 1))
+    assert torch.equal(prompt.patches(CPU, some), by_time[some].flatten(0, 1))
 
 
 def test_each_processor_has_its_own_values(load_policy):
@@ -55,16 +56,16 @@ def test_each_processor_has_its_own_values(load_policy):
         sample, clip=clip, question=dataclasses.replace(sample.question, is_image=True)
     )
     policy.adopt(policy.model, policy.processor)
-    patches = policy._encoder(sample).patches.unflatten(1, (3, -1))
+    patches = policy._encoder(sample).patches(CPU).unflatten(1, (3, -1))
     for channel, want in enumerate([0.2, 0.0, -0.8]):
         assert patches[:, channel].unique().item() == pytest.approx(want, abs=1e-6)
 
 
 def test_pixels_are_float32_whatever_the_default(load_policy, bfloat16_by_default):
-    prompt = load_policy()._encoder(make_sample(1, 2, (56, 56), "What?"))
+    patches = load_policy()._encoder(make_sample(1, 2, (56, 56), "What?")).patches(CPU)
     again = Patcher.of(load_policy().processor.video_processor)
-    assert prompt.patches.dtype == again.mean.dtype == torch.float32
-    assert len(prompt.patches.unique()) > 500, "of 768 values that bytes of 3 channels can have"
+    assert patches.dtype == again.mean.dtype == torch.float32
+    assert len(patches.unique()) > 500, "of 768 values that bytes of 3 channels can have"
 
 
 def test_a_processor_that_does_not_normalise_is_refused(load_policy):
@@ -77,14 +78,15 @@ def test_a_processor_that_does_not_normalise_is_refused(load_policy):
 def test_prompts_keep_no_float_pixels(load_policy, samples):
     """Through decoding, only features and bytes: patches are four times the frames' bytes."""
     policy = load_policy()
-    prompts = policy.encode(samples, 4)
+    prompts = policy.network().encode(samples)
     kept = [
         value
-        for prompt in prompts.encoded
+        for prompt in prompts
         for value in (getattr(prompt, field.name) for field in dataclasses.fields(prompt))
         if isinstance(value, torch.Tensor)
     ]
-    assert [t.dtype for t in kept if t.is_floating_point()] == []
+    floats = [t for t in kept if t.is_floating_point()]
+    assert [id(t) for t in floats] == [id(p.features) for p in prompts]
     assert sum(t.numel() for t in kept if t.dtype == torch.uint8) == sum(
         s.clip.frames.numel() for s in samples
     )

@@ -1,16 +1,15 @@
-"""The policy that says again what was recorded."""
+"""The policy and the engine that repeat what was recorded."""
 
 import json
 import re
 
 import pytest
 import torch
-from vrts.models.answering import RoundPlan, ask
 
 from vrts.files.predictions import prediction_to_json
+from vrts.models.engine import Request
 from vrts.models.replay import Recording, ReplayPolicy
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
-from vrts.voting import decide, fail
 
 
 def write(folder, *lines, **settings):
@@ -122,24 +121,38 @@ def load(path):
     return policy
 
 
-def plan(num_samples):
-    return RoundPlan((Sampling(),) * num_samples)
+def replay(policy, samples, G, should_stop=None):
+    """Results of the samples, in their order."""
+    engine = policy.default_engine()
+    return engine.generate([
+        Request(prompt, (Sampling(),) * G, tuple(range(G)), 8, should_stop)
+        for prompt in engine.encode(samples)
+    ])  # fmt: skip
 
 
-def roll_out(policy, samples, num_samples, stop_early=None):
-    prompts = policy.encode(samples, 8)
-    G = num_samples
-    return policy.rollout(prompts, [Sampling()] * G, list(range(len(samples) * G)), 8, stop_early)
+def texts(result):
+    return "".join(c.text.removeprefix("<answer>").removesuffix("</answer>")
+                   for c in result.completions)  # fmt: skip
 
 
 def test_completions_come_again_question_by_question(tmp_path):
     path = write(tmp_path, line("a", (4, "AAB"), (8, "ABC")), line("b", (4, "CBA")))
     policy = load(path)
     samples = [policy.sample(question("a"), 8), policy.sample(question("b"), 4)]
-    texts = roll_out(policy, samples, 3).texts
-    assert texts == tuple(f"<answer>{letter}</answer>" for letter in "ABCCBA")
-    texts = roll_out(policy, samples, 2).texts
-    assert texts == tuple(f"<answer>{letter}</answer>" for letter in "ABCB"), "the first ones"
+    assert list(map(texts, replay(policy, samples, 3))) == ["ABC", "CBA"]
+    assert list(map(texts, replay(policy, samples, 2))) == ["AB", "CB"], "the first ones"
+
+
+def test_an_engine_has_room_for_so_many_texts(tmp_path):
+    policy = load(write(tmp_path, line("a", (4, "AAB"))))
+    engine = policy.default_engine()
+    (prompt,) = engine.encode([policy.sample(question("a"), 4)])
+    request = Request(prompt, (Sampling(),), (0,), 8)
+    while engine.has_room():
+        engine.add(request)
+    assert engine.num_pending == 64
+    engine.cancel()
+    assert (engine.num_pending, engine.step()) == (0, [])
 
 
 def test_a_clip_has_frames_and_times_and_no_pixels(tmp_path):
@@ -159,11 +172,9 @@ def test_numbers_of_tokens_and_mean_log_probs_come_again(tmp_path):
     recorded = line("a", (4, "AAB"))
     recorded["rounds"][0] |= {"num_tokens": [3, 700, 1], "mean_logprobs": [-0.1234, -2.7, -31.5]}
     policy = load(write(tmp_path, recorded))
-    rollout = roll_out(policy, [policy.sample(question("a"), 4)], 3)
-    assert rollout.lengths.tolist() == [3, 700, 1]
-    means = rollout.logprobs.sum(-1) / rollout.lengths
-    assert [round(mean, 4) for mean in means.tolist()] == [-0.1234, -2.7, -31.5]
-    assert (rollout.logprobs[~rollout.completion_mask] == 0).all()
+    (result,) = replay(policy, [policy.sample(question("a"), 4)], 3)
+    assert [c.num_tokens for c in result.completions] == [3, 700, 1]
+    assert [c.mean_logprob for c in result.completions] == [-0.1234, -2.7, -31.5]
 
 
 def test_what_is_not_recorded_fails_by_name(tmp_path):
@@ -176,23 +187,17 @@ def test_what_is_not_recorded_fails_by_name(tmp_path):
     decoded = Sample(question("a"), clip)
     assert "not at 8" in policy.refuses(decoded, 8)
     with pytest.raises(InputError, match="not at 8"):
-        policy.encode([decoded], 8)
+        policy.default_engine().encode([decoded])
     assert policy.refuses(policy.sample(question("a"), 4), 8) is None
 
 
 def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
     policy = load(write(tmp_path, line("a", (4, "AAA")), line("b", (4, "CABAC"))))
     samples = [policy.sample(question(id), 4) for id in "ab"]
-    rollout = roll_out(policy, samples, 5)
-    error, none = rollout.errors
-    assert "question a at 4 frames has 3 completions, and 5 are" in error
-    assert none is None
-    assert len(rollout.texts) == len(rollout.lengths) == 10
-    assert rollout.texts[5:] == tuple(f"<answer>{letter}</answer>" for letter in "CABAC")
-    first, second = ask(policy, samples, policy.encode(samples, 8), plan(5), 0, 8)
-    assert (first.error, first.answers) == (error, ())
-    assert (second.error, second.answers) == (None, tuple("CABAC"))
-    assert decide(question("a"), [second, first]) == fail(question("a"), error, [second])
+    first, second = replay(policy, samples, 5)
+    assert "question a at 4 frames has 3 completions, and 5 are" in first.error
+    assert first.completions == ()
+    assert (second.error, texts(second)) == (None, "CABAC")
 
 
 def abandoned(tmp_path):
@@ -207,20 +212,19 @@ def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_p
     sample = policy.sample(question("a"), 4)
     asked = []
 
-    def stop(index, texts, mean_logprobs):
-        asked.append((index, list(texts)))
+    def stop(known, mean_logprobs):
+        asked.append(list(known))
         return True
 
-    rollout = roll_out(policy, [sample], 4, stop)
-    assert rollout.abandoned.tolist() == [False, False, True, False]
-    assert rollout.finished.tolist() == [True, True, False, True]
-    assert rollout.errors == (None,)
-    told = ["<answer>A</answer>", "<answer>B</answer>", None, "<answer>A</answer>"]
-    assert asked == [(0, told)]
+    (result,) = replay(policy, [sample], 4, stop)
+    assert [c.cancelled for c in result.completions] == [False, False, True, False]
+    assert [c.finished for c in result.completions] == [True, True, False, True]
+    assert result.error is None
+    assert asked == [["<answer>A</answer>", "<answer>B</answer>", None, "<answer>A</answer>"]]
     for refusing in (None, lambda *_: False):
-        (error,) = roll_out(policy, [sample], 4, refusing).errors
-        assert re.search(r"question a at 4 frames lacks 1 of 4 .*record.yaml", error)
-    assert roll_out(policy, [sample], 2).texts == ("<answer>A</answer>", "<answer>B</answer>")
+        (result,) = replay(policy, [sample], 4, refusing)
+        assert re.search(r"question a at 4 frames lacks 1 of 4 .*record.yaml", result.error)
+    assert texts(replay(policy, [sample], 2)[0]) == "AB"
 
 
 def test_it_cannot_be_trained_or_saved(tmp_path):

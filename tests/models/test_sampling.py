@@ -1,6 +1,5 @@
 """Drawing tokens: truncation against plain loops, and what is drawn against the distribution."""
 
-import dataclasses
 import math
 import os
 
@@ -10,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models.conftest import make_sample
+from tests.models.engines import make_engine, sampled_logprobs
 from tests.models.naive import plain_distributions
+from vrts.models.engine import Request
 from vrts.models.sampling import RowSampler, row_seed, row_uniforms, truncate
 from vrts.types import InputError, Sampling
 
@@ -55,11 +56,30 @@ def test_temperatures_that_leave_no_distribution_are_refused(temperature):
 def test_a_top_k_beyond_the_vocabulary_is_all_of_it():
     logits, uniforms = torch.randn(2, 9), torch.tensor([0.3, 0.9], dtype=torch.float64)
     rows = torch.arange(2)
-    drawn = [
-        RowSampler([Sampling(top_k=top_k)] * 2, 9, torch.device("cpu"))(logits, uniforms, rows)
-        for top_k in (10**19, 0)
-    ]
+    drawn = []
+    for top_k in (10**19, 0):
+        sampler = RowSampler(2, 9, torch.device("cpu"))
+        sampler.truncates = True
+        sampler.enter(rows, [Sampling(top_k=top_k)] * 2)
+        drawn.append(sampler(logits, uniforms, rows))
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
+def test_a_row_draws_the_same_whatever_the_others_need():
+    """To the bit: without penalties and truncation they change nothing."""
+    logits = 4 * torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(3)
+    plain = RowSampler(3, 50, torch.device("cpu"))
+    full = RowSampler(3, 50, torch.device("cpu"))
+    other = Sampling(0.7, 0.9, 5, presence_penalty=2.0, frequency_penalty=1.0)
+    plain.enter(rows, [Sampling(), Sampling(0.0), Sampling(1.3)])
+    full.enter(rows, [Sampling(), other, Sampling(1.3)])
+    full.truncates = full.penalises = True
+    for number in torch.rand(300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)):
+        uniforms = number.expand(3)
+        a, b = plain(logits, uniforms, rows), full(logits, uniforms, rows)
+        assert torch.equal(a[0][[0, 2]], b[0][[0, 2]])
+        assert torch.equal(a[1][[0, 2]], b[1][[0, 2]])
 
 
 def test_a_row_has_the_same_numbers_whatever_stands_beside_it():
@@ -80,18 +100,16 @@ def test_first_tokens_are_drawn_from_the_models_distribution(load_policy, sampli
     """Thousands of rows of one token against the distribution that transformers gives."""
     seed, G = int.from_bytes(os.urandom(3), "big"), 4000
     policy = load_policy().eval()
-    prompts = policy.encode([make_sample(seed, 4, (56, 56), "Which colour?")], 1)
-    seeds = [row_seed(seed, g) for g in range(G)]
-    rollout = policy.rollout(prompts, [sampling] * G, seeds, 1)
-    first = dataclasses.replace(
-        rollout,
-        completion_ids=rollout.completion_ids[:1],
-        completion_mask=rollout.completion_mask[:1],
-    )
+    engine = make_engine(policy, max_rows=1000)
+    (prompt,) = engine.encode([make_sample(seed, 4, (56, 56), "Which colour?")])
+    seeds = tuple(row_seed(seed, g) for g in range(G))
+    (result,) = engine.generate([Request(prompt, (sampling,) * G, seeds, 1)])
     with torch.no_grad():
-        untruncated = plain_distributions(policy, prompts, first, sampling.temperature)[0][0]
-    drawn = rollout.completion_ids[:, 0]
-    assert (rollout.logprobs[:, 0] - untruncated[drawn]).abs().max() < 1e-5, seed
+        untruncated = plain_distributions(
+            policy, [prompt], [result.completions[:1]], sampling.temperature
+        )[0][0]
+    drawn = torch.cat([c.token_ids for c in result.completions])
+    assert (sampled_logprobs([result.completions]) - untruncated[drawn]).abs().max() < 1e-5, seed
 
     probs = untruncated.exp().double()
     probs = torch.tensor(plain_truncation(probs.tolist(), sampling.top_p, sampling.top_k))

@@ -1,17 +1,20 @@
-"""Penalties, stop texts and early stops of a rollout, each against the plain computation."""
+"""Penalties, stop texts and early stops of sampling, each against the plain computation."""
 
+import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from vrts.models.decode_layout import DecodeLayout
 
+from tests.models.engines import make_engine, make_requests, sample, tokens_of
+from tests.models.naive import plain_logits
 from vrts.demo.tokenizer import build_tokenizer
 from vrts.models.sampling import RowSampler, penalise, row_uniforms
 from vrts.models.stopping import StopTexts
-from vrts.types import Rollout, Sampling
+from vrts.types import Completion, Sampling
 
 TOKENIZER = build_tokenizer()
 L = 40
@@ -21,19 +24,17 @@ L = 40
 def policy(load_policy):
     """One token in forty ends a completion."""
     policy = load_policy()
-    policy._end_ids = torch.arange(7, policy.base.config.text_config.vocab_size, 40)
+    vocab = policy.base.config.text_config.vocab_size
+    policy.network().end_ids = torch.arange(7, vocab, 40)
     return policy
 
 
-def roll(policy, samples, sampling, stop_early=None, seed=0) -> Rollout:
-    seeds = range(seed, seed + len(samples) * len(sampling))
-    prompts = policy.encode(samples, L)
-    return policy.rollout(prompts, sampling, list(seeds), L, stop_early)
-
-
-def tokens_of(rollout: Rollout) -> list[list[int]]:
-    pairs = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [ids[mask].tolist() for ids, mask in pairs]
+def roll(
+    policy, samples, sampling: Sequence[Sampling], should_stop=None, seed=0, **options
+) -> list[Completion]:
+    """N completions, question-major."""
+    _, groups = sample(policy, samples, sampling, L, seed, should_stop, **options)
+    return [completion for group in groups for completion in group]
 
 
 def plain_draw(logits: torch.Tensor, said: list[int], s: Sampling, uniform: float) -> int:
@@ -65,23 +66,15 @@ PENALISED = [
 
 
 def test_penalties_equal_a_plain_draw_token_by_token(policy, samples):
-    rollout = roll(policy, samples, PENALISED)
-    prompts = policy.encode(samples, L)
+    completions = roll(policy, samples, PENALISED)
+    prompts = policy.network().encode(samples)
     G = len(PENALISED)
     uniforms = row_uniforms(range(len(samples) * G), L)
     repeats = 0
-    for row, ids in enumerate(tokens_of(rollout)):
-        prompt, sampling = prompts.encoded[row // G], PENALISED[row % G]
-        steps = prompt.next_position + torch.arange(len(ids))
+    for row, completion in enumerate(completions):
+        ids, sampling = tokens_of(completion), PENALISED[row % G]
         with torch.no_grad():
-            logits = policy.base(
-                input_ids=torch.cat([prompt.input_ids, torch.tensor(ids)])[None],
-                position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
-                pixel_values_videos=prompt.patches,
-                video_grid_thw=torch.tensor([prompt.grid]),
-                use_cache=False,
-            ).logits[0, len(prompt.input_ids) - 1 : -1]
-        logits = logits.float().index_fill(-1, policy._banned_ids, float("-inf"))
+            logits = plain_logits(policy, prompts[row // G], completion.token_ids)
         drawn = [
             plain_draw(logits[n], ids[:n], sampling, float(uniforms[row, n]))
             for n in range(len(ids))
@@ -91,23 +84,34 @@ def test_penalties_equal_a_plain_draw_token_by_token(policy, samples):
         # what is recorded is how likely the model finds a token, without any penalty
         own = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
         own = own.gather(-1, torch.tensor(ids)[:, None])[:, 0]
-        assert (rollout.logprobs[row, : len(ids)] - own).abs().max() < 1e-4
+        assert (completion.logprobs - own).abs().max() < 1e-4
     assert repeats > 20, "nothing came twice: the test shows nothing"
     without = [Sampling(s.temperature, s.top_p, s.top_k) for s in PENALISED]
-    others = tokens_of(roll(policy, samples, without))
-    changed = [a != b for a, b in zip(tokens_of(rollout), others, strict=True)]
+    others = roll(policy, samples, without)
+    changed = [tokens_of(a) != tokens_of(b) for a, b in zip(completions, others, strict=True)]
     assert not any(changed[4::6] + changed[5::6]), "a row without penalties changed"
     assert any(changed)
 
 
-def test_penalties_follow_the_rows_that_stay():
-    """Counts belong to a completion, wherever in the grid it stands."""
-    sampler = RowSampler([Sampling(0, frequency_penalty=1.0)] * 3, 4, torch.device("cpu"))
+def test_penalties_follow_rows_to_other_places():
+    """Counts belong to a completion, wherever among the rows it stands."""
+    sampler = RowSampler(3, 4, torch.device("cpu"))
+    sampler.penalises = True
+    sampler.enter(torch.arange(3), [Sampling(0, frequency_penalty=1.0)] * 3)
     logits = torch.tensor([[3.0, 2.5, 0.0, 0.0]])
     uniforms = torch.zeros(3, dtype=torch.float64)
-    drawn = [sampler(logits.expand(3, -1), uniforms, torch.tensor([2, 0, 1]))[0].tolist()]
-    drawn += [sampler(logits, uniforms[:1], torch.tensor([row]))[0].tolist() for row in (1, 1, 0)]
-    assert drawn == [[0, 0, 0], [1], [0], [1]]
+
+    def draw(*rows: int) -> list[int]:
+        at = torch.tensor(rows)
+        return sampler(logits.expand(len(rows), -1), uniforms[: len(rows)], at)[0].tolist()
+
+    assert draw(2, 0, 1) == [0, 0, 0]
+    assert draw(1) == [1]
+    assert draw(1) == [0]
+    sampler.move(torch.tensor([0]), torch.tensor([1]))  # held 0, 1 and 0
+    assert draw(0) == [1]
+    sampler.enter(torch.tensor([0]), [Sampling(0, frequency_penalty=1.0)])
+    assert draw(0) == [0], "a new completion holds nothing"
 
 
 def test_penalise():
@@ -150,14 +154,19 @@ def middle(text: str) -> str:
 
 
 @pytest.mark.parametrize("every", [1, 3, 8])
-def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every, monkeypatch):
-    monkeypatch.setattr("vrts.models.decoder.CHECK_EVERY", every)
+def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every):
+    """Also where rows are decoded on until somebody looks."""
     plain = roll(policy, samples, [Sampling()] * 4)
     # for two of the four samples a text from each of its completions
-    stops = {g: tuple(map(middle, plain.texts[g::4])) for g in (1, 3)}
-    stopped = roll(policy, samples, [Sampling(stop=stops.get(g, ())) for g in range(4)])
+    stops = {g: tuple(middle(c.text) for c in plain[g::4]) for g in (1, 3)}
+    engine = make_engine(policy)
+    engine._look_every = every
+    sampling = [Sampling(stop=stops.get(g, ())) for g in range(4)]
+    results = engine.generate(make_requests(engine.encode(samples), sampling, L))
+    stopped = [c for result in results for c in result.completions]
     cuts = 0
-    for row, ids in enumerate(tokens_of(plain)):
+    for row, (completion, got) in enumerate(zip(plain, stopped, strict=True)):
+        ids = tokens_of(completion)
         ends = (
             n
             for n in range(1, len(ids) + 1)
@@ -166,72 +175,76 @@ def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every, mon
         )
         length = next(ends, None)
         cuts += length is not None and length < len(ids)
-        want = ids[:length]
-        assert tokens_of(stopped)[row] == want
-        assert stopped.texts[row] == TOKENIZER.decode(want, skip_special_tokens=True)
-        assert bool(stopped.finished[row]) == (length is not None or bool(plain.finished[row]))
-        got = stopped.logprobs[row]
-        assert torch.allclose(got[: len(want)], plain.logprobs[row, : len(want)], atol=1e-5)
-        assert not got[len(want) :].any()
-        assert torch.isin(stopped.completion_ids[row, len(want) :], policy._end_ids[0]).all()
+        assert tokens_of(got) == ids[:length]
+        assert got.text == TOKENIZER.decode(ids[:length], skip_special_tokens=True)
+        assert got.finished == (length is not None or completion.finished)
+        assert torch.allclose(got.logprobs, completion.logprobs[:length], atol=1e-5)
+        assert not got.cancelled
     assert cuts >= 3, "nothing was stopped: the test shows nothing"
-    assert stopped.abandoned is None
 
 
-def test_an_early_stop_changes_no_completion_that_stays(policy, samples, monkeypatch):
-    monkeypatch.setattr("vrts.models.decoder.CHECK_EVERY", 2)
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("max_rows", [4, 64])
+def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_rows, every):
     sampling = [Sampling(0.7 + 0.2 * g, frequency_penalty=0.1 * g) for g in range(5)]
     full = roll(policy, samples, sampling)
-    told: list[tuple[int, tuple[str | None, ...]]] = []
-    forwarded: list[int] = []
-    attend = DecodeLayout.attend
+    engine = make_engine(policy, max_rows=max_rows)
+    engine._look_every = every
+    requests = make_requests(engine.encode(samples), sampling, L)
+    rows = []
+    for stops in (True, False):
+        told: list[tuple[int, tuple[str | None, ...]]] = []
 
-    def counting(layout, layer, query, *rest):
-        forwarded.append(len(query))
-        return attend(layout, layer, query, *rest)
+        def two_are_enough(question, texts, stops=stops, told=told):
+            told.append((question, tuple(texts)))
+            return stops and question != 1 and sum(text is not None for text in texts) >= 2
 
-    monkeypatch.setattr(DecodeLayout, "attend", counting)
-
-    def two_are_enough(question, texts, mean_logprobs):
-        told.append((question, tuple(texts)))
-        return question != 1 and sum(text is not None for text in texts) >= 2
-
-    early = roll(policy, samples, sampling, two_are_enough)
-    rows, forwarded[:] = sum(forwarded), []
-    roll(policy, samples, sampling)
-    assert rows < 0.8 * sum(forwarded), "rows that were given up are still computed"
-
-    assert early.abandoned is not None
-    given_up = early.abandoned.tolist()
-    assert any(given_up[:5])
-    assert any(given_up[10:])
-    assert not any(given_up[5:10])
-    for row, (got, want) in enumerate(zip(tokens_of(early), tokens_of(full), strict=True)):
-        if given_up[row]:
-            assert 0 < len(got) < len(want) or not full.finished[row]
-            assert got == want[: len(got)]
-            assert not early.finished[row]
-            assert early.texts[row] == TOKENIZER.decode(got, skip_special_tokens=True)
+        asked = [
+            dataclasses.replace(r, should_stop=lambda texts, means, b=b: two_are_enough(b, texts))
+            for b, r in enumerate(requests)
+        ]
+        before = engine.count.rows
+        groups = [result.completions for result in engine.generate(asked)]
+        rows.append(engine.count.rows - before)
+        if stops:
+            early, noted = groups, told
         else:
-            assert got == want
-            assert early.texts[row] == full.texts[row]
-            assert early.finished[row] == full.finished[row]
-    for question, texts in told:
-        of_question = full.texts[question * 5 : question * 5 + 5]
+            texts = [c.text for group in groups for c in group]
+            assert texts == [c.text for c in full], "asked and not stopped"
+    assert rows[0] < 0.85 * rows[1], "rows that were cancelled are still computed"
+
+    assert any(c.cancelled for c in early[0])
+    assert any(c.cancelled for c in early[2])
+    assert not any(c.cancelled for c in early[1])
+    cancelled = [c for group in early for c in group if c.cancelled]
+    assert (min(c.num_tokens for c in cancelled) == 0) == (max_rows == 4), "not begun yet"
+    for got, want in zip((c for group in early for c in group), full, strict=True):
+        ids, wanted = tokens_of(got), tokens_of(want)
+        if got.cancelled:
+            assert len(ids) < len(wanted) or not want.finished
+            assert ids == wanted[: len(ids)]
+            assert not got.finished
+            assert got.text == TOKENIZER.decode(ids, skip_special_tokens=True)
+        else:
+            assert ids == wanted
+            assert got.text == want.text
+            assert got.finished == want.finished
+    for question, texts in noted:
+        of_question = [c.text for c in full[question * 5 : question * 5 + 5]]
         assert any(text is None for text in texts), "it was asked about nothing"
         assert all(text in (None, want) for text, want in zip(texts, of_question, strict=True))
 
 
-def test_an_early_stop_does_not_depend_on_the_batch(policy, samples):
+def test_an_early_stop_does_not_depend_on_the_other_requests(policy, samples):
     sampling = [Sampling(stop=("e",))] * 4
 
-    def two_are_enough(question, texts, mean_logprobs):
+    def two_are_enough(texts, mean_logprobs):
         return sum(text is not None for text in texts) >= 2
 
     together = roll(policy, samples, sampling, two_are_enough)
-    assert together.abandoned is not None
-    for b, sample in enumerate(samples):
-        alone = roll(policy, [sample], sampling, two_are_enough, seed=4 * b)
-        assert tokens_of(alone) == tokens_of(together)[4 * b : 4 * b + 4]
-        assert torch.equal(alone.abandoned, together.abandoned[4 * b : 4 * b + 4])
-    assert together.abandoned.any()
+    assert any(c.cancelled for c in together)
+    for b, one in enumerate(samples):
+        alone = roll(policy, [one], sampling, two_are_enough, seed=4 * b)
+        for got, want in zip(alone, together[4 * b : 4 * b + 4], strict=True):
+            assert tokens_of(got) == tokens_of(want)
+            assert got.cancelled == want.cancelled

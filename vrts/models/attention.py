@@ -6,8 +6,8 @@ Two layouts of one language-model forward:
   tokens attend causally to their prompt; completion tokens to the whole prompt and causally to
   their own completion. No padding is computed and the prompt is forwarded once, so the gradient
   of all completions flows back through it in one pass.
-- `DecodeLayout` (in `decode_layout`): N rows of one new token each, which read one copy of their
-  prompt's keys and values.
+- `KVCache` (in `kv_cache`): R rows of one new token each, which read one copy of their prompt's
+  keys and values.
 
 Both are exact: the result is that of a plain forward of every ``prompt + completion`` on its own.
 A layout travels to the attention layers as the keyword argument `layout`, which transformers

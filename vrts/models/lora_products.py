@@ -67,13 +67,17 @@ class SharedInput:
         self._weights = [layer.lora_A[name].weight for layer in layers]
         self._A = torch.cat(self._weights).detach()  # [sum of ranks, D]
         self._ranks = [len(weight) for weight in self._weights]
-        self._B = [layer.lora_B[name].weight.detach().T for layer in layers]
+        self._B = [layer.lora_B[name] for layer in layers]
         self._scaling = [layer.scaling[name] for layer in layers]
         self._base = [layer.get_base_layer() for layer in layers]
         self._input: torch.Tensor | None = None
         self._low: tuple[torch.Tensor, ...] = ()
         for i, layer in enumerate(layers):
             layer.forward = self.forward_of(i)
+
+    def move(self, device: torch.device) -> None:
+        """Move what is no parameter."""
+        self._A = self._A.to(device)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -90,8 +94,9 @@ class SharedInput:
                 self._input, self._low = x, low.split(self._ranks, dim=-1)
             rows = out.view(-1, out.shape[-1])
             # in place, since else the kernel's result begins as a copy of `out`
-            low, B = self._low[i].to(out.dtype), self._B[i].to(out.dtype)
-            rows.addmm_(low, B, alpha=self._scaling[i])
+            # the weight as it is now: moving a replica gives it other memory
+            low, B = self._low[i].to(out.dtype), self._B[i].weight.to(out.dtype)
+            rows.addmm_(low, B.T, alpha=self._scaling[i])
             if i == len(self._base) - 1:
                 self._input, self._low = None, ()
             return out
@@ -123,6 +128,10 @@ class MergedLayer:
         self.norms = (torch.zeros(()), torch.zeros(()))
         """Squared norms of what rounding has changed, and of the adapter's update."""
         layer.forward = self._forward
+
+    def move(self, device: torch.device) -> None:
+        """Move the matrix."""
+        self._merged = self._merged.to(device)
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -109,6 +109,8 @@ class Replica:
         """Move what is not shared: to the host while it is not needed, and back."""
         for parameter in self._own.values():
             parameter.data = parameter.data.to(device)
+        for product in self._products or ():
+            product.move(device)
 
     def _take_buffers(self, source: nn.Module) -> None:
         """Buffers that were made before the source had its weights and its place."""

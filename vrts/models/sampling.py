@@ -107,11 +107,14 @@ class RowSampler:
         temperature, top_p, top_k, presence, frequency = self._params[rows].split(1, dim=1)
         is_greedy = temperature == 0
         temperature = temperature.masked_fill(is_greedy, 1.0)
-        logprobs = (logits / temperature).log_softmax(-1)
-        probs = logprobs.exp()
+        scaled = logits / temperature
+        logprobs = scaled.log_softmax(-1)
         if self.penalises:
             logits = penalise(logits, self._counts[rows], presence, frequency)
-            probs = (logits / temperature).softmax(-1)
+            scaled = logits / temperature
+        # not the exponentials of the log-probs, which round otherwise: a row without penalties
+        # draws the same next to one with them
+        probs = scaled.softmax(-1)
         if self.truncates:
             probs = truncate(probs, top_p, top_k)
         tokens = torch.where(is_greedy[:, 0], logits.argmax(-1), invert_cdf(probs, uniforms))
