@@ -197,7 +197,7 @@ class VrtsCLI(LightningCLI):
     def after_fit(self) -> None:
         """Tell of a run that had nothing left to do, and where the results are."""
         module = cast(VideoQAModule, self.model)
-        if not module.num_batches_trained:
+        if not module.num_steps_trained:
             trainer = self.trainer
             rank_zero_warn(
                 f"nothing was trained: the checkpoint is of step {trainer.global_step}, where "
