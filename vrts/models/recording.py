@@ -120,8 +120,8 @@ class Recording:
             return self.path.open("rb")
         except OSError as error:
             raise InputError(
-                f"model.policy.path: cannot read {self.path} ({error.strerror}); give the "
-                "predictions.jsonl of an earlier run"
+                f"model.policy.init_args.path: cannot read {self.path} ({error.strerror}); give "
+                "the predictions.jsonl of an earlier run"
             ) from error
 
 
