@@ -188,3 +188,13 @@ def test_a_line_of_a_failure_has_no_rounds(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text(json.dumps(line) + "\n")
     assert list(read_lines(path)) == [line]
+
+
+def test_a_byte_order_mark_of_an_editor_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    text = "".join(json.dumps(line(f"q{i}")) + "\n" for i in range(2))
+    path.write_text(text, encoding="utf-8-sig")
+    assert [found["id"] for found in read_other_run(path, "x")] == ["q0", "q1"]
+    assert [found["id"] for found in read_lines(path)] == ["q0", "q1"]
+    assert path.read_bytes() == text.encode(), "so that whoever reads it later needs not know"
+    assert list(tmp_path.iterdir()) == [path]

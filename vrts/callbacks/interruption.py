@@ -12,18 +12,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from vrts.callbacks.folders import make_folder
-from vrts.callbacks.termination import Termination
+from vrts.callbacks.termination import ENDING, Termination
 from vrts.callbacks.validation import validation_follows
 from vrts.models.module import VideoQAModule
 from vrts.models.strategy import finish_saves
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, *ENDING)
 FILE_NAME = "last.ckpt"
 """Found by ``--ckpt_path last``."""
 
 
 class SaveOnInterrupt(Callback):
-    """On Ctrl-C or SIGTERM, finishes the step, saves ``last.ckpt`` and ends the run.
+    """On Ctrl-C, SIGTERM or SIGHUP, finishes the step, saves ``last.ckpt`` and ends the run.
 
     A checkpoint from between two steps resumes exactly; one from the middle of a step would not.
     Where a validation follows the step, it is made first: a run that goes on leaves it out. A

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,7 @@ def read_lines(path: Path) -> Iterator[Line]:
         InputError: a whole line that is not one of ours.
     """
     if path.exists():
+        _drop_mark(path)
         _cut_torn_line(path)
         yield from _whole_lines(path, "give another output_dir")
 
@@ -133,6 +136,17 @@ def without_texts(line: Line) -> Line:
     of_round = ("num_frames", "agreement", "abandoned")
     rounds = [{key: r[key] for key in of_round if key in r} for r in line["rounds"]]
     return {key: line.get(key) for key in kept} | {"rounds": rounds}
+
+
+def _drop_mark(path: Path) -> None:
+    """Remove the byte order mark that an editor put before a file which it saved."""
+    with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:
+            return
+        beside = path.with_name(path.name + ".part")
+        with beside.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+    beside.replace(path)
 
 
 def _cut_torn_line(path: Path) -> None:

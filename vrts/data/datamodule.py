@@ -19,7 +19,7 @@ from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batche
 from vrts.data.position import Layout, Position
 from vrts.data.progress import TrainingProgress
 from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.readers import Reader
+from vrts.data.readers import Reader, checked
 from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, UniformSampler
@@ -159,7 +159,7 @@ class VideoQADataModule(LightningDataModule):
                     f"{hint}"
                 )
             if name not in self._questions:
-                self._questions[name] = reader.read()
+                self._questions[name] = checked(reader)
         if stage == "fit":
             num_train_batches(len(self._questions["train"]), self.batch_size, self._rank()[1])
 

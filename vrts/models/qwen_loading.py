@@ -20,6 +20,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vrts.digests import folder_digests
 from vrts.models.attention import SHARED_PREFIX
+from vrts.models.foreign import (
+    adapter_patterns,
+    check_index,
+    check_patterns,
+    check_template,
+    refuse_kernels,
+)
 from vrts.models.shard_loading import PATH_KEY, build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS
 from vrts.types import InputError
@@ -90,6 +97,7 @@ def find_model(name_or_path: str) -> None:
             f"{PATH_KEY}: {folder} has no weights (*.safetensors); download them, or "
             "convert other formats to safetensors first (pickled weights are not loaded)"
         )
+    check_index(folder)
 
 
 def check_hub(hub_id: str) -> None:
@@ -140,6 +148,8 @@ def _refuse_code(path: Path) -> None:
         return  # whoever needs the file tells what is wrong with it
     if isinstance(config, dict) and config.get("auto_map"):
         raise InputError(REMOTE_CODE.format(where=path))
+    if isinstance(config, dict):
+        refuse_kernels(path, config)
 
 
 def load_processor(name_or_path: str) -> Any:
@@ -164,6 +174,7 @@ def load_processor(name_or_path: str) -> Any:
             f"{PATH_KEY}: the tokenizer in {name_or_path} does not know "
             f"{processor.video_token}; its files are missing or of another model"
         )
+    check_template(processor, name_or_path)
     return processor
 
 
@@ -289,6 +300,10 @@ def load_adapter(model: Any, folder: str, lora: Lora | None) -> PeftModel:
 
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise InputError(f"{PATH_KEY}: {folder} has no adapter_model.safetensors")
+    names = [name for name, _ in model.named_modules()]
+    path = Path(folder) / ADAPTER_CONFIG
+    patterns = adapter_patterns(json.loads(path.read_text(encoding="utf-8")))
+    check_patterns(patterns, names, str(path))
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=lora is not None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -334,7 +349,10 @@ def add_lora(model: Any, lora: Lora) -> PeftModel:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+    names = [name for name, _ in model.named_modules()]
+    where = "model.policy.init_args.lora.target_modules"
+    check_patterns(adapter_patterns({"target_modules": lora.target_modules}), names, where)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise InputError(f"model.policy.lora.target_modules: {error}") from error
+        raise InputError(f"{where}: {error}") from error

@@ -186,7 +186,7 @@ class ReportWriter(Callback):
 
     def _lines(self) -> Iterator[Line]:
         """Lines of the merged file, one at a time: all of them may be large."""
-        with self._predictions_path.open(encoding="utf-8") as file:
+        with self._predictions_path.open(encoding="utf-8-sig") as file:
             for text in file:
                 yield json.loads(text)
 
