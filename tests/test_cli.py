@@ -436,7 +436,7 @@ class TestBadInput:
 
     def test_missing_model_folder(self, annotations, tmp_path, capsys):
         args = fit_args(tmp_path / "nothing", tmp_path, *own_train(annotations))
-        self.check(args, capsys, "model.policy.path", "nothing")
+        self.check(args, capsys, "model.policy.init_args.path", "nothing")
 
     def test_a_learning_rate_that_the_optimizer_refuses(self, model, annotations, tmp_path, capsys):
         rate = "--model.optimizer.init_args.lr=-1"

@@ -279,7 +279,7 @@ class TestBadInput:
 
     def test_no_base_model(self, refused):
         found = refused("--model.policy.init_args.path=/nowhere/base")
-        assert "model.policy.path: no folder '/nowhere/base'" in found
+        assert "model.policy.init_args.path: no folder '/nowhere/base'" in found
 
     def test_a_folder_with_something_else(self, refused, tmp_path):
         (tmp_path / "mine").mkdir()

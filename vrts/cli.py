@@ -7,8 +7,11 @@ import logging
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,7 +29,7 @@ from lightning.pytorch.cli import (
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from vrts import votes
+from vrts import usage, votes
 from vrts.callbacks import (
     asking,
     curves,
@@ -132,7 +135,7 @@ class VrtsCLI(LightningCLI):
         except InputError:
             raise
         except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
-            raise InputError(f"trainer: {error}") from error
+            raise InputError(usage.explain_trainer(error)) from error
         if self.subcommand != "export":  # that converts weights and computes nothing
             check_precision(self.config[self.subcommand].trainer.precision, trainer)
             check_strategy(trainer)
@@ -164,6 +167,9 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to go on from does not exist.
         """
         config = self.config[self.subcommand]
+        strategy = usage.named_strategy(config.trainer.strategy)
+        if strategy is not None:  # Lightning knows its own strategies by other names only
+            config.trainer.strategy = dict_to_namespace({"class_path": strategy, "init_args": {}})
         if self.subcommand == "export":
             prepare_export(config)
             return
@@ -275,13 +281,16 @@ def run(args: ArgsType = None) -> VrtsCLI:
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
-    return _cli_for(sys.argv[1:] if args is None else args)(
+    words = sys.argv[1:] if args is None else args
+    usage.UsageParser.words = list(words) if isinstance(words, list) else []
+    return _cli_for(words)(
         VideoQAModule,
         VideoQADataModule,
         trainer_class=VrtsTrainer,
         args=args,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        parser_class=usage.UsageParser,
         parser_kwargs={"parser_mode": "yaml"},
         save_config_callback=ConfigLogger,
         save_config_kwargs={"overwrite": True},
@@ -335,9 +344,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except MisconfigurationException as error:
         return _fail(f"trainer: {error}; {_hint(error)}")
     except (DivergenceError, RewardError, VoteError) as error:
-        if not isinstance(error, DivergenceError) and error.__cause__ is not None:
-            raise  # the traceback shows where in the user's code
-        return _fail(error)
+        return _fail(f"{error}{_frame_of_user(error.__cause__)}")
     except OSError as error:
         if error.errno not in REFUSED:
             raise
@@ -348,10 +355,22 @@ def main(args: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         found = _input_error(error)
-        if found is None:
+        if found is not None:
+            return _fail(found)
+        if "Problem with given class_path" not in str(error):
             raise
-        return _fail(found)
+        return _fail(usage.explain(str(error), usage.UsageParser.words))
     return 0
+
+
+def _frame_of_user(error: BaseException | None) -> str:
+    """The place in the user's code that an error of a plug-in came from, and its line."""
+    if error is None:
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (str(Path(__file__).parent), sysconfig.get_path("purelib"))
+    own = [f for f in frames if not f.filename.startswith(libraries)] or frames
+    return f"\n  in {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def _hint(error: MisconfigurationException) -> str:

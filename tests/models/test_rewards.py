@@ -119,8 +119,12 @@ def test_weight_zero_is_only_logged():
         (Scripted([1e300, 1.0]), "must be finite"),
         (Scripted([1e30, 1.0], weight=1e30), "must be finite"),
         (Scripted(KeyError("colour")), "Scripted raised KeyError: 'colour'"),
-        (Scripted([1.0, None]), "Scripted raised TypeError"),
-        (Scripted(None), "Scripted raised TypeError"),
+        (
+            Scripted([1.0, None]),
+            r"Scripted gave \[1.0, None\]; score\(\) must return one number",
+        ),
+        (Scripted(None), "Scripted gave None; .* a list of 2\n  in .*test_rewards.py:"),
+        (Scripted(1.0), "Scripted gave 1.0; .* a list of 2\n  in .*test_rewards.py:"),
     ],
 )
 def test_an_unusable_reward_is_named(reward, message):
