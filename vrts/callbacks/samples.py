@@ -23,7 +23,7 @@ FILE_NAME = "completions.jsonl"
 class CompletionLog(Callback):
     """Appends rollouts to ``completions.jsonl`` and shows some on the terminal.
 
-    A line is ``{"step", "id", "question", "answer", "completion", "rewards": {name: value},
+    A line is ``{"step", "id", "question", "gold", "completion", "rewards": {name: value},
     "advantage"}``. Only the first process writes, its own rollouts. A run that goes on from a
     checkpoint drops what lies behind it; one that begins anew, everything.
 
@@ -110,7 +110,7 @@ def record_lines(record: RolloutRecord, step: int) -> list[dict[str, Any]]:
             "step": step,
             "id": question.id,
             "question": question.text,
-            "answer": question.answer,
+            "gold": question.gold,
             "completion": record.texts[n],
             "rewards": {name: float(values[n]) for name, values in record.rewards.items()},
             "advantage": float(record.advantages[n]),
@@ -122,7 +122,7 @@ def record_lines(record: RolloutRecord, step: int) -> list[dict[str, Any]]:
 def completion_table(lines: list[dict[str, Any]]) -> Table:
     """Show completions of one question."""
     first = lines[0]
-    title = f"step {first['step']}: {first['question']} (right: {first['answer']})"
+    title = f"step {first['step']}: {first['question']} (right: {first['gold']})"
     table = Table(title=escape(printable(title)))
     table.add_column("completion", overflow="fold")
     table.add_column("rewards")
