@@ -127,7 +127,7 @@ class TestAsk:
 
 def recorded_line(id: str, rounds: list[tuple[int, str]], error: str | None = None) -> dict:
     """A line of predictions.jsonl; a dot is a completion that was given up."""
-    asked = Question(id, "Which?", f"{id}.mp4", options=("red", "green", "blue"), answer="A")
+    asked = Question(id, "Which?", f"{id}.mp4", options=("red", "green", "blue"), gold="A")
     seen = tuple(
         Round(
             num_frames=num_frames,

@@ -91,7 +91,7 @@ def test_batch_with_perception_starts_each_question_with_the_truth(pool):
             levels.add(sample.clip.num_frames)
             evidence = sample.question.metadata["evidence_frames"]
             if evidence is None or set(evidence) & set(sample.clip.frame_indices):
-                assert text.endswith(f"<answer>{sample.question.answer}</answer>")
+                assert text.endswith(f"<answer>{sample.question.gold}</answer>")
             else:
                 assert "is seen" in text
     assert levels == {4, 16}

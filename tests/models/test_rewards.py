@@ -21,9 +21,9 @@ from vrts.models.rewards import (
 )
 from vrts.types import Completion, InputError, ProblemType, Question
 
-COLOUR = Question("c", "Which?", "a.mp4", options=("red", "brown car", "blue"), answer="B")
-LENGTH = Question("n", "How long?", "a.mp4", ProblemType.NUMERICAL, answer="13")
-TECHNIQUE = Question("f", "What?", "a.mp4", ProblemType.FREE_FORM, answer="Dolly Zoom")
+COLOUR = Question("c", "Which?", "a.mp4", options=("red", "brown car", "blue"), gold="B")
+LENGTH = Question("n", "How long?", "a.mp4", ProblemType.NUMERICAL, gold="13")
+TECHNIQUE = Question("f", "What?", "a.mp4", ProblemType.FREE_FORM, gold="Dolly Zoom")
 
 
 def wrap(answer):
@@ -162,9 +162,9 @@ def test_tolerance_is_checked(tolerance):
 
 
 GRADED = [
-    (Question("r", "How far?", "a.mp4", ProblemType.REGRESSION, answer="8"), "6", 0.75),
-    (Question("o", "Read.", "a.mp4", ProblemType.OCR, answer="No entry today"), "no entry", 2 / 3),
-    (Question("g", "When?", "a.mp4", ProblemType.TEMPORAL_GROUNDING, answer="2-6"), "2-5", 0.75),
+    (Question("r", "How far?", "a.mp4", ProblemType.REGRESSION, gold="8"), "6", 0.75),
+    (Question("o", "Read.", "a.mp4", ProblemType.OCR, gold="No entry today"), "no entry", 2 / 3),
+    (Question("g", "When?", "a.mp4", ProblemType.TEMPORAL_GROUNDING, gold="2-6"), "2-5", 0.75),
 ]
 
 

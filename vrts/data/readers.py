@@ -146,7 +146,7 @@ class VideoR1Reader(Reader):
             video=place_video(record.text("path"), self.video_root, self.path),
             problem_type=problem_type,
             options=options,
-            answer=gold_answer(record.fields["solution"], problem_type, options),
+            gold=gold_answer(record.fields["solution"], problem_type, options),
             source=record.source,
             metadata={key: value for key, value in record.fields.items() if key not in used},
             is_image=data_type == "image",
@@ -228,7 +228,7 @@ class VideoRTSReader(Reader):
             text=text,
             video=self._place(video, name, clips),
             options=options,
-            answer=gold_answer(record.fields["solution"], ProblemType.MULTIPLE_CHOICE, options),
+            gold=gold_answer(record.fields["solution"], ProblemType.MULTIPLE_CHOICE, options),
             source=record.source,
             metadata={key: value for key, value in record.fields.items() if key not in used},
         )
