@@ -33,9 +33,9 @@ from benchmarks.turns import Turn
 from vrts.models.qwen_inputs import vision_token_ids
 
 
-def pictures(case: Case) -> list[Image.Image]:
-    """The case's frames as images."""
-    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in images(case)]
+def pictures(case: Case, question: int) -> list[Image.Image]:
+    """A question's frames as images."""
+    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in images(case, question)]
 
 
 class StepClock(TrainerCallback):
@@ -68,8 +68,11 @@ def trl_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
     model.model.visual.requires_grad_(False)
     processor = AutoProcessor.from_pretrained(folder, padding_side="left")
     clock = StepClock(turn)
-    question = [{"role": "user", "content": TEXT}]
-    content = [{"type": "image", "image": picture} for picture in pictures(case)]
+    rows = [
+        {"prompt": [{"role": "user", "content": TEXT}], "images": pictures(case, b)}
+        for b in range(case.B)
+    ]
+    content = [{"type": "image", "image": picture} for picture in pictures(case, 0)]
     chat = [{"role": "user", "content": [*content, {"type": "text", "text": TEXT}]}]
     encoded = processor.apply_chat_template(
         [chat], tokenize=True, return_dict=True, add_generation_prompt=True
@@ -89,7 +92,7 @@ def trl_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
             model=model,
             reward_funcs=reward,
             args=GRPOConfig(output, **trl_settings(case, num_steps, vision_ids)),
-            train_dataset=Dataset.from_list([{"prompt": question, "images": pictures(case)}]),
+            train_dataset=Dataset.from_list(rows),
             processing_class=processor,
             callbacks=[clock],
             optimizers=(
