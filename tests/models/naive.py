@@ -29,9 +29,7 @@ def vision_inputs(policy: QwenPolicy, prompt: QwenPrompt) -> dict[str, torch.Ten
     return {"pixel_values_videos": patches, "video_grid_thw": grid}
 
 
-def plain_logits(
-    policy: QwenPolicy, prompt: Prompt, completion_ids: torch.Tensor
-) -> torch.Tensor:
+def plain_logits(policy: QwenPolicy, prompt: Prompt, completion_ids: torch.Tensor) -> torch.Tensor:
     """Logits ``[length, V]`` that a completion's tokens are drawn from, at temperature 1."""
     assert isinstance(prompt, QwenPrompt)
     steps = prompt.next_position + torch.arange(len(completion_ids))
@@ -68,8 +66,7 @@ def plain_logprobs(
     found = plain_distributions(policy, prompts, completions, temperature)
     rows = [c.token_ids for group in completions for c in group]
     return [
-        logprobs.gather(-1, ids[:, None])[:, 0]
-        for ids, logprobs in zip(rows, found, strict=True)
+        logprobs.gather(-1, ids[:, None])[:, 0] for ids, logprobs in zip(rows, found, strict=True)
     ]
 
 
@@ -157,9 +154,7 @@ def random_completions(
     allowed[policy.network().suppressed_ids] = 0
     return [
         [
-            Completion(
-                "", n, n, token_ids=torch.multinomial(allowed, n, True, generator=generator)
-            )
+            Completion("", n, n, token_ids=torch.multinomial(allowed, n, True, generator=generator))
             for n in group
         ]
         for group in lengths
