@@ -192,7 +192,7 @@ def test_a_line_of_a_failure_has_no_rounds(tmp_path):
 
 def test_a_byte_order_mark_of_an_editor_is_no_part_of_the_first_line(tmp_path):
     path = tmp_path / "predictions.jsonl"
-    text = "".join(json.dumps(line(f"q{i}")) + "\n" for i in range(2))
+    text = line("q0") + "\n" + line("q1") + "\n"
     path.write_text(text, encoding="utf-8-sig")
     assert [found["id"] for found in read_other_run(path, "x")] == ["q0", "q1"]
     assert [found["id"] for found in read_lines(path)] == ["q0", "q1"]
