@@ -132,7 +132,7 @@ def random_sample(num_frames: int, height: int, width: int, seed: int) -> Sample
         0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8
     )
     clip = Clip(frames, tuple(range(0, 30 * num_frames, 30)), 30.0, 30 * num_frames)
-    question = Question(f"q{seed}", "What happens?", "none.mp4", options=("a", "b"), answer="A")
+    question = Question(f"q{seed}", "What happens?", "none.mp4", options=("a", "b"), gold="A")
     return Sample(question, clip)
 
 

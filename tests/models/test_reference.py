@@ -23,12 +23,12 @@ def test_a_frozen_copy_does_not_move(load_policy, samples):
     policy = load_policy().train()
     reference = FrozenCopy()
     reference.attach(policy)
-    prompts, rollout = roll(policy, samples)
-    before = policy.score(prompts, rollout, 1.0).logprobs.detach()
+    prompts, completions = roll(policy, samples)
+    before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
     change(policy)
-    got = reference.logprobs(policy, prompts, rollout, 1.0)
+    got = reference.logprobs(policy, prompts, completions, 1.0)
     assert torch.equal(got, before)
-    assert (policy.score(prompts, rollout, 1.0).logprobs - before).abs().max() > 1e-2
+    assert (policy.logprobs(prompts, completions, 1.0).logprobs - before).abs().max() > 1e-2
     assert not got.requires_grad
 
 
@@ -37,11 +37,11 @@ def test_a_frozen_copy_sees_with_its_own_vision_tower(load_policy, samples):
     policy = load_policy(freeze_vision=False)
     reference = FrozenCopy()
     reference.attach(policy)
-    prompts, rollout = roll(policy, samples)
-    before = policy.score(prompts, rollout, 1.0).logprobs.detach()
+    prompts, completions = roll(policy, samples)
+    before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
     change(policy)
-    prompts = policy.encode(samples, 12)
-    torch.testing.assert_close(reference.logprobs(policy, prompts, rollout, 1.0), before)
+    prompts = policy.network().encode(samples)
+    torch.testing.assert_close(reference.logprobs(policy, prompts, completions, 1.0), before)
 
 
 def test_a_frozen_copy_takes_the_policys_dtype(load_policy, samples):
@@ -49,9 +49,9 @@ def test_a_frozen_copy_takes_the_policys_dtype(load_policy, samples):
     reference = FrozenCopy()
     reference.attach(policy)
     policy.to(torch.bfloat16)
-    prompts, rollout = roll(policy, samples)
-    want = policy.score(prompts, rollout, 1.0).logprobs
-    torch.testing.assert_close(reference.logprobs(policy, prompts, rollout, 1.0), want)
+    prompts, completions = roll(policy, samples)
+    want = policy.logprobs(prompts, completions, 1.0).logprobs
+    torch.testing.assert_close(reference.logprobs(policy, prompts, completions, 1.0), want)
 
 
 def test_a_frozen_copy_has_no_gradients_and_no_training_mode(load_policy):
@@ -70,12 +70,12 @@ def test_the_adapter_switched_off_is_the_base_model(load_policy, samples):
     reference = AdapterOff()
     reference.attach(policy)
     perturb_adapter(policy)
-    prompts, rollout = roll(policy, samples)
-    got = reference.logprobs(policy, prompts, rollout, 0.7)
-    want = base.score(prompts, rollout, 0.7).logprobs
+    prompts, completions = roll(policy, samples)
+    got = reference.logprobs(policy, prompts, completions, 0.7)
+    want = base.logprobs(prompts, completions, 0.7).logprobs
     torch.testing.assert_close(got, want)
     assert not got.requires_grad
-    scores = policy.score(prompts, rollout, 0.7).logprobs
+    scores = policy.logprobs(prompts, completions, 0.7).logprobs
     assert (scores - got).abs().max() > 1e-3, "the adapter is on again"
     assert scores.requires_grad
 
@@ -89,9 +89,9 @@ def test_a_copied_policy_scores_alike(load_policy, samples):
     policy = load_policy(lora=Lora(rank=4))
     perturb_adapter(policy)
     twin = copy.deepcopy(policy)
-    prompts, rollout = roll(policy, samples)
-    want = policy.score(prompts, rollout, 1.0).logprobs
-    assert torch.equal(twin.score(prompts, rollout, 1.0).logprobs, want)
+    prompts, completions = roll(policy, samples)
+    want = policy.logprobs(prompts, completions, 1.0).logprobs
+    assert torch.equal(twin.logprobs(prompts, completions, 1.0).logprobs, want)
 
 
 def move(policy, seed: int) -> None:
@@ -116,12 +116,11 @@ def test_a_copy_is_mixed_with_the_policy_every_few_steps(load_policy, samples, o
             moved = dict(policy.named_parameters())
             for name, weight in plain.named_parameters():
                 weight.data = 0.3 * moved[name].data + 0.7 * weight.data
-    prompts = policy.encode(samples, 8)
-    rollout = policy.rollout(prompts, [Sampling()] * 2, list(range(6)), 8)
-    got = reference.logprobs(policy, prompts, rollout, 1.0)
+    prompts, completions = roll(policy, samples, [Sampling()] * 2, length=8)
+    got = reference.logprobs(policy, prompts, completions, 1.0)
     with torch.no_grad():
-        want = plain.score(plain.encode(samples, 8), rollout, 1.0).logprobs
-        now = policy.score(prompts, rollout, 1.0).logprobs
+        want = plain.logprobs(plain.network().encode(samples), completions, 1.0).logprobs
+        now = policy.logprobs(prompts, completions, 1.0).logprobs
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
     assert (got - now).abs().max() > 1e-2
     assert set(reference.state_dict()) == {
@@ -131,7 +130,7 @@ def test_a_copy_is_mixed_with_the_policy_every_few_steps(load_policy, samples, o
     again = FrozenCopy(sync_every_n_steps=2)
     again.attach(policy)
     again.load_state_dict(reference.state_dict())
-    torch.testing.assert_close(again.logprobs(policy, prompts, rollout, 1.0), got)
+    torch.testing.assert_close(again.logprobs(policy, prompts, completions, 1.0), got)
 
 
 def test_a_reference_that_stays_has_nothing_in_checkpoints(load_policy):

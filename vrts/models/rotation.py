@@ -5,7 +5,6 @@ Importing this puts them in place.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return out
 
 
-def _fewer_kernels(modeling: ModuleType) -> None:
+def _fewer_kernels(modeling: Any) -> None:
     """Let the attention layers of a transformers module rotate new tokens by `rotate`."""
     original = modeling.apply_rotary_pos_emb
 
