@@ -16,7 +16,7 @@ from vrts.demo.videos import make_dataset
 
 ROOT = Path(__file__).parents[1]
 SMALL_FIT = (
-    "--data.batch_size=2",
+    "--data.batch_size=1",
     "--trainer.max_steps=1",
     "--data.num_frames=4",
     "--model.num_generations=2",
@@ -83,7 +83,6 @@ def test_lora_trains_validates_saves_exports_and_resumes(tmp_path, annotations):
     recipe = "grpo lora tiny gpu validate"
     options = (
         "--model.policy.init_args.dtype=bfloat16",
-        "--data.batch_size=1",
         "--model.num_generations=4",
         "--model.max_new_tokens=12",
         "--data.val=VideoR1Reader",
@@ -110,12 +109,10 @@ def test_lora_trains_validates_saves_exports_and_resumes(tmp_path, annotations):
     (accuracy,) = logged(tmp_path / "first", "val/accuracy")
     assert 0 <= accuracy <= 1
     exported = load_file(run / "model" / "adapter_model.safetensors")
+    assert any(weight.any() for name, weight in exported.items() if "lora_B" in name)
     fit_into(tmp_path / "second", "--trainer.max_steps=2", "--ckpt_path=last")
     (kl,) = logged(tmp_path / "second", "train/kl")
     assert kl != 0, "did not resume from the adapter that was trained"
-    again = load_file(run / "model" / "adapter_model.safetensors")
-    assert exported.keys() == again.keys()
-    assert any(not exported[name].equal(again[name]) for name in exported)
 
 
 def test_full_with_a_frozen_copy(tmp_path, annotations):

@@ -57,11 +57,6 @@ class RecordedGraph:
         self.num_replays = 0
         RecordedGraph.made.append(self)
 
-    @property
-    def num_kernels(self) -> int:
-        """Operators that write memory, each a kernel or more on CUDA."""
-        return sum(1 for func, _, _, fresh in self.calls if fresh or func._schema.is_mutable)
-
     @torch.no_grad()
     def replay(self) -> None:
         self.num_replays += 1

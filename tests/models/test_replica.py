@@ -166,9 +166,9 @@ def test_a_merged_adapter_samples_within_rounding(load_policy, samples, dtype, c
     with caplog.at_level(logging.INFO):
         engine.sync(policy)
         engine.sync(policy)
-    (line,) = [r.getMessage() for r in caplog.records if "merging the adapter" in r.getMessage()]
-    share = float(line.split()[4])
-    assert share < 1e-5 if dtype is None else 1e-3 < share < 0.2
+    told = [r.getMessage() for r in caplog.records if "merging the adapter" in r.getMessage()]
+    assert len(told) == (dtype is not None), "once, where anything is rounded"
+    assert all(1e-3 < float(line.split()[4]) < 0.2 for line in told)
     prompts, completions = generate(engine, samples, 24)
     mask, sampled = mask_of(completions), sampled_logprobs(completions)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, dtype is not None):
@@ -176,7 +176,7 @@ def test_a_merged_adapter_samples_within_rounding(load_policy, samples, dtype, c
         with policy.adapter_disabled():
             base = policy.logprobs(prompts, completions, 1.0).logprobs[mask]
     gap = (scores - sampled).abs()
-    assert gap.max() < (1e-4 if dtype is None else 0.3)
+    assert gap.max() < (1e-4 if dtype is None else 0.6)
     assert gap.mean() < 0.1 * (base - sampled).abs().mean(), "the adapter is in it"
     named = dict(policy.base.named_parameters())
     assert all(named[n] is p or dtype for n, p in engine._network.model.named_parameters())

@@ -112,7 +112,7 @@ def test_each_completion_gets_its_own_stream(completions, num_rows, look_every, 
         length = own.index(END) + 1 if END in own else limit
         assert ids == own[:length]
         assert len(logprobs) == length
-        assert len(set(logprobs)) == 1, "all of its logits are alike but for the token"
+        assert max(logprobs) - min(logprobs) < 1e-6, "its logits are alike but for the token"
 
 
 def test_an_ended_row_stays_as_it_is():
