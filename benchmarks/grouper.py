@@ -40,7 +40,7 @@ class GrouperLayout:
         """See `vrts.models.attention.Layout`."""
 
         def attention(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: torch.Tensor
         ) -> torch.Tensor:
             groups, own, seen = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))

@@ -155,9 +155,7 @@ def main() -> None:
     print_table("a step's rollout: together against one by one", steps)
     rows = [measure(policy, *case) for case in CASES]
     print_table("rollout: transformers against the engine", rows)
-    write_results(
-        "rollout", rows, {"step": steps}, shape=SMALL, dtype="float32", repeats=REPEATS
-    )
+    write_results("rollout", rows, {"step": steps}, shape=SMALL, dtype="float32", repeats=REPEATS)
 
 
 if __name__ == "__main__":

@@ -46,17 +46,24 @@ CASES = [
 ]
 
 
-def write_model(folder: Path, shape: Shape) -> list[int]:
-    """Write the model that both sides load.
+def write_model(
+    folder: Path,
+    shape: Shape,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[int]:
+    """Write the random model that both sides load.
 
     Args:
         folder: is filled.
         shape: of the model.
+        device: that makes it; None is the CPU.
+        dtype: of its weights.
 
     Returns:
         The vision tokens' ids.
     """
-    policy = random_policy(shape, torch.device("cpu"), torch.float32)
+    policy = random_policy(shape, device or torch.device("cpu"), dtype)
     # TRL's images go through the processor's resizing; this is the frames' size already
     policy.processor.image_processor = Qwen2VLImageProcessor(
         size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}

@@ -27,6 +27,15 @@ class Case:
     L: int
     checkpointing: bool = False
     """Gradient checkpointing of both sides."""
+    lora_rank: int = 0
+    """Of both sides' adapters; 0 trains all of the language model."""
+    device: str = "cpu"
+    """Or ``cuda``, where both compute in bfloat16."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights as they are loaded."""
+        return "float32" if self.device == "cpu" else "bfloat16"
 
 
 def images(case: Case, question: int) -> torch.Tensor:
@@ -64,13 +73,14 @@ def trl_settings(case: Case, num_steps: int, vision_ids: list[int]) -> dict[str,
         # equal work
         "beta": 0.0,
         "loss_type": "grpo",
-        "bf16": False,
+        "bf16": case.device != "cpu",
         "gradient_checkpointing": case.checkpointing,
         "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
         "lr_scheduler_type": "constant",
         "max_grad_norm": CLIP_NORM,
         # where it runs, and nothing beside the step
-        "use_cpu": True,
+        "use_cpu": case.device == "cpu",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

@@ -24,6 +24,7 @@ from vrts.data.streaming import Batch
 from vrts.models.module import VideoQAModule
 from vrts.models.objectives import GRPO
 from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_loading import Lora
 from vrts.models.rewards import Reward
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, ProblemType, Question, Sample
@@ -116,7 +117,8 @@ def vrts_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
     policy = QwenPolicy(
         folder,
         PromptTemplate(preamble="", free_form=""),
-        dtype="float32",
+        lora=Lora(case.lora_rank, 2 * case.lora_rank) if case.lora_rank else None,
+        dtype=case.dtype,  # type: ignore[arg-type]
         gradient_checkpointing=case.checkpointing,
     )
     policy.load()
@@ -141,7 +143,8 @@ def vrts_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
         return {"P": P, "lengths": reward.lengths, "rollout s": rollout_s, **passes.facts()}
 
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=case.device,
+        precision="32-true" if case.device == "cpu" else "bf16-mixed",
         devices=1,
         max_steps=num_steps,
         logger=False,
