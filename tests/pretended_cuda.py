@@ -207,7 +207,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
             _device.refuse("Expected a 'cuda' device type for generator but found 'cpu'")
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}  # C++ takes the tensors for the host's
-    run = _KERNELS.get(name, func)
+    run = _KERNELS.get(str(func).removeprefix("aten.").removesuffix(".default"), func)
     out = run(*_map(_memory, args), **_map(_memory, kwargs))
     # what an operator writes in place is the same object
     same = {id(x.memory): x for x in operands if isinstance(x, DeviceTensor)}
@@ -327,6 +327,8 @@ def _rms_norm_backward(
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
+    "bmm.dtype": lambda a, b, dtype: a.to(dtype) @ b.to(dtype),
+    "mm.dtype": lambda a, b, dtype: a.to(dtype) @ b.to(dtype),
     "_fused_rms_norm_backward": _rms_norm_backward,
     "_scaled_dot_product_flash_attention": _flash,
     "_scaled_dot_product_flash_attention_backward": _flash_backward,
@@ -668,6 +670,13 @@ def _reducer(make: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def _swap(a: torch.Tensor, b: torch.Tensor) -> None:
+    """`torch.utils.swap_tensors` for modules that move, also where views of a weight are kept."""
+    a.__class__, b.__class__ = b.__class__, a.__class__
+    a.__dict__, b.__dict__ = b.__dict__, a.__dict__
+    torch._C._swap_tensor_impl(a, b)
+
+
 @contextmanager
 def pretended_cuda() -> Iterator[Device]:
     """Context in which torch has one CUDA device."""
@@ -686,6 +695,7 @@ def pretended_cuda() -> Iterator[Device]:
                 can_use_flash_attention=_can_use_flash,
             )
         )
+        enter(mock.patch.object(torch.utils, "swap_tensors", _swap))
         enter(mock.patch.object(torch.distributed, "Reducer", _reducer(torch.distributed.Reducer)))
         # loading threads would not see the modes
         enter(mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.models.conftest import make_sample
+from tests.models.engines import sample, tokens_of
 from tests.test_cli import CONFIGS, annotations, fit_args, model, own_train  # noqa: F401
 from tests.test_sharded import SHARDED
 from tests.test_two_processes import fit
@@ -70,9 +71,11 @@ def samples() -> list[Sample]:
 @torch.no_grad()
 def distance(policy, other) -> float:
     """The largest difference of two policies' log-probs of the same completions."""
-    prompts = policy.encode(samples(), 8)
-    rollout = policy.rollout(prompts, [Sampling()] * 2, range(4), 8)
-    one, two = (p.score(p.encode(samples(), 8), rollout, 1.0).logprobs for p in (policy, other))
+    _, completions = sample(policy, samples(), [Sampling()] * 2, 8)
+    one, two = (
+        p.logprobs(p.network().encode(samples()), completions, 1.0).logprobs
+        for p in (policy, other)
+    )
     return float((one - two).abs().max())
 
 
@@ -175,11 +178,12 @@ def test_the_snippet_of_the_card_answers_as_the_policy_does(trained, model, anno
     clip = PyAVDecoder().decode(video, 4, UniformSampler(), Resolution(3136, 3136))
     question = Question("1", "What happens first?", video, options=("It rains.", "It snows."))
     policy = module.policy
-    prompts = policy.encode([Sample(question, clip)], 12)
-    rollout = policy.rollout(prompts, [Sampling(temperature=0)], [0], 12)
-    assert names["new_tokens"] == rollout.completion_ids[0][rollout.completion_mask[0]].tolist()
-    last = names["output"].logits[0, -1].index_fill(-1, policy._banned_ids, float("-inf"))
-    want = policy.score(prompts, rollout, 1.0).logprobs[0, -1]
+    asked = [Sample(question, clip)]
+    prompts, completions = sample(policy, asked, [Sampling(temperature=0)], 12)
+    assert names["new_tokens"] == tokens_of(completions[0][0])
+    suppressed = policy.network().suppressed_ids
+    last = names["output"].logits[0, -1].index_fill(-1, suppressed, float("-inf"))
+    want = policy.logprobs(prompts, completions, 1.0).logprobs[0, -1]
     got = last.log_softmax(-1)[names["new_tokens"][-1]]
     torch.testing.assert_close(got, want.detach(), rtol=0, atol=1e-4)
 

@@ -20,6 +20,7 @@ from tests.callbacks.runs import (
     predict,
     questions,
 )
+from tests.models.engines import CPU, sample
 from vrts.callbacks.export import ExportPretrained
 from vrts.models.objectives import GRPO
 from vrts.models.qwen_loading import Lora
@@ -60,23 +61,25 @@ def asked(videos):
     """Encoded questions with real clips."""
     data = make_data()
     samples = data.load([ask("a", videos["long"]), ask("bb", videos["short"])], 6)
-    assert all(sample.clip is not None for sample in samples)
+    assert all(s.clip is not None for s in samples)
     return samples
 
 
-def logprobs(policy, samples, rollout=None):
-    prompts = policy.encode(samples, 8)
-    if rollout is None:
-        rollout = policy.rollout(prompts, [Sampling()] * 3, range(6), 8)
-    return policy.score(prompts, rollout, 1.0).logprobs.detach(), rollout
+def logprobs(policy, samples, completions=None):
+    """Log-probs of completions, which are sampled where none are given, and these."""
+    if completions is None:
+        prompts, completions = sample(policy, samples, [Sampling()] * 3, 8)
+    else:
+        prompts = policy.network().encode(samples)
+    return policy.logprobs(prompts, completions, 1.0).logprobs.detach(), completions
 
 
 def test_the_folder_scores_as_the_trained_policy_does(exported, asked, model_folder):
     policy, folder, _ = exported
-    want, rollout = logprobs(policy, asked)
-    untrained, _ = logprobs(loaded(model_folder), asked, rollout)
+    want, completions = logprobs(policy, asked)
+    untrained, _ = logprobs(loaded(model_folder), asked, completions)
     assert (untrained - want).abs().max() > 1e-3, "training changed something"
-    got, _ = logprobs(loaded(folder), asked, rollout)
+    got, _ = logprobs(loaded(folder), asked, completions)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
@@ -99,30 +102,31 @@ def test_other_libraries_load_it(exported, asked, model_folder):
             "base_model_name_or_path"
         ] == str(model_folder)
         assert not list(folder.glob("model*.safetensors"))
-    want, rollout = logprobs(policy, asked)
-    prompts = policy.encode(asked, 8).encoded
-    assert len({len(prompt.input_ids) for prompt in prompts}) == 2
-    for row, prompt in enumerate(p for p in prompts for _ in range(3)):
-        got = reference_logprobs(model, prompt, rollout, row, policy._banned_ids)
-        torch.testing.assert_close(got, want[row, : len(got)], rtol=0, atol=1e-4)
+    want, completions = logprobs(policy, asked)
+    prompts = policy.network().encode(asked)
+    assert len({prompt.num_tokens for prompt in prompts}) == 2
+    rows = iter(want)
+    for prompt, group in zip(prompts, completions, strict=True):
+        for c in group:
+            got = reference_logprobs(model, prompt, c.token_ids, policy.network().suppressed_ids)
+            torch.testing.assert_close(got, next(rows)[: len(got)], rtol=0, atol=1e-4)
     assert AutoProcessor.from_pretrained(folder, trust_remote_code=False).chat_template
     generation = GenerationConfig.from_pretrained(folder)
     assert generation.eos_token_id == policy.base.generation_config.eos_token_id
 
 
 @torch.no_grad()
-def reference_logprobs(model, prompt, rollout, row, banned):
+def reference_logprobs(model, prompt, ids, suppressed):
     """By a model of transformers, with vrts's positions."""
-    ids = rollout.completion_ids[row][rollout.completion_mask[row]]
     positions = prompt.next_position + torch.arange(len(ids))
     logits = model(
         input_ids=torch.cat([prompt.input_ids, ids])[None],
         position_ids=torch.cat([prompt.positions, positions.expand(3, -1)], 1)[:, None],
-        pixel_values_videos=prompt.patches,
+        pixel_values_videos=prompt.patches(CPU),
         video_grid_thw=torch.tensor([prompt.grid]),
         use_cache=False,
     ).logits[0, len(prompt.input_ids) - 1 : -1]
-    logits = logits.index_fill(-1, banned, float("-inf"))
+    logits = logits.index_fill(-1, suppressed, float("-inf"))
     return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
 
@@ -161,12 +165,16 @@ def test_training_goes_on_from_it(exported, tmp_path, videos, asked):
     policy.load()
     names = [n for n, p in trained.named_parameters() if p.requires_grad]
     assert [n for n, p in policy.named_parameters() if p.requires_grad] == names
-    want, rollout = logprobs(trained, asked)
-    torch.testing.assert_close(logprobs(policy.eval(), asked, rollout)[0], want, rtol=0, atol=1e-6)
+    want, completions = logprobs(trained, asked)
+    torch.testing.assert_close(
+        logprobs(policy.eval(), asked, completions)[0], want, rtol=0, atol=1e-6
+    )
     fit(tmp_path, policy.train(), videos, [ExportPretrained()], steps=1)
-    got, _ = logprobs(loaded(tmp_path / "model"), asked, rollout)
+    got, _ = logprobs(loaded(tmp_path / "model"), asked, completions)
     assert (got - want).abs().max() > 1e-5
-    torch.testing.assert_close(got, logprobs(policy.eval(), asked, rollout)[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        got, logprobs(policy.eval(), asked, completions)[0], rtol=0, atol=1e-6
+    )
 
 
 def test_an_interrupted_run_exports_nothing(tmp_path, model_folder, videos):

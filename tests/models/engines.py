@@ -14,10 +14,12 @@ from vrts.types import Completion, Sample, Sampling
 CPU = torch.device("cpu")
 
 
-def make_engine(policy: Policy, dtype: torch.dtype | None = None, **options) -> NativeEngine:
+def make_engine(
+    policy: Policy, dtype: torch.dtype | None = None, device: torch.device = CPU, **options
+) -> NativeEngine:
     """An engine that is ready; it follows weights that it shares, and others at its `sync`."""
     engine = NativeEngine(**options)
-    engine.attach(policy, CPU, dtype, will_shard=False)
+    engine.attach(policy, device, dtype, will_shard=False)
     engine.sync(policy)
     return engine
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import ClassVar
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,11 +57,6 @@ class RecordedGraph:
         self.num_replays = 0
         RecordedGraph.made.append(self)
 
-    @property
-    def num_kernels(self) -> int:
-        """Operators that write memory, each a kernel or more on CUDA."""
-        return sum(1 for func, _, _, fresh in self.calls if fresh or func._schema.is_mutable)
-
     @torch.no_grad()
     def replay(self) -> None:
         self.num_replays += 1
@@ -82,8 +78,8 @@ def record(graph: RecordedGraph, pool: object, capture_error_mode: str):
     graph.calls = recorder.calls
 
 
-def use_recorded_graphs(monkeypatch) -> list[RecordedGraph]:
-    """Let rollouts on the CPU run through `GraphSteps`; the list of the graphs that get made."""
+def use_recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> list[RecordedGraph]:
+    """Let `StepGraphs` record on the CPU; the list of the graphs that get made."""
     made: ClassVar[list[RecordedGraph]] = []
     monkeypatch.setattr(RecordedGraph, "made", made)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
@@ -91,5 +87,4 @@ def use_recorded_graphs(monkeypatch) -> list[RecordedGraph]:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-    monkeypatch.setattr("vrts.models.qwen.can_capture", lambda model: True)
     return made

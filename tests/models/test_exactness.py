@@ -36,7 +36,7 @@ def seed() -> int:
 
 
 def random_batch(policy: QwenPolicy, generator: torch.Generator, max_length: int = 12):
-    """One to three questions, G of one to four; the last has completions of one token."""
+    """One to three questions, G of one to four; those of the last question have one token."""
     B, G = (int(torch.randint(1, n + 1, (), generator=generator)) for n in (3, 4))
     prompts = policy.network().encode(random_samples(generator, B + 1))
     lengths = torch.randint(1, max_length + 1, (B, G), generator=generator).tolist()

@@ -1,19 +1,15 @@
-"""Rollouts through graphs, recorded on the CPU, against rollouts that run every step."""
+"""Decoding through graphs, recorded on the CPU, against steps that run as they are."""
 
-import gc
-import weakref
 from contextlib import contextmanager
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from vrts.models.decode_layout import DecodeLayout
 
+from tests.models.engines import make_engine, make_requests, mask_of, sampled_logprobs, tokens_of
 from tests.models.recorded_graph import RecordedGraph, use_recorded_graphs
 from tests.models.test_qwen import perturb_adapter
-from vrts.models.graphs import GraphSteps, Steps, can_capture, is_sharded
+from vrts.models.graphs import StepGraphs
+from vrts.models.native_engine import NativeEngine
 from vrts.models.qwen_loading import Lora
 from vrts.types import Sampling
 
@@ -28,151 +24,145 @@ MIXED = [
 
 @pytest.fixture
 def graphs(monkeypatch):
-    monkeypatch.setattr("vrts.models.decoder.GRAPH_SEGMENT", 16)
-    return lambda: use_recorded_graphs(monkeypatch)
+    """Small graphs: of up to 16 own tokens, and of 2 rows more or less."""
+    monkeypatch.setattr("vrts.models.decode_batch.GRAPH_COLUMNS", 16)
+    monkeypatch.setattr("vrts.models.decode_batch.GRAPH_ROWS", 2)
+    return use_recorded_graphs(monkeypatch)
 
 
-def same(a, b) -> None:
-    assert torch.equal(a.completion_ids, b.completion_ids)
-    assert torch.equal(a.completion_mask, b.completion_mask)
-    assert torch.equal(a.finished, b.finished)
-    assert a.texts == b.texts
-    assert (a.logprobs - b.logprobs).abs().max() <= 1e-5
+def graph_engine(policy, look_every=2, **options):
+    engine = make_engine(policy, **options)
+    engine._uses_graphs, engine._look_every = True, look_every
+    return engine
+
+
+def generate(engine, prompts, sampling, **options):
+    results = engine.generate(make_requests(prompts, sampling, L, **options))
+    return [result.completions for result in results]
+
+
+def same(plain, replayed) -> None:
+    for want, got in zip(sum(plain, ()), sum(replayed, ()), strict=True):
+        assert tokens_of(got) == tokens_of(want)
+        assert (got.text, got.finished, got.cancelled) == (want.text, want.finished, want.cancelled)
+        assert not len(want.logprobs) or (got.logprobs - want.logprobs).abs().max() <= 1e-5
+
+
+@pytest.fixture
+def policy(load_policy):
+    """One token in twenty-five ends a completion."""
+    policy = load_policy().eval()
+    policy.network().end_ids = torch.arange(0, policy.network().vocab_size, 25)
+    return policy
+
+
+@pytest.mark.parametrize("max_rows", [5, 64])
+@pytest.mark.parametrize("sampling", [[Sampling()] * 3, MIXED])
+def test_replayed_steps_decode_the_same(policy, samples, graphs, sampling, max_rows):
+    """While rows and prompts come and go."""
+    plain = make_engine(policy)
+    prompts = plain.encode(samples)
+    want = generate(plain, prompts, sampling)
+    assert graphs == []
+    same(want, generate(graph_engine(policy, max_rows=max_rows), prompts, sampling))
+    assert len(graphs) >= 3
+    assert sum(graph.num_replays for graph in graphs) > 30
+    rows = {
+        len(next(args[1] for func, args, *_ in g.calls if func is torch.ops.aten.embedding.default))
+        for g in graphs
+    }
+    assert len(rows) > 1, "no rows were dropped: the test shows nothing"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
-@pytest.mark.parametrize("sampling", [[Sampling()] * 3, MIXED])
-def test_replayed_steps_decode_the_same(
-    load_policy, samples, graphs, sampling, lora, checkpointing
+def test_a_copy_of_adapted_weights_is_replayed(
+    load_policy, samples, graphs, checkpointing, monkeypatch
 ):
+    """Checkpointing saves states of generators, which no graph can hold: the copy has none."""
     torch.manual_seed(0)  # of the adapter's first factor
-    policy = load_policy(lora=lora, gradient_checkpointing=checkpointing).train()
+    policy = load_policy(lora=Lora(rank=4), gradient_checkpointing=checkpointing).train()
     perturb_adapter(policy)
-    vocab = policy.base.config.text_config.vocab_size
-    policy._end_ids = torch.arange(0, vocab, 25)
-    prompts = policy.encode(samples, L)
-    seeds = list(range(len(samples) * len(sampling)))
-    plain = policy.rollout(prompts, sampling, seeds, L)
-    made = graphs()
-    replayed = policy.rollout(prompts, sampling, seeds, L)
-    same(plain, replayed)
-    assert len(made) >= 2  # segments: 1 to 15, 16 to 31, 32 to 44
-    assert made[0].num_replays == 14  # the first step of a segment runs as it is
+    engine = graph_engine(policy, dtype=torch.bfloat16)
+    prompts = engine.encode(samples)
+    eager = make_engine(policy, dtype=torch.bfloat16)
+    # of the same shapes: in bfloat16 a product of another width rounds otherwise
+    eager._uses_graphs, eager._look_every = True, 2
+    got = generate(engine, prompts, [Sampling()] * 2)
+    made = len(graphs)
+    assert made >= 2
+    monkeypatch.setattr(StepGraphs, "run", lambda self, key, step: step())
+    same(generate(eager, prompts, [Sampling()] * 2), got)
+    assert len(graphs) == made
 
 
-def test_rows_leave_between_segments(load_policy, samples, graphs):
-    policy = load_policy().eval()
-    vocab = policy.base.config.text_config.vocab_size
-    policy._end_ids = torch.arange(0, vocab, 10)
-    prompts = policy.encode(samples, L)
-    plain = policy.rollout(prompts, [Sampling()] * 5, list(range(15)), L)
-    made = graphs()
-    same(plain, policy.rollout(prompts, [Sampling()] * 5, list(range(15)), L))
-    rows = [
-        next(args[1] for func, args, *_ in g.calls if func is torch.ops.aten.embedding.default)
-        for g in made
-    ]
-    assert len({len(r) for r in rows}) > 1, "no rows were dropped: the test shows nothing"
-
-
-def test_weights_that_change_in_place_count_from_the_next_rollout(load_policy, samples, graphs):
-    policy = load_policy().eval()
-    prompts = policy.encode(samples, L)
-    made = graphs()
-    before = policy.rollout(prompts, [Sampling()] * 2, list(range(6)), L)
+def test_weights_that_change_in_place_count_from_the_next_request(policy, samples, graphs):
+    engine = graph_engine(policy)
+    prompts = engine.encode(samples)
+    before = generate(engine, prompts, [Sampling()] * 2)
+    made = len(graphs)
     with torch.no_grad():
         for parameter in policy.base.model.language_model.parameters():
             parameter.mul_(1.2)
-    after = policy.rollout(prompts, [Sampling()] * 2, list(range(6)), L)
-    assert before.texts != after.texts
-    scores = policy.score(prompts, after, 1.0)
-    assert (scores.logprobs - after.logprobs).abs().max() < 1e-4
-    assert len(made) >= 2
+    engine.sync(policy)
+    after = generate(engine, prompts, [Sampling()] * 2)
+    assert [c.text for c in before[0]] != [c.text for c in after[0]]
+    scores = policy.logprobs(prompts, after, 1.0).logprobs[mask_of(after)]
+    assert (scores - sampled_logprobs(after)).abs().max() < 1e-4
+    assert made >= 2
 
 
-def test_mixed_precision_decodes_the_same(load_policy, samples, graphs, monkeypatch):
-    # segments of one length: in bfloat16 a product of another width rounds otherwise
-    monkeypatch.setattr("vrts.models.decoder.CHECK_EVERY", 16)
-    policy = load_policy().eval()
-    prompts = policy.encode(samples, L)
-    with torch.autocast("cpu", torch.bfloat16):
-        plain = policy.rollout(prompts, [Sampling()] * 3, list(range(9)), L)
-        made = graphs()
-        same(plain, policy.rollout(prompts, [Sampling()] * 3, list(range(9)), L))
-    assert made
-
-
-def test_early_stop_and_graphs(load_policy, samples, graphs):
-    policy = load_policy().eval()
-    vocab = policy.base.config.text_config.vocab_size
-    policy._end_ids = torch.arange(0, vocab, 15)
-    prompts = policy.encode(samples, L)
-
-    def any_text(question, texts, *more):
+def test_early_stop_and_graphs(policy, samples, graphs):
+    def any_text(texts, means):
         return any(text is not None for text in texts)
 
-    plain = policy.rollout(prompts, [Sampling()] * 4, list(range(12)), L, any_text)
-    graphs()
-    replayed = policy.rollout(prompts, [Sampling()] * 4, list(range(12)), L, any_text)
-    assert plain.abandoned.any()
-    assert torch.equal(plain.abandoned, replayed.abandoned)
-    same(plain, replayed)
+    plain = make_engine(policy)
+    plain._look_every = 2
+    prompts = plain.encode(samples)
+    want = generate(plain, prompts, MIXED, should_stop=any_text)
+    assert any(c.cancelled for group in want for c in group)
+    same(want, generate(graph_engine(policy), prompts, MIXED, should_stop=any_text))
+    assert graphs
 
 
-def test_the_recorded_graph_notices_what_a_graph_loses(monkeypatch):
+def test_the_recorded_graph_notices_what_a_graph_loses(graphs):
     """The stand-in itself: a step that counts in Python is not replayed as it would run."""
-    use_recorded_graphs(monkeypatch)
-    steps, total, count = GraphSteps(), torch.zeros(1), [0]
+    steps, total, count = StepGraphs(enabled=True), torch.zeros(1), [0]
 
     def in_python() -> None:
         count[0] += 1
         total.add_(count[0])
 
-    steps.begin(in_python)
     for _ in range(4):
-        steps()
+        steps.run("a", in_python)
     assert total.item() == 1 + 2 + 2 + 2  # as on CUDA, and not 10
-    steps.begin(lambda: total.mul_(float(total)))
-    steps()
+    steps.run("b", lambda: total.mul_(float(total)))
     with pytest.raises(AssertionError, match="_local_scalar_dense"):
-        steps()
-    steps.begin(lambda: total.add_(total[total > 0].sum()))
-    steps()
+        steps.run("b", lambda: total.mul_(float(total)))
+    steps.run("c", lambda: total.add_(total[total > 0].sum()))
     with pytest.raises(AssertionError, match=r"nonzero|by a mask"):
-        steps()
+        steps.run("c", lambda: total.add_(total[total > 0].sum()))
     assert len(RecordedGraph.made) == 3
+    steps.clear()
+    steps.run("a", in_python)
+    assert count == [3], "it runs as it is once more"
 
 
-def test_a_rollouts_buffers_go_with_it(load_policy, samples, graphs, monkeypatch):
-    """At once: no garbage collection comes before the update needs the memory."""
-    policy = load_policy().eval()
-    prompts = policy.encode(samples, L)
-    caches: list[weakref.ref] = []
-    init = DecodeLayout.__init__
-
-    def noting(self, *args):
-        init(self, *args)
-        caches.append(weakref.ref(self))
-
-    monkeypatch.setattr(DecodeLayout, "__init__", noting)
-    gc.disable()
-    try:
-        policy.rollout(prompts, [Sampling()] * 2, list(range(6)), L)
-        graphs().append(None)
-        policy.rollout(prompts, [Sampling()] * 2, list(range(6)), L)
-        assert [cache() for cache in caches] == [None, None]
-    finally:
-        gc.enable()
+def test_the_graphs_that_were_used_last_are_kept(graphs, monkeypatch):
+    monkeypatch.setattr("vrts.models.graphs.MAX_GRAPHS", 2)
+    steps, runs = StepGraphs(enabled=True), []
+    for key in "aabbabccab":
+        steps.run(key, lambda key=key: runs.append(key))
+    # a, b and c run as they are and are recorded; c drops a, which comes back as new and drops b
+    assert runs == list("aabbccab")
+    assert len(graphs) == 3
 
 
 def test_a_step_that_cannot_be_recorded_is_decoded_as_it_is(
-    load_policy, samples, graphs, monkeypatch, caplog
+    policy, samples, graphs, monkeypatch, caplog
 ):
-    policy = load_policy().eval()
-    prompts = policy.encode(samples, L)
-    plain = policy.rollout(prompts, MIXED, list(range(12)), L)
-    made, streams = graphs(), []
+    plain = make_engine(policy)
+    prompts = plain.encode(samples)
+    want, streams = generate(plain, prompts, MIXED), []
 
     @contextmanager
     def refuse(*args, **kwargs):
@@ -181,9 +171,10 @@ def test_a_step_that_cannot_be_recorded_is_decoded_as_it_is(
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    engine = graph_engine(policy)
     for _ in range(2):
-        same(plain, policy.rollout(prompts, MIXED, list(range(12)), L))
-    assert len(made) == 1, "one attempt in all"
+        same(want, generate(engine, prompts, MIXED))
+    assert len(graphs) == 1, "one attempt in all"
     assert streams == ["stream"], "a failed capture leaves its own stream as the current one"
     (line,) = [record.message for record in caplog.records]
     assert "operation not permitted" in line
@@ -191,48 +182,24 @@ def test_a_step_that_cannot_be_recorded_is_decoded_as_it_is(
     assert "and more" not in line
 
 
-def test_graphs_can_be_switched_off(load_policy, samples, graphs):
-    policy = load_policy(cuda_graphs=False).eval()
-    made = graphs()
-    policy.rollout(policy.encode(samples, L), MIXED, list(range(12)), L)
-    assert made == []
-
-
-def test_what_cannot_be_captured(load_policy):
-    policy = load_policy()
-    assert not can_capture(policy.base)  # on a CPU
-    assert not is_sharded(policy.base)
-    with pytest.raises(AssertionError, match="begin"):
-        Steps()()
-
-
-def test_sharded_models_are_known_while_their_weights_are_gathered(tmp_path):
-    if not torch.distributed.is_available():
-        pytest.skip("this build of torch has no torch.distributed")
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    try:
-        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-        assert not is_sharded(model)
-        mesh = init_device_mesh("cpu", (1,))
-        fully_shard(model[0], mesh=mesh)
-        assert is_sharded(model)
-        model[0].unshard()
-        assert not isinstance(model[0].weight, DTensor)
-        assert is_sharded(model)
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.parametrize(("option", "uses"), [(True, True), (False, False)])
+def test_graphs_are_for_cuda_and_can_be_switched_off(policy, option, uses, monkeypatch):
+    assert not make_engine(policy, cuda_graphs=True)._uses_graphs, "on a CPU"
+    monkeypatch.setattr("vrts.models.native_engine.Replica", lambda *args: policy.network())
+    engine = NativeEngine(cuda_graphs=option)
+    engine.attach(policy, torch.device("cuda"), None, will_shard=False)
+    assert engine._uses_graphs is uses
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])
 def test_on_the_device(load_policy, samples, lora, monkeypatch):
+    monkeypatch.setattr("vrts.models.decode_batch.GRAPH_COLUMNS", 16)
     policy = load_policy(lora=lora).eval().cuda()
     perturb_adapter(policy)
-    monkeypatch.setattr("vrts.models.decoder.GRAPH_SEGMENT", 16)
-    prompts = policy.encode(samples, L)
-    replayed = policy.rollout(prompts, MIXED, list(range(12)), L)
-    monkeypatch.setattr("vrts.models.qwen.can_capture", lambda model: False)
-    same(policy.rollout(prompts, MIXED, list(range(12)), L), replayed)
+    found = []
+    for cuda_graphs in (True, False):
+        engine = make_engine(policy, device=torch.device("cuda"), cuda_graphs=cuda_graphs)
+        found.append(generate(engine, engine.encode(samples), MIXED))
+    same(*found)

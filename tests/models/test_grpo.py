@@ -310,7 +310,7 @@ def test_a_far_policy_gives_a_finite_loss_and_gradient(cls, gap):
     assert math.isfinite(terms.loss)
     assert gradient.isfinite().all()
     assert abs(terms.loss) < 1e4 or abs(gap) == 20
-    assert 0 <= terms.kl <= MAX_KL
+    assert 0 <= terms.metrics()["kl"] <= MAX_KL
     assert terms.clamped > 0
 
 

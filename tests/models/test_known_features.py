@@ -58,10 +58,11 @@ def test_known_patches_are_not_encoded_again(load_policy, dense):
     counts = count_patches(network)
     for sample, before, expected in zip(of_dense, known, want, strict=True):
         (got,) = network.encode([sample], before)
-        assert torch.equal(got.features, expected.features)
+        # fewer patches at once may round otherwise
+        torch.testing.assert_close(got.features, expected.features, rtol=1e-5, atol=1e-6)
         # what was put together is known in its turn
         (again,) = network.encode([sample], got)
-        assert torch.equal(again.features, expected.features)
+        assert torch.equal(again.features, got.features)
     # of 6 and 4 temporal patches 3 and 1 are known, none of 5, and both of 2
     assert counts == [3 * 4 * 6, 3 * 8 * 4, 5 * 6 * 6]
 
@@ -87,7 +88,7 @@ def test_frames_of_one_name_in_one_batch_are_not_taken_for_each_other(load_polic
 
 
 def test_many_videos_are_encoded_in_groups(load_policy, dense, monkeypatch):
-    """One pass has no more patches than memory is meant for; results depend on none next to them."""
+    """One pass has no more patches than memory is meant for; results depend on none of it."""
     monkeypatch.setattr("vrts.models.qwen_network.MAX_PATCHES", 300)
     network = load_policy().network()
     alone = [network.encode([sample])[0].features for sample in dense]

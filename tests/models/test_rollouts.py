@@ -185,7 +185,7 @@ def test_frames_are_shuffled_and_nothing_else():
 
 def image(index: int) -> Sample:
     frames = torch.zeros(1, 3, 28, 28, dtype=torch.uint8)
-    question = Question(f"p{index}", "Which?", "a.png", options=("red", "blue"), answer="A")
+    question = Question(f"p{index}", "Which?", "a.png", options=("red", "blue"), gold="A")
     return Sample(question, Clip(frames, (0,), 1.0, 1))
 
 

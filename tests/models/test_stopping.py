@@ -183,8 +183,7 @@ def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every):
     assert cuts >= 3, "nothing was stopped: the test shows nothing"
 
 
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("max_rows", [4, 64])
+@pytest.mark.parametrize(("max_rows", "every"), [(2, 1), (64, 3)])
 def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_rows, every):
     sampling = [Sampling(0.7 + 0.2 * g, frequency_penalty=0.1 * g) for g in range(5)]
     full = roll(policy, samples, sampling)
@@ -211,13 +210,13 @@ def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_row
         else:
             texts = [c.text for group in groups for c in group]
             assert texts == [c.text for c in full], "asked and not stopped"
-    assert rows[0] < 0.85 * rows[1], "rows that were cancelled are still computed"
+    assert rows[0] < 0.9 * rows[1], "rows that were cancelled are still computed"
 
     assert any(c.cancelled for c in early[0])
     assert any(c.cancelled for c in early[2])
     assert not any(c.cancelled for c in early[1])
     cancelled = [c for group in early for c in group if c.cancelled]
-    assert (min(c.num_tokens for c in cancelled) == 0) == (max_rows == 4), "not begun yet"
+    assert (min(c.num_tokens for c in cancelled) == 0) == (max_rows == 2), "not begun yet"
     for got, want in zip((c for group in early for c in group), full, strict=True):
         ids, wanted = tokens_of(got), tokens_of(want)
         if got.cancelled:

@@ -18,7 +18,7 @@ from vrts.data.fields import check_frame_rates
 from vrts.data.ordering import evaluation_batches
 from vrts.data.progress import Layout, TrainingProgress
 from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.readers import Reader
+from vrts.data.readers import Reader, checked
 from vrts.data.recorded import RecordedReader
 from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
@@ -154,7 +154,7 @@ class VideoQADataModule(LightningDataModule):
                     f"{hint}"
                 )
             if name not in self._questions:
-                self._questions[name] = reader.read()
+                self._questions[name] = checked(reader)
                 if self.frames_fps is None and not isinstance(reader, RecordedReader):
                     check_frame_rates(self._questions[name], f"data.{name}")
         if stage == "fit":

@@ -209,7 +209,7 @@ class DecodeBatch:
         self._is_stale = True
 
     def drop_prompt(self, group: Group) -> None:
-        """Forget a group, none of whose rows is left; the last prompt of the pool takes its slot."""
+        """Forget a group without rows; the last prompt of its pool takes the slot."""
         assert group.capacity is not None
         last = self._cache.pools[group.capacity].remove(group.slot)
         self._groups.remove(group)

@@ -9,6 +9,10 @@ import torch
 
 _log = logging.getLogger(__name__)
 
+MAX_GRAPHS = 64
+"""Graphs that are kept; each takes memory, and with rows of many prompts in flight there is no end
+of shapes."""
+
 
 class StepGraphs:
     """Runs a step as it is the first time, records it the second time, and then replays it.
@@ -36,17 +40,19 @@ class StepGraphs:
         """
         if not self.enabled:
             step()
-        elif key not in self._graphs:
+            return
+        is_new = key not in self._graphs
+        graph = self._graphs.pop(key, None)
+        if is_new:
             # Sets up what a capture may not: handles, workspaces, loaded kernels.
-            self._graphs[key] = None
             step()
         else:
-            graph = self._graphs[key] or self._record(step)
-            if graph is None:
-                step()
-                return
-            self._graphs[key] = graph
-            graph.replay()
+            graph = graph or self._record(step)
+            run = step if graph is None else graph.replay
+            run()
+        self._graphs[key] = graph  # the newest, whose turn to go comes last
+        if len(self._graphs) > MAX_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
 
     def clear(self) -> None:
         """Forget all graphs: buffers that they read have moved."""

@@ -148,7 +148,12 @@ class NativeEngine(Engine):
         if self._is_away:
             self._replica.move(self._device)
             self._is_away = False
-        with torch.autocast(self._device.type, enabled=False):
+        # Validation runs in inference mode: what is made there may not be written in training.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(self._device.type, enabled=False),
+        ):
             yield
 
     # ---- requests
@@ -219,7 +224,6 @@ class NativeEngine(Engine):
 
     # ---- decoding
 
-    @torch.no_grad()
     def step(self) -> list[Result]:
         """See `Engine.step`. One look at all rows, and the decoding steps before it."""
         with self._computing():

@@ -107,10 +107,10 @@ class Replica:
 
     def move(self, device: torch.device) -> None:
         """Move what is not shared: to the host while it is not needed, and back."""
-        for parameter in self._own.values():
-            parameter.data = parameter.data.to(device)
-        for product in self._products or ():
-            product.move(device)
+        with torch.inference_mode(False):  # else no later refresh could write
+            nn.ParameterList(self._own.values()).to(device)  # in place
+            for product in self._products or ():
+                product.move(device)
 
     def _take_buffers(self, source: nn.Module) -> None:
         """Buffers that were made before the source had its weights and its place."""

@@ -83,9 +83,10 @@ class DecodeRows:
         self._ended[at] = False
         self._limits[at] = _to_device([row.max_new_tokens for row in new], device)
         self._positions[at] = _to_device([row.first_position for row in new], device)
-        for row, start in zip(rows, new, strict=True):
-            uniforms = row_uniforms([start.seed], start.max_new_tokens)[0]
-            self._uniforms[row, : len(uniforms)] = uniforms.to(device)
+        uniforms = torch.zeros(len(new), self._uniforms.shape[1], dtype=torch.float64, device="cpu")
+        for own, row in zip(uniforms, new, strict=True):
+            own[: row.max_new_tokens] = row_uniforms([row.seed], row.max_new_tokens)[0]
+        self._uniforms[at] = uniforms.to(device)
         self._draw(logits, at)
 
     def next_inputs(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
