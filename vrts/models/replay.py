@@ -203,7 +203,7 @@ class ReplayEngine(Engine):
                     request.max_new_tokens,
                     finished=not gone,
                     # every token has the mean, so that their mean is the recorded one again
-                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64),
+                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu"),
                     cancelled=gone,
                 )
                 for text, num_tokens, mean, gone in islice(rows, G)
