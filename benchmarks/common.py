@@ -49,11 +49,15 @@ class Shape:
     vision_depth: int
     vocab_size: int | None = None
     """None takes the embedded tokenizer's."""
+    vision_intermediate_size: int | None = None
+    """None takes 2.67 times the hidden size, a multiple of 4."""
+    tied_head: bool = True
+    """Whether the head has the embeddings' weights."""
 
 
 SMALL = Shape(384, 6, 6, 2, 1024, 128, 4)
 """About 13 million parameters, for two CPU cores."""
-QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 152064)
+QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 152064, 3420, tied_head=False)
 """Qwen2.5-VL-7B-Instruct."""
 
 
@@ -82,11 +86,14 @@ def random_policy(
     text.vocab_size = shape.vocab_size or text.vocab_size
     text.initializer_range = vision.initializer_range = 0.02
     vision.hidden_size, vision.depth = shape.vision_hidden_size, shape.vision_depth
-    vision.intermediate_size = int(shape.vision_hidden_size * 2.67) // 4 * 4
+    default_size = int(shape.vision_hidden_size * 2.67) // 4 * 4
+    vision.intermediate_size = shape.vision_intermediate_size or default_size
     vision.num_heads = max(shape.vision_hidden_size // 80, 4)
     vision.out_hidden_size = shape.hidden_size
     vision.window_size = 112
-    vision.fullatt_block_indexes = list(range(shape.vision_depth // 4, shape.vision_depth, 8))
+    first = min(shape.vision_depth // 4, 7)
+    vision.fullatt_block_indexes = list(range(first, shape.vision_depth, 8))
+    config.tie_word_embeddings = text.tie_word_embeddings = shape.tied_head
     config = Qwen2_5_VLConfig.from_dict(config.to_dict())
     config._attn_implementation = {"text_config": SHARED_PREFIX, "vision_config": "sdpa"}
     torch.manual_seed(0)
@@ -125,7 +132,7 @@ def random_sample(num_frames: int, height: int, width: int, seed: int) -> Sample
         0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8
     )
     clip = Clip(frames, tuple(range(0, 30 * num_frames, 30)), 30.0, 30 * num_frames)
-    question = Question(f"q{seed}", "What happens?", "none.mp4", options=("a", "b"), answer="A")
+    question = Question(f"q{seed}", "What happens?", "none.mp4", options=("a", "b"), gold="A")
     return Sample(question, clip)
 
 

@@ -67,7 +67,7 @@ def predictions(num_questions: int, seed: int) -> Iterator[Prediction]:
             text=" ".join(rng.choices(WORDS, k=12)) + "?",
             video=f"videos/{index // QUESTIONS_A_VIDEO}.mp4",
             options=("to the car", "to the door", "nowhere", "home"),
-            answer="A",
+            gold="A",
             metadata={"breakdown": breakdown},
         )
         yield decide(question, rounds)

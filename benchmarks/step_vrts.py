@@ -83,7 +83,7 @@ def vrts_sample(case: Case) -> Sample:
     T = len(frames)
     clip = Clip(frames, tuple(range(T)), fps=2.0, num_source_frames=T)
     text = TEXT + " and" * (case.num_images - 1)
-    return Sample(Question("q", text, "none.mp4", ProblemType.FREE_FORM, answer=""), clip)
+    return Sample(Question("q", text, "none.mp4", ProblemType.FREE_FORM, gold=""), clip)
 
 
 class StepClock(Callback):

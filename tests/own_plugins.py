@@ -112,7 +112,7 @@ class SteepVote(Vote):
 class OneQuestionReader(Reader):
     def read(self) -> list[Question]:
         video = str(Path(__file__))
-        return [Question(str(i), "Why?", video, options=("a", "b"), answer="A") for i in range(2)]
+        return [Question(str(i), "Why?", video, options=("a", "b"), gold="A") for i in range(2)]
 
 
 class FirstFrames(FrameSampler):

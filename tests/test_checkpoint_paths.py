@@ -1,13 +1,13 @@
 """Which checkpoint a run goes on from: found, or refused by name, before weights are loaded."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import pytest
 import torch
 from jsonargparse import Namespace
 
 from vrts.checkpoint_paths import find_checkpoint
+from vrts.models.checkpoints import FORMAT, FORMAT_KEY
 from vrts.types import InputError
 
 WHOLE = {
@@ -15,6 +15,7 @@ WHOLE = {
     "pytorch-lightning_version": "2.6",
     "loops": {"fit_loop": {}},
     "optimizer_states": [{}],
+    FORMAT_KEY: FORMAT,
 }
 
 
@@ -54,13 +55,25 @@ def test_another_file_of_torch_is_refused(tmp_path, content, subcommand):
         find_checkpoint(config(tmp_path, tmp_path / "foreign.ckpt"), subcommand)
 
 
-def test_a_pickle_is_for_the_user_to_allow(tmp_path):
+def test_a_pickle_is_refused_whatever_the_user_allows(tmp_path):
     torch.save(WHOLE | {"of a callback": {Path("x")}}, tmp_path / "own.ckpt")
     found = config(tmp_path, tmp_path / "own.ckpt")
-    with pytest.raises(UnpicklingError):
+    with pytest.raises(InputError, match=r"own\.ckpt is no checkpoint .* code in it is never run"):
         find_checkpoint(found, "fit")
     found.weights_only = False
-    find_checkpoint(found, "fit")
+    with pytest.raises(InputError, match="--weights_only: code in a checkpoint is never run"):
+        find_checkpoint(found, "fit")
+
+
+@pytest.mark.parametrize(("found", "age"), [(None, "an earlier"), (FORMAT + 1, "a later")])
+def test_another_format_answers_and_does_not_resume(tmp_path, found, age):
+    path = tmp_path / "other.ckpt"
+    torch.save(without(FORMAT_KEY) if found is None else WHOLE | {FORMAT_KEY: found}, path)
+    find_checkpoint(config(tmp_path, path), "predict")
+    find_checkpoint(config(tmp_path, path), "export")
+    message = rf"other\.ckpt was written by {age} version of vrts \(format {found or 0}, this one"
+    with pytest.raises(InputError, match=message):
+        find_checkpoint(config(tmp_path, path), "fit")
 
 
 @pytest.mark.parametrize("name", ["loops", "optimizer_states"])
@@ -81,6 +94,16 @@ def test_the_last_is_looked_for_in_the_run_folder_also_without_callbacks(tmp_pat
     found = config(tmp_path, "last")
     find_checkpoint(found, subcommand)
     assert found.ckpt_path == str(tmp_path / "checkpoints/last.ckpt")
+
+
+def test_a_run_that_has_no_checkpoint_yet_may_replace_what_it_has_left(tmp_path):
+    callback = Namespace(
+        class_path="vrts.callbacks.step_checkpoint.StepCheckpoint",
+        init_args=Namespace(dirpath=str(tmp_path)),
+    )
+    found = config(tmp_path, "last", [callback])
+    find_checkpoint(found, "fit")
+    assert (found.ckpt_path, found.overwrite) == (None, True)
 
 
 def test_bytes_that_have_changed_are_noticed(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
 from filelock import FileLock
 from PIL import Image
@@ -22,6 +23,7 @@ from vrts.data.readers import VideoR1Reader
 from vrts.demo.model import build_model_folder
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
+from vrts.models.checkpoints import FORMAT, FORMAT_KEY
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 
@@ -104,6 +106,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class TestCommands:
+    def test_every_logger_gets_the_configuration(self, model, annotations, tmp_path):
+        loggers = ", ".join(
+            f"{{class_path: {name}, init_args: {{save_dir: {tmp_path / name}}}}}"
+            for name in ("CSVLogger", "TensorBoardLogger")
+        )
+        more = [f"--trainer.logger=[{loggers}]", "--trainer.max_steps=1"]
+        assert main(fit_args(model, tmp_path, *own_train(annotations), *more)) == 0
+        for name in ("CSVLogger", "TensorBoardLogger"):
+            (path,) = (tmp_path / name).rglob("hparams.yaml")
+            options = yaml.safe_load(path.read_text())
+            assert options["model"]["num_generations"] == 2
+            assert options["model"]["policy"]["init_args"]["path"] == str(model)
+            assert options["data"]["train"]["init_args"]["path"] == str(annotations)
+            assert options["trainer"]["max_steps"] == 1
+            assert "overwrite" not in options
+
     def test_fit_trains_saves_logs_and_exports(self, model, annotations, tmp_path):
         assert main(fit_args(model, tmp_path, *own_train(annotations))) == 0
         checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
@@ -315,7 +333,7 @@ class TestStabilisers:
     ):
         # lengths differ among four completions, so that one question of the two is enough
         args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken("1", [])]
-        args.append("--model.num_generations=4")
+        args += ["--model.num_generations=4", "--overwrite=true"]
         args += ["--model.num_groups=1", "--data.batch_size=2", "--model.temporal.alpha=0.5"]
         metrics = run(args).trainer.callback_metrics
         assert metrics["train/sampled_groups"] == 1
@@ -332,7 +350,7 @@ class TestStabilisers:
 
     def test_truncated_completions_can_be_left_out_of_the_loss(self, model, annotations, tmp_path):
         args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken("1", [])]
-        args.append("--model.optimizer.init_args.weight_decay=0")
+        args += ["--model.optimizer.init_args.weight_decay=0", "--overwrite=true"]
         seen = {}
         for masked in ("false", "true"):
             more = [f"--model.mask_truncated={masked}", "--trainer.max_steps=1"]
@@ -418,7 +436,7 @@ class TestBadInput:
 
     def test_missing_model_folder(self, annotations, tmp_path, capsys):
         args = fit_args(tmp_path / "nothing", tmp_path, *own_train(annotations))
-        self.check(args, capsys, "model.policy.path", "nothing")
+        self.check(args, capsys, "model.policy.init_args.path", "nothing")
 
     def test_a_learning_rate_that_the_optimizer_refuses(self, model, annotations, tmp_path, capsys):
         rate = "--model.optimizer.init_args.lr=-1"
@@ -588,6 +606,11 @@ class TestFoundByAttack:
         folder = tmp_path / "sharded.ckpt"
         folder.mkdir()
         args = fit_args(model, tmp_path, *own_train(annotations), f"--ckpt_path={folder}")
+        self.fails(args, capsys, "sharded.ckpt is no checkpoint, or a damaged one")
+        parts = {"state_dict": {"weight": torch.ones(2)}, "optimizer_0": {"step": 1}}
+        dcp.save(parts, checkpoint_id=folder, no_dist=True)
+        rest = {"pytorch-lightning_version": "2.6", "loops": {"fit_loop": {}}, FORMAT_KEY: FORMAT}
+        torch.save(rest, folder / "meta.pt")
         self.fails(args, capsys, "sharded.ckpt is a folder", "configs/fsdp.yaml")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "vrts"
 ALLOWED = {
     "types": set(),
     "terminal": set(),
+    "usage": {"terminal"},
     "digests": set(),
     "answers": {"types", "answers"},
     "prompts": {"types"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "checkpoint_paths": {"types", "models", "callbacks"},
     "exporting": {"types", "data", "models", "callbacks", "checkpoint_paths"},
     "cli": {
-        *("types", "terminal", "votes", "data", "models", "callbacks"),
+        *("types", "terminal", "usage", "votes", "data", "models", "callbacks"),
         *("checkpoint_paths", "exporting"),
     },
     "demo": {"types", "answers", "prompts", "data", "models", "cli", "demo"},

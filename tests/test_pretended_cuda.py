@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.pretended_cuda import FLOAT32, LOWER, DeviceTensor, pretended_cuda
-from vrts.models.graphs import GraphSteps
+from vrts.models.graphs import StepGraphs
 
 HOST = torch.arange(4.0)
 
@@ -108,17 +108,16 @@ class TestGraphs:
         assert device.graphs == []
 
     def test_steps_go_on_without_a_graph_and_lose_nothing(self, device, caplog):
-        total, steps = on_device(1), GraphSteps()
+        total, steps = on_device(1), StepGraphs(True)
 
         def advance() -> None:
             total.add_(1)
             total.mul_(total.item())
 
-        steps.begin(advance)
         for _ in range(3):
-            steps()
+            steps.run("key", advance)
         assert total.item() == ((2**2 + 1) ** 2 + 1) ** 2
-        assert steps.failed
+        assert not steps.enabled
         assert "_local_scalar_dense" in caplog.text
         assert len(device.violations) == 1, "tried once"
 

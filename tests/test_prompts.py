@@ -69,9 +69,10 @@ def test_rendered_options_are_read_back():
     assert extract_choice("Blue {0}", lines) == "B"
 
 
-@pytest.mark.parametrize(
-    "module", ["prompts", "answers", "choices", "mentions", "numbers", "completions"]
-)
+ANSWERS = [f"answers.{name}" for name in ("choices", "mentions", "numbers", "numerals", "tags")]
+
+
+@pytest.mark.parametrize("module", ["prompts", *ANSWERS])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(importlib.import_module(f"vrts.{module}"))
     assert result.attempted > 0

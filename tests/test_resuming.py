@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.kills import Spread, finish, forked
 from tests.callbacks import runs
-from tests.test_cli import broken, fit_args, own_train
+from tests.test_cli import broken, fit_args, own_train, predict_args
 from vrts.cli import main, run
 from vrts.demo.model import build_model_folder
 from vrts.demo.questions import FLASH, OBJECT
@@ -228,6 +228,39 @@ class TestAnotherModel:
         assert main([*export, f"--output_dir={tmp_path / 'exported'}"]) == 1
         assert "trained with lora.alpha 8" in capsys.readouterr().err
         assert not (tmp_path / "exported").exists()
+
+    @pytest.mark.parametrize("lora", [True, False])
+    def test_another_base_of_the_same_shape(self, fit, annotations, model, tmp_path, capsys, lora):
+        """By every subcommand that would put the trained weights on it; a copy is the same base."""
+        tuning = (
+            ("--model.policy.init_args.lora={rank: 4}", "--model.reference=AdapterOff")
+            if lora
+            else ()
+        )
+        assert main(fit(KEEP_LAST, *tuning, "--trainer.max_steps=1")) == 0
+        path = f"--ckpt_path={tmp_path / 'checkpoints/last.ckpt'}"
+        other, copy = tmp_path / "other", tmp_path / "copy"
+        build_model_folder(other, seed=1)
+        shutil.copytree(model, copy)
+        root = tmp_path / "run"
+        asked = ["--data.val=VideoR1Reader", f"--data.val.init_args.path={annotations}"]
+        subcommands = {
+            "fit": fit(*tuning, path, "--trainer.max_steps=2", root=root),
+            "validate": ["validate", *fit(*tuning, path, *asked, root=root)[1:]],
+            "predict": predict_args(model, root, annotations, path, *tuning[:1]),
+            "export": [
+                "export", *fit(*tuning, path)[1:], "--merge=true", f"--output_dir={root / 'out'}"
+            ],
+        }  # fmt: skip
+        for name, args in subcommands.items():
+            capsys.readouterr()
+            assert main([*args, f"--model.policy.init_args.path={other}"]) == 1, name
+            err = capsys.readouterr().err
+            assert "--ckpt_path: the checkpoint was trained from model (content " in err
+            assert "but model.policy is other (content " in err
+            assert not (root / "out").exists()
+            shutil.rmtree(root, ignore_errors=True)
+            assert main([*args, f"--model.policy.init_args.path={copy}"]) == 0, name
 
     def test_vocabulary(self, fit, full, model, tmp_path, capsys):
         other = tmp_path / "other"

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from tests.test_cli import annotations, fit_args, model, own_train, predict_args  # noqa: F401
 from vrts.cli import main
+from vrts.models.checkpoint_reading import read_contents
 
 SHARDED = "--trainer.strategy={class_path: FullySharded, init_args: {timeout_s: 300}}"
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
@@ -113,7 +114,7 @@ def plant_in_the_rest(folder: Path, marker: Path) -> None:
 
 def plant_in_a_value(folder: Path, marker: Path) -> None:
     """In an option of the optimizer, which is no tensor."""
-    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    metadata = read_contents(folder)
     names = metadata.state_dict_metadata.items()
     name = next(n for n, v in names if isinstance(v, BytesStorageMetadata) and n.endswith("lr"))
     torch.save(Planted(marker), folder / "planted.distcp")

@@ -12,7 +12,7 @@ from vrts.types import ProblemType, Question, Round
 from vrts.voting import agreement, decide, fail, is_unanimous, majority, make_round
 
 ANSWERS = st.lists(st.sampled_from(["A", "B", "C", None]), max_size=9)
-QUESTION = Question("q", "Which?", "v.mp4", options=("red", "green", "blue"), answer="B")
+QUESTION = Question("q", "Which?", "v.mp4", options=("red", "green", "blue"), gold="B")
 
 
 def rounds(*answers: str | None, num_frames: int = 4) -> Round:
@@ -101,7 +101,7 @@ def test_error_texts_do_not_vote():
 
 
 def test_numbers_vote_by_value():
-    question = Question("n", "How long?", "v.mp4", ProblemType.NUMERICAL, answer="1.5")
+    question = Question("n", "How long?", "v.mp4", ProblemType.NUMERICAL, gold="1.5")
     made = make_round(["<answer>1.50 s</answer>", "<answer>3/2</answer>"], question, 4)
     assert is_unanimous(made.answers)
     assert decide(question, [made]).correct is True

@@ -7,20 +7,29 @@ import logging
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jsonargparse import dict_to_namespace
-from lightning import Trainer
+import yaml
+from jsonargparse import Namespace, dict_to_namespace
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from vrts import votes
+from vrts import usage, votes
 from vrts.callbacks import (
     asking,
     curves,
@@ -62,7 +71,7 @@ from vrts.models import (
 from vrts.models import replay as replay_policy
 from vrts.models.checkpoint_files import AtomicCheckpointIO
 from vrts.models.checks import check_step
-from vrts.models.machine import check_precision, check_strategy
+from vrts.models.machine import check_precision, check_strategy, why_no_cuda
 from vrts.models.module import VideoQAModule
 from vrts.models.nonfinite import DivergenceError
 from vrts.models.processes import end_others, explain
@@ -126,7 +135,7 @@ class VrtsCLI(LightningCLI):
         except InputError:
             raise
         except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
-            raise InputError(f"trainer: {error}") from error
+            raise InputError(usage.explain_trainer(error)) from error
         if self.subcommand != "export":  # that converts weights and computes nothing
             check_precision(self.config[self.subcommand].trainer.precision, trainer)
             check_strategy(trainer)
@@ -158,6 +167,9 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to go on from does not exist.
         """
         config = self.config[self.subcommand]
+        strategy = usage.named_strategy(config.trainer.strategy)
+        if strategy is not None:  # Lightning knows its own strategies by other names only
+            config.trainer.strategy = dict_to_namespace({"class_path": strategy, "init_args": {}})
         if self.subcommand == "export":
             prepare_export(config)
             return
@@ -191,7 +203,7 @@ class VrtsCLI(LightningCLI):
     def after_fit(self) -> None:
         """Tell of a run that had nothing left to do, and where the results are."""
         module = cast(VideoQAModule, self.model)
-        if not module.num_batches_trained:
+        if not module.num_steps_trained:
             trainer = self.trainer
             rank_zero_warn(
                 f"nothing was trained: the checkpoint is of step {trainer.global_step}, where "
@@ -219,6 +231,21 @@ class VrtsCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, writer.PredictionWriter):
                 callback.check_answered()
+
+
+class ConfigLogger(SaveConfigCallback):
+    """Gives loggers the configuration too, which hyper-parameters are a part of."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        config.pop("overwrite", None)  # it is about one start of the run
+        super().__init__(parser, config, **kwargs)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log all options, once, from the first process."""
+        options = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(options)
 
 
 def _ask_what_is_replayed(config: Any) -> None:
@@ -254,14 +281,18 @@ def run(args: ArgsType = None) -> VrtsCLI:
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
-    return _cli_for(sys.argv[1:] if args is None else args)(
+    words = sys.argv[1:] if args is None else args
+    usage.UsageParser.words = list(words) if isinstance(words, list) else []
+    return _cli_for(words)(
         VideoQAModule,
         VideoQADataModule,
         trainer_class=VrtsTrainer,
         args=args,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        parser_class=usage.UsageParser,
         parser_kwargs={"parser_mode": "yaml"},
+        save_config_callback=ConfigLogger,
         save_config_kwargs={"overwrite": True},
     )
 
@@ -313,9 +344,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except MisconfigurationException as error:
         return _fail(f"trainer: {error}; {_hint(error)}")
     except (DivergenceError, RewardError, VoteError) as error:
-        if not isinstance(error, DivergenceError) and error.__cause__ is not None:
-            raise  # the traceback shows where in the user's code
-        return _fail(error)
+        return _fail(f"{error}{_frame_of_user(error.__cause__)}")
     except OSError as error:
         if error.errno not in REFUSED:
             raise
@@ -326,17 +355,30 @@ def main(args: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         found = _input_error(error)
-        if found is None:
+        if found is not None:
+            return _fail(found)
+        if "Problem with given class_path" not in str(error):
             raise
-        return _fail(found)
+        return _fail(usage.explain(str(error), usage.UsageParser.words))
     return 0
+
+
+def _frame_of_user(error: BaseException | None) -> str:
+    """The place in the user's code that an error of a plug-in came from, and its line."""
+    if error is None:
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (str(Path(__file__).parent), sysconfig.get_path("purelib"))
+    own = [f for f in frames if not f.filename.startswith(libraries)] or frames
+    return f"\n  in {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def _hint(error: MisconfigurationException) -> str:
     """What to do about an option of the Trainer that this machine cannot follow."""
     if "deepspeed" in str(error).lower():  # Lightning would have it installed
         return "vrts shards with FSDP2 instead: --trainer.strategy=FullySharded"
-    return "without such a device, put --config configs/cpu.yaml behind the others"
+    reason = why_no_cuda() if "CUDA" in str(error) else None
+    return reason or "without such a device, put --config configs/cpu.yaml behind the others"
 
 
 def _fail(message: object) -> int:

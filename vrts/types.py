@@ -67,8 +67,9 @@ class Question:
     problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
     options: tuple[str, ...] = ()
     """Option texts without their letters; the first one is A. Empty unless multiple choice."""
-    answer: str | None = None
-    """Canonical gold answer (a letter, a number as text, a text), or None where it is not known."""
+    gold: str | None = None
+    """The right answer in canonical form: a letter, a number as text, a text; None where it is not
+    known."""
     source: str = ""
     """Where the record comes from, ``file:line``, for error messages."""
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -113,5 +113,5 @@ def fail(question: Question, error: str | None, rounds: Sequence[Round] = ()) ->
         error: why there is no answer.
         rounds: those that were finished before.
     """
-    correct = None if question.answer is None else False
+    correct = None if question.gold is None else False
     return Prediction(question, tuple(rounds), error=error, correct=correct)

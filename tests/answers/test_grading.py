@@ -12,10 +12,10 @@ from vrts.answers import is_correct, normalise_text, parse_answer
 from vrts.types import InputError, ProblemType, Question
 
 
-def question(answer=None, problem_type=ProblemType.MULTIPLE_CHOICE, options=(), source=""):
+def question(gold=None, problem_type=ProblemType.MULTIPLE_CHOICE, options=(), source=""):
     if problem_type is ProblemType.MULTIPLE_CHOICE and not options:
         options = ("red", "green", "blue")
-    return Question("q1", "Which?", "a.mp4", problem_type, options, answer, source)
+    return Question("q1", "Which?", "a.mp4", problem_type, options, gold, source)
 
 
 NUMERICAL, FREE_FORM = ProblemType.NUMERICAL, ProblemType.FREE_FORM

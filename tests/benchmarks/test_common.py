@@ -5,10 +5,12 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import (
+    QWEN_7B,
     Shape,
     alternating_seconds,
     flops,
     print_table,
+    random_policy,
     random_rollout,
     random_sample,
     report,
@@ -65,6 +67,15 @@ def test_random_rollouts_have_the_lengths_asked_for():
     rollout = random_rollout([3, 1, 4], 20, torch.device("cpu"))
     assert rollout.lengths.tolist() == [3, 1, 4]
     assert int(rollout.completion_ids.max()) < 20
+
+
+def test_the_7b_has_the_parameters_of_the_real_one():
+    """Those of Qwen2.5-VL-7B-Instruct, whose head has weights of its own."""
+    policy = random_policy(QWEN_7B, torch.device("meta"), torch.bfloat16)
+    assert sum(p.numel() for p in policy.parameters()) == 8_292_166_656
+    vision = policy.base.config.vision_config
+    assert vision.fullatt_block_indexes == [7, 15, 23, 31]
+    assert vision.intermediate_size == 3420
 
 
 @pytest.mark.parametrize("G", [1, 3])

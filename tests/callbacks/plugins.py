@@ -144,7 +144,7 @@ class QuestionList(Reader):
 def ask(id: str, video: str, answer: str | None = "A") -> Question:
     """A multiple choice question; its words depend on its id, so that prompts differ in length."""
     return Question(id, f"What colour {'very ' * (len(id) % 3)}{id}?", video, options=OPTIONS,
-                    answer=answer)  # fmt: skip
+                    gold=answer)  # fmt: skip
 
 
 class FragileDecoder(FallbackDecoder):

@@ -18,14 +18,14 @@ from vrts.models.objectives import GRPO
 def run(folder: Path, model: Path, video: str, seconds: float) -> None:
     policy = make_policy(model)
     module = make_module(policy, objective=GRPO(beta=0))
-    rollout = policy.rollout
+    generate = module.engine.generate
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         if module.global_rank == 1:
             time.sleep(seconds)
-        return rollout(*args, **kwargs)
+        return generate(*args, **kwargs)
 
-    policy.rollout = slow
+    module.engine.generate = slow  # type: ignore[method-assign]
     callbacks = [ThroughputLog()]
     trainer = make_trainer(folder, callbacks, devices=2, strategy="ddp", max_epochs=1)
     trainer.fit(module, datamodule=make_data(train=questions(video, 6), batch_size=1))

@@ -61,7 +61,7 @@ def test_completions_that_were_given_up_are_no_missing_answers():
 def test_no_answer_and_free_text():
     assert "no answer" in shown(decided((4, ["Hm", "Hm"])))
     out = shown(decided((4, ["<answer>A red car</answer>"]), problem_type=ProblemType.FREE_FORM,
-                        options=(), answer=None))  # fmt: skip
+                        options=(), gold=None))  # fmt: skip
     assert "red car" in out
 
 

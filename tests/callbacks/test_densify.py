@@ -19,7 +19,7 @@ from tests.callbacks.runs import (
 )
 from vrts.callbacks.densify import SparseToDense
 from vrts.data.sampling import NestedPairSampler, UniformSampler
-from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_network import QwenNetwork
 from vrts.types import InputError, Prediction, Sampling
 
 
@@ -357,7 +357,7 @@ def test_validation_and_test_are_asked_as_prediction_is(
         f"{stage}/accuracy": pytest.approx(2 / 5),
         f"{stage}/mean_frames": pytest.approx((4 + 8 + 8) / 3),
         f"{stage}/agreement": pytest.approx((3 + 3 + 1) / 9),
-        f"{stage}/failures": 2,
+        f"{stage}/num_failed": 2,
     }
     failed = [m for m in caplog.messages if m.startswith("question ") and " failed: " in m]
     assert [message.split()[1] for message in failed] == ["damaged", "fragile"]
@@ -403,13 +403,13 @@ def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, m
 def counted_frames(monkeypatch):
     """Pairs of frames in each pass of the vision tower, in a list that grows."""
     counts: list[int] = []
-    features = QwenPolicy._video_features
+    features = QwenNetwork.features
 
-    def counting(policy, patches, grids):
+    def counting(network, patches, grids):
         counts.append(len(patches) // 16)  # frames of 56x56 pixels, a pair is 16 patches
-        return features(policy, patches, grids)
+        return features(network, patches, grids)
 
-    monkeypatch.setattr(QwenPolicy, "_video_features", counting)
+    monkeypatch.setattr(QwenNetwork, "features", counting)
     return counts
 
 

@@ -83,7 +83,7 @@ def test_neither_annotations_nor_videos_are_needed(tmp_path, videos, make_video)
 
 
 def test_other_annotations_are_scored_with_the_recorded_completions(tmp_path, recorded, asked):
-    corrected = [dataclasses.replace(question, answer="B") for question in asked]
+    corrected = [dataclasses.replace(question, gold="B") for question in asked]
     lines, metrics = replay(tmp_path, recorded, reader=QuestionList(corrected))
     assert metrics["accuracy"] != json.loads((recorded / "metrics.json").read_text())["accuracy"]
     assert [line["correct"] for line in lines] == [line["answer"] == "B" for line in lines]

@@ -27,7 +27,6 @@ def trainer(folder, **options):
     return SimpleNamespace(**{
         "is_global_zero": True,
         "callbacks": callbacks,
-        "checkpoint_callbacks": [keeper],
         "default_root_dir": str(folder),
         "loggers": [CSVLogger(folder, "logs", 0)],
     } | options)  # fmt: skip

@@ -1,10 +1,12 @@
 """Folders of `vrts fit` that cannot be written, or have no room."""
 
 import contextlib
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,3 +156,60 @@ def test_a_disk_that_is_full_later_is_named_and_the_run_goes_on(
         (disk / "filler").unlink()
         assert main(args) == 0
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    "left",
+    ["checkpoints/last.ckpt", "checkpoints/step=3.ckpt.old", "curves.png", COMPLETIONS,
+     "model/vrts.json"],
+)  # fmt: skip
+def test_what_another_run_has_left_is_not_replaced(fails, tmp_path, left):
+    place = tmp_path / left
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("{}")
+    err = fails()
+    assert f"trainer.default_root_dir: {place} is of another training run" in err
+    assert "--ckpt_path last" in err
+    assert "give another folder" in err
+    assert "--overwrite true" in err
+    assert place.read_text() == "{}"
+
+
+def test_a_second_run_resumes_or_says_that_it_replaces(model, annotations, tmp_path, capsys):  # noqa: F811
+    args = fit_args(model, tmp_path, *own_train(annotations))
+    assert main([*args, "--trainer.max_steps=1"]) == 0
+    weights = (tmp_path / "model/model.safetensors").read_bytes()
+    assert main(args) == 1
+    assert "is of another training run" in capsys.readouterr().err
+    backup = tmp_path / "backup/last.ckpt"
+    backup.parent.mkdir()
+    shutil.copy(tmp_path / "checkpoints/last.ckpt", backup)
+    assert main([*args, f"--ckpt_path={backup}"]) == 1
+    assert "is of another training run" in capsys.readouterr().err
+    assert (tmp_path / "model/model.safetensors").read_bytes() == weights
+    assert main([*args, "--ckpt_path=last"]) == 0
+    assert main([*args, "--overwrite=true", "--trainer.max_steps=1"]) == 0
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 1
+
+
+def test_a_run_that_left_no_checkpoint_is_begun_again_with_last(model, annotations, tmp_path):  # noqa: F811
+    (tmp_path / COMPLETIONS).write_text("")
+    args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=1")
+    assert main([*args, "--ckpt_path=last"]) == 0
+
+
+def test_an_export_that_fails_loses_no_step(model, annotations, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """The last step is saved before, whatever every_n_steps is."""
+    args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=3")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_234_567))
+        assert main(args) == 1
+    err = capsys.readouterr().err
+    assert re.search(r"it takes \d\.\d+ MB, and 1\.23 MB are free; make room .* vrts export", err)
+    assert not (tmp_path / "model").exists()
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    export = ["export", *args[1:], f"--output_dir={tmp_path / 'model'}"]
+    assert main(export) == 0
+    assert (tmp_path / "model/model.safetensors").is_file()

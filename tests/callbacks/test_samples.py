@@ -59,7 +59,7 @@ def test_a_line_says_what_was_asked_said_and_earned(tmp_path, model_folder, vide
             "step": 1,
             "id": question.id,
             "question": question.text,
-            "answer": question.answer,
+            "gold": question.gold,
             "completion": record.texts[n],
             "rewards": {
                 "text": pytest.approx(sum(map(ord, record.texts[n])) % 7 / 6),
@@ -147,7 +147,7 @@ def test_completions_are_shown(tmp_path, model_folder, videos, capsys):
 
 def test_completions_and_questions_are_no_markup():
     bad = "[red]x[/nonsense]\x1b[2J"
-    line = {"step": 1, "question": bad, "answer": "A", "completion": bad, "advantage": 0.0}
+    line = {"step": 1, "question": bad, "gold": "A", "completion": bad, "advantage": 0.0}
     console = Console(width=120)
     with console.capture() as capture:
         console.print(completion_table([line | {"rewards": {"format": 1.0}}]))

@@ -7,7 +7,8 @@ import pytest
 
 from vrts.callbacks.speed import Interval, over_ranks, rates, tell_waiting
 from vrts.models.flops import Workload
-from vrts.models.work import BatchWork, Sampled
+from vrts.models.rollouts import SampledCount
+from vrts.models.work import StepWork
 
 WORKLOAD = Workload(
     num_prompt_tokens=300,
@@ -17,55 +18,55 @@ WORKLOAD = Workload(
     backward_flops=200.0,
     trains_vision=False,
 )
-BATCH = BatchWork(
+STEP = StepWork(
     waiting_s=0.9,
     rollout_s=2.0,
-    rollout_waiting_s=0.5,
     num_questions=2,
     num_frames=64,
-    sampled=Sampled(num_completions=8, num_truncated=1, num_tokens=400, flops=110.0),
-    update=WORKLOAD,
-    has_reference=True,
+    sampled=SampledCount(num_tokens=400, flops=110.0),
+    update=[WORKLOAD],
+    reference=[WORKLOAD],
 )
 
 
-def interval(*batches: BatchWork) -> Interval:
+def interval(*steps: StepWork) -> Interval:
     found = Interval()
-    for work in batches:
+    for work in steps:
         found.add(work, data_s=1.0, batch_s=4.0)
     return found
 
 
-def test_rates_of_two_batches_by_hand():
-    found = rates(replace(interval(BATCH, BATCH), memory_gb=3.0, reserved_gb=4.0), 1000.0)
+def test_rates_of_two_steps_by_hand():
+    found = rates(replace(interval(STEP, STEP), memory_gb=3.0, reserved_gb=4.0), 1000.0)
     assert found == pytest.approx(
         {
             "step_s": 10.0,
             "data_s": 2.0,
             "rollout_s": 4.0,
-            "waiting_s": 1.0,
-            "update_s": 3.0,  # 4 - 2 - 0.5, twice
+            "waiting_s": 0.0,
+            "update_s": 4.0,  # 4 - 2, twice
             "data_share": 0.2,
             "rollout_share": 0.4,
             "rollout_tokens_per_s": 800 / 4,
-            "update_tokens_per_s": 800 / 3,
+            "update_tokens_per_s": 800 / 4,
             "frames_per_s": 12.8,
             "questions_per_s": 0.4,
             "memory_gb": 3.0,
             "reserved_gb": 4.0,
             # reference 100, forward 100, backward 200
-            "mfu_update": 2 * 400 / 3.0 / 1000.0,
+            "mfu_update": 2 * 400 / 4.0 / 1000.0,
             "mfu_step": 2 * 510 / 10.0 / 1000.0,
         }
     )
 
 
-def test_a_further_update_has_no_rollout_and_no_reference():
-    again = BatchWork(waiting_s=0.3, update=WORKLOAD)
-    found = interval(BATCH, again)
-    assert (found.rollout_s, found.waiting_s, found.update_s) == (2.0, 0.5, 1.5 + 4.0)
-    assert found.update_flops == 400 + 300
+def test_every_micro_batch_of_every_update_counts():
+    work = replace(STEP, update=[WORKLOAD, WORKLOAD, WORKLOAD])
+    found = interval(work)
+    assert (found.rollout_s, found.update_s) == (2.0, 2.0)
+    assert found.update_flops == 3 * 300 + 100
     assert found.completion_tokens == 400
+    assert found.update_tokens == 3 * 400
 
 
 def test_the_trained_vision_tower_is_counted_in_every_pass():
@@ -74,8 +75,8 @@ def test_the_trained_vision_tower_is_counted_in_every_pass():
 
 
 def test_without_a_peak_there_is_no_mfu_and_without_work_no_rate():
-    assert not any(name.startswith("mfu") for name in rates(interval(BATCH), None))
-    found = rates(interval(BatchWork()), 1000.0)
+    assert not any(name.startswith("mfu") for name in rates(interval(STEP), None))
+    found = rates(interval(StepWork()), 1000.0)
     assert "mfu_update" not in found
     assert "update_tokens_per_s" not in found
     assert math.isnan(found["rollout_tokens_per_s"])

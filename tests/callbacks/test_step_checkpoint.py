@@ -68,7 +68,15 @@ def test_after_the_validation_where_one_follows(keep, tmp_path, model_folder, vi
     assert str(last.readlink()) == newest[-1]
 
 
-@pytest.mark.parametrize(("validates", "interval"), [(True, 3), (False, 2), (False, 1.0)])
+def test_the_last_step_is_saved_whenever_it_comes(tmp_path, model_folder, videos):
+    keeper = StepCheckpoint(every_n_steps=3, dirpath=str(tmp_path / "kept"))
+    fit(tmp_path, model_folder, videos, keeper, validates=False)
+    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert names == ["last.ckpt", "step=4.ckpt"]
+    assert torch.load(tmp_path / "kept/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.parametrize(("validates", "interval"), [(True, 3), (False, 2)])
 def test_the_end_of_an_epoch_is_saved_where_nothing_is_validated_there(
     validates, interval, tmp_path, model_folder, videos
 ):
@@ -86,7 +94,7 @@ def test_a_resumed_run_saves_at_the_same_steps(tmp_path, model_folder, videos):
     whole, _ = fit(tmp_path, model_folder, videos, keeper, **options)
     assert [hook for _, hook in whole] == ["batch", "batch", "validation", "batch"]
     parts = []
-    for max_steps in (2, 4, 6, -1):
+    for max_steps in (4, 6, -1):
         keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "kept"))
         path = str(tmp_path / "kept/last.ckpt") if parts else None
         seen, trainer = fit(

@@ -20,7 +20,7 @@ def predicted(id, correct, *rounds, answer="A", error=None, video=None, **breakd
     gold = None if correct is None else "A"
     metadata = {"breakdown": breakdown}
     return Prediction(
-        Question(id, "", video or f"{id}.mp4", answer=gold, metadata=metadata),
+        Question(id, "", video or f"{id}.mp4", gold=gold, metadata=metadata),
         tuple(Round(T, (), (), share) for T, share in rounds),
         answer,
         error,

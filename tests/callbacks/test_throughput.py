@@ -2,8 +2,10 @@
 
 import csv
 import json
+import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from tests.callbacks.runs import (
     questions,
     started,
 )
-from vrts.callbacks.throughput import ThroughputLog, compute_dtype
+from vrts.callbacks.throughput import ThroughputLog
 from vrts.models.objectives import GRPO
 
 
@@ -128,14 +130,29 @@ def test_of_two_processes_the_slow_one_shows(tmp_path, model_folder, videos):
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"),
+    ("name", "precision", "tflops"),
     [
-        ("bf16-mixed", torch.bfloat16),
-        ("bf16-true", torch.bfloat16),
-        ("16-mixed", torch.float16),
-        ("32-true", torch.float32),
-        ("64-true", torch.float64),
+        ("NVIDIA H200", "bf16-mixed", 989),
+        ("NVIDIA H100 NVL", "bf16-true", 835),
+        ("NVIDIA L40S", "bf16-mixed", 362),
+        ("NVIDIA L4", "16-mixed", 121),
+        ("NVIDIA GeForce RTX 4090", "bf16-mixed", 165.2),
+        ("A100-SXM4-40GB", "bf16-mixed", 312),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16-mixed", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16-mixed", None),
+        ("NVIDIA H200", "32-true", None),
+        ("Tesla T4", "16-mixed", None),
     ],
 )
-def test_the_dtype_of_a_precision(precision, dtype):
-    assert compute_dtype(precision) == dtype
+def test_the_peak_of_a_card_is_that_of_its_data_sheet_or_asked_for(
+    monkeypatch, caplog, name, precision, tflops
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    strategy = SimpleNamespace(root_device=torch.device("cuda", 0))
+    trainer = SimpleNamespace(strategy=strategy, precision=precision)
+    with caplog.at_level(logging.INFO):
+        found = ThroughputLog()._peak(trainer)
+    assert found == (None if tflops is None else pytest.approx(tflops * 1e12))
+    said = f"the peak of {name} in {precision} is not known; give its peak_tflops"
+    assert (said in caplog.text) == (tflops is None)
+    assert ThroughputLog(peak_tflops=5.0)._peak(trainer) == 5e12

@@ -19,7 +19,7 @@ class ListReader(Reader):
 
     def read(self):
         return [
-            Question(f"{self.prefix}{i}", "?", self.video, options=("a", "b"), answer="A")
+            Question(f"{self.prefix}{i}", "?", self.video, options=("a", "b"), gold="A")
             for i in range(self.count)
         ]
 

@@ -31,8 +31,14 @@ from vrts.types import InputError, ProblemType, letters
 WINDOW = {"start_s": 1, "end_s": 4.5, "fps": 3}
 PLAIN = {"id": "1", "video": "abc.mp4", "question": "Which?", "answer": "B", "category": "c"}
 RECORDED = {
-    "id": "1", "question": "Which?", "video": "abc.mp4", "problem_type": "multiple choice",
-    "options": ["x", "y"], "answer": "A", "breakdown": {"kind": "odd"},
+    "id": "1", "gold": "A", "answer": None, "correct": False, "num_frames": 4,
+    "rounds": [{
+        "num_frames": 4, "times_s": [0.5], "completions": ["a", "b"], "answers": ["A", None],
+        "agreement": 0.5, "num_tokens": [1, 2], "mean_logprobs": [-1.0, -2],
+        "abandoned": [False, True], "is_last": True,
+    }],
+    "status": "ok", "error": None, "question": "Which?", "options": ["x", "y"],
+    "problem_type": "multiple choice", "video": "abc.mp4", "breakdown": {"kind": "odd"},
 }  # fmt: skip
 NUMBER = {"problem_type": "numerical", "options": None, "solution": "<answer>5</answer>"}
 KINDS = {
@@ -87,10 +93,10 @@ def check(question):
     if question.problem_type is ProblemType.MULTIPLE_CHOICE:
         assert 2 <= len(question.options) <= 26
         assert all(option.strip() for option in question.options)
-        assert question.answer is None or question.answer in letters(question.options)
+        assert question.gold is None or question.gold in letters(question.options)
     else:
         assert question.options == ()
-        assert question.answer is None or question.answer.strip()
+        assert question.gold is None or question.gold.strip()
     breakdown = question.metadata.get("breakdown", {})
     assert all(isinstance(category, str) for category in breakdown.values())
     assert question.start_s >= 0

@@ -15,7 +15,7 @@ def test_options_make_a_multiple_choice(tmp_path):
     (question,) = SingleQuestionReader(str(video), " Why? ", ["A. red", "B. blue"]).read()
     assert (question.id, question.text, question.video) == ("a clip.mp4", "Why?", str(video))
     assert (question.problem_type, question.options) == ("multiple choice", ("red", "blue"))
-    assert question.answer is None
+    assert question.gold is None
     assert not question.is_image
     (question,) = SingleQuestionReader(str(video), "Why?").read()
     assert (question.problem_type, question.options) == (ProblemType.FREE_FORM, ())

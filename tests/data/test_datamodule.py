@@ -42,7 +42,7 @@ class Recorder(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.evaluated += [sample.question.id for sample in batch]
 
-    def on_validation_end(self):
+    def on_validation_epoch_end(self):  # before callbacks may save
         if not self.trainer.sanity_checking:
             self.trace.append("validation")
 
@@ -341,3 +341,35 @@ def test_folders_of_frames_without_a_rate_are_named_before_anything_is_decoded(t
     VideoQADataModule(predict=PlainReader(str(path)), frames_fps=2.0).setup("predict")
     path.write_text(rows.format("2").replace("What?,", "What?,2"))
     VideoQADataModule(predict=PlainReader(str(path))).setup("predict")
+
+
+class OwnReader(ListReader):
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def read(self):
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, r"OwnReader gave NoneType; OwnReader.read\(\) must return a list of .*Question"),
+        ([{"id": "1"}], "OwnReader gave dict at place 0; "),
+        (
+            [*ListReader(2).read(), *ListReader(1).read()],
+            "gave the id 'q0' twice, again at place 2",
+        ),
+    ],
+)
+def test_a_reader_that_gives_something_else_is_named(given, message):
+    data = VideoQADataModule(predict=OwnReader(given))
+    with pytest.raises(InputError, match=message):
+        data.setup("predict")
+
+
+def test_a_reader_may_give_a_tuple():
+    data = VideoQADataModule(predict=OwnReader(tuple(ListReader(3).read())))
+    data.setup("predict")
+    assert [question.id for question in data.questions("predict")] == ["q0", "q1", "q2"]

@@ -55,15 +55,15 @@ def test_video_r1_rows(tmp_path, videos, array):
     }  # fmt: skip
     path = write(tmp_path, [R1, numerical, free], array)
     first, second, third = VideoR1Reader(path, videos).read()
-    assert (first.id, first.text, first.answer) == ("7", "What?", "B")
+    assert (first.id, first.text, first.gold) == ("7", "What?", "B")
     assert first.options == ("red", "C. elegans")
     assert first.video == second.video == third.video == f"{videos}/clip.mp4"
     assert first.metadata["data_source"] == "mine"
     assert first.source == (f"{path}: item 1" if array else f"{path}:1")
     assert second.source == (f"{path}: item 2" if array else f"{path}:2")
-    assert (second.problem_type, second.answer) == (ProblemType.REGRESSION, "13.5")
+    assert (second.problem_type, second.gold) == (ProblemType.REGRESSION, "13.5")
     assert second.metadata["problem_type"] == "regression"
-    assert (third.problem_type, third.answer) == (ProblemType.OCR, None)
+    assert (third.problem_type, third.gold) == (ProblemType.OCR, None)
     assert len(VideoR1Reader(path, videos, limit=2).read()) == 2
 
 
@@ -97,7 +97,7 @@ def test_video_rts_rows(tmp_path, videos):
     assert question.id == "abc-3"
     assert question.text == "What colour\nis it?"
     assert question.options == ("yellow", "green", "red")
-    assert question.answer == "C"
+    assert question.gold == "C"
     assert question.video == f"{videos}/abc.mp4"
     assert question.metadata == {"qid": 3, "original_answer": "red"}
 
@@ -265,9 +265,9 @@ def test_real_files(shared):
     questions = VideoRTSReader(path, videos, {"*": "nasa_13013.mp4"}).read()
     assert len(questions) == 8136
     assert {len(question.options) for question in questions} == {5, 6, 7, 8}
-    assert questions[0].answer == "G"
+    assert questions[0].gold == "G"
     assert questions[0].options[6] == "orange"
     with pytest.raises(InputError, match="none of its 1218 videos"):
         VideoRTSReader(path, videos).read()
     real = VideoR1Reader(str(annotations / "real_videos.jsonl"), videos).read()
-    assert [question.answer for question in real] == ["B", "A", "B", "C", "C", "13"]
+    assert [question.gold for question in real] == ["B", "A", "B", "C", "C", "13"]

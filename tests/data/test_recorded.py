@@ -37,11 +37,11 @@ def test_questions_come_as_they_were_asked(tmp_path):
         "Which?",
         "gone.mp4",
         options=("A. Lincoln", "J. Adams"),
-        answer="B",
+        gold="B",
         source=f"{path}:1",
         metadata={"breakdown": {"duration": "short"}},
     )
-    assert (second.problem_type, second.answer) == (ProblemType.NUMERICAL, None)
+    assert (second.problem_type, second.gold) == (ProblemType.NUMERICAL, None)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_questions_come_as_they_were_asked(tmp_path):
     [
         ({"gold": "C"}, "'C' is none of the letters AB"),
         ({"problem_type": "riddle"}, "unknown problem_type 'riddle'"),
-        ({"video": None}, "field 'video' must be str, got NoneType"),
+        ({"video": None}, "field 'video' is missing"),
         ({"breakdown": []}, "field 'breakdown' must be dict"),
         ({"options": "A"}, "field 'options' must be list"),
     ],

@@ -9,7 +9,7 @@ import torch
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.readers import VideoR1Reader
 from vrts.data.resolution import Resolution
-from vrts.demo.lessons import Lesson, as_rollout, draw_batch, learnt_tokens, teach
+from vrts.demo.lessons import Lesson, as_completions, draw_batch, learnt_tokens, teach
 from vrts.demo.model import PIXELS, build_model_folder
 from vrts.demo.scenes import SIZE
 from vrts.demo.targets import seen_target
@@ -50,24 +50,24 @@ def test_samples_are_those_of_the_data_module(pool):
     data.close()
 
 
-def test_rollout_of_given_texts():
+def test_completions_of_given_texts():
     texts = ["<think>a</think><answer>B</answer>", "no"]
-    rollout = as_rollout(TOKENIZER, texts)
-    end = TOKENIZER.eos_token_id
-    for row, text in enumerate(texts):
-        ids = rollout.completion_ids[row][rollout.completion_mask[row]].tolist()
-        assert ids[-1] == end
+    completions = as_completions(TOKENIZER, texts)
+    for completion, text in zip(completions, texts, strict=True):
+        ids = completion.token_ids.tolist()
+        assert ids[-1] == TOKENIZER.eos_token_id
         assert TOKENIZER.decode(ids[:-1]) == text
-    assert rollout.lengths.tolist() == [7, 2]
+    assert [c.num_tokens for c in completions] == [7, 2]
 
 
 def test_lookups_are_learnt_from_the_answer_on():
     text = "<think>the flash is red</think><answer>C</answer>"
-    rollout = as_rollout(TOKENIZER, [text, text, "<think>x</think><answer>A</answer>"])
-    learnt = learnt_tokens(rollout, torch.tensor([True, False, False]), ANSWER_ID)
+    texts = [text, text, "<think>x</think><answer>A</answer>"]
+    completions = as_completions(TOKENIZER, texts)
+    learnt = learnt_tokens(completions, torch.tensor([True, False, False]), ANSWER_ID)
     decoded = [
-        TOKENIZER.decode(ids[keep])
-        for ids, keep in zip(rollout.completion_ids, learnt, strict=True)
+        TOKENIZER.decode(c.token_ids[keep[: c.num_tokens]])
+        for c, keep in zip(completions, learnt, strict=True)
     ]
     assert decoded == [text + "<|im_end|>", "C</answer><|im_end|>", "A</answer><|im_end|>"]
 
@@ -91,7 +91,7 @@ def test_batch_with_perception_starts_each_question_with_the_truth(pool):
             levels.add(sample.clip.num_frames)
             evidence = sample.question.metadata["evidence_frames"]
             if evidence is None or set(evidence) & set(sample.clip.frame_indices):
-                assert text.endswith(f"<answer>{sample.question.answer}</answer>")
+                assert text.endswith(f"<answer>{sample.question.gold}</answer>")
             else:
                 assert "is seen" in text
     assert levels == {4, 16}

@@ -43,7 +43,7 @@ def test_reader_takes_the_annotations(tmp_path):
     assert len(questions) == 12
     assert len({q.video for q in questions}) == 4
     for question, row in zip(questions, rows(annotations), strict=True):
-        letter = question.answer
+        letter = question.gold
         assert row["solution"] == f"<answer>{letter}</answer>"
         assert question.metadata["kind"] in ("object", "flash", "motion")
 

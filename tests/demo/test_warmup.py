@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from tests.models.engines import sample
 from vrts.answers import has_format, is_correct, parse_answer
 from vrts.demo.lessons import Lesson
 from vrts.demo.model import build_config, build_model_folder
@@ -72,14 +73,15 @@ class TestShippedCheckpoint:
         """A spot check on few questions; the demo measures."""
         pool = load_pool(tmp_path, 40, seed=7)
         policy = load(SHIPPED)
-        prompts = policy.encode([item.sample(16) for item in pool], 32)
-        rollout = policy.rollout(prompts, [Sampling()] * 2, range(2 * len(pool)), 32)
+        asked = [item.sample(16) for item in pool]
+        _, found = sample(policy, asked, [Sampling()] * 2, 32)
+        texts = [c.text for group in found for c in group]
         questions = [item.question for item in pool for _ in range(2)]
-        assert sum(map(has_format, rollout.texts)) > 0.95 * len(questions)
+        assert sum(map(has_format, texts)) > 0.95 * len(questions)
         right = [
             is_correct(parse_answer(text, question), question)
-            for text, question in zip(rollout.texts, questions, strict=True)
+            for text, question in zip(texts, questions, strict=True)
         ]
         assert 0.35 < sum(map(bool, right)) / len(right) < 0.75
-        pairs = zip(rollout.texts[::2], rollout.texts[1::2], strict=True)
+        pairs = zip(texts[::2], texts[1::2], strict=True)
         assert sum(a != b for a, b in pairs) > 0.1 * len(pool)

@@ -185,7 +185,7 @@ def test_the_names_of_an_older_version_are_read():
     new = prediction_to_json(Prediction(ask("q", "v.mp4", "B"), ROUNDS, "A", correct=False))
     old = {"answer": "B", "prediction": "A"} | {k: v for k, v in new.items() if k not in OLD}
     assert prediction_from_json(old) == prediction_from_json(new)
-    assert (prediction_from_json(old).question.answer, prediction_from_json(old).answer) == (
+    assert (prediction_from_json(old).question.gold, prediction_from_json(old).answer) == (
         "B", "A",
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ def make_sample(index: int, num_frames: int, size: tuple[int, int], text: str) -
     generator = torch.Generator().manual_seed(index)
     frames = torch.randint(0, 256, (num_frames, 3, *size), generator=generator, dtype=torch.uint8)
     clip = Clip(frames, tuple(range(0, num_frames * 10, 10)), fps=3.3, num_source_frames=97)
-    question = Question(f"q{index}", text, "none.mp4", options=("red", "green", "blue"), answer="A")
+    question = Question(f"q{index}", text, "none.mp4", options=("red", "green", "blue"), gold="A")
     return Sample(question, clip)
 
 

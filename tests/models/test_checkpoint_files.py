@@ -172,3 +172,21 @@ class TestNewest:
         assert newest([tmp_path]) == tmp_path / "last.ckpt.old"
         folder_checkpoint(last, 3)
         assert newest([tmp_path]) == surviving(last) == last
+
+
+class MakesFolder:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_in_a_file_does_not_run_whatever_is_asked_for(tmp_path, kind):
+    torch.save({"value": MakesFolder(tmp_path / "marker")}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint .* code in it is never run"):
+        kind().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    assert not (tmp_path / "marker").exists()

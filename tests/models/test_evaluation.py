@@ -41,7 +41,7 @@ def test_evaluation_counts_failures_and_missing_answers_as_wrong(tmp_path, video
         )
         assert result == {
             f"{stage}/accuracy": pytest.approx(2 / 5),
-            f"{stage}/failures": 1,
+            f"{stage}/num_failed": 1,
             f"{stage}/mean_frames": 4,
             # the silent one's only completion gives no answer
             f"{stage}/agreement": pytest.approx(4 / 5),

@@ -88,3 +88,71 @@ def test_a_pickled_adapter_is_refused_by_name(load_policy, folder, tmp_path):
     torch.save({}, tmp_path / "adapter/adapter_model.bin")
     with pytest.raises(InputError, match=r"adapter has no adapter_model\.safetensors"):
         load_policy(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_implementation": "kernels-community/flash-attn"},
+        {"_attn_implementation": "owner/kernel@v1"},
+        {"text_config": {"_attn_implementation": "owner/kernel:attention"}},
+        {"vision_config": {"attn_implementation": {"a": 1}, "_attn_implementation": "a/b"}},
+    ],
+)
+def test_a_kernel_of_the_hub_is_refused_by_name(load_policy, folder, fields):
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in fields.items():
+        config[key] = config[key] | value if isinstance(config.get(key), dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json asks for the kernel '.*/.*' of the hub"):
+        load_policy(folder)
+
+
+def test_an_index_that_names_a_pickle_is_refused_by_name(load_policy, folder):
+    weights = {"lm_head.weight": "pytorch_model.bin", "x": "model.safetensors"}
+    edit(folder / "model.safetensors.index.json", weight_map=weights)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(InputError, match=r"index\.json names 'pytorch_model\.bin', which is no"):
+        load_policy(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"index\.json is no index of weights"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "breaks"),
+        ("{{ raise_exception('not this way') }}", "breaks .*not this way"),
+        ("{% if %}", "breaks"),
+        ("{% for m in messages if m.role == 'system' %}x{% endfor %}", "gives no text"),
+        (
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
+            "{% endfor %}{% endfor %}{% endfor %}",
+            "does not end within 1 s",
+        ),
+    ],
+)
+def test_a_chat_template_that_breaks_or_never_ends_is_named(
+    load_policy, folder, monkeypatch, template, problem
+):
+    monkeypatch.setattr("vrts.models.foreign.TIMEOUT_S", 1)
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=rf"the chat template in .*model {problem}"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [("(([a-z_.0-9]+)+)+!", "did not end within 2 s"), ("(q_proj", "is no regular expression")],
+)
+def test_a_regular_expression_that_runs_away_is_named(
+    load_policy, folder, tmp_path, monkeypatch, pattern, problem
+):
+    monkeypatch.setattr("vrts.models.foreign.TIMEOUT_S", 2)
+    with pytest.raises(InputError, match=rf"lora\.target_modules: .*{problem}"):
+        load_policy(folder, lora=Lora(rank=4, target_modules=pattern))
+    load_policy(folder, lora=Lora(rank=4)).save_pretrained(tmp_path / "adapter")
+    edit(tmp_path / "adapter/adapter_config.json", target_modules=pattern)
+    with pytest.raises(InputError, match=rf"adapter_config\.json: .*{problem}"):
+        load_policy(tmp_path / "adapter")

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vrts.models.advantages import BatchScaled, Centred, GroupScaled, LeaveOneOut
 from vrts.models.grpo import MAX_KL, MAX_LOG_RATIO, clipped_surrogate, kl_k3, masked_mean
@@ -17,6 +19,7 @@ from vrts.models.objectives import (
     RLOO,
     Completions,
     DrGRPO,
+    LossTerms,
     Objective,
 )
 
@@ -27,6 +30,11 @@ ALL = [GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO]
 def alone(x: torch.Tensor) -> torch.Tensor:
     """The mean over one process."""
     return x
+
+
+def step(objective: Objective, c: Completions) -> LossTerms:
+    """The terms of completions that are all of a step."""
+    return objective(c, objective.divisor(c.mask, c.max_new_tokens))
 
 
 def plain_loss(objective: Objective, c: Completions) -> torch.Tensor:
@@ -88,7 +96,7 @@ def test_loss_and_gradient_equal_the_plain_formula(cls, beta, seed):
     objective = cls(beta=beta)
     # GSPO's clips are so narrow that only nearby policies are inside of them
     c = random_completions(seed, beta > 0, 1e-3 if cls is GSPO else 0.5)
-    loss = objective(c, reduce=alone).loss
+    loss = step(objective, c).loss
     expected = plain_loss(objective, c)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     (got,) = torch.autograd.grad(loss, c.logprobs)
@@ -97,21 +105,47 @@ def test_loss_and_gradient_equal_the_plain_formula(cls, beta, seed):
     assert (got[~c.mask] == 0).all()
 
 
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
 @pytest.mark.parametrize("cls", ALL)
-def test_processes_with_unequal_tokens_average_to_the_whole_batch(cls):
-    """Mean of two processes' losses, each with the reduced divisor, is the batch's loss."""
-    objective, c = cls(beta=0.0), random_completions(5, reference=False)
-    whole = objective(c, reduce=alone).loss
-    halves = [
-        Completions(
-            c.logprobs[rows], c.old_logprobs[rows], None, c.advantages[rows], c.mask[rows], 9
+def test_any_division_of_a_step_gives_its_loss_and_gradient(cls, data):
+    """Micro-batches on one and more ranks, which average their gradients; ragged lengths."""
+    beta = data.draw(st.sampled_from([0.0, 0.1]))
+    objective, c = cls(beta=beta), random_completions(data.draw(st.integers(0, 99)), beta > 0)
+    N = len(c.mask)
+    cuts = sorted(data.draw(st.sets(st.integers(1, N - 1))))
+    bounds = list(zip([0, *cuts], [*cuts, N], strict=True))
+    num_ranks = data.draw(st.integers(1, 3))
+    rank_of = [data.draw(st.integers(0, num_ranks - 1)) for _ in bounds]
+    whole = step(objective, c)
+    (want,) = torch.autograd.grad(whole.loss, c.logprobs)
+    parts = [
+        dataclasses.replace(
+            c,
+            **{
+                name: value[start:end]
+                for name in (
+                    "logprobs", "old_logprobs", "reference_logprobs", "advantages", "mask"
+                )
+                if (value := getattr(c, name)) is not None
+            },
         )
-        for rows in (slice(0, 2), slice(2, 8))
-    ]
-    divisors = [objective.token_weights(h.mask, 9)[1] for h in halves]
-    mean = torch.stack(divisors).mean()
-    losses = [objective(h, reduce=lambda _: mean).loss for h in halves]
-    torch.testing.assert_close(sum(losses) / 2, whole, rtol=1e-6, atol=0)
+        for start, end in bounds
+    ]  # fmt: skip
+    divisors = torch.zeros(num_ranks)
+    for rank, part in zip(rank_of, parts, strict=True):
+        divisors[rank] += objective.divisor(part.mask, c.max_new_tokens)
+    found = [objective(part, divisors.mean()) for part in parts]
+    loss = torch.stack([terms.loss for terms in found]).sum() / num_ranks
+    (got,) = torch.autograd.grad(loss, c.logprobs)
+    torch.testing.assert_close(loss, whole.loss, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+    first, *others = found
+    for other in others:
+        first.add(other)
+    for name, value in whole.metrics().items():
+        if name != "loss":
+            torch.testing.assert_close(first.metrics()[name], value, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -119,7 +153,7 @@ def test_masked_completions_have_neither_loss_nor_gradient(cls):
     c = random_completions(3, False, 1e-4)
     c.mask[2] = False
     objective = cls(beta=0.0)
-    loss = objective(c, alone).loss
+    loss = step(objective, c).loss
     torch.testing.assert_close(loss, plain_loss(objective, c))
     (gradient,) = torch.autograd.grad(loss, c.logprobs)
     assert (gradient[2] == 0).all()
@@ -132,11 +166,11 @@ def test_the_first_update_is_reinforce(cls):
     c = random_completions(4, reference=False)
     c = dataclasses.replace(c, old_logprobs=c.logprobs.detach())
     objective = cls(beta=0.0)
-    terms = objective(c, alone)
+    terms = step(objective, c)
     (got,) = torch.autograd.grad(terms.loss, c.logprobs)
     weights, divisor = objective.token_weights(c.mask, MAX_NEW_TOKENS)
     torch.testing.assert_close(got, -c.advantages[:, None] * weights / divisor)
-    assert terms.clip_share == 0
+    assert terms.clipped == 0
 
 
 def test_cispo_keeps_the_gradient_of_clipped_tokens_and_ppo_does_not():
@@ -149,10 +183,11 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens_and_ppo_does_not():
         max_new_tokens=2,
     )
     for objective, expected in ((CISPO(clip_high=1.0), -1.0), (DAPO(), 0.0)):
-        terms = objective(c, alone)
+        terms = step(objective, c)
         (gradient,) = torch.autograd.grad(terms.loss, c.logprobs)
         assert gradient[0, 0] == pytest.approx(expected)
-        assert terms.clip_share == 0.5
+        assert terms.clipped == 0.5 * terms.num_tokens
+        assert terms.metrics()["clip_share"] == 0.5
 
 
 def plain_advantages(rewards: list[float], num_generations: int, kind: str) -> list[float]:
@@ -270,13 +305,13 @@ def test_a_far_policy_gives_a_finite_loss_and_gradient(cls, gap):
     old = torch.full((2, 2), -1.0)
     mask = torch.ones(2, 2, dtype=torch.bool)
     c = Completions(logprobs, old, old - gap / 2, torch.tensor([1.0, -1.0]), mask, 2)
-    terms = cls(beta=0.04)(c, alone)
+    terms = step(cls(beta=0.04), c)
     (gradient,) = torch.autograd.grad(terms.loss, logprobs)
     assert math.isfinite(terms.loss)
     assert gradient.isfinite().all()
     assert abs(terms.loss) < 1e4 or abs(gap) == 20
-    assert 0 <= terms.kl <= MAX_KL
-    assert terms.clamp_share > 0
+    assert 0 <= terms.metrics()["kl"] <= MAX_KL
+    assert terms.clamped > 0
 
 
 def test_the_clamp_share_counts_what_is_beyond_the_bounds():
@@ -295,10 +330,10 @@ def test_the_clamp_share_counts_what_is_beyond_the_bounds():
     old = torch.tensor([[-1.0, -1.0 - far, -1.0, -1.0]])
     reference = torch.tensor([[-1.0, -1.0, 1.5, 1.0]])  # k3 of 2.5 is 8.7, of 2.0 it is 4.4
     c = Completions(logprobs, old, reference, torch.tensor([1.0]), mask, 4)
-    assert GRPO(beta=0.1)(c, alone).clamp_share == 0.25
+    assert step(GRPO(beta=0.1), c).metrics()["clamp_share"] == 0.25
     near = dataclasses.replace(c, reference_logprobs=reference + torch.tensor([0, 0, 0.5, 0]))
-    assert GRPO(beta=0.1)(near, alone).clamp_share == 0.5
-    assert GRPO(beta=0.0)(near, alone).clamp_share == 0.25
+    assert step(GRPO(beta=0.1), near).metrics()["clamp_share"] == 0.5
+    assert step(GRPO(beta=0.0), near).metrics()["clamp_share"] == 0.25
 
 
 def test_within_the_bounds_nothing_changes():

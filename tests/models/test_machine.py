@@ -1,5 +1,6 @@
 """What the machine cannot do is refused by name, and before the weights are loaded."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from tests.test_configs import CONFIGS
 from vrts.cli import main
+from vrts.models import machine
 from vrts.models.machine import check_precision, check_strategy
 from vrts.types import InputError
 
@@ -74,3 +76,34 @@ def test_precision_of_an_old_card(monkeypatch):
     monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("cuda", 0))
     with pytest.raises(InputError, match=r"bf16-mixed is not possible on Old Card"):
         check_precision("bf16-mixed", trainer)
+
+
+@pytest.mark.parametrize(
+    ("build", "driver", "said"),
+    [
+        ("13.0", "NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12",
+         r"needs an NVIDIA driver of 580 or later, and this one is 535\.183.*cu126 build"),
+        ("13.0", "NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release", "cannot use it"),
+        ("13.0", None, "cannot use it"),
+        (None, None, "is a build without CUDA"),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_torch_cannot_use_is_named_with_the_driver_that_it_needs(
+    monkeypatch, tmp_path, capsys, build, driver, said
+):
+    def init():
+        raise RuntimeError("No CUDA GPUs are available\nand more")
+
+    (tmp_path / "nvidia0").touch()
+    if driver is not None:
+        (tmp_path / "version").write_text(f"NVRM version: {driver}\nGCC version: 12.2.0\n")
+    monkeypatch.setattr(machine, "DEVICES", (tmp_path / "nvidia0",))
+    monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    error = refused(capsys, f"--config={CONFIGS / 'gpu.yaml'}")
+    assert re.search(f"this machine has a GPU, but torch .*{said}", error)
+    assert len(error.strip().splitlines()) <= 3
+    monkeypatch.setattr(machine, "DEVICES", (tmp_path / "nowhere",))
+    assert machine.why_no_cuda() is None

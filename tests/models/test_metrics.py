@@ -41,7 +41,11 @@ class Gathered:
 def test_one_process_logs_its_own_values():
     module = Gathered()
     log_means(
-        module, {"loss": torch.tensor(0.5), "kl": 0.25, "reward/accuracy": 1}, ["accuracy"], 7
+        module,
+        {"loss": torch.tensor(0.5), "kl": 0.25, "reward/accuracy": 1},
+        ["accuracy"],
+        7,
+        set(),
     )
     assert module.logged == {"train/loss": 0.5, "train/kl": 0.25, "train/reward/accuracy": 1}
 
@@ -49,7 +53,7 @@ def test_one_process_logs_its_own_values():
 def test_several_processes_log_means():
     module = Gathered({"num_tokens": 5, "loss": 1.5, "skipped": 2, "reward/accuracy": 0})
     values = {"loss": 0.5, "skipped": 0.0, "reward/accuracy": 1.0}
-    log_means(module, values, ["accuracy"], 10)
+    log_means(module, values, ["accuracy"], 10, set())
     assert module.logged == {
         "train/loss": 1.0,
         "train/skipped": 1.0,
@@ -61,7 +65,7 @@ def test_a_process_without_a_value_does_not_count_for_it():
     module = Gathered(
         {"num_tokens": 0, "skipped": 1.0}, {"num_tokens": 30, "skipped": 0.0, "kl": 0.5}
     )
-    log_means(module, {"skipped": 2.0, "kl": 0.25, "reward/accuracy": 1.0}, ["accuracy"], 10)
+    log_means(module, {"skipped": 2.0, "kl": 0.25, "reward/accuracy": 1.0}, ["accuracy"], 10, set())
     assert module.logged == {
         "train/skipped": 1.0,
         "train/kl": (10 * 0.25 + 30 * 0.5) / 40,  # by tokens
@@ -69,44 +73,32 @@ def test_a_process_without_a_value_does_not_count_for_it():
     }
 
 
-def test_batches_of_one_optimizer_step_are_averaged():
-    module, step = Gathered(), []
-    log_means(module, {"skipped": 1.0, "loss": 0.5, "kl": 0.25}, [], 10, step)
-    log_means(module, {"skipped": 0.0, "loss": 1.5, "kl": 0.5}, [], 30, step)
-    log_means(module, {"skipped": 2.0}, [], 0, step)  # no usable video
-    assert module.logged == {
-        "train/skipped": 1.0,
-        "train/loss": 1.0,
-        "train/kl": (10 * 0.25 + 30 * 0.5) / 40,  # by tokens
-    }
-
-
 def test_what_a_step_lacks_is_not_that_of_the_step_before():
     module, logged = Gathered(), set()
-    log_means(module, {"skipped": 0.0, "kl": 0.25}, [], 10, [], logged)
-    log_means(module, {"skipped": 2.0, "loss": 0.0}, [], 0, [], logged)  # no usable video
+    log_means(module, {"skipped": 0.0, "kl": 0.25}, [], 10, logged)
+    log_means(module, {"skipped": 2.0, "loss": 0.0}, [], 0, logged)  # no usable video
     assert module.logged.keys() == {"train/skipped", "train/kl", "train/loss"}
     assert math.isnan(module.logged["train/kl"])
-    log_means(module, {"skipped": 0.0, "kl": 0.5}, [], 10, [], logged)
+    log_means(module, {"skipped": 0.0, "kl": 0.5}, [], 10, logged)
     assert module.logged["train/kl"] == 0.5
 
 
 def test_few_metrics_are_in_the_progress_bar():
     module = Gathered()
-    log_means(module, dict.fromkeys(TRAIN_METRICS, 1.0), [], 3)
+    log_means(module, dict.fromkeys(TRAIN_METRICS, 1.0), [], 3, set())
     assert module.logged.keys() == {f"train/{name}" for name in TRAIN_METRICS}
     assert module.shown == {f"train/{name}" for name in SHOWN}
 
 
 def test_an_unknown_name_is_a_mistake_in_the_code():
     with pytest.raises(AssertionError, match="reward/other"):
-        log_means(Gathered(), {"reward/other": 1.0}, ["accuracy"], 1)
+        log_means(Gathered(), {"reward/other": 1.0}, ["accuracy"], 1, set())
 
 
 def test_names_of_the_issue_are_among_them():
     wanted = {
-        "reward_std", "zero_advantage_groups", "kl", "entropy", "completion_length", "clip_share", "clamp_share",
-        "tokens_per_s", "rollout_s",
+        "reward_std", "zero_advantage_groups", "kl", "entropy", "completion_length", "clip_share",
+        "clamp_share", "tokens_per_s", "rollout_s",
     }  # fmt: skip
     assert wanted <= set(TRAIN_METRICS)
     assert [reward.name for reward in make_module(scripted(), rewards=None).rewards] == [

@@ -3,12 +3,17 @@
 import csv
 import itertools
 import logging
+import math
 
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
+from transformers import get_cosine_schedule_with_warmup
 
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import (
@@ -24,8 +29,8 @@ from tests.models.steps import KINDS, MAX_NEW_TOKENS, G, Snapshots, fit
 from tests.models.test_grpo import plain_advantages, plain_loss
 from tests.models.test_qwen import perturb_adapter
 from vrts.models.metrics import TRAIN_METRICS
-from vrts.models.objectives import DAPO, GRPO, Completions, DrGRPO
-from vrts.models.qwen import QwenPolicy
+from vrts.models.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
+from vrts.models.patience import Patience
 from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff, FrozenCopy
 from vrts.models.rewards import AccuracyReward, FormatReward
@@ -33,23 +38,25 @@ from vrts.models.sharding import Sharding
 from vrts.types import InputError
 
 
-def padded_logprobs(policy, experience, temperature):
+def padded_logprobs(policy, groups, temperature):
     """Every row on its own through transformers' forward, padded to ``[N, L]``."""
-    rollout, prompts = experience.groups.rollout, experience.prompts
-    return pad_sequence(plain_logprobs(policy, prompts, rollout, temperature), batch_first=True)
+    prompts, completions = [g.prompt for g in groups], [g.completions for g in groups]
+    return pad_sequence(plain_logprobs(policy, prompts, completions, temperature), batch_first=True)
 
 
-def plain_gradient(policy, objective, experience, old, reference, temperature):
+def plain_gradient(policy, objective, groups, old, reference, temperature):
     """Gradient of the formula at the policy's parameters, and the log-probs there."""
-    rewards = [sum(map(ord, text)) % 7 / 6 for text in experience.groups.rollout.texts]
+    rows = [c for group in groups for c in group.completions]
+    rewards = [sum(map(ord, c.text)) % 7 / 6 for c in rows]
     kind = "centred" if isinstance(objective, DrGRPO) else "group"
-    logprobs = padded_logprobs(policy, experience, temperature)
+    logprobs = padded_logprobs(policy, groups, temperature)
+    lengths = torch.tensor([c.num_tokens for c in rows])
     completions = Completions(
         logprobs,
         logprobs.detach() if old is None else old,
         reference,
         torch.tensor(plain_advantages(rewards, G, kind)),
-        experience.groups.rollout.completion_mask,
+        torch.arange(logprobs.shape[1]) < lengths[:, None],
         MAX_NEW_TOKENS,
     )
     trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
@@ -87,14 +94,15 @@ def test_the_gradient_of_each_step_is_that_of_the_formula(
     policy.load()
     base.load()
     old, ratios = None, []
-    for step, experience in enumerate(snapshots.experiences):
+    for step, groups in enumerate(snapshots.groups):
         policy.load_state_dict(snapshots.parameters[step], strict=False)
         kept = step % updates > 0
-        assert (experience is snapshots.experiences[step - 1]) == kept
+        same = step and groups[0].completions is snapshots.groups[step - 1][0].completions
+        assert bool(same) == kept
         with torch.no_grad():
-            want_reference = padded_logprobs(base, experience, temperature)
+            want_reference = padded_logprobs(base, groups, temperature)
         gradient, logprobs, loss = plain_gradient(
-            policy, objective, experience, old if kept else None,
+            policy, objective, groups, old if kept else None,
             want_reference if objective.beta else None, temperature,
         )  # fmt: skip
         if kept:
@@ -106,24 +114,37 @@ def test_the_gradient_of_each_step_is_that_of_the_formula(
         assert scale > 1e-2
         for name, want in gradient.items():
             assert (got[name] - want).norm() <= 1e-4 * max(want.norm(), 1e-2 * scale), name
-        assert history.losses[step] == pytest.approx(loss, rel=1e-4, abs=1e-5)
+        if (step + 1) % updates == 0:
+            logged = history.losses[step // updates]
+            assert logged == pytest.approx(loss, rel=1e-4, abs=1e-5)
     assert all(ratio > 1e-2 for ratio in ratios), "the second update is off the sampled policy"
 
 
-@pytest.mark.parametrize("objective", [GRPO(beta=0.1), DrGRPO(beta=0.0)])
-def test_accumulated_batches_are_one_large_batch(tmp_path, varied_model, videos, objective):
-    train = questions(videos["long"], 4)
-    results = []
-    for accumulate in (1, 2):
-        module, trainer = fit(
-            tmp_path, make_policy(varied_model), train, objective=objective,
-            reference=FrozenCopy(), lr=0.2, trainer={"accumulate_grad_batches": accumulate},
-            data={"batch_size": 2 // accumulate},
+@pytest.mark.parametrize("objective", [GRPO, DrGRPO, DAPO, GSPO, CISPO, RLOO])
+@pytest.mark.parametrize("micro", [1, 2])
+def test_a_step_is_the_same_however_it_is_divided(tmp_path, varied_model, videos, objective, micro):
+    """Losses and gradients of ragged completions, one video failing, and a short last step."""
+    train = [*questions(videos["long"], 5), ask("short", videos["short"])]
+    train[1] = ask("x", videos["damaged"])
+    found = []
+    for size in (4, micro):
+        snapshots, history = Snapshots(), History()
+        fit(
+            tmp_path, make_policy(varied_model), train, [snapshots, history], lr=0.2,
+            objective=objective(beta=0.1), reference=FrozenCopy(), micro_batch_size=size,
+            data={"batch_size": 4},
         )  # fmt: skip
-        assert trainer.global_step == 2
-        results.append(dict(module.named_parameters()))
-    for name, parameter in results[0].items():
-        torch.testing.assert_close(results[1][name], parameter, rtol=1e-4, atol=1e-6)
+        assert history.steps == [1, 2]
+        found.append((snapshots, history.losses))
+    (whole, losses), (parts, same_losses) = found
+    lengths = {c.num_tokens for group in whole.groups[0] for c in group.completions}
+    assert len(lengths) > 1
+    assert same_losses == pytest.approx(losses, rel=1e-5, abs=1e-7)
+    for gradients, wanted in zip(parts.gradients, whole.gradients, strict=True):
+        scale = torch.stack([g.norm() for g in wanted.values()]).norm()
+        assert scale > 1e-3
+        for name, want in wanted.items():
+            assert (gradients[name] - want).norm() <= 2e-6 * scale, name
 
 
 @pytest.mark.parametrize(
@@ -145,8 +166,7 @@ def test_a_run_logs_everything_and_trains_what_it_should(
         trainer={"logger": logger, "log_every_n_steps": 1},
     )  # fmt: skip
     names = [
-        *TRAIN_METRICS, "reward/text", "reward/accuracy", "reward/format", "update_s",
-        "nonfinite_steps",
+        *TRAIN_METRICS, "reward/text", "reward/accuracy", "reward/format", "nonfinite_steps",
     ]  # fmt: skip
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -273,56 +293,86 @@ def test_a_second_fit_keeps_the_reference_of_the_first(tmp_path, varied_model, v
     assert trainer.callback_metrics["train/kl"] > 1e-4
 
 
-def test_the_schedule_follows_optimizer_steps(tmp_path, varied_model, videos):
-    rates = []
+class Rates(Callback):
+    """Learning rate of each step."""
 
-    class Look(Callback):
-        def on_train_batch_end(self, trainer, *_args):
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    def __init__(self):
+        self.rates = []
 
+    def on_train_batch_start(self, trainer, *_args):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def warm_up_then_cosine(optimizer):
+    return SequentialLR(
+        optimizer,
+        [LinearLR(optimizer, 0.5, 1.0, total_iters=2), CosineAnnealingLR(optimizer, 2)],
+        milestones=[2],
+    )
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda optimizer: LambdaLR(optimizer, lambda step: 0.5**step),
+        warm_up_then_cosine,
+        lambda optimizer: get_cosine_schedule_with_warmup(optimizer, 1, 4),
+    ],
+)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_schedule_counts_steps_and_resumes(tmp_path, varied_model, videos, scheduler, updates):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    schedule, want = scheduler(optimizer), []
+    for _ in range(4):
+        want.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    rates, again = Rates(), Rates()
+    options = {
+        "lr": 1e-4, "objective": GRPO(beta=0), "lr_scheduler": scheduler,
+        "updates_per_rollout": updates,
+    }  # fmt: skip
+    train = questions(videos["long"], 8)
+    fit(tmp_path, make_policy(varied_model), train, [rates, keep], **options)
+    assert rates.rates == pytest.approx(want)
+    module = make_module(make_policy(varied_model), max_new_tokens=MAX_NEW_TOKENS, **options)
+    data = make_data(train=train, batch_size=2, shuffle=False)
+    path = str(tmp_path / "step=2.ckpt")
+    make_trainer(tmp_path, [again], max_epochs=1).fit(module, datamodule=data, ckpt_path=path)
+    assert again.rates == pytest.approx(want[2:])
+
+
+def test_a_plateau_is_seen_by_validation(tmp_path, varied_model, videos):
+    rates = Rates()
     fit(
-        tmp_path, make_policy(varied_model), questions(videos["long"], 8), [Look()], lr=1.0,
-        objective=GRPO(beta=0), trainer={"accumulate_grad_batches": 2},
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5**step
+        tmp_path, make_policy(varied_model), questions(videos["long"], 8), [rates], lr=1e-4,
+        objective=GRPO(beta=0),
+        lr_scheduler=lambda optimizer: ReduceLROnPlateau(
+            optimizer, monitor="val/accuracy", mode="max", factor=0.5, patience=0
         ),
+        trainer={"val_check_interval": 1, "check_val_every_n_epoch": None},
+        data={"val": questions(videos["long"], 1)},
     )  # fmt: skip
-    assert rates == [1, 0.5, 0.5, 0.25]
+    assert rates.rates[0] == 1e-4
+    assert rates.rates[-1] < 1e-4
 
 
-def test_metrics_of_a_step_are_of_all_its_batches(tmp_path, varied_model, videos, monkeypatch):
-    lengths, logged = [], []
-    rollout = QwenPolicy.rollout
-
-    def record(self, *args):
-        made = rollout(self, *args)
-        lengths.append(float(made.lengths.float().mean()))
-        return made
-
-    class Look(Callback):
-        def on_train_batch_start(self, trainer, *_args):
-            if trainer.global_step > len(logged):
-                logged.append(float(trainer.callback_metrics["train/completion_length"]))
-
-        on_train_epoch_end = on_train_batch_start
-
-    monkeypatch.setattr(QwenPolicy, "rollout", record)
-    fit(
-        tmp_path, make_policy(varied_model), questions(videos["long"], 5), [Look()],
-        objective=GRPO(beta=0), trainer={"accumulate_grad_batches": 2}, data={"batch_size": 1},
-    )  # fmt: skip
-    assert len(set(lengths)) > 1, "batches of different lengths are needed here"
-    steps = [lengths[:2], lengths[2:4], lengths[4:]]
-    assert logged == pytest.approx([sum(step) / len(step) for step in steps])
+def test_a_plateau_without_a_monitor_is_refused(tmp_path, varied_model, videos):
+    with pytest.raises(InputError, match=r"lightning\.pytorch\.cli\.ReduceLROnPlateau"):
+        fit(
+            tmp_path, make_policy(varied_model), questions(videos["long"], 2),
+            objective=GRPO(beta=0), lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau,
+        )  # fmt: skip
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_sharding_options_without_effect_are_told(tmp_path, varied_model, videos, caplog, resident):
+@pytest.mark.parametrize("keep", [True, False])
+def test_sharding_options_without_effect_are_told(tmp_path, varied_model, videos, caplog, keep):
     fit(
         tmp_path, make_policy(varied_model), questions(videos["long"], 2), objective=GRPO(beta=0),
-        sharding=Sharding(resident_rollout=resident),
+        sharding=Sharding(keep_gathered=keep),
     )  # fmt: skip
-    assert ("model.sharding has no effect" in caplog.text) == (not resident)
+    assert ("model.sharding has no effect" in caplog.text) == (not keep)
 
 
 def test_the_optimizer_has_what_is_trained_alone(tmp_path, varied_model, videos):
@@ -341,12 +391,148 @@ def test_clipping_by_norm(tmp_path, varied_model, videos, caplog):
     caplog.set_level(logging.WARNING)
     before = make_policy(varied_model)
     before.load()
-    module, _ = fit(
+    module, trainer = fit(
         tmp_path, make_policy(varied_model), questions(videos["long"], 2), lr=1.0,
-        objective=GRPO(beta=0), trainer={"gradient_clip_val": 1e-3},
+        objective=GRPO(beta=0), max_grad_norm=1e-3,
     )  # fmt: skip
     start = dict(before.named_parameters())
     moved = torch.cat(
         [(p - start[n]).detach().flatten() for n, p in module.policy.named_parameters()]
     )
     assert moved.norm() == pytest.approx(1e-3, rel=1e-2)
+    assert trainer.callback_metrics["train/grad_norm"] > 1e-2
+
+
+# ---- what a step is made from
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_one_rollout_serves_its_updates(tmp_path, varied_model, videos, updates):
+    """A step is counted once; only the first update's log-probs are the old ones, to the bit."""
+    snapshots, history = Snapshots(), History()
+    module, trainer = fit(
+        tmp_path, make_policy(varied_model), questions(videos["long"], 4), [snapshots, history],
+        objective=GRPO(beta=0), lr=0.2, updates_per_rollout=updates,
+    )  # fmt: skip
+    assert trainer.global_step == module.num_steps_trained == 2
+    assert history.steps == [1, 2]
+    assert len(snapshots.gradients) == 2 * updates
+    for step in range(2):
+        own = slice(step * updates, (step + 1) * updates)
+        first, *others = snapshots.groups[own]
+        for later in others:
+            assert [g.completions for g in later] == [g.completions for g in first]
+            assert all(x.old_logprobs is y.old_logprobs for x, y in zip(first, later, strict=True))
+        policy = make_policy(varied_model)
+        policy.load()
+        policy.load_state_dict(snapshots.parameters[step * updates])
+        for group in first:
+            with torch.no_grad():
+                found = policy.logprobs([group.prompt], [group.completions], 1.0).logprobs
+            assert torch.equal(found, group.old_logprobs)
+            assert (found - group.sampling_logprobs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_one_damaged_video_is_skipped_counted_and_named(
+    tmp_path, varied_model, videos, position, caplog
+):
+    """The others give what they would give alone."""
+    train = questions(videos["long"], 2)
+    train[position] = ask("x", videos["damaged"])
+    whole, trainer = fit(tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0))
+    assert trainer.callback_metrics["train/skipped"] == 1
+    assert "skipped question x: " in caplog.text
+    assert "damaged.mp4" in caplog.text
+    alone, _ = fit(
+        tmp_path, make_policy(varied_model), [train[1 - position]], objective=GRPO(beta=0),
+        data={"batch_size": 1},
+    )  # fmt: skip
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, dict(alone.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_batch_of_damaged_videos_changes_nothing(
+    tmp_path, varied_model, videos, kind, beta, monkeypatch
+):
+    # as if there had been a usable batch before; a run without any is an error
+    monkeypatch.setattr(Patience, "check_end", lambda *_: None)
+    options, reference = KINDS[kind]
+    snapshots, history = Snapshots(), History()
+    train = questions(videos["damaged"], 2, "x")
+    module, trainer = fit(
+        tmp_path, make_policy(varied_model, **options), train, [snapshots, history],
+        objective=GRPO(beta=beta), reference=reference() if beta else None,
+    )  # fmt: skip
+    assert trainer.global_step == 1
+    assert history.losses == [0]
+    assert trainer.callback_metrics["train/skipped"] == 2
+    assert "train/reward/total" not in trainer.callback_metrics
+    for name, parameter in module.policy.named_parameters():
+        assert torch.equal(parameter, snapshots.parameters[0][name]), name
+
+
+def test_a_prompt_that_is_too_long_is_skipped(tmp_path, varied_model, videos, caplog):
+    """A question of 8192 words and more does not fit the tiny model's context."""
+    train = [ask("q0", videos["long"]), ask("long " * 8200, videos["long"])]
+    _, trainer = fit(tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0))
+    assert trainer.callback_metrics["train/skipped"] == 1
+    assert "exceed the model's 8192" in caplog.text
+
+
+def rollouts(folder, policy, train, **options):
+    """Texts of each rollout by question; the policy stands still."""
+    kept = []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_args):
+            kept.append(
+                {g.sample.question.id: [c.text for c in g.completions]
+                 for g in pl_module.last_rollout}
+            )  # fmt: skip
+
+    fit(folder, policy, train, [Keep()], objective=GRPO(beta=0), lr=0.0, **options)
+    return kept
+
+
+def test_completions_depend_on_question_epoch_and_seed_alone(tmp_path, varied_model, videos):
+    train = questions(videos["long"], 4)
+    run = {"trainer": {"max_epochs": 2}}
+    first, second, third, fourth = rollouts(tmp_path, make_policy(varied_model), train, **run)
+    assert first.keys() == third.keys() == {"q0", "q1"}
+    assert all(len(set(texts)) == G for texts in first.values())
+    assert first["q0"] != third["q0"], "another epoch draws anew"
+    backwards = rollouts(
+        tmp_path, make_policy(varied_model), train[::-1], **run, data={"batch_size": 4}
+    )
+    assert [*first.items(), *second.items()] == [
+        (id, backwards[0][id]) for id in ("q0", "q1", "q2", "q3")
+    ]
+    assert fourth["q3"] == backwards[1]["q3"]
+    (other, *_) = rollouts(tmp_path, make_policy(varied_model), train, seed=1)
+    assert other["q0"] != first["q0"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
+    tmp_path, varied_model, videos, value, caplog
+):
+    class Plant(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 0:
+                next(p for p in pl_module.parameters() if p.grad is not None).grad[0] = value
+
+    snapshots = Snapshots()
+    module, trainer = fit(
+        tmp_path, make_policy(varied_model), questions(videos["long"], 4), [Plant(), snapshots],
+        objective=GRPO(beta=0), lr=0.2,
+    )  # fmt: skip
+    assert trainer.global_step == 2
+    assert trainer.callback_metrics["train/nonfinite_steps"] == 1
+    assert "step 0 is skipped" in caplog.text
+    moved = dict(module.policy.named_parameters())
+    for name, before in snapshots.parameters[0].items():
+        assert torch.equal(before, snapshots.parameters[1][name])
+    assert any(not torch.equal(before, moved[n]) for n, before in snapshots.parameters[1].items())

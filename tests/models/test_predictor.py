@@ -39,7 +39,7 @@ class World:
 
     @property
     def questions(self) -> list[Question]:
-        return [Question(f"q{i}", f"What colour is {i}?", f"{i}.mp4", options=OPTIONS, answer="A")
+        return [Question(f"q{i}", f"What colour is {i}?", f"{i}.mp4", options=OPTIONS, gold="A")
                 for i in range(self.num_questions)]  # fmt: skip
 
     def text(self, id: str, num_frames: int, m: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,15 @@ class TestBadModels:
         reason = policy.refuses(samples[0], most + 1)
         assert reason is not None
         assert re.search(rf"question q0: {prompt.num_tokens} .*{limit}.*num_frames", reason)
+
+    def test_a_question_of_10_mb_is_refused_at_once_by_its_length(self, load_policy, samples):
+        policy, sample = load_policy(), samples[0]
+        question = dataclasses.replace(sample.question, text="Which? " * 1_500_000)
+        start = time.process_time()
+        reason = policy.refuses(dataclasses.replace(sample, question=question), 8)
+        assert time.process_time() - start < 0.5
+        assert "question q0: 10,500,0" in reason
+        assert "shorten it" in reason
 
     def test_lora_with_a_trained_vision_tower(self, load_policy):
         with pytest.raises(InputError, match="freeze_vision"):

@@ -230,7 +230,7 @@ def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_p
 def test_it_cannot_be_trained_or_saved(tmp_path):
     policy = abandoned(tmp_path)
     for call in (
-        lambda: policy.score(None, None, 1.0),
+        lambda: policy.logprobs(None, None, 1.0),
         policy.adapter_disabled,
         policy.train,
         lambda: policy.save_pretrained(tmp_path),

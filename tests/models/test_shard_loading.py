@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vrts.models.qwen import QwenPolicy
 from vrts.models.qwen_loading import Lora
-from vrts.models.shard_loading import INDEX
+from vrts.models.shard_loading import INDEX, weights_digest
 from vrts.types import InputError
 
 
@@ -107,3 +107,27 @@ def test_what_does_not_fit_is_named(model_folder, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot load"):
         load_empty(tmp_path).fill(torch.device("cpu"))
+
+
+def test_the_digest_of_weights_is_of_their_content(tmp_path, model_folder):
+    """However they are divided into files, and of every tensor."""
+    want = weights_digest(model_folder)
+    assert want is not None
+    weights = load_file(model_folder / "model.safetensors")
+    names = sorted(weights)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: weights[name] for name in held}, tmp_path / file, {"format": "pt"})
+    assert weights_digest(tmp_path) == want
+    index = {name: file for file, held in parts.items() for name in held}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}))
+    save_file(weights, tmp_path / "not_in_the_index.safetensors")
+    assert weights_digest(tmp_path) == want
+    found = {want}
+    for name in (names[0], names[-1]):
+        changed = weights | {name: weights[name] + 1e-3}
+        (tmp_path / name).mkdir()
+        save_file(changed, tmp_path / name / "model.safetensors")
+        found.add(weights_digest(tmp_path / name))
+    assert len(found) == 3
+    assert weights_digest(tmp_path / "nowhere") is None

@@ -122,7 +122,6 @@ def test_sharded_training_is_training(folders, name):
 def test_two_processes_are_one(folders, name, end):
     """The same losses and gradient norms, whatever is trained and however batches come out."""
     alone = read(folders[0], name)
-    case = MATRIX[name]
     assert len(alone["norms"]) == 2
     assert min(alone["norms"]) > 1e-3
     for rank in (0, 1):

@@ -1,5 +1,7 @@
 """Checkpoints of sharded training: replaced as a whole, and refused by name."""
 
+import os
+import pickle
 import resource
 import threading
 from pathlib import Path
@@ -13,6 +15,16 @@ from torch.distributed.checkpoint import FileSystemWriter, load, save
 from vrts.models.latest import newest
 from vrts.models.strategy import FullySharded
 from vrts.types import InputError
+
+
+class MakesFolder:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture
@@ -84,6 +96,16 @@ def test_a_checkpoint_that_was_not_sharded_is_named(tmp_path):
     torch.save({"optimizer_states": [state]}, tmp_path / "last.ckpt")
     with pytest.raises(InputError, match=r"last\.ckpt is of a run that was not sharded"):
         FullySharded().load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_code_in_the_list_of_contents_does_not_run(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save({"state_dict": {"weight": torch.ones(3)}}, checkpoint_id=path, no_dist=True)
+    torch.save({}, path / "meta.pt")
+    (path / ".metadata").write_bytes(pickle.dumps(MakesFolder(tmp_path / "marker")))
+    with pytest.raises(InputError, match=r"\.metadata asks for posix\.mkdir"):
+        FullySharded().load_checkpoint(path)
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("cut", [True, False])

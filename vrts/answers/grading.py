@@ -80,13 +80,13 @@ def is_correct(
         InputError: the gold answer is no letter of an option, no number or no time span.
 
     Example:
-        >>> question = Question("1", "Which?", "a.mp4", options=("red", "blue"), answer="B")
+        >>> question = Question("1", "Which?", "a.mp4", options=("red", "blue"), gold="B")
         >>> is_correct("B", question), is_correct(None, question)
         (True, False)
     """
-    if question.answer is None:
+    if question.gold is None:
         return None
-    return _CHECKS[question.problem_type](answer, question, question.answer, tolerance)
+    return _CHECKS[question.problem_type](answer, question, question.gold, tolerance)
 
 
 def answer_score(
@@ -110,7 +110,7 @@ def answer_score(
         >>> round(answer_score("6", question), 6), answer_score("80", question)
         (0.75, 0.0)
     """
-    if question.answer is None:
+    if question.gold is None:
         return None
     graded = _SCORES.get(question.problem_type)
     if graded is None:
@@ -179,7 +179,7 @@ def gold_numbers(question: Question) -> list[float]:
     Raises:
         InputError: the gold answer is not one number.
     """
-    gold = question.answer or ""
+    gold = question.gold or ""
     right = extract_number(gold)
     if right is None:
         raise InputError(
@@ -195,10 +195,10 @@ def gold_span(question: Question) -> tuple[float, float]:
     Raises:
         InputError: the gold answer is not one.
     """
-    span = extract_span(question.answer or "")
+    span = extract_span(question.gold or "")
     if span is None:
         raise InputError(
-            f"{_where(question)}: the gold answer {question.answer!r} is not a start and an end, "
+            f"{_where(question)}: the gold answer {question.gold!r} is not a start and an end, "
             "such as '12.5 to 20'; correct the record"
         )
     return span
@@ -210,10 +210,10 @@ def canonical_gold(question: Question) -> str:
     Raises:
         InputError: the gold answer has nothing in it.
     """
-    gold = parse_answer(question.answer or "", question)
+    gold = parse_answer(question.gold or "", question)
     if gold is None:
         raise InputError(
-            f"{_where(question)}: the gold answer {question.answer!r} is no answer to a "
+            f"{_where(question)}: the gold answer {question.gold!r} is no answer to a "
             f"{question.problem_type} question; correct the record"
         )
     return gold

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib import rc_context
@@ -19,18 +20,25 @@ Point = dict[str, Any]
 
 PANELS = (
     ("rewards", "train/reward/"),
-    ("validation accuracy", "val/accuracy"),
+    ("validation: accuracy", "val/accuracy"),
     ("loss", "train/loss"),
-    ("KL to the reference", "train/kl"),
-    ("entropy", "train/entropy"),
-    ("completion length, tokens", "train/completion_length"),
-    ("reward std within groups", "train/reward_std"),
-    ("share of groups without advantage", "train/zero_advantage_groups"),
+    ("distance from the reference (KL)", "train/kl"),
+    ("entropy of tokens", "train/entropy"),
+    ("tokens of a completion", "train/completion_length"),
+    ("spread of rewards within a question", "train/reward_std"),
+    ("share of questions whose rewards are all equal", "train/zero_advantage_groups"),
     ("share of completions cut off", "train/truncated"),
     ("share of tokens clipped", "train/clip_share"),
     ("learning rate", "lr"),
     ("seconds: rollout, update", "train/rollout_s train/update_s"),
-    ("tokens a second", "train/tokens_per_s"),
+    ("tokens sampled a second", "train/tokens_per_s"),
+    ("log-probs of rollout and update: gap", "train/rollout_logprob_gap"),
+    ("questions sampled until enough differed", "train/sampled_groups"),
+    ("questions without a usable video", "train/skipped"),
+    ("steps skipped as not finite", "train/nonfinite_steps"),
+    ("validation: agreement", "val/agreement"),
+    ("validation: frames", "val/mean_frames"),
+    ("validation: failed questions", "val/num_failed"),
 )
 """Title of each panel and the metrics in it; a name that ends with ``/`` is a prefix. Further
 metrics get panels of their own."""
@@ -71,6 +79,15 @@ def panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     return [(title, shown) for title, shown in found if shown]
 
 
+def is_constant(values: Sequence[float]) -> bool:
+    """Whether a curve shows nothing that its first value does not.
+
+    Args:
+        values: of the curve.
+    """
+    return all(value == values[0] for value in values) or not any(map(math.isfinite, values))
+
+
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean of each value and those around it, fewer at the ends; NaN and infinity are left out.
 
@@ -87,7 +104,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def write_curves(path: Path, points: Sequence[Point]) -> None:
-    """Draw one panel for each kind of metric into a PNG.
+    """Draw one panel for each kind of metric into a PNG, and name below what never changed.
 
     Args:
         path: of the picture, written whole or not at all.
@@ -95,6 +112,11 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
     """
     curves = series(points)
     drawn = panels(curves)
+    constant = [panel for panel in drawn if all(is_constant(curves[n][1]) for n in panel[1])]
+    if len(constant) < len(drawn):
+        drawn = [panel for panel in drawn if panel not in constant]
+    else:
+        constant = []  # of a run of one step all is
     style: Any = {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
     with rc_context(style):
         rows = math.ceil(len(drawn) / COLUMNS)
@@ -109,17 +131,20 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.3)
             axes.margins(x=0.02)
-            if len(names) > 1:
-                axes.legend(fontsize=8)
+            if len(names) > 1:  # below the axes, where it covers no curve
+                axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
         for axes in grid[len(drawn) :]:
             axes.remove()
+        if constant:
+            shown = [f"{title}: {curves[names[0]][1][0]:.6g}" for title, names in constant]
+            figure.supxlabel(fill("all the time: " + "; ".join(shown), 190), fontsize=8)
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=110)
 
 
 def _draw_curve(axes: Axes, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
     """Draw one metric: its values, and their running mean where they are many."""
-    label = name.removeprefix("train/").removeprefix("reward/")
+    label = name.removeprefix("train/").removeprefix("reward/").removesuffix("_s")
     finite = [value if math.isfinite(value) else math.nan for value in values]
     marker = "o" if len(values) < 15 else ""
     if len(values) < SMOOTH_FROM:

@@ -110,16 +110,20 @@ class ExportPretrained(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder, from one process; all take part where weights are sharded.
 
+        The last checkpoint comes first: whatever becomes of the export, nothing is lost.
+
         Raises:
             InputError: it cannot be written, or the best checkpoint is not there or damaged.
         """
+        for keeper in trainer.checkpoint_callbacks:
+            keeper.on_train_end(trainer, pl_module)  # a second time does nothing
+        finish_saves(trainer.strategy)
         module = cast(VideoQAModule, pl_module)
         facts = self._facts(trainer, pl_module)  # on all processes: metrics may be synchronised
         best = self._best_path(trainer)
         if best is None:
             self._write(trainer, module, facts)
             return
-        finish_saves(trainer.strategy)
         if not (trainer.is_global_zero or module.is_sharded):
             return
         with _weights_put_back(module):

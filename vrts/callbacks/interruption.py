@@ -11,18 +11,18 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from vrts.callbacks.termination import Termination
+from vrts.callbacks.termination import ENDING, Termination
 from vrts.callbacks.validation import validation_follows
 from vrts.files.writing import make_folder
 from vrts.models.strategy import finish_saves
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, *ENDING)
 FILE_NAME = "last.ckpt"
 """Found by ``--ckpt_path last``."""
 
 
 class SaveOnInterrupt(Callback):
-    """On Ctrl-C or SIGTERM, finishes the step, saves ``last.ckpt`` and ends the run.
+    """On Ctrl-C, SIGTERM or SIGHUP, finishes the step, saves ``last.ckpt`` and ends the run.
 
     Where a validation follows the step, it is made first: a run that goes on leaves it out. A
     signal to any one process is enough.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.text import Text
 
@@ -34,8 +34,9 @@ def tell_results(trainer: Trainer) -> None:
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             tell(f"stopped early: {callback.stopping_reason_message}")
     found = [path for c in callbacks if isinstance(c, HasResults) for path in c.results(trainer)]
-    folders = [getattr(k, "dirpath", None) for k in trainer.checkpoint_callbacks]
-    found += [Path(folder) for folder in folders if folder]
+    found += [
+        Path(str(k.dirpath)) for k in callbacks if isinstance(k, ModelCheckpoint) and k.dirpath
+    ]
     found += [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]
     shown = dict.fromkeys(str(path) for path in found if path.exists())
     if shown:

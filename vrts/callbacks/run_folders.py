@@ -15,6 +15,7 @@ from vrts.callbacks.interruption import FILE_NAME, SaveOnInterrupt
 from vrts.callbacks.samples import CompletionLog
 from vrts.callbacks.step_checkpoint import StepCheckpoint
 from vrts.files.writing import check_file, make_folder
+from vrts.models.latest import is_complete
 from vrts.types import InputError
 
 
@@ -68,7 +69,7 @@ def check_no_other_run(trainer: Trainer, ckpt_path: str | Path | None) -> None:
             left.append(callback.path(trainer))
         elif isinstance(callback, ExportPretrained):
             left.append(callback.folder(trainer) / MANIFEST)
-    found = next((path for path in left if path.exists()), None)
+    found = next((path for path in left if path.is_file() or is_complete(path)), None)
     if found is not None:
         raise InputError(
             f"trainer.default_root_dir: {found} is of another training run, which this one would "

@@ -24,7 +24,7 @@ FILE_NAME = "completions.jsonl"
 class CompletionLog(Callback):
     """Appends rollouts to ``completions.jsonl`` and shows some on the terminal.
 
-    A line is ``{"step", "id", "question", "answer", "completion", "rewards": {name: value},
+    A line is ``{"step", "id", "question", "gold", "completion", "rewards": {name: value},
     "advantage"}``. Only the first process writes, its own rollouts. A run that goes on from a
     checkpoint drops what lies behind it; one that begins anew, everything.
 
@@ -107,7 +107,7 @@ def record_lines(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
             "step": step,
             "id": group.sample.question.id,
             "question": group.sample.question.text,
-            "answer": group.sample.question.answer,
+            "gold": group.sample.question.gold,
             "completion": completion.text,
             "rewards": {name: float(values[n]) for name, values in group.rewards.items()},
             "advantage": float(group.advantages[n]),
@@ -120,7 +120,7 @@ def record_lines(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
 def completion_table(lines: list[dict[str, Any]]) -> Table:
     """Show completions of one question."""
     first = lines[0]
-    title = f"step {first['step']}: {first['question']} (right: {first['answer']})"
+    title = f"step {first['step']}: {first['question']} (right: {first['gold']})"
     table = Table(title=escape(printable(title)))
     table.add_column("completion", overflow="fold")
     table.add_column("rewards")

@@ -22,7 +22,7 @@ NEW = ".new"
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves every n optimizer steps. The newest k stay; ``last.ckpt`` is a link to the newest.
+    """Saves every n optimizer steps and the last one. ``last.ckpt`` is a link to the newest of k.
 
     Where a validation follows the step, it is saved after that: a run that goes on from there has
     the best accuracy so far and the patience of an early stop as they were. Lightning's
@@ -50,6 +50,7 @@ class StepCheckpoint(ModelCheckpoint):
             enable_version_counter=False,  # a resumed run goes on with its last.ckpt
         )
         self._every_n_steps = int(every_n_steps)
+        self._first_step = 0
         self._is_due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -58,6 +59,12 @@ class StepCheckpoint(ModelCheckpoint):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         # a new list: the old one is being gone through
         trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step that the run resumes after."""
+        super().on_train_start(trainer, pl_module)
+        self._first_step = trainer.global_step
+        self._is_due = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,6 +89,11 @@ class StepCheckpoint(ModelCheckpoint):
         except Exception as error:  # noqa: BLE001  anything that writing raises
             _log.error("%s", error)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step, unless that is done or this run has made none."""
+        if trainer.global_step > self._first_step:
+            self._save(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save nothing: steps are counted, not epochs."""
 
@@ -97,9 +109,13 @@ class StepCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier()
 
     def _save_due(self, trainer: Trainer) -> None:
-        if not self._is_due or self._should_skip_saving_checkpoint(trainer):
+        if self._is_due:
+            self._is_due = False
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if self._should_skip_saving_checkpoint(trainer):
             return
-        self._is_due = False
         candidates = self._monitor_candidates(trainer)
         self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)

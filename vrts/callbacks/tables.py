@@ -11,6 +11,8 @@ from rich.table import Table
 
 from vrts.terminal import printable
 
+RESULT = "vrts predict"
+"""Title of the first table."""
 SHOWN_FAILURES = 5
 """Ids of failed questions, and reasons of failures; ``metrics.json`` has more of them."""
 MOST_CHARACTERS = 60
@@ -42,7 +44,7 @@ def metrics_tables(metrics: Mapping[str, Any]) -> Group:
 
 
 def _overall(metrics: Mapping[str, Any]) -> Table:
-    table = Table(title="vrts predict")
+    table = Table(title=RESULT)
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_row("questions", str(metrics["num_questions"]))

@@ -8,9 +8,15 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+HANGUP = getattr(signal, "SIGHUP", None)
+ENDING = (signal.SIGTERM,) if HANGUP is None else (signal.SIGTERM, HANGUP)
+"""Sent by ``kill`` and schedulers, and by a terminal that closes or a connection that is lost."""
+
 
 class Termination:
-    """Has SIGTERM end the run as Ctrl-C does; Lightning takes note of it and goes on.
+    """Has SIGTERM and SIGHUP end the run as Ctrl-C does; Lightning takes note and goes on.
+
+    What ``nohup`` has ignored stays so.
 
     Args:
         numbers: signals.
@@ -19,7 +25,7 @@ class Termination:
 
     def __init__(
         self,
-        numbers: Sequence[int] = (signal.SIGTERM,),
+        numbers: Sequence[int] = ENDING,
         handler: Callable[[int, FrameType | None], Any] = signal.default_int_handler,
     ) -> None:
         self._numbers = numbers
@@ -34,6 +40,8 @@ class Termination:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in self._numbers:
+            if number == HANGUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             had = signal.signal(number, self._handler)
             if had is not None:
                 self._had.setdefault(number, had)

@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.throughput import get_available_flops
+from lightning_utilities.core.rank_zero import rank_zero_info
 
+from vrts.callbacks.peaks import peak_flops
 from vrts.callbacks.speed import NUM_FIELDS, Interval, over_ranks, rates, tell_waiting
 from vrts.data.streaming import SampleStream
 from vrts.models.module import VideoQAModule
@@ -43,13 +44,12 @@ class ThroughputLog(Callback):
     step; nothing within rollout or update is changed. Validation and saving are in no time here.
 
     Lightning's ``Throughput`` has no place for a step without questions, which it takes for a
-    mistake; its table of peaks is used.
+    mistake.
 
     Args:
         every_n_steps: optimizer steps from one time to the next.
         peak_tflops: 10^12 operations a second that the device can do in the Trainer's precision;
-            null takes Lightning's table, and leaves MFU out where that has no such device (an
-            H200's is 989 in bfloat16).
+            null takes `peaks.PEAK_TFLOPS`, and leaves MFU out where that has no such device.
         num_ranks_shown: with more ranks than that, no rank has numbers of its own.
     """
 
@@ -66,12 +66,7 @@ class ThroughputLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count; of a run that goes on, from its present step on."""
-        device, flops = trainer.strategy.root_device, None
-        if self.peak_tflops is not None:
-            flops = self.peak_tflops * 1e12
-        elif device.type == "cuda":
-            flops = get_available_flops(device, compute_dtype(str(trainer.precision)))
-        self._peak_flops = flops
+        self._peak_flops = self._peak(trainer)
         self._interval = Interval()
         self._logged_step = trainer.global_step
         self._waited_s = 0.0
@@ -107,6 +102,22 @@ class ThroughputLog(Callback):
         for name, value in found.items():
             pl_module.log(f"throughput/{name}", value, batch_size=1)
 
+    def _peak(self, trainer: Trainer) -> float | None:
+        """Operations a second that the device can do; None leaves MFU out."""
+        if self.peak_tflops is not None:
+            return self.peak_tflops * 1e12
+        device = trainer.strategy.root_device
+        if device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(device)
+        peak = peak_flops(name, str(trainer.precision))
+        if peak is None:
+            rank_zero_info(
+                f"ThroughputLog leaves MFU out: the peak of {name} in {trainer.precision} is not "
+                "known; give its peak_tflops (10^12 operations a second, dense, by the data sheet)"
+            )
+        return peak
+
 
 def _gathered(module: LightningModule, own: Interval) -> Sequence[Interval]:
     """Intervals of all ranks; each has to ask."""
@@ -114,15 +125,6 @@ def _gathered(module: LightningModule, own: Interval) -> Sequence[Interval]:
     rows = module.all_gather(row)
     assert isinstance(rows, torch.Tensor)
     return [Interval(*values) for values in rows.view(-1, NUM_FIELDS).tolist()]
-
-
-def compute_dtype(precision: str) -> torch.dtype:
-    """What a Trainer of some ``precision`` multiplies matrices in."""
-    if precision.startswith("bf16"):
-        return torch.bfloat16
-    if precision.startswith("16"):
-        return torch.float16
-    return torch.float64 if precision.startswith("64") else torch.float32
 
 
 def memory_gb(device: torch.device) -> tuple[float, float]:

@@ -14,7 +14,7 @@ def validation_follows(trainer: Trainer) -> bool:
     Args:
         trainer: in a callback's ``on_train_batch_end``.
     """
-    interval = trainer.val_check_interval
+    interval = getattr(trainer, "val_check_interval", None)  # has none by time
     if not isinstance(interval, int) or trainer.check_val_every_n_epoch is not None:
         return False
     # Lightning asks for batches where there are none, too

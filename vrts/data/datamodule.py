@@ -18,7 +18,7 @@ from vrts.data.fields import check_frame_rates
 from vrts.data.ordering import evaluation_batches
 from vrts.data.progress import Layout, TrainingProgress
 from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.readers import Reader
+from vrts.data.readers import Reader, checked
 from vrts.data.recorded import RecordedReader
 from vrts.data.requests import Priority
 from vrts.data.resolution import Resolution
@@ -60,7 +60,8 @@ class VideoQADataModule(LightningDataModule):
         resolution: Pixel budget of the frames.
         num_frames: Frames of a video.
         batch_size: Questions of an optimizer step, on each rank.
-        eval_batch_size: Questions of a batch in the other stages, on each rank.
+        eval_batch_size: Questions that come at a time in the other stages, on each rank; how many
+            are asked together is up to the engine.
         num_workers: Processes that decode, on each rank; 0 decodes in the main process, where
             a video that hangs holds up everything.
         prefetch_batches: Batches decoded ahead.
@@ -153,7 +154,7 @@ class VideoQADataModule(LightningDataModule):
                     f"{hint}"
                 )
             if name not in self._questions:
-                self._questions[name] = reader.read()
+                self._questions[name] = checked(reader)
                 if self.frames_fps is None and not isinstance(reader, RecordedReader):
                     check_frame_rates(self._questions[name], f"data.{name}")
         if stage == "fit":

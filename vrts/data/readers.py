@@ -52,6 +52,29 @@ class Reader(ABC):
         return {"class": class_name(self), **options}
 
 
+def checked(reader: Reader) -> list[Question]:
+    """Read the questions of a reader, which may be a user's.
+
+    Raises:
+        InputError: as `Reader.read`, or it gives something else, or an id twice.
+    """
+    name, questions = type(reader).__name__, reader.read()
+    remedy = f"{name}.read() must return a list of vrts.types.Question"
+    if not isinstance(questions, list | tuple):
+        raise InputError(f"{name} gave {type(questions).__name__}; {remedy}")
+    seen: set[str] = set()
+    for place, question in enumerate(questions):
+        if not isinstance(question, Question):
+            raise InputError(f"{name} gave {type(question).__name__} at place {place}; {remedy}")
+        if question.id in seen:
+            raise InputError(
+                f"{name} gave the id {question.id!r} twice, again at place {place}; give each "
+                "question an id of its own"
+            )
+        seen.add(question.id)
+    return list(questions)
+
+
 def _with_digest(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_digest(item) for item in value]
@@ -123,7 +146,7 @@ class VideoR1Reader(Reader):
             video=place_video(record.text("path"), self.video_root, self.path),
             problem_type=problem_type,
             options=options,
-            answer=gold_answer(record.fields["solution"], problem_type, options),
+            gold=gold_answer(record.fields["solution"], problem_type, options),
             source=record.source,
             metadata={key: value for key, value in record.fields.items() if key not in used},
             is_image=data_type == "image",
@@ -205,7 +228,7 @@ class VideoRTSReader(Reader):
             text=text,
             video=self._place(video, name, clips),
             options=options,
-            answer=gold_answer(record.fields["solution"], ProblemType.MULTIPLE_CHOICE, options),
+            gold=gold_answer(record.fields["solution"], ProblemType.MULTIPLE_CHOICE, options),
             source=record.source,
             metadata={key: value for key, value in record.fields.items() if key not in used},
         )

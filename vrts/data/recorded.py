@@ -41,10 +41,12 @@ def _iterate(path: str) -> Iterator[tuple[str, Any]]:
 
 def _parse(record: Record) -> Question:
     """The question of a line, which people may have corrected: it is checked as others are."""
+    for key in ("id", "question", "video"):
+        record.text(key)  # is there, and not empty
     question = prediction_from_json(record.fields, record.source).question
     kind, options = question.problem_type, question.options
     if not all(options):
         raise InputError(f"option {options.index('') + 1} is empty")
     if kind is ProblemType.MULTIPLE_CHOICE and not 2 <= len(options) <= MAX_OPTIONS:
         raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
-    return replace(question, answer=gold_answer(question.answer, kind, options, "gold"))
+    return replace(question, gold=gold_answer(question.gold, kind, options, "gold"))

@@ -172,7 +172,7 @@ def _check_text(question: Question) -> None:
     """
     q = question
     try:
-        texts = [q.id, q.text, q.video, *q.options, q.answer, q.metadata]
+        texts = [q.id, q.text, q.video, *q.options, q.gold, q.metadata]
         json.dumps(texts, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"text that is no Unicode ({error.reason})") from error

@@ -126,7 +126,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
     question = prediction.question
     return {
         "id": question.id,
-        "gold": question.answer,
+        "gold": question.gold,
         "answer": prediction.answer,
         "correct": prediction.correct,
         "num_frames": prediction.num_frames,
@@ -184,7 +184,7 @@ def prediction_from_json(line: dict[str, Any], source: str = "") -> Prediction:
             video=_field(line, "video", str),
             problem_type=ProblemType(problem_type),
             options=_items(line, "options", str),
-            answer=_field(line, "gold", str | None),
+            gold=_field(line, "gold", str | None),
             source=source,
             metadata={"breakdown": breakdown},
         ),

@@ -130,12 +130,12 @@ def check_validation(
                 "give data.val a reader (and trainer.limit_val_batches not 0)"
             )
         return
-    if all(question.answer is None for question in questions):
+    if all(question.gold is None for question in questions):
         raise InputError(
             f"data.val: none of its {len(questions)} questions has an answer, so that there is no "
             "accuracy; give questions whose right answers are known, or no data.val"
         )
-    interval = trainer.val_check_interval
+    interval = getattr(trainer, "val_check_interval", None)  # has none by time
     if isinstance(interval, float) or trainer.check_val_every_n_epoch is not None:
         raise InputError(
             f"trainer.val_check_interval is {interval} and check_val_every_n_epoch "

@@ -68,12 +68,9 @@ def attend_with_lse(
             query, key, value, 0.0, False, attn_mask=mask, scale=scaling
         )
         return out, lse
-    scores = product_float32(query, key.mT).mul_(scaling)
-    if bias is not None:
-        scores += bias
-    lse = scores.logsumexp(-1)
-    weights = scores.sub_(lse[..., None]).exp_()
-    return weights.to(value.dtype) @ value, lse
+    scores = product_float32(query, key.mT)
+    scores = scores.mul_(scaling) if bias is None else torch.add(bias, scores, alpha=scaling)
+    return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
 
 
 def product_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -45,8 +45,9 @@ class PromptPool:
         self.kv = torch.zeros(layers, 2, 0, kv_heads, capacity, dim, dtype=dtype, device=device)
         self.bias = torch.zeros(0, 1, 1, capacity, dtype=torch.float32, device=device)
         """0 for tokens of the prompt, else minus infinity."""
-        self.grid = torch.zeros(0, 0, dtype=torch.int64, device=device)
-        """``[prompts, rows of a prompt]``, which rows belong to each; padded with any row."""
+        self.cells = torch.zeros(0, kv_heads, 0, dtype=torch.int64, device=device)
+        """``[prompts, kv_heads, rows of a prompt]``, which of ``[R * kv_heads]`` queries belong to
+        each; padded with any row's. One look-up takes them, without a copy in another order."""
 
     @property
     def num_slots(self) -> int:
@@ -62,7 +63,8 @@ class PromptPool:
         bias = self.bias.new_full((num_slots, 1, 1, capacity), float("-inf"))
         bias[:old] = self.bias
         self.bias = bias
-        self.grid = self.grid.new_zeros(num_slots, max(rows_a_prompt, self.grid.shape[1]))
+        most = max(rows_a_prompt, self.cells.shape[2])
+        self.cells = self.cells.new_zeros(num_slots, kv_heads, most)
 
     def add(self, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
         """Keep a prompt.
@@ -114,8 +116,7 @@ class PromptPool:
             fixed_shapes: read the same memory whatever the prompts' lengths are.
 
         Returns:
-            ``[cells of the grid, kv_heads, heads of a kv head, dim]``, and the log-sum-exp without
-            the last dimension.
+            ``[cells, heads of a kv head, dim]``, and the log-sum-exp without the last dimension.
         """
         Q, G = shape
         _, kv_heads, h, dim = query.shape
@@ -123,11 +124,10 @@ class PromptPool:
         keys, values = self.kv[layer, :, :Q, :, :longest]
         is_padded = fixed_shapes or min(self.lengths) < longest
         bias = self.bias[:Q, ..., :longest] if is_padded else None
-        # [Q, G, kv_heads, h, dim] -> [Q, kv_heads, G * h, dim]: a prompt's keys are read once
-        q = query[self.grid[:Q, :G]].transpose(1, 2).reshape(Q, kv_heads, G * h, dim)
+        # [Q, kv_heads, G, h, dim] -> [Q, kv_heads, G * h, dim]: a prompt's keys are read once
+        q = query.flatten(0, 1)[self.cells[:Q, :, :G]].view(Q, kv_heads, G * h, dim)
         out, lse = attend_with_lse(q, keys, values, scaling, bias)
-        out = out.view(Q, kv_heads, G, h, dim).transpose(1, 2).reshape(Q * G, kv_heads, h, dim)
-        return out, lse.view(Q, kv_heads, G, h).transpose(1, 2).reshape(Q * G, kv_heads, h)
+        return out.reshape(-1, h, dim), lse.reshape(-1, h)
 
 
 class KVCache:
@@ -159,13 +159,13 @@ class KVCache:
         self._own = torch.zeros(
             layers, 2, num_rows, kv_heads, max_new_tokens, dim, dtype=dtype, device=device
         )
-        self._places = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        """Each row's cell in the grids of all pools, one after the other."""
+        self._places = torch.zeros(num_rows, kv_heads, dtype=torch.int64, device=device)
+        """Each row's cells among those of all pools, one after the other."""
         self._all_rows = torch.arange(num_rows, device=device)
         self._columns = torch.arange(max_new_tokens, device=device)
         self._shapes: tuple[tuple[int, tuple[int, int]], ...] = ()
         self._held = self._all_rows[:0]
-        self._masked = torch.zeros(0, dtype=torch.bool, device=device)
+        self._bias = torch.zeros(0, 0, dtype=torch.float32, device=device)
 
     @property
     def num_bytes(self) -> int:
@@ -212,17 +212,20 @@ class KVCache:
             rows_a_prompt: columns of each grid; None takes as few as possible.
         """
         shapes = []
-        places: dict[int, int] = {}
+        places: dict[int, list[int]] = {}
         start = 0
         for capacity, prompts in sorted(members.items()):
             G = rows_a_prompt or max(1, *(len(rows) for rows in prompts))
+            heads = range(self._kv_shape[1])
             padded = [[*rows, *([0] * (G - len(rows)))] for rows in prompts]
-            grid = self.pools[capacity].grid
-            grid[: len(prompts), :G] = torch.tensor(padded, device="cpu").to(grid.device)
+            queries = [[[row * len(heads) + k for row in rows] for k in heads] for rows in padded]
+            cells = self.pools[capacity].cells
+            cells[: len(prompts), :, :G] = torch.tensor(queries, device="cpu").to(cells.device)
             for q, rows in enumerate(prompts):
-                places |= {row: start + q * G + g for g, row in enumerate(rows)}
+                for g, row in enumerate(rows):
+                    places[row] = [start + (q * len(heads) + k) * G + g for k in heads]
             shapes.append((capacity, (len(prompts), G)))
-            start += len(prompts) * G
+            start += len(prompts) * len(heads) * G
         index = torch.tensor(list(places), device="cpu").to(self._device)
         # rows without a prompt have ended, and may read any
         self._places.zero_()
@@ -243,7 +246,9 @@ class KVCache:
             num_columns: own tokens that any row has after the step, at most.
         """
         self._held = held
-        self._masked = self._columns[:num_columns] > held[:, None]  # [R, columns]
+        masked = self._columns[:num_columns] > held[:, None]
+        self._bias = torch.zeros_like(masked, dtype=torch.float32)  # [R, columns]
+        self._bias.masked_fill_(masked, float("-inf"))
 
     def attend(
         self,
@@ -255,7 +260,7 @@ class KVCache:
     ) -> torch.Tensor:
         """Attention of one new token in each of R rows; see `Layout.attend`."""
         R, kv_heads, _, dim = key.shape
-        columns = self._masked.shape[1]
+        columns = self._bias.shape[1]
         rows = self._all_rows[:R]
         own_keys, own_values = self._own[layer]
         own_keys[rows, :, self._held] = key[:, :, 0]
@@ -272,8 +277,8 @@ class KVCache:
         lse = (torch.cat(lses) if len(lses) > 1 else lses[0])[places]
 
         keys, values = own_keys[:R, :, :columns], own_values[:R, :, :columns]
-        scores = product_float32(q, keys.mT).mul_(scaling)  # [R, kv_heads, h, columns]
-        scores = scores.masked_fill_(self._masked[:, None, None], float("-inf"))
+        scores = product_float32(q, keys.mT)  # [R, kv_heads, h, columns]
+        scores = torch.add(self._bias[:, None, None], scores, alpha=scaling)
         weights = torch.cat([scores, lse[..., None]], -1).softmax(-1).to(value.dtype)
         out = weights[..., :columns] @ values
         out = torch.addcmul(out, weights[..., columns:], on_prompt)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import torch
 from lightning import Trainer
 from lightning.fabric.connector import _convert_precision_to_unified_args
@@ -9,6 +12,14 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from vrts.types import InputError
+
+MIN_DRIVER = {"12": 525, "13": 580}
+"""Of NVIDIA for the builds of torch, by the first number of their CUDA."""
+
+DEVICES = (Path("/dev/nvidia0"), Path("/dev/dxg"))
+"""One of them is there where the machine has a GPU: on Linux, and on Linux in Windows."""
+
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def check_precision(asked: str | int | None, trainer: Trainer) -> None:
@@ -41,6 +52,33 @@ def check_precision(asked: str | int | None, trainer: Trainer) -> None:
             f"trainer.precision: {got} is not possible on {name}, which computes in no bfloat16 "
             "(compute capability 8.0 and newer do); set --trainer.precision 32-true"
         )
+
+
+def why_no_cuda() -> str | None:
+    """Why torch cannot use a GPU that this machine has, and the remedy; None where there is none.
+
+    Where CUDA is asked for and torch finds none, Lightning says only that there is none.
+    """
+    if torch.cuda.is_available() or not any(path.exists() for path in DEVICES):
+        return None
+    build = torch.version.cuda
+    if build is None:
+        return f"this machine has a GPU, but torch {torch.__version__} is a build without CUDA"
+    text = DRIVER.read_text(encoding="utf-8") if DRIVER.is_file() else ""
+    found = re.search(r"\s(\d{3,})\.\d+", text)
+    needed = MIN_DRIVER.get(build.partition(".")[0])
+    if found and needed and int(found[1]) < needed:
+        return (
+            f"this machine has a GPU, but torch {torch.__version__} (CUDA {build}) needs an NVIDIA "
+            f"driver of {needed} or later, and this one is {found[0].strip()}; update the driver, "
+            "or install the cu126 build of torch, which runs on drivers from 525 on"
+        )
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        return f"this machine has a GPU, but torch {torch.__version__} cannot use it: {reason}"
+    return None
 
 
 def check_strategy(trainer: Trainer) -> None:

@@ -172,6 +172,7 @@ class VideoQAModule(LightningModule):
         )
         self._reference = reference
         self._is_prepared = False
+        self._engine_is_behind = True
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
@@ -195,6 +196,7 @@ class VideoQAModule(LightningModule):
         )
 
         # Sample G completions of every question, all questions together, and reward them.
+        self._let_engine_catch_up()
         start_s = time.perf_counter()
         rollout = self._rollout(samples, _epoch(batch))
         self.engine.release()  # the KV cache makes place for activations
@@ -336,8 +338,8 @@ class VideoQAModule(LightningModule):
         self._patience.check_end(self.num_steps_trained)
         self._guard.check_end(self.trainer.global_step)
 
-    def on_validation_end(self) -> None:
-        """Let a plateau's scheduler see what validation has found."""
+    def on_validation_epoch_end(self) -> None:
+        """Let a plateau's scheduler see what validation has found, before callbacks save it."""
         schedule: Any = self.lr_schedulers() if self.trainer.state.fn == TrainerFn.FITTING else None
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(self.trainer.callback_metrics[_monitor(schedule)])
@@ -487,10 +489,16 @@ class VideoQAModule(LightningModule):
         self.policy.train(self._fitting)
 
     def on_fit_start(self) -> None:
-        """Let the engine have the weights, as they are after a checkpoint was loaded."""
+        """Begin with an engine that has nothing pending."""
         self._sync = GradientSync(self.trainer.strategy, self.policy, self.sharding)
         self.engine.cancel()  # what an interrupted run has left
-        self.engine.sync(self.policy)
+        self._engine_is_behind = True  # strategies that shard load checkpoints after this
+
+    def _let_engine_catch_up(self) -> None:
+        """Give the engine the weights, unless it has them since the last step."""
+        if self._engine_is_behind:
+            self.engine.sync(self.policy)
+            self._engine_is_behind = False
 
     @property
     def reference(self) -> Reference | None:
@@ -559,8 +567,8 @@ class VideoQAModule(LightningModule):
         """Submit a batch, and yield what is decided until there is room for the next one."""
         if self._predictor is None or batch_idx == 0:
             self.engine.cancel()  # what an interrupted run has left
-            if not self._fitting:
-                self.engine.sync(self.policy)  # else it has the weights since the last step
+            self._engine_is_behind |= not self._fitting
+            self._let_engine_catch_up()
             self._predictor = Predictor(
                 self.engine, self.policy.refuses, self.plan, self.max_new_tokens, self.seed
             )

@@ -20,10 +20,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning import LightningModule, Trainer
 
+from vrts.answers import parse_answer
 from vrts.models.engine import Engine, Request, Result, ShouldStop
 from vrts.models.policy import Prompt
 from vrts.models.sampling import row_seed
-from vrts.answers import parse_answer
 from vrts.types import (
     FRAMES_PER_PATCH,
     Clip,

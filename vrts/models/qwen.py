@@ -46,6 +46,9 @@ from vrts.models.shard_loading import (
 from vrts.prompts import PromptTemplate
 from vrts.types import Completion, InputError, Sample
 
+MOST_CHARACTERS_PER_TOKEN = 32
+"""Of a text on average: a longer one than a model's tokens could hold is not even tokenized."""
+
 
 class QwenPolicy(Policy):
     """Qwen2.5-VL (or Qwen2-VL) from a folder or a hub id, full or with LoRA.
@@ -181,8 +184,14 @@ class QwenPolicy(Policy):
 
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """See `Policy.refuses`: the prompt and its completion must fit the model's context."""
-        num_tokens, num_video_tokens = self._encoder.length(sample)
         limit = self.base.config.text_config.max_position_embeddings
+        num_characters = sum(map(len, (sample.question.text, *sample.question.options)))
+        if num_characters > MOST_CHARACTERS_PER_TOKEN * limit:  # to count its tokens takes minutes
+            return (
+                f"question {sample.question.id}: {num_characters:,} characters are more than the "
+                f"model's {limit} tokens; shorten it"
+            )
+        num_tokens, num_video_tokens = self._encoder.length(sample)
         if num_tokens + max_new_tokens <= limit:
             return None
         return (

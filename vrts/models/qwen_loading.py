@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vrts.files.fingerprints import folder_digests
 from vrts.models.attention import SHARED_PREFIX
-from vrts.models.shard_loading import build_empty, local_folder
+from vrts.models.foreign import (
+    adapter_patterns,
+    check_index,
+    check_patterns,
+    check_template,
+    refuse_kernels,
+)
+from vrts.models.shard_loading import PATH_KEY, build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS
 from vrts.types import InputError
 
@@ -34,9 +44,12 @@ ADAPTER_CONFIG = "adapter_config.json"
 """What tells a folder with a LoRA adapter from one with a whole model."""
 
 REMOTE_CODE = (
-    "model.policy.path: {where} asks for Python code that comes with the model (auto_map), and "
+    f"{PATH_KEY}: {{where}} asks for Python code that comes with the model (auto_map), and "
     "vrts runs none; where transformers' own classes fit, remove that entry from a local copy"
 )
+
+HUB_FILES = ("config.json", ADAPTER_CONFIG)
+HUB_TIMEOUT_S = 4
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -66,9 +79,10 @@ def find_model(name_or_path: str) -> None:
     if not folder.exists():
         if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
             raise InputError(
-                f"model.policy.path: no folder {name_or_path!r}; give a folder in Hugging Face's "
+                f"{PATH_KEY}: no folder {name_or_path!r}; give a folder in Hugging Face's "
                 "format, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
             )
+        check_hub(name_or_path)
         return
     for path in sorted(folder.glob("*config.json")):
         _refuse_code(path)
@@ -76,14 +90,50 @@ def find_model(name_or_path: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"model.policy.path: {folder} has no config.json; give a folder that "
-            "save_pretrained wrote"
+            f"{PATH_KEY}: {folder} has no config.json; give a folder that save_pretrained wrote"
         )
     if not any(folder.glob("*.safetensors")):
         raise InputError(
-            f"model.policy.path: {folder} has no weights (*.safetensors); download them, or "
+            f"{PATH_KEY}: {folder} has no weights (*.safetensors); download them, or "
             "convert other formats to safetensors first (pickled weights are not loaded)"
         )
+    check_index(folder)
+
+
+def check_hub(hub_id: str) -> None:
+    """See within seconds that a hub id can be loaded; transformers would retry for minutes.
+
+    Raises:
+        InputError: it is not in the cache, and the hub does not know it or cannot be reached.
+    """
+    if any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in HUB_FILES):
+        return
+    remedy = f"no folder {hub_id!r} in {Path.cwd()} either; give a folder that is there"
+    if HF_HUB_OFFLINE:
+        raise InputError(
+            f"{PATH_KEY}: {hub_id} is not in the hub's cache, and HF_HUB_OFFLINE is set; {remedy}"
+        )
+    answers: list[str | None] = []
+    asking = threading.Thread(target=lambda: answers.append(_ask_hub(hub_id)), daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT_S)  # resolving a name has no timeout of its own
+    problem = answers[0] if answers else f"the hub did not answer within {HUB_TIMEOUT_S} s"
+    if problem is not None:
+        raise InputError(f"{PATH_KEY}: {hub_id}: {problem}; {remedy}")
+
+
+def _ask_hub(hub_id: str) -> str | None:
+    """What is wrong with a hub id, None where nothing is."""
+    try:
+        HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S)
+    except GatedRepoError:
+        return None  # transformers says how to get access
+    except (RepositoryNotFoundError, HFValidationError):
+        return "the hub has no such model"
+    except Exception as error:  # noqa: BLE001 whatever the network answers
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"not in the hub's cache, and the hub is out of reach ({reason})"
+    return None
 
 
 def _refuse_code(path: Path) -> None:
@@ -98,6 +148,8 @@ def _refuse_code(path: Path) -> None:
         return  # whoever needs the file tells what is wrong with it
     if isinstance(config, dict) and config.get("auto_map"):
         raise InputError(REMOTE_CODE.format(where=path))
+    if isinstance(config, dict):
+        refuse_kernels(path, config)
 
 
 def load_processor(name_or_path: str) -> Any:
@@ -110,18 +162,19 @@ def load_processor(name_or_path: str) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError, HFValidationError) as error:
-        raise InputError(f"model.policy.path: no processor in {name_or_path}: {error}") from error
+        raise InputError(f"{PATH_KEY}: no processor in {name_or_path}: {error}") from error
     if not hasattr(processor, "video_processor") or not processor.chat_template:
         raise InputError(
-            f"model.policy.path: {name_or_path} has no video processor or no chat template; "
+            f"{PATH_KEY}: {name_or_path} has no video processor or no chat template; "
             "it must hold all of Qwen2.5-VL's processor files"
         )
     # transformers makes an empty tokenizer where its files are missing
     if processor.video_token not in processor.tokenizer.get_vocab():
         raise InputError(
-            f"model.policy.path: the tokenizer in {name_or_path} does not know "
+            f"{PATH_KEY}: the tokenizer in {name_or_path} does not know "
             f"{processor.video_token}; its files are missing or of another model"
         )
+    check_template(processor, name_or_path)
     return processor
 
 
@@ -155,7 +208,7 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"model.policy.path: cannot load {name_or_path}: {error}") from error
+        raise InputError(f"{PATH_KEY}: cannot load {name_or_path}: {error}") from error
     model, info = loaded
     _check_complete(name_or_path, info)
     if attn_implementation is None:
@@ -179,7 +232,7 @@ def load_empty_model(name_or_path: str, dtype: Dtype, attn_implementation: str |
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"model.policy.path: cannot load {name_or_path}: {error}") from error
+        raise InputError(f"{PATH_KEY}: cannot load {name_or_path}: {error}") from error
     if attn_implementation is None:
         model.model.visual.config._attn_implementation = BATCHED_WINDOWS
     assert isinstance(model, nn.Module)
@@ -196,7 +249,7 @@ def check_type(config: Any, name: str) -> None:
         raise InputError(REMOTE_CODE.format(where=f"the configuration of {name}"))
     if config.model_type not in MODEL_TYPES:
         raise InputError(
-            f"model.policy.path: {name} is of type {config.model_type!r}; "
+            f"{PATH_KEY}: {name} is of type {config.model_type!r}; "
             f"QwenPolicy loads {' and '.join(MODEL_TYPES)}"
         )
 
@@ -221,11 +274,11 @@ def adapter_base(name_or_path: str) -> str | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"model.policy.path: {path} is not JSON: {error}") from error
+        raise InputError(f"{PATH_KEY}: {path} is not JSON: {error}") from error
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise InputError(
-            f"model.policy.path: {path} names no base_model_name_or_path; add it, or give the "
+            f"{PATH_KEY}: {path} names no base_model_name_or_path; add it, or give the "
             "folder of a merged model"
         )
     return str(base)
@@ -246,11 +299,15 @@ def load_adapter(model: Any, folder: str, lora: Lora | None) -> PeftModel:
     from peft import PeftModel  # takes half a second, which runs without an adapter need not wait
 
     if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise InputError(f"model.policy.path: {folder} has no adapter_model.safetensors")
+        raise InputError(f"{PATH_KEY}: {folder} has no adapter_model.safetensors")
+    names = [name for name, _ in model.named_modules()]
+    path = Path(folder) / ADAPTER_CONFIG
+    patterns = adapter_patterns(json.loads(path.read_text(encoding="utf-8")))
+    check_patterns(patterns, names, str(path))
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=lora is not None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model.policy.path: cannot load the adapter {folder}: {error}") from error
+        raise InputError(f"{PATH_KEY}: cannot load the adapter {folder}: {error}") from error
     config: Any = adapted.peft_config["default"]
     if lora is not None and (lora.rank, lora.alpha) != (config.r, config.lora_alpha):
         raise InputError(
@@ -272,7 +329,7 @@ def _check_complete(name: str, info: Mapping[str, Any]) -> None:
     wrong = [*info["missing_keys"], *(k[0] for k in info.get("mismatched_keys", []))]
     if wrong:
         raise InputError(
-            f"model.policy.path: the weights in {name} lack {len(wrong)} tensors of the "
+            f"{PATH_KEY}: the weights in {name} lack {len(wrong)} tensors of the "
             f"architecture in its config.json, {sorted(wrong)[0]} first; the folder is incomplete"
         )
 
@@ -292,7 +349,10 @@ def add_lora(model: Any, lora: Lora) -> PeftModel:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+    names = [name for name, _ in model.named_modules()]
+    where = "model.policy.init_args.lora.target_modules"
+    check_patterns(adapter_patterns({"target_modules": lora.target_modules}), names, where)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise InputError(f"model.policy.lora.target_modules: {error}") from error
+        raise InputError(f"{where}: {error}") from error

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+import vrts.models.rotation  # noqa: F401 a decoding step takes fewer kernels
 from vrts.models.attention import Layout, PackedLayout
 from vrts.models.head import ban
 from vrts.models.network import Network

@@ -95,4 +95,13 @@ def _check_space(folder: Path, model: Any, state: dict[str, torch.Tensor]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"it takes {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free")
+        raise OSError(f"it takes {_size(needed)}, and {_size(free)} are free")
+
+
+def _size(num_bytes: float) -> str:
+    """Bytes in the unit in which they are a number of few digits."""
+    for unit in ("bytes", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} GB"

@@ -226,8 +226,8 @@ class ReplayEngine(Engine):
         stop = request.should_stop
         if any(gone) and (stop is None or not stop(known, found.mean_logprobs[:G])):
             return (
-                f"{where} has {sum(gone)} completions that an early stop cancelled and that are "
-                "needed here; record the run with configs/record.yaml for any vote"
+                f"{where} lacks {sum(gone)} of {G} completions, which an early stop cancelled and "
+                "this vote needs; record the run with configs/record.yaml for any vote"
             )
         return None
 

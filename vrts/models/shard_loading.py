@@ -24,6 +24,9 @@ from transformers.initialization import no_init_weights
 from vrts.models.attention import SHARED_PREFIX
 from vrts.types import InputError
 
+PATH_KEY = "model.policy.init_args.path"
+"""As users write it."""
+
 INDEX = "model.safetensors.index.json"
 """Which file holds which tensor, where there are several files."""
 
@@ -154,10 +157,10 @@ def fill(model: nn.Module, folder: Path) -> None:
                         _copy_own_rows(tensors.get_slice(stored), parameter, f"{file}: {stored}")
                         waiting.pop(id(parameter), None)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"model.policy.path: cannot load {file}: {error}") from error
+            raise InputError(f"{PATH_KEY}: cannot load {file}: {error}") from error
     if waiting:
         raise InputError(
-            f"model.policy.path: the weights in {folder} lack {len(waiting)} tensors of the "
+            f"{PATH_KEY}: the weights in {folder} lack {len(waiting)} tensors of the "
             f"architecture in its config.json, {min(waiting.values())} first; the folder is "
             "incomplete"
         )
@@ -185,7 +188,7 @@ def _copy_own_rows(stored: Any, parameter: torch.Tensor, where: str) -> None:
     shape = tuple(stored.get_shape())
     if shape != tuple(parameter.shape):
         raise InputError(
-            f"model.policy.path: {where} has shape {shape}, but config.json makes it "
+            f"{PATH_KEY}: {where} has shape {shape}, but config.json makes it "
             f"{tuple(parameter.shape)}"
         )
     if not isinstance(parameter, DTensor):

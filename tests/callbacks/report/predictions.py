@@ -13,7 +13,7 @@ OPTIONS = ("a red cup", "a blue cup", "a green cup")
 def question(id: str, answer: str | None = "A", **options: Any) -> Question:
     return Question(
         id, **({"text": f"What is {id}?", "video": f"{id}.mp4"} | options),
-        options=OPTIONS, answer=answer,
+        options=OPTIONS, gold=answer,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Charts: well-formed SVG with the right words, whatever the categories are called."""
 
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -82,3 +83,16 @@ def test_runs_without_anything_to_draw_have_no_charts():
     lost = [report_item(failed(asked), 10)]
     titles = [chart.title for chart in make_charts(lost, {"decided_at": {"4": 0.0}})]
     assert titles == ["Share of questions decided at each level"]
+
+
+@pytest.mark.parametrize("votes", ["AAA", "BBB"])
+def test_labels_are_clear_of_the_axis_and_the_ground_is_the_page_s(votes):
+    """The highest and the lowest accuracy that there can be."""
+    items = [report_item(decided_line(question(f"q{i}"), f4=votes), 10) for i in range(9)]
+    chart = make_charts(items, {"decided_at": {"4": 1.0}})[0]
+    svg = chart.svg.decode()
+    height = float(ElementTree.fromstring(svg).get("viewBox").split()[3])
+    (label,) = re.findall(r'translate\(\S+ ([\d.]+)\)">up to 4', svg)
+    axis = max(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>[\d.]+</text>', svg))
+    assert 8 < float(label) < axis - 16 < height
+    assert "fill: #ffffff" not in svg.partition("axes_1")[0]

@@ -1,10 +1,13 @@
-"""The page is made piece by piece."""
+"""The page: made piece by piece, titled, and in plain words."""
 
+import re
 import tracemalloc
+
+import pytest
 
 from tests.callbacks.report.predictions import decided, question
 from vrts.callbacks.report.items import outline, report_item
-from vrts.callbacks.report.page import render_report
+from vrts.callbacks.report.page import plain, render_report, report_title
 from vrts.callbacks.summary import summarise
 
 NUM_QUESTIONS, TEXT = 300, "x" * 20_000
@@ -31,3 +34,47 @@ def test_memory_does_not_grow_with_the_texts_of_the_questions():
     tracemalloc.stop()
     assert total > NUM_QUESTIONS * len(TEXT)
     assert peak < total / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ({"path": "Qwen/Qwen2.5-VL-7B", "reader.path": "eval.json sha256:0f"},
+         "Qwen/Qwen2.5-VL-7B on eval.json, 2026-01-02"),
+        ({"path": "/data/runs/mine/model", "reader.paths": ["a.json sha256:1", "b.json sha256:2"]},
+         "mine/model on a.json, b.json, 2026-01-02"),
+        ({"policy": "ReplayPolicy", "reader": "own.Questions"},
+         "ReplayPolicy on own.Questions, 2026-01-02"),
+        ({"path": "a", "reader": "SingleQuestionReader", "reader.video": "clip.mp4 77"},
+         "a on clip.mp4 77, 2026-01-02"),
+    ],
+)  # fmt: skip
+def test_the_title_names_model_data_and_date(settings, title):
+    assert report_title(settings, "2026-01-02") == title
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"), ([], "none"), ({}, "none"), (0, "0"), (False, "no"), (True, "yes"),
+        (1e-06, "1e-06"), ([4, 8], "4, 8"), ({"class": "Majority"}, "Majority"),
+        ({"class": "Decoder", "decoders": [{"class": "A"}, {"class": "B", "n": 3}]},
+         "Decoder (decoders: A, B (n: 3))"),
+        ({"a.safetensors": "0f", "b": None}, "a.safetensors: 0f, b: none"),
+    ],
+)  # fmt: skip
+def test_settings_are_written_for_people(value, text):
+    assert plain(value) == text
+
+
+def test_metrics_are_explained_where_they_stand():
+    """Each row of the first table, and no category that happens to be called so."""
+    asked = question("q", metadata={"breakdown": {"kind": "agreement"}})
+    other = question("r", metadata={"breakdown": {"kind": "failed"}})
+    found = [decided(asked, f4="AAB"), decided(other, f4="AAA")]
+    items = [report_item(prediction, 100) for prediction in found]
+    pieces = render_report([outline(i) for i in items], iter(items), summarise(found, [4]), {})
+    rows = re.findall(r'<th scope="row">(.*?)</th>', "".join(pieces))
+    bare = [row for row in rows if "<small>" not in row]
+    assert bare == ["questions", "agreement", "failed"]
+    assert sum(row.startswith("accuracy of 2<small>share of right") for row in rows) == 1

@@ -24,7 +24,7 @@ def test_full_and_mini(write, touch, folder):
     bare = {key: ROW[key] for key in ("qid", "video_uid", "question", "choices", "right_answer")}
     videos = touch(f"{folder}BV1.mp4")
     first, second = CGBenchReader(write([ROW, bare | {"qid": 17}]), videos).read()
-    assert (first.id, first.text, first.answer) == ("16", "What colour?", "C")
+    assert (first.id, first.text, first.gold) == ("16", "What colour?", "C")
     assert first.options == ("yellow", "green", "orange")
     assert first.video == second.video == f"{videos}/{folder}BV1.mp4"
     assert first.metadata["breakdown"] == {
@@ -32,7 +32,7 @@ def test_full_and_mini(write, touch, folder):
     }  # fmt: skip
     assert first.metadata["max_frames"] == 128
     assert first.metadata["clue_intervals"] == [[1.0, 2.5], [7.0, 9.0]]
-    assert (second.answer, second.metadata["breakdown"]) == ("C", {})
+    assert (second.gold, second.metadata["breakdown"]) == ("C", {})
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_answer_in_other_words_or_twice_among_the_options_is_no_contradiction
         ROW | {"qid": 17, "choices": ["Orange", "red", "orange"]},
     ]
     questions = CGBenchReader(write(rows), touch("BV1.mp4")).read()
-    assert [question.answer for question in questions] == ["C", "C"]
+    assert [question.gold for question in questions] == ["C", "C"]
 
 
 def test_rows_made_of_real_ones(shared, write, touch):
@@ -82,4 +82,4 @@ def test_rows_made_of_real_ones(shared, write, touch):
         )
     questions = CGBenchReader(write(rows), touch("BV1.mp4")).read()
     assert len(questions) == 8136
-    assert all(q.metadata["answer"] == q.options["ABCDEFGH".index(q.answer)] for q in questions)
+    assert all(q.metadata["answer"] == q.options["ABCDEFGH".index(q.gold)] for q in questions)

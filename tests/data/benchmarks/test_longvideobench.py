@@ -35,7 +35,7 @@ def test_rows(write, touch, name, folder):
     row = as_parquet(ROW) if name.endswith("parquet") else ROW
     five = row | {"id": "abc_1", "correct_choice": 0}
     first, second = LongVideoBenchReader(write([row, five], name), videos).read()
-    assert (first.id, first.text, first.answer) == ("abc_0", "Who?", "B")
+    assert (first.id, first.text, first.gold) == ("abc_0", "Who?", "B")
     assert first.options == ("he", "she", "they")
     assert first.video == f"{videos}/{folder}abc.mp4"
     assert first.metadata["breakdown"] == {
@@ -43,14 +43,14 @@ def test_rows(write, touch, name, folder):
     }  # fmt: skip
     assert first.metadata["max_frames"] == 128
     assert first.metadata["level"] == "L1-Perception"
-    assert second.answer == "A"
+    assert second.gold == "A"
 
 
 def test_the_test_files_have_no_answers(write, touch):
     absent = {key: ROW[key] for key in ROW if key != "correct_choice"}
     rows = [absent, ROW | {"id": "abc_1", "correct_choice": -1}]
     questions = LongVideoBenchReader(write(rows), touch("abc.mp4")).read()
-    assert [question.answer for question in questions] == [None, None]
+    assert [question.gold for question in questions] == [None, None]
 
 
 def test_subtitles_are_those_of_the_frames_in_the_times_of_the_clip(write, touch, tmp_path):

@@ -27,7 +27,7 @@ OPEN = CHOICE | {
 
 def test_multiple_choice_and_open(write, touch):
     first, second = MMVUReader(write([CHOICE, OPEN]), touch("Art/0.mp4")).read()
-    assert (first.id, first.text, first.answer) == ("validation_1", "Which one?", "C")
+    assert (first.id, first.text, first.gold) == ("validation_1", "Which one?", "C")
     assert first.options == ("one", "two", "three", "four", "five")
     assert first.video == second.video
     assert first.video.endswith("videos/Art/0.mp4")
@@ -37,7 +37,7 @@ def test_multiple_choice_and_open(write, touch):
         "discipline": "Engineering", "subject": "Computer Science", "type": "multiple choice",
     }  # fmt: skip
     assert (second.problem_type, second.options) == (ProblemType.FREE_FORM, ())
-    assert second.answer == "Dolly Zoom"
+    assert second.gold == "Dolly Zoom"
     assert second.metadata["breakdown"]["type"] == "open"
 
 
@@ -55,7 +55,7 @@ def test_labels_left_in_the_texts_are_taken_off_and_the_gold_counts_places(write
     path = write([CHOICE | {"choices": choices, "answer": "D"}])
     (question,) = MMVUReader(path, touch("Art/0.mp4")).read()
     assert question.options == ("p", "q", "r", "s", "t")
-    assert question.answer == "D"
+    assert question.gold == "D"
 
 
 @pytest.mark.parametrize("folder", ["Art", "videos/Art"])

@@ -14,14 +14,14 @@ many?",,,,,,
 def test_csv(write, touch):
     path, videos = write(CSV, "mine.csv"), touch("one.mp4", "sub/two.mp4")
     first, second = PlainReader(path, videos).read()
-    assert (first.id, first.text, first.answer) == ("1", 'Which, of "these"?', "B")
+    assert (first.id, first.text, first.gold) == ("1", 'Which, of "these"?', "B")
     assert (first.options, first.video) == (("red", "blue"), f"{videos}/one.mp4")
     assert first.metadata == {
         "note": "mine", "category": "colours", "max_frames": None,
         "breakdown": {"category": "colours"},
     }  # fmt: skip
     assert first.source == f"{path}:2"
-    assert (second.id, second.text, second.answer) == ("2", "How\nmany?", None)
+    assert (second.id, second.text, second.gold) == ("2", "How\nmany?", None)
     assert second.problem_type is ProblemType.FREE_FORM
     assert (second.options, second.video) == ((), f"{videos}/sub/two.mp4")
     assert second.source == f"{path}:4"
@@ -43,7 +43,7 @@ def test_options_and_answers(write, touch, header, row, answer):
     text = f"video,question,answer,{header}\none.mp4,What?,{answer},{row}\n"
     (question,) = PlainReader(write(text, "mine.csv"), touch("one.mp4")).read()
     assert question.options == ("a cup", "a book")
-    assert (question.problem_type, question.answer) == (ProblemType.MULTIPLE_CHOICE, "B")
+    assert (question.problem_type, question.gold) == (ProblemType.MULTIPLE_CHOICE, "B")
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -63,9 +63,9 @@ def test_other_formats(write, touch, name):
         {"id": "z", "video": "one.mp4", "question": "Why?"},
     ]  # fmt: skip
     first, second, third = PlainReader(write(rows, name), touch("one.mp4")).read()
-    assert (first.id, first.options, first.answer) == ("x", ("1", "2"), "B")
-    assert (second.problem_type, second.answer) == (ProblemType.NUMERICAL, "3.5")
-    assert (third.problem_type, third.answer) == (ProblemType.FREE_FORM, None)
+    assert (first.id, first.options, first.gold) == ("x", ("1", "2"), "B")
+    assert (second.problem_type, second.gold) == (ProblemType.NUMERICAL, "3.5")
+    assert (third.problem_type, third.gold) == (ProblemType.FREE_FORM, None)
 
 
 def test_videos_start_at_the_table(write, touch):

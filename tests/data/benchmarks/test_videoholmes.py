@@ -18,7 +18,7 @@ ROW = {
 def test_rows(write, touch, folder):
     videos = touch(f"{folder}abc.mp4")
     (question,) = VideoHolmesReader(write([ROW]), videos).read()
-    assert (question.id, question.text, question.answer) == ("abc-1", "Who?", "B")
+    assert (question.id, question.text, question.gold) == ("abc-1", "Who?", "B")
     assert question.options == ("he", "she", "they")
     assert question.video == f"{videos}/{folder}abc.mp4"
     assert question.metadata["breakdown"] == {"task": "SR"}
@@ -55,6 +55,6 @@ def test_real_file(shared, touch):
     path = str(shared / "annotations" / "videoholmes_RSmjqss0XKQ.json")
     questions = VideoHolmesReader(path, touch("RSmjqss0XKQ.mp4")).read()
     assert len(questions) == 8
-    assert [question.answer for question in questions] == list("ABCABACF")
+    assert [question.gold for question in questions] == list("ABCABACF")
     assert {question.metadata["breakdown"]["task"] for question in questions} == set(TASKS)
     assert {len(question.options) for question in questions} == {6}

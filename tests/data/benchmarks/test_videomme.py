@@ -24,7 +24,7 @@ def test_rows(write, touch, name, video):
     videos = touch(video)
     path = write([ROW, ROW | {"question_id": "001-2", "answer": "A"}], name)
     first, second = VideoMMEReader(path, videos).read()
-    assert (first.id, first.text, first.answer) == ("001-1", "Which one?", "C")
+    assert (first.id, first.text, first.gold) == ("001-1", "Which one?", "C")
     assert first.options == ("Apples.", "Candles.", "Berries.", "None.")
     assert first.video == second.video == f"{videos}/{video}"
     assert first.metadata["breakdown"] == {

@@ -32,7 +32,7 @@ def test_adaptation(write, touch):
         "following multi-choice question. The image for this question is at the end of the video."
         "\n<image 1> Which one?"
     )
-    assert (first.options, first.answer) == (("one", "two"), "B")
+    assert (first.options, first.gold) == (("one", "two"), "B")
     assert first.video == f"{videos}/Art/validation_Art_Theory_3.mp4"
     assert first.source == f"{path}:3"
     assert first.metadata["max_frames"] == 64
@@ -44,7 +44,7 @@ def test_adaptation(write, touch):
     assert second.video == f"{videos}/dev_Math_15.mp4"
     assert third.video == f"{videos}/Science/dev_Math_16.mp4"
     for question in (second, third):
-        assert (question.problem_type, question.answer) == (ProblemType.NUMERICAL, "12.97")
+        assert (question.problem_type, question.gold) == (ProblemType.NUMERICAL, "12.97")
         assert question.text.startswith(ADAPTATION_PROMPT.format(kind="open-ended"))
         assert question.options == ()
 
@@ -53,14 +53,14 @@ def test_perception_has_no_words_before_the_question(write, touch):
     row = {key: ROW[key] for key in ROW if key != "question_type"} | {"question": "What?"}
     path = write(tracks("Perception", row))
     (question,) = VideoMMMUReader(path, touch("Art/validation_Art_Theory_3.mp4")).read()
-    assert (question.text, question.answer) == ("What?", "B")
+    assert (question.text, question.gold) == ("What?", "B")
     assert question.metadata["breakdown"]["track"] == "perception"
 
 
 def test_the_type_follows_the_options_where_it_is_missing(write, touch):
     path = write(tracks("Adaptation", ROW | {"question_type": None}))
     (question,) = VideoMMMUReader(path, touch("Art/validation_Art_Theory_3.mp4")).read()
-    assert (question.problem_type, question.answer) == (ProblemType.MULTIPLE_CHOICE, "B")
+    assert (question.problem_type, question.gold) == (ProblemType.MULTIPLE_CHOICE, "B")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,6 @@ def test_real_files(shared, touch):
     types = Counter(q.problem_type for q in questions[2::3])
     assert types == {"multiple choice": 280, "numerical": 18, "free-form": 2}
     by_id = {q.id: q for q in questions}
-    assert by_id["adaptation-validation_Accounting_13"].answer == "C"
-    assert by_id["adaptation-validation_Math_15"].answer == "24/7"
-    assert all(is_correct(parse_answer(q.answer, q), q) for q in questions)
+    assert by_id["adaptation-validation_Accounting_13"].gold == "C"
+    assert by_id["adaptation-validation_Math_15"].gold == "24/7"
+    assert all(is_correct(parse_answer(q.gold, q), q) for q in questions)

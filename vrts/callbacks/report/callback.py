@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.report.items import Item, by_priority, completion_limit, outline, report_item
-from vrts.callbacks.report.page import render_report
+from vrts.callbacks.report.page import render_report, report_title
 from vrts.callbacks.report.thumbnails import keep_strip, strip_path
 from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
@@ -134,21 +135,23 @@ class ReportWriter(Callback):
             ) from error
 
     def _render(self, data: VideoQADataModule) -> Iterator[str]:
-        path = self._predictions_path
-        limit = completion_limit(read_predictions(path), self.most_characters, TEXT_BUDGET)
+        lines = self._predictions_path
+        limit = completion_limit(read_predictions(lines), self.most_characters, TEXT_BUDGET)
         # read again rather than kept: texts of a long run take more memory than all else
-        outlines = [outline(report_item(found, 0)) for found in read_predictions(path)]
+        outlines = [outline(report_item(found, 0)) for found in read_predictions(lines)]
         strips = self._chosen_strips(outlines)
         metrics = json.loads((self._folder / METRICS_NAME).read_text(encoding="utf-8"))
-        settings = json.loads((self._folder / SETTINGS_NAME).read_text(encoding="utf-8"))
-        title = f"{self._folder.resolve().name}: vrts predict"
+        path = self._folder / SETTINGS_NAME  # written when the run began
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        date = f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d}"
         return render_report(
             outlines,
-            (report_item(found, limit) for found in read_predictions(path)),
+            (report_item(found, limit) for found in read_predictions(lines)),
             metrics,
             strips,
             settings,
-            title,
+            report_title(settings, date),
+            str(self._folder.resolve()),
             self._frames_note(data, len(strips), len(outlines)),
         )
 

@@ -63,22 +63,27 @@ def _accuracy_chart(found: Sequence[LevelAccuracy]) -> Chart:
         frames, shares = [f.mean_frames for f in known], [100 * f.lowest for f in known]
         errors = [100 * f.stderr for f in known]
         axes.errorbar(frames, shares, yerr=errors, fmt="o-", color=BLUE, capsize=3)
-        low, high = [100 * f.lowest for f in open_], [100 * f.highest for f in open_]
-        axes.vlines([f.mean_frames for f in open_], low, high, color=GREY, linewidth=6, alpha=0.5)
-        for f in found:
-            axes.annotate(
-                f"{_share(f)}\nup to {f.level}",
-                (f.mean_frames, 50 * (f.lowest + f.highest)),
-                xytext=(8, -4),
-                textcoords="offset points",
-                va="top",
-                fontsize=8,
-            )
+        spans = [100 * f.lowest for f in open_], [100 * f.highest for f in open_]
+        axes.vlines([f.mean_frames for f in open_], *spans, color=GREY, linewidth=6, alpha=0.5)
         axes.set_xlabel("mean frames of all rounds")
         axes.set_ylabel("accuracy, %")
         axes.margins(x=0.3, y=0.5)
-        axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 105))
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(min(low, high - 20), 0), min(max(high, low + 20), 105))
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
+        middle = sum(axes.get_ylim()) / 2
+        for f in found:
+            place = 50 * (f.lowest + f.highest)
+            below = place > middle  # away from the nearer edge
+            axes.annotate(
+                f"{_share(f)}\nup to {f.level}",
+                (f.mean_frames, place),
+                xytext=(8, -4 if below else 4),
+                textcoords="offset points",
+                va="top" if below else "bottom",
+                fontsize=8,
+            )
 
     words = [f"{_share(f)} up to {f.level} frames" for f in found]
     chart = _chart("Accuracy, had the run stopped at a level", words, draw)
@@ -165,5 +170,5 @@ def _chart(
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(4.2, height), layout="constrained")
         draw(figure.subplots())
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return Chart(title, "; ".join(words), buffer.getvalue())

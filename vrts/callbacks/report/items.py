@@ -53,7 +53,7 @@ def report_item(prediction: Prediction, most_characters: int) -> Item:
         "question": question.text,
         "video": question.video,
         "options": [list(p) for p in zip(letters(question.options), question.options, strict=True)],
-        "gold": question.answer,
+        "gold": question.gold,
         "answer": prediction.answer,
         "error": prediction.error,
         "tags": item_tags(prediction),
@@ -137,7 +137,7 @@ def _round(found: Round, question: Question, most_characters: int) -> Item:
 def _is_right(found: Round, question: Question) -> bool | None:
     """Whether a round's majority is right; None where it depends on votes that were given up."""
     outcomes = set()
-    for missing in (None, NEW_ANSWER, question.answer, *found.answers):
+    for missing in (None, NEW_ANSWER, question.gold, *found.answers):
         # all of them for one answer: whatever they might have said, no other could do better
         given_up = found.abandoned or (False,) * len(found.answers)
         votes = [missing if g else a for a, g in zip(found.answers, given_up, strict=True)]

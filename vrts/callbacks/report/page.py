@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,9 +19,25 @@ from rich.text import Text
 
 from vrts.callbacks.report.charts import make_charts
 from vrts.callbacks.report.items import TAGS, Item
-from vrts.callbacks.tables import metrics_tables
+from vrts.callbacks.tables import RESULT, metrics_tables
 
 PACKAGE = "vrts.callbacks.report"
+
+EXPLAINED = {
+    "accuracy of ": "share of right answers where the right one is known, with its standard error, "
+    "clustered by video; a failed question is wrong",
+    "unanimous and wrong": "all completions of the deciding round gave one answer, a wrong one",
+    "knowledge gain": "of what was wrong in the run before, the share that is right now",
+    "agreement": "mean share of a deciding round's completions that gave its most frequent answer",
+    "agreement, at least": "mean share of a deciding round's completions that gave its most "
+    "frequent answer; some were given up, which might have given it too",
+    "frames, deciding round": "mean over questions: what the answer was decided on",
+    "frames, all rounds": "mean over questions: what the answer cost",
+    "decided at ": "share of questions whose answer this level decided",
+    "without an answer": "none of the deciding round's completions gave one; counted as wrong",
+    "failed": "could not be asked, for a damaged video or a prompt that is too long",
+}
+"""What the rows of the first table are; a name that ends with a blank is the beginning of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +56,7 @@ def render_report(
     strips: Mapping[str, bytes],
     settings: Mapping[str, Any] | None = None,
     title: str = "vrts predict",
+    folder: str = "",
     frames_note: str = "",
 ) -> Iterator[str]:
     """Render a run's page piece by piece, so that its questions are never in memory together.
@@ -54,6 +72,7 @@ def render_report(
         strips: JPEGs of frames by question id, of some questions.
         settings: of the run, by name.
         title: of the page.
+        folder: of the run, by name.
         frames_note: which questions' frames are missing and why, where some are.
     """
     environment = Environment(
@@ -64,8 +83,10 @@ def render_report(
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["base64"] = _base64
+    environment.filters["plain"] = plain
     return environment.get_template("page.html.j2").generate(
         title=title,
+        folder=folder,
         style=_inline("page.css"),
         script=_inline("page.js"),
         tables=[_cells(table) for table in metrics_tables(metrics).renderables],
@@ -99,7 +120,49 @@ def _cells(table: RenderableType) -> dict[str, Any]:
         "title": _plain(str(table.title)),
         "columns": [_plain(column.header) for column in table.columns],
         "rows": [list(row) for row in zip(*columns, strict=True)],
+        "notes": _notes(columns[0]) if table.title == RESULT else {},
     }
+
+
+def _notes(names: Sequence[str]) -> dict[str, str]:
+    """What the metrics of these rows are, by name."""
+    return {
+        name: text
+        for name in names
+        for begin, text in EXPLAINED.items()
+        if name == begin or (begin.endswith(" ") and name.startswith(begin))
+    }
+
+
+def report_title(settings: Mapping[str, Any], date: str) -> str:
+    """Name a run by its model, its data and its date.
+
+    Args:
+        settings: of the run.
+        date: of it.
+    """
+    path = settings.get("path")
+    model = "/".join(Path(path).parts[-2:]) if isinstance(path, str) else settings.get("policy")
+    found = settings.get("reader.path", settings.get("reader.paths", settings.get("reader.video")))
+    names = found if isinstance(found, list) else [found or settings.get("reader")]
+    data = ", ".join(Path(str(name).partition(" sha256:")[0]).name for name in names)
+    return f"{model} on {data}, {date}"
+
+
+def plain(value: Any) -> str:
+    """Write a setting for people: of an object its class, and its options in parentheses."""
+    if value is None or value in ([], {}, ""):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if not isinstance(value, dict):
+        return str(value)
+    options = ", ".join(f"{key}: {plain(item)}" for key, item in value.items() if key != "class")
+    if "class" not in value:
+        return options
+    return f"{value['class']} ({options})" if options else str(value["class"])
 
 
 def _plain(cell: RenderableType) -> str:

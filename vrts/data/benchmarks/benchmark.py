@@ -106,7 +106,7 @@ class BenchmarkReader(Reader):
             video=video,
             problem_type=problem_type,
             options=tuple(options),
-            answer=gold_answer(answer, problem_type, options, answer_key),
+            gold=gold_answer(answer, problem_type, options, answer_key),
             source=record.source,
             metadata=rest | {"max_frames": self.max_frames, "breakdown": dict(breakdown)},
         )

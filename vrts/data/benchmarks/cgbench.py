@@ -51,7 +51,7 @@ class CGBenchReader(BenchmarkReader):
             for letter, text in zip(letters(question.options), question.options, strict=True)
             if text.casefold() == answer
         ]
-        if named and question.answer not in named:
+        if named and question.gold not in named:
             raise InputError(
-                f"right_answer is {question.answer!r}, but the answer's text is option {named[0]}"
+                f"right_answer is {question.gold!r}, but the answer's text is option {named[0]}"
             )

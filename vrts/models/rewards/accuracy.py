@@ -69,7 +69,7 @@ def accuracy_score(
         InputError: the question has no gold answer, or one that cannot be one.
 
     Example:
-        >>> question = Question("1", "Which?", "a.mp4", options=("red", "blue"), answer="B")
+        >>> question = Question("1", "Which?", "a.mp4", options=("red", "blue"), gold="B")
         >>> accuracy_score("<think>It is blue.</think><answer>(B)</answer>", question)
         1.0
         >>> accuracy_score("A or B", question)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from vrts.models.rewards.base import Reward, RewardError
+from vrts.terminal import shorten
 from vrts.types import Completion, InputError, Question
 
 
@@ -73,11 +74,20 @@ def _checked_scores(
     """Scores of one reward, float32 ``[N]``, known to be N and finite."""
     kind = type(reward).__name__
     try:
-        values = [float(value) for value in reward.score(completions, questions)]
+        given = reward.score(completions, questions)
     except Exception as error:
         raise RewardError(f"{kind} raised {type(error).__name__}: {error}") from error
+    remedy = f"score() must return one number for each completion: a list of {len(completions)}"
+    code = getattr(type(reward).score, "__code__", None)  # none where it is no Python function
+    where = f"\n  in {code.co_filename}:{code.co_firstlineno}" if code else ""
+    try:
+        values = [float(value) for value in given]
+    except (TypeError, ValueError):
+        raise RewardError(f"{kind} gave {shorten(repr(given), 100)}; {remedy}{where}") from None
     if len(values) != len(completions):
-        raise RewardError(f"{kind} gave {len(values)} scores for {len(completions)} completions")
+        raise RewardError(
+            f"{kind} gave {len(values)} scores for {len(completions)} completions; {remedy}{where}"
+        )
     scores = torch.tensor(values, dtype=torch.float32, device="cpu")
     usable = torch.isfinite(scores * reward.weight)
     if not usable.all():
