@@ -38,7 +38,9 @@ from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, NestedPairSampler, UniformSampler
 from vrts.data.windows import WHOLE, Window
 from vrts.demo.videos import make_dataset
+from vrts.models.engine import Engine, Request
 from vrts.models.module import VideoQAModule
+from vrts.models.native_engine import NativeEngine
 from vrts.models.policy import Policy
 from vrts.models.sampling import row_seed
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
@@ -111,24 +113,27 @@ def published(
     policy: Policy, data: VideoQADataModule, sampling: Sequence[Sampling]
 ) -> dict[str, tuple[str | None, int]]:
     """Ask as the published evaluation script does; answers and frames by question."""
+    engine = NativeEngine()
+    engine.attach(policy, torch.device("cpu"), None, will_shard=False)
+    engine.sync(policy)
     found: dict[str, tuple[str | None, int]] = {}
     for question in data.questions("predict"):
         for level in LEVELS:
             (sample,) = data.load([question], level)
-            answers = [ask_once(policy, sample, m, one) for m, one in enumerate(sampling)]
+            answers = [ask_once(engine, sample, m, one) for m, one in enumerate(sampling)]
             if is_unanimous(answers):
                 break
         found[question.id] = (majority(answers), level)
     return found
 
 
-def ask_once(policy: Policy, sample: Sample, m: int, sampling: Sampling) -> str | None:
+def ask_once(engine: Engine, sample: Sample, m: int, sampling: Sampling) -> str | None:
     """One answer, by a vision pass, a prefill and a generation of its own."""
     assert sample.clip is not None
-    prompts = policy.encode([sample], MAX_NEW_TOKENS)
+    (prompt,) = engine.encode([sample])
     seed = row_seed(SEED, sample.question.id, sample.clip.num_frames, m)
-    (text,) = policy.rollout(prompts, [sampling], [seed], MAX_NEW_TOKENS).texts
-    return parse_answer(text, sample.question)
+    (result,) = engine.generate([Request(prompt, (sampling,), (seed,), MAX_NEW_TOKENS)])
+    return parse_answer(result.completions[0].text, sample.question)
 
 
 def count(
