@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from vrts.data.decoding import FallbackDecoder
-from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.sampling import UniformSampler
@@ -171,7 +169,7 @@ def ask(id: str, video: str, answer: str | None = "A") -> Question:
                     answer=answer)  # fmt: skip
 
 
-class FragileDecoder(FallbackDecoder):
+class FragileDecoder(PyAVDecoder):
     """The usual decoders; a video of the name ``fragile`` fails above 4 frames."""
 
     def __init__(self) -> None:

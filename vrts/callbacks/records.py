@@ -25,6 +25,7 @@ def prediction_line(prediction: Prediction) -> Line:
         "prediction": prediction.answer,
         "correct": prediction.correct,
         "num_frames": prediction.num_frames,
+        "damaged": prediction.num_damaged,
         "rounds": [
             {
                 "num_frames": r.num_frames,
@@ -36,6 +37,7 @@ def prediction_line(prediction: Prediction) -> Line:
                 "mean_logprobs": [round(mean, DIGITS) for mean in r.mean_logprobs],
                 "abandoned": list(r.abandoned),
                 "is_last": r.is_last,
+                "damaged": r.num_damaged,
             }
             for r in prediction.rounds
         ],
@@ -87,6 +89,7 @@ def _is_round(value: Any) -> bool:
         and _holds(value.get("abandoned", []), bool)
         and isinstance(value.get("times_s", []), list)
         and isinstance(value.get("is_last", False), bool)
+        and _is_count(value.get("damaged", 0))
     )
 
 
@@ -129,7 +132,10 @@ def read_other_run(path: Path, option: str) -> Iterator[Line]:
 
 def without_texts(line: Line) -> Line:
     """Keep of a line what metrics are made of: completions fill most of a long run's file."""
-    kept = ("id", "status", "error", "correct", "prediction", "video", "breakdown", "num_frames")
+    kept = (
+        "id", "status", "error", "correct", "prediction", "video", "breakdown", "num_frames",
+        "damaged",
+    )  # fmt: skip
     of_round = ("num_frames", "agreement", "abandoned")
     rounds = [{key: r[key] for key in of_round if key in r} for r in line["rounds"]]
     return {key: line.get(key) for key in kept} | {"rounds": rounds}

@@ -26,7 +26,8 @@ def summarise(
 
     Returns:
         ``num_questions``, ``num_failed``, ``failed`` (ids) and ``failures`` (what
-        `vrts.callbacks.failures.failure_reasons` gives), ``num_without_answer``; what
+        `vrts.callbacks.failures.failure_reasons` gives), ``num_damaged`` and ``damaged`` (ids) of
+        those answered although frames are damaged, ``num_without_answer``; what
         `vrts.callbacks.accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored
         questions whose deciding round agreed on a wrong answer; ``agreement``, the mean share of
         the deciding round's completions that gave its most frequent answer, and ``num_abandoned``,
@@ -39,6 +40,7 @@ def summarise(
     n = len(lines)
     failed = [line["id"] for line in lines if line["status"] == "failed"]
     done = [line for line in lines if line["status"] == "ok"]
+    damaged = [line["id"] for line in done if line.get("damaged")]
     scored = [line for line in lines if line["correct"] is not None]
     return {
         "num_questions": n,
@@ -56,6 +58,8 @@ def summarise(
         "num_failed": len(failed),
         "failed": failed,
         "failures": failure_reasons(lines),
+        "num_damaged": len(damaged),
+        "damaged": damaged,
         "breakdown": breakdown(lines),
         "gain": None if before is None else gain(lines, before),
     }

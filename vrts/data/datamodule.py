@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -13,8 +13,7 @@ from vrts.data.asking import SingleQuestionReader
 from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
 from vrts.data.content import describe
-from vrts.data.decoding import Decoder, FallbackDecoder
-from vrts.data.decord_decoder import DecordDecoder
+from vrts.data.decoding import Decoder
 from vrts.data.ordering import epoch_order, evaluation_batches, num_train_batches, train_batches
 from vrts.data.position import Layout, Position
 from vrts.data.progress import TrainingProgress
@@ -55,7 +54,7 @@ class VideoQADataModule(LightningDataModule):
         test: Reader of the test questions.
         predict: Reader of the questions to predict.
         sampler: Chooses frames; `UniformSampler` where it is null.
-        decoder: Decodes videos; where it is null, decord, and PyAV for what decord cannot.
+        decoder: Decodes videos; `PyAVDecoder` where it is null.
         resolution: Pixel budget of the frames.
         num_frames: Frames of a video.
         batch_size: Questions of a training batch, on each rank.
@@ -69,6 +68,8 @@ class VideoQADataModule(LightningDataModule):
         updates_per_rollout: Times that each training batch comes in a row.
         cache: Keeps decoded frames on disk; null decodes anew in every run.
         frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
+        max_damaged: Share of a clip's frames that may be damaged: the nearest sound ones stand in
+            for them. A video with more of them has failed; with 0 any of them fails it.
         video: A video or picture to ask one question about, in place of ``predict``.
         question: That question.
         options: Its options, for a multiple choice.
@@ -97,6 +98,7 @@ class VideoQADataModule(LightningDataModule):
         updates_per_rollout: PositiveInt = 1,
         cache: FrameCache | None = None,
         frames_fps: PositiveFloat | None = None,
+        max_damaged: ClosedUnitInterval = 0.1,
         video: str | None = None,
         question: str | None = None,
         options: list[str] | None = None,
@@ -111,7 +113,7 @@ class VideoQADataModule(LightningDataModule):
             predict = SingleQuestionReader(video, question, options)
         self.readers = {"train": train, "val": val, "test": test, "predict": predict}
         self.sampler = sampler or UniformSampler()
-        self.decoder = decoder or FallbackDecoder([DecordDecoder(), PyAVDecoder()])
+        self.decoder = decoder or PyAVDecoder()
         self.resolution = resolution or Resolution()
         # plain numbers: a restricted type in a checkpoint would need unpickling to be read
         self.num_frames = int(num_frames)
@@ -125,6 +127,7 @@ class VideoQADataModule(LightningDataModule):
         self.updates_per_rollout = int(updates_per_rollout)
         self.cache = cache
         self.frames_fps = None if frames_fps is None else float(frames_fps)
+        self.max_damaged = float(max_damaged)
         self.predict_num_frames: int | None = None
         """Frames of the streams of all stages but training, where they are not ``num_frames``."""
         self.watcher: Watcher | None = None
@@ -211,6 +214,7 @@ class VideoQADataModule(LightningDataModule):
             "decoder": describe(self.decoder),
             "resolution": describe(self.resolution),
             "frames_fps": self.frames_fps,
+            "max_damaged": self.max_damaged,
         }
 
     def submit(
@@ -318,6 +322,7 @@ class VideoQADataModule(LightningDataModule):
                 self.num_workers,
                 self.deadline_s,
                 self.frames_fps,
+                self.max_damaged,
             )
         return self._pool
 

@@ -48,7 +48,8 @@ def shows_all_frames(question: Question, clip: Clip) -> bool:
         question: its benchmark may give a video no more than so many frames.
         clip: of its video.
     """
-    available = clip.num_source_frames // FRAMES_PER_PAIR * FRAMES_PER_PAIR
+    # the last frame of an odd number is repeated
+    available = -(-clip.num_source_frames // FRAMES_PER_PAIR) * FRAMES_PER_PAIR
     if question.max_frames is not None:
         most_pairs = round(question.max_frames / FRAMES_PER_PAIR)
         available = min(available, most_pairs * FRAMES_PER_PAIR)
@@ -121,6 +122,7 @@ def ask(
                 mean_logprobs=logprobs[own],
                 abandoned=abandoned[own],
                 is_last=shows_all_frames(question, clip),
+                num_damaged=clip.num_damaged,
             )
         )
     return rounds

@@ -30,6 +30,7 @@ class RecordedRound:
     abandoned: tuple[bool, ...]
     is_last: bool
     """Whether the video is known to have no more frames to show."""
+    num_damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +184,5 @@ def _parse_round(found: dict[str, Any], is_last: bool) -> RecordedRound:
         mean_logprobs=tuple(found.get("mean_logprobs") or [0.0] * len(texts)),
         abandoned=tuple(found.get("abandoned") or [False] * len(texts)),
         is_last=is_last,
+        num_damaged=found.get("damaged", 0),
     )

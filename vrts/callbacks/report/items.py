@@ -24,6 +24,7 @@ TAGS = {
     "undecided": "not unanimous at the end",
     "agreed-wrong": "unanimous and wrong",
     "no-answer": "without an answer",
+    "damaged": "with damaged frames",
 }
 """What questions can be filtered by, and how it is called."""
 
@@ -39,9 +40,9 @@ def report_item(line: Line, question: Question | None, most_characters: int) -> 
     Returns:
         ``id``, ``question``, ``video``, ``options`` (pairs of letter and text), ``gold``,
         ``answer``, ``error``, ``tags`` (keys of `TAGS`), ``groups`` (category by breakdown) and
-        ``rounds``: each with its ``frames``, ``span_s``, ``agreement``, ``votes`` (pairs of
-        answer and count, the leader first; None is no answer), whether its majority is ``right``,
-        and ``completions`` (``text``, ``answer``, ``abandoned``).
+        ``rounds``: each with its ``frames``, how many are ``damaged``, ``span_s``, ``agreement``,
+        ``votes`` (pairs of answer and count, the leader first; None is no answer), whether its
+        majority is ``right``, and ``completions`` (``text``, ``answer``, ``abandoned``).
     """
     rounds = [_round(r, question, most_characters) for r in line["rounds"]]
     if rounds and line["status"] == "ok":
@@ -86,6 +87,7 @@ def item_tags(line: Line) -> list[str]:
         "undecided": not failed and not agreed,
         "agreed-wrong": correct is False and not failed and agreed,
         "no-answer": not failed and line["prediction"] is None,
+        "damaged": bool(line.get("damaged")),
     }
     return [tag for tag in TAGS if found[tag]]
 
@@ -126,6 +128,7 @@ def _round(data: Mapping[str, Any], question: Question | None, most_characters: 
     times = [t for t in data.get("times_s", ()) if isinstance(t, int | float) and math.isfinite(t)]
     return {
         "frames": data["num_frames"],
+        "damaged": data.get("damaged", 0),
         "span_s": [round(min(times), 2), round(max(times), 2)] if times else None,
         "agreement": data["agreement"],
         "votes": sorted(votes, key=lambda vote: vote[0] is None),
