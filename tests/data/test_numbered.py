@@ -179,15 +179,26 @@ def test_a_cut_head_begins_with_the_first_frame_that_comes_out(tmp_path):
     assert shown == tuple(i + 60 - clip.num_source_frames for i in clip.frame_indices)
 
 
-def test_frames_before_the_first_key_frame_are_not_shown(tmp_path, encoded):
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2", "h264"])
+def test_frames_before_the_first_key_frame_are_not_shown(tmp_path, encoded, codec):
     """MPEG-4 comes out grey there, unmarked."""
-    path = remux(
-        encoded("mpeg4", 12), tmp_path / "cut.mkv", lambda n, packet: packet if n > 2 else None
-    )
-    clip = decode(path, 36)
-    assert clip.num_damaged > 0
-    assert min(numbers(clip)) == 12
-    assert set(numbers(clip)) == {i + 3 for i in clip.frame_indices}
+
+    def cut(number, packet):
+        return None if number < 3 else packet
+
+    def cut_and_marked(number, packet):
+        packet.is_keyframe = True
+        return cut(number, packet)
+
+    clip = decode(remux(encoded(codec, 12), tmp_path / "cut.mkv", cut), 36)
+    assert numbers(clip)[0] == 12
+    assert (clip.num_source_frames, clip.num_damaged) == (NUM_FRAMES - 12, 0)
+    assert numbers(clip) == tuple(i + 12 for i in clip.frame_indices)
+    if codec == "mpeg4":
+        clip = decode(remux(encoded(codec, 12), tmp_path / "marked.mp4", cut_and_marked), 36)
+        assert clip.num_source_frames == NUM_FRAMES - 3
+        assert clip.num_damaged == 9
+        assert numbers(clip) == tuple(i + 3 for i in clip.frame_indices)
 
 
 SOME = [

@@ -127,7 +127,9 @@ class _Decoding:
         self.stream = video_stream(path, container)
         self.stream.codec_context.flags |= Flags.copy_opaque
         self.num_packets = 0
-        self.has_hidden_head = False
+        self.packets: dict[int, tuple[int | None, int | None]] = {}
+        """Times of showing and of decoding, of those that are to be shown, by their order."""
+        self.has_hidden_head = self.has_key_head = False
         self.reason = "has no frame"
         """Why the first packet failed that did."""
 
@@ -154,7 +156,10 @@ class _Decoding:
         try:
             for packet in demux(self.path, self.container, self.stream):
                 packet.opaque = self.num_packets
-                self.has_hidden_head |= self.num_packets == 0 and packet.is_discard
+                if self.num_packets == 0:
+                    self.has_hidden_head, self.has_key_head = packet.is_discard, packet.is_keyframe
+                if packet.size and not packet.is_discard:
+                    self.packets[self.num_packets] = (packet.pts, packet.dts)
                 self.num_packets += 1
                 yield packet
         except av.FFmpegError as error:
@@ -189,14 +194,25 @@ def _survey(path: str) -> tuple[Source, list[int | None]]:
         stream = decoding.stream
         if all(item.place is None for item in found):
             raise VideoError(f"{path}: {decoding.reason}")
+        if not decoding.has_key_head:  # cut out of a stream: what no player shows is not part of it
+            is_any_key = any(item.is_key for item in found)
+            found = list(dropwhile(lambda i: not i.is_key if is_any_key else i.place is None, found))
         fps, unit_s = frame_rate(stream), float(stream.time_base or 0)
         times = sorted(item.time for item in found if item.time is not None)
-        has_times = unit_s > 0 and len(set(times)) == len(found)
-        if not has_times:  # the rate tells when frames are shown
-            unit_s, times = 1 / fps if fps > 0 else 1.0, list(range(len(found)))
+        is_made_up = container.format.name == "avi"
+        has_times = unit_s > 0 and len(set(times)) == len(found) and not is_made_up
+        if has_times:
+            found = _with_silent(found, decoding)
+            times = [item.time for item in found if item.time is not None]
+        else:
+            decode_times = {dts for _, dts in decoding.packets.values() if dts is not None}
+            if unit_s > 0 and len(decode_times) == len(found):
+                times = sorted(decode_times)  # a frame a packet, at the same pace
+            else:  # the rate tells when frames are shown
+                unit_s, times = 1 / fps if fps > 0 else 1.0, list(range(len(found)))
+            _spread_damage(found, decoding.has_hidden_head)
         num_packets = decoding.num_packets
         lost = missing_frames(path, container, stream, num_packets, times, unit_s)
-    _spread_damage(found, decoding.has_hidden_head)
     found += [_Decoded(time, num_packets) for time in lost]
     times = sorted(times + lost)
     if has_times:
@@ -207,15 +223,31 @@ def _survey(path: str) -> tuple[Source, list[int | None]]:
     return source, [item.place for item in found]
 
 
+def _with_silent(found: list[_Decoded], decoding: _Decoding) -> list[_Decoded]:
+    """Return all frames by time, their damage spread; also those that damage keeps from coming out.
+
+    A packet that gives neither a frame nor an error holds one that is not to be shown, unless it
+    follows a damaged one.
+    """
+    orders, times = {item.order for item in found}, {item.time for item in found}
+    first = min(item.time or 0 for item in found)
+    silent = [
+        _Decoded(pts, order, is_damaged=False)
+        for order, (pts, _) in decoding.packets.items()
+        if order not in orders and pts is not None and pts > first and pts not in times
+    ]
+    found = sorted(found + silent, key=lambda item: item.time or 0)
+    _spread_damage(found, decoding.has_hidden_head)
+    return [item for item in found if item.place is not None or item.is_damaged]
+
+
 def _spread_damage(found: list[_Decoded], has_hidden_head: bool) -> None:
     """Mark as damaged what refers to damaged frames, which the decoder does not tell.
 
     A frame refers to some that are decoded before it, back to a key frame that is shown before it.
     """
-    if all(item.time is not None for item in found):
-        found.sort(key=lambda item: item.time or 0)
     starts = [i for i, item in enumerate(found) if item.is_key]
-    if starts and starts[0] > 0 and not has_hidden_head:
+    if starts and not has_hidden_head:
         for item in found[: starts[0]]:  # the key frame that they need is not there
             item.is_damaged = True
     for start, end in pairwise([0, *starts, len(found)]):
