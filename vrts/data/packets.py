@@ -17,10 +17,9 @@ from av.video.stream import VideoStream
 from vrts.types import VideoError
 
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
-STATE_DURATION = {"matroska,webm", "flv"}
-"""Containers whose header states how long they are, which a cut does not change."""
+MATROSKA = "matroska,webm"
 SLACK_S = 0.5
-"""Seconds that a stated duration may be off before the file counts as cut."""
+"""Seconds that FLV's stated duration may be off before the file counts as cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +172,10 @@ def missing_frames(
         unit_s: seconds of a unit of these times.
     """
     kind, stated_s = container.format.name, (container.duration or 0) / av.time_base
-    rate = frame_rate(stream)
-    step = float(np.median(np.diff(frames))) if len(frames) > 1 else 1 / (rate * unit_s or 1)
-    left_s = stated_s - (frames[-1] + step) * unit_s
-    count = 0
+    step = float(np.median(np.diff(frames))) if len(frames) > 1 else 1.0
+    if kind == "avi":  # FFmpeg corrects its duration
+        stated_s = stream.frames * float(stream.time_base or 0)
+    left_s, count = stated_s - (frames[-1] + step) * unit_s, 0
     if kind == MOV:
         index = [entry.timestamp for entry in stream.index_entries]
         count = len(index) - num_packets
@@ -184,22 +183,36 @@ def missing_frames(
         missing = sorted({time - index[0] + frames[0] for time in index} - set(frames))
         if len(missing) == count:
             return missing
-    elif left_s > SLACK_S and (
-        (kind == "avi" and _is_cut_riff(path))
-        or (kind in STATE_DURATION and stated_s - _longest_s(path) > SLACK_S)
+    elif (kind in ("avi", MATROSKA) and _is_shorter_than_stated(path)) or (
+        # a header that tells the duration and no size; sound may be longer than the pictures
+        kind == "flv" and left_s > SLACK_S and stated_s - _longest_s(path) > SLACK_S
     ):
         count = round(left_s / (step * unit_s))
     return [round(frames[-1] + step * i) for i in range(1, count + 1)]
 
 
-def _is_cut_riff(path: str) -> bool:
-    """Whether a file is shorter than its RIFF header states."""
+def _is_shorter_than_stated(path: str) -> bool:
+    """Whether a file ends before the size that the head of its RIFF or EBML states."""
     with Path(path).open("rb") as file:
-        return int.from_bytes(file.read(8)[4:], "little") + 8 > Path(path).stat().st_size
+        head = file.read(256)
+    if head.startswith(b"RIFF"):
+        stated = int.from_bytes(head[4:8], "little") + 8
+    else:  # RFC 8794: a header element, then the segment, each an id of 4 bytes and its size
+        size, body = _ebml_size(head, 4)
+        size, body = _ebml_size(head, body + size + 4)
+        stated = body + size
+    return stated > Path(path).stat().st_size
+
+
+def _ebml_size(data: bytes, position: int) -> tuple[int, int]:
+    """Return the size of an element, 0 where it is not known, and where its content begins."""
+    length = 9 - data[position].bit_length()
+    size = int.from_bytes(data[position : position + length], "big") & (2 ** (7 * length) - 1)
+    return (0 if size == 2 ** (7 * length) - 1 else size), position + length
 
 
 def _longest_s(path: str) -> float:
-    """When the last packet of any stream ends: sound may be longer than the pictures."""
+    """When the last packet of any stream ends."""
     with open_video(path) as container:
         ends = [
             float((packet.pts + (packet.duration or 0)) * packet.time_base)
