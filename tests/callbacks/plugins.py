@@ -170,10 +170,7 @@ def ask(id: str, video: str, answer: str | None = "A") -> Question:
 
 
 class FragileDecoder(PyAVDecoder):
-    """The usual decoders; a video of the name ``fragile`` fails above 4 frames."""
-
-    def __init__(self) -> None:
-        super().__init__([DecordDecoder(), PyAVDecoder()])
+    """The usual decoder; a video of the name ``fragile`` fails above 4 frames."""
 
     def decode(self, path, num_frames, sampler, resolution, window=WHOLE):
         if Path(path).stem == "fragile" and num_frames > 4:

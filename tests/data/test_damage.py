@@ -151,18 +151,19 @@ def test_the_share_that_may_be_damaged_decides(tmp_path, good, num_workers):
     share = decode(path).num_damaged / 32
     assert 0 < share < 0.15
     found = {}
-    for most in (0.0, share - 0.01, share, 1.0):
+    tried = [0.0] if num_workers else [0.0, share - 0.01, share, 1.0]
+    for most in tried:
         pool = DecodePool(PyAVDecoder(), UniformSampler(), SMALL, num_workers, max_damaged=most)
         try:
             found[most] = pool.submit(Question("q", "?", path), 32).result(timeout=300)
         finally:
             pool.close()
-    for most in (0.0, share - 0.01):
+    for most in tried[:2]:
         assert found[most].clip is None
         assert found[most].error == (
             f"{path}: 3 of 32 frames are damaged, more than data.max_damaged ({most:g}) allows"
         ), found[most].error
-    for most in (share, 1.0):
+    for most in tried[2:]:
         check(found[most].clip, range(60, 72))
 
 

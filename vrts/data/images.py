@@ -112,7 +112,9 @@ def decode_picture(
         with Image.open(path) as file:
             if file.format not in ("GIF", "PNG", "WEBP") or not getattr(file, "is_animated", False):
                 if window != WHOLE:
-                    raise VideoError(f"{path}: is a still picture, of which start_s and end_s tell")
+                    raise VideoError(
+                        f"{path}: is a still picture, which has no part from {window.start_s:g} s on"
+                    )
                 return decode_image(path, resolution)
             # a PNG may begin with a picture for viewers that do not know of animated ones
             first = int(bool(file.info.get("default_image")))

@@ -91,7 +91,7 @@ def select(
     last = int(np.searchsorted(times, end_s, "right"))
     next_s = times[first] if first < last else np.inf
     is_held = first > 0 and next_s - window.start_s > HELD_S and window.start_s <= shown_until_s
-    first -= is_held
+    first -= int(is_held)
     if first >= last:
         until = "the end" if window.end_s is None else f"{window.end_s:g} s"
         raise VideoError(
