@@ -10,10 +10,22 @@ from typing import Any
 
 from vrts.data.json_text import JsonText, unique_keys
 from vrts.prompts import is_correct
+from vrts.terminal import shorten
 from vrts.types import InputError, Question
 
 SHOWN = 5
 """Bad rows that an error message spells out; the rest is counted."""
+SIGNATURES = {
+    "VideoR1Reader": {"problem_id", "problem", "problem_type", "solution", "path"},
+    "VideoRTSReader": {"problem", "solution", "video", "qid"},
+    "MMVUReader": {"video", "question", "choices", "answer", "question_type", "metadata"},
+    "VideoHolmesReader": {"Question ID", "video ID", "Question", "Options", "Answer"},
+    "VideoMMEReader": {"video_id", "videoID", "question_id", "task_type", "question", "options"},
+    "LongVideoBenchReader": {"video_path", "question", "candidates", "correct_choice", "subtitle_path"},
+    "CGBenchReader": {"qid", "video_uid", "question", "choices", "right_answer"},
+}  # fmt: skip
+"""Fields by which rows of a reader's files are known."""
+HAS = "the row has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +44,7 @@ class Record:
         """
         value = self.fields.get(key)
         if _is_nothing(value):
-            raise InputError(f"field {key!r} is missing")
+            raise self._missing(key)
         text = as_text(value, key)
         if not text:
             raise InputError(f"field {key!r} is empty")
@@ -46,7 +58,7 @@ class Record:
         """
         value = self.fields.get(key)
         if _is_nothing(value):
-            raise InputError(f"field {key!r} is missing")
+            raise self._missing(key)
         try:
             number = float(as_text(value, key))
         except ValueError:  # an InputError is one
@@ -74,7 +86,11 @@ class Record:
     def has(self, key: str) -> bool:
         """Whether a field holds something; null, NaN, blank text and ``[]`` are nothing."""
         value = self.fields.get(key)
-        return not _is_nothing(value) and value != [] and str(value).strip() != ""
+        return not _is_nothing(value) and value not in ([], {}) and str(value).strip() != ""
+
+    def _missing(self, key: str) -> InputError:
+        there = "" if key in self.fields else f"; {HAS} {shorten(', '.join(self.fields), 200)}"
+        return InputError(f"field {key!r} is missing{there}")
 
 
 def as_text(value: Any, key: str) -> str:
@@ -125,15 +141,21 @@ def read_text(path: str) -> str:
 def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
     """Yield ``(file:line, value)`` for each item of a JSON array or each line of JSON Lines.
 
+    A text that is one object gives the rows in it: the one list of objects that it has
+    (``{"annotations": [...]}``), its values (``{id: {...}}``, the key as their ``id``), or itself.
+
     A value that is no JSON comes as an `InputError` in place of the value. Nothing follows it in
     an array, since where the next item begins cannot be known.
+
+    Raises:
+        InputError: one object without rows.
     """
-    if text.lstrip().startswith("["):
-        array = JsonText(path, text)
+    if text.lstrip().startswith("[") or _is_one_object(text):
+        walk = JsonText(path, text)
         try:
-            yield from array.items()
+            yield from walk.items() if walk.peek() == "[" else _iterate_object(path, text, walk)
         except InputError as error:
-            yield array.source, error
+            yield walk.source, error
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -144,6 +166,55 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}:{number}", error
         except (ValueError, RecursionError) as error:
             yield f"{path}:{number}", InputError(f"not valid JSON ({error})")
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether a text is one JSON object, also one that is damaged, rather than JSON Lines."""
+    lines = [line for line in text.splitlines() if line.strip()][:2]
+    if not lines[0].lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(lines[0])
+    except (ValueError, RecursionError):
+        return len(lines) > 1 and not lines[1].startswith("{")
+    return len(lines) == 1
+
+
+def _iterate_object(path: str, text: str, walk: JsonText) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of one JSON object; see `iterate_json`."""
+    try:
+        value = json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        yield f"{path}:{error.lineno}", InputError(f"not valid JSON ({error})")
+        return
+    except RecursionError as error:
+        raise InputError(f"not valid JSON ({error})") from error
+    lists = [
+        key for key, item in value.items()
+        if isinstance(item, list) and item and all(isinstance(row, dict) for row in item)
+    ]  # fmt: skip
+    if any(isinstance(value.get(key), str) for key in ("question", "problem", "Question")):
+        yield walk.source, walk.value()
+    elif len(lists) == 1:
+        walk.take("{")
+        while (key := walk.key()) != lists[0]:
+            walk.value()
+            walk.take(",")
+        yield from walk.items()
+    elif value and all(isinstance(item, dict) for item in value.values()):
+        for (source, row), key in zip(walk.items(), value, strict=True):
+            yield source, {"id": key} | row
+    else:
+        raise InputError(
+            f"the file is one JSON object with the keys {shorten(', '.join(value), 200)}, in which "
+            "there are no rows; expected an array of rows, a row a line, or one list of rows"
+        )
+
+
+def _other_reader(row: dict[str, Any]) -> str:
+    """Return words about the reader whose files have such rows, if there is one."""
+    fits = [name for name, fields in SIGNATURES.items() if fields <= row.keys()]
+    return f", or read the file with {fits[0]}" if fits else ""
 
 
 def _check_text(question: Question) -> None:
@@ -177,6 +248,7 @@ def parse_questions(
     """
     questions: dict[str, Question] = {}
     problems: list[str] = []
+    hint = ""
     for source, value in rows:
         try:
             if isinstance(value, InputError):
@@ -194,11 +266,13 @@ def parse_questions(
             questions[question.id] = question
         except InputError as error:
             problems.append(f"{source}: {error}")
+            if isinstance(value, dict) and HAS in str(error):
+                hint = hint or _other_reader(value)
     if problems:
         more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         noun = "row" if len(problems) == 1 else "rows"
         raise InputError(
-            f"{path}: {len(problems)} bad {noun}; correct or remove them:\n  "
+            f"{path}: {len(problems)} bad {noun}; correct or remove them{hint}:\n  "
             + "\n  ".join(problems[:SHOWN])
             + more
         )
