@@ -136,9 +136,7 @@ def test_frames_that_lean_on_a_damaged_b_frame_alone_are_damaged_with_it(tmp_pat
         kinds = [(frame.pts, frame.pict_type) for frame in container.decode(video=0)]
     b = next(i for i, (_, kind) in enumerate(kinds) if i > 60 and kind == 3)
     times = sorted(time for time, _ in kinds)
-    path = remux(
-        good, tmp_path / "a.mp4", lambda n, p: spoil(n)(n, p) if p.pts == times[b] else p
-    )
+    path = remux(good, tmp_path / "a.mp4", lambda n, p: spoil(n)(n, p) if p.pts == times[b] else p)
     clip = decode(path, TOTAL)
     assert b not in clip.frame_indices
     assert 1 <= clip.num_damaged <= 2

@@ -36,7 +36,10 @@ def truth(path, clip, change=lambda image: image):
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     images = [np.ascontiguousarray(change(frames[i])) for i in clip.frame_indices]
     return torch.stack(
-        [resize_frame(torch.from_numpy(i).permute(2, 0, 1), *clip.frames.shape[-2:]) for i in images]
+        [
+            resize_frame(torch.from_numpy(i).permute(2, 0, 1), *clip.frames.shape[-2:])
+            for i in images
+        ]
     )
 
 

@@ -68,7 +68,9 @@ def encoded(tmp_path_factory):
         if (name, gop) not in made:
             codec, options = ENCODERS[name]
             if gop > 12 and codec == "libx265":
-                options = {key: value.replace("int=12", "int=250") for key, value in options.items()}
+                options = {
+                    key: value.replace("int=12", "int=250") for key, value in options.items()
+                }
             made[name, gop] = write_numbered(
                 folder / f"{name} {gop}.{'webm' if name == 'vp8' else 'mp4'}", NUM_FRAMES, codec=codec,
                 options=options, gop=gop, size=TINY,
@@ -99,7 +101,9 @@ def test_the_frames_asked_for_in_every_container_codec_and_kind_of_gop(
             assert shown == clip.frame_indices, case
             assert clip.num_damaged == 0, case
             if window is WHOLE:
-                assert clip.frame_indices == tuple(UniformSampler().indices(NUM_FRAMES, 8, 25)), case
+                assert clip.frame_indices == tuple(UniformSampler().indices(NUM_FRAMES, 8, 25)), (
+                    case
+                )
             else:
                 assert clip.frame_indices[0] == (13 if window.end_s else 33), case
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vrts.data.fields import gold_answer, strip_letters
 from vrts.data.benchmarks.plain import PlainReader
+from vrts.data.fields import gold_answer, strip_letters
 from vrts.data.readers import VideoR1Reader, VideoRTSReader
 from vrts.types import InputError, ProblemType, letters
 
@@ -210,7 +210,7 @@ def test_duplicate_ids_name_both_lines(tmp_path, videos):
         (b" \n ", "is empty"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b'{"a": 1}\n{"a":', r":2: not valid JSON"),
-        (b'[{"a": 1},\n\n {"a" 2}]', r":3: not valid JSON"),
+        (b'[{"a": 1},\n\n {"a" 2}]', ":4: not valid JSON"),
         (b'[{"a": 1}\n {"a": 2}]', r":2: not valid JSON \(expected"),
         (b'[{"a": 1},\n', ":2: not valid JSON"),
         (b"[3]", ":1: expected a JSON object, got int"),
@@ -253,7 +253,7 @@ def test_the_key_of_a_row_is_its_id(tmp_path, videos):
         ('{"videos": 3,\n "info": {"version": 1}}', r":1: the file is one JSON object with the keys "
          r"videos, info, in which there are no rows; expected an array of rows"),
         ('{"a": [{"x": 1}],\n "b": [{"y": 1}]}', ":1: the file is one JSON object with the keys a, b"),
-        ('{\n "annotations": [\n  {"problem_id": 1,\n', r":3: not valid JSON"),
+        ('{\n "annotations": [\n  {"problem_id": 1,\n', ":4: not valid JSON"),
         ('{"annotations": []}', "with the keys annotations, in which there are no rows"),
     ],
 )  # fmt: skip

@@ -196,7 +196,9 @@ def _survey(path: str) -> tuple[Source, list[int | None]]:
             raise VideoError(f"{path}: {decoding.reason}")
         if not decoding.has_key_head:  # cut out of a stream: what no player shows is not part of it
             is_any_key = any(item.is_key for item in found)
-            found = list(dropwhile(lambda i: not i.is_key if is_any_key else i.place is None, found))
+            found = list(
+                dropwhile(lambda i: not i.is_key if is_any_key else i.place is None, found)
+            )
         fps, unit_s = frame_rate(stream), float(stream.time_base or 0)
         times = sorted(item.time for item in found if item.time is not None)
         is_made_up = container.format.name == "avi"

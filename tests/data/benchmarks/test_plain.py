@@ -106,7 +106,10 @@ ROW = {"video": "one.mp4", "question": "What?", "A": "red", "B": "blue", "answer
         ({"answer": "1"}, "answer '1' is none of the letters AB nor an option; if it is a place"),
         ({"answer": None, "answer_id": 2}, "answer_id is '2'; give a place from 0 to 1"),
         ({"answer": "red", "correct_idx": 1}, "answer 'red' is A, but answer_id says B"),
-        ({"A": None, "B": None, "choices": ["x", "y"], "options": ["x", "y"]}, "both 'options' and"),
+        (
+            {"A": None, "B": None, "choices": ["x", "y"], "options": ["x", "y"]},
+            "both 'options' and",
+        ),
     ],
 )
 def test_bad_rows_name_file_line_and_fault(write, touch, change, message):
@@ -237,7 +240,9 @@ def test_columns_name_others(write, touch, name):
     assert (second.options, second.answer) == (("him", "her"), "B")
     assert third.problem_type is ProblemType.FREE_FORM
     assert set(first.metadata) == {"max_frames", "breakdown"}
-    with pytest.raises(InputError, match=r"columns names 'golden', which no row has; .*clip, query"):
+    with pytest.raises(
+        InputError, match=r"columns names 'golden', which no row has; .*clip, query"
+    ):
         PlainReader(path, touch("one.mp4"), columns=columns | {"answer": "golden"}).read()
     for wrong in ({"solution": "gold"}, {"answer": ["a", "b"]}):
         with pytest.raises(InputError, match=r"columns: .* is not understood; give a name"):
@@ -278,7 +283,10 @@ def test_other_fields_do_not_look_like_options(write, touch):
 
 
 def test_a_type_that_is_none_is_a_category(write, touch):
-    rows = [ROW | {"type": "Causal"}, {**ROW, "type": "numerical", "A": None, "B": None, "answer": 3}]
+    rows = [
+        ROW | {"type": "Causal"},
+        {**ROW, "type": "numerical", "A": None, "B": None, "answer": 3},
+    ]
     first, second = PlainReader(write(rows, "rows.jsonl"), touch("one.mp4")).read()
     assert first.problem_type is ProblemType.MULTIPLE_CHOICE
     assert first.metadata["breakdown"] == {"type": "Causal"}

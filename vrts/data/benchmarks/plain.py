@@ -144,7 +144,8 @@ class PlainReader(BenchmarkReader):
             breakdown=breakdown | ({} if category is None else {"type": category}),
             used=(
                 *(name for name in NAMES if name not in ("fps", "category")),
-                *columns, *(used - {"category"}),
+                *columns,
+                *(used - {"category"}),
             ),  # fmt: skip
         )
         return replace(question, start_s=start_s, end_s=end_s)
