@@ -1,10 +1,10 @@
 """Decoding: 32 frames of a 60 s clip of 720p, against qwen_vl_utils with decord.
 
 ``python -m benchmarks.decode`` makes the clip and decodes it in child processes, one after the
-other in turn, by `vrts` (the default decoder and decord, in the same code that a decode worker runs, one
-thread) and by ``qwen_vl_utils.fetch_video`` (decord's own threads). It prints medians: seconds of
-a decode after the imports, by the clock and of all cores together, and peak memory, of the whole
-process and beyond what its imports took. Another clip and number of rounds can be given:
+other in turn, by `vrts` (the default decoder and decord, in the same code that a decode worker
+runs, one thread) and by ``qwen_vl_utils.fetch_video`` (decord's own threads). It prints medians:
+seconds of a decode after the imports, by the clock and of all cores together, and peak memory, of
+the whole process and beyond what its imports took. Another clip and number of rounds can be given:
 ``python -m benchmarks.decode clip.mp4 3``.
 """
 

@@ -38,7 +38,9 @@ ENCODERS = {
     ),
     "h264 refresh": ("libx264", {"bf": "0", "x264-params": "intra-refresh=1"}),
     "hevc": ("libx265", {"preset": "ultrafast", "x265-params": f"{X265}:open-gop=0"}),
-    "hevc open": ("libx265", {"preset": "ultrafast", "x265-params": f"{X265}:open-gop=1:bframes=3"}),
+    "hevc open": (
+        "libx265", {"preset": "ultrafast", "x265-params": f"{X265}:open-gop=1:bframes=3"},
+    ),
     "mpeg4": ("mpeg4", {"bf": "0"}),
     "mpeg4 b": ("mpeg4", {"bf": "2"}),
     "mpeg2": ("mpeg2video", {"bf": "2"}),
@@ -71,10 +73,10 @@ def encoded(tmp_path_factory):
                 options = {
                     key: value.replace("int=12", "int=250") for key, value in options.items()
                 }
+            path = folder / f"{name} {gop}.{'webm' if name == 'vp8' else 'mp4'}"
             made[name, gop] = write_numbered(
-                folder / f"{name} {gop}.{'webm' if name == 'vp8' else 'mp4'}", NUM_FRAMES, codec=codec,
-                options=options, gop=gop, size=TINY,
-            )  # fmt: skip
+                path, NUM_FRAMES, codec=codec, options=options, gop=gop, size=TINY
+            )
         return made[name, gop]
 
     return encode

@@ -228,8 +228,11 @@ def test_damaged_files(tmp_path, content, message):
 @pytest.mark.parametrize("shape", ["list", "by id", "one row"])
 def test_one_object_is_read_where_it_has_rows(tmp_path, videos, indent, shape):
     rows = [R1, R1 | {"problem_id": 8}]
-    value = {"list": {"info": {"version": 1}, "annotations": rows, "n": [1]},
-             "by id": {str(row["problem_id"]): row for row in rows}, "one row": R1}[shape]  # fmt: skip
+    value = {
+        "list": {"info": {"version": 1}, "annotations": rows, "n": [1]},
+        "by id": {str(row["problem_id"]): row for row in rows},
+        "one row": R1,
+    }[shape]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(value, indent=indent))
     questions = VideoR1Reader(str(path), videos).read()
@@ -250,9 +253,12 @@ def test_the_key_of_a_row_is_its_id(tmp_path, videos):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"videos": 3,\n "info": {"version": 1}}', r":1: the file is one JSON object with the keys "
-         r"videos, info, in which there are no rows; expected an array of rows"),
-        ('{"a": [{"x": 1}],\n "b": [{"y": 1}]}', ":1: the file is one JSON object with the keys a, b"),
+        (
+            '{"videos": 3,\n "info": {"version": 1}}',
+            ":1: the file is one JSON object with the keys videos, info, in which there are no "
+            "rows; expected an array of rows",
+        ),
+        ('{"a": [{"x": 1}],\n "b": [{"y": 1}]}', ":1: the file is one JSON object with the keys a"),
         ('{\n "annotations": [\n  {"problem_id": 1,\n', ":4: not valid JSON"),
         ('{"annotations": []}', "with the keys annotations, in which there are no rows"),
     ],

@@ -60,7 +60,8 @@ class ClipBuilder:
         if self._frames is None:
             T = len(self._selection.indices)
             try:
-                height, width = self._resolution.size(*image.shape[:2], T, pixel_aspect)
+                height, width = image.shape[:2]
+                height, width = self._resolution.size(height, width, T, pixel_aspect)
             except VideoError as error:
                 raise VideoError(f"{self.path}: {error}") from error
             self._frames = torch.empty((T, 3, height, width), dtype=torch.uint8)

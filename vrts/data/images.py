@@ -1,5 +1,6 @@
 """Pictures: still ones as clips of one frame, animated ones as videos."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,11 @@ def is_picture(path: str) -> bool:
     """Whether a file is a picture, by its ending or, of a kind that may be animated, its content.
 
     Raises:
-        VideoError: there is no such file.
+        OSError: it cannot be read.
     """
-    check_video_file(path)
+    # not Path.is_file, which raises for a name that no file can have
+    if not os.path.isfile(path):  # noqa: PTH113
+        return False
     with Path(path).open("rb") as file:
         head = file.read(12)
     is_avi = head.startswith(b"RIFF") and head[8:] != b"WEBP"
@@ -89,7 +92,7 @@ def decode_image(path: str, resolution: Resolution) -> Clip:
     check_video_file(path)
     image = read_picture(path)
     try:
-        size = resolution.size(*image.shape[:2], num_frames=1)
+        size = resolution.size(image.shape[0], image.shape[1], num_frames=1)
     except VideoError as error:
         raise VideoError(f"{path}: {error}") from error
     frame = torch.from_numpy(image).permute(2, 0, 1)
@@ -112,9 +115,8 @@ def decode_picture(
         with Image.open(path) as file:
             if file.format not in ("GIF", "PNG", "WEBP") or not getattr(file, "is_animated", False):
                 if window != WHOLE:
-                    raise VideoError(
-                        f"{path}: is a still picture, which has no part from {window.start_s:g} s on"
-                    )
+                    since = f"from {window.start_s:g} s on"
+                    raise VideoError(f"{path}: is a still picture, which has no part {since}")
                 return decode_image(path, resolution)
             # a PNG may begin with a picture for viewers that do not know of animated ones
             first = int(bool(file.info.get("default_image")))

@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import dropwhile, groupby, pairwise
+from typing import Any
 
 import av
 import numpy as np
@@ -140,7 +141,7 @@ class _Decoding:
                 # within this loop only what decodes may raise
                 frames = context.decode(packet)
             except av.FFmpegError as error:
-                frames, self.reason = [], error.strerror
+                frames, self.reason = [], str(error.strerror)
                 if packet is not None:
                     yield _Decoded(packet.pts, self.num_packets - 1)
             for frame in frames:
@@ -163,7 +164,7 @@ class _Decoding:
                 self.num_packets += 1
                 yield packet
         except av.FFmpegError as error:
-            self.reason = error.strerror
+            self.reason = str(error.strerror)
         yield None
 
 
@@ -269,9 +270,11 @@ def _add(builder: ClipBuilder, index: int, frame: VideoFrame, stream: VideoStrea
     """Add a frame turned and mirrored as its display matrix tells players."""
     image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
     aspect = float(stream.sample_aspect_ratio or 1)
-    if Type.DISPLAYMATRIX in {data.type for data in frame.side_data}:
+    side_data: Any = frame.side_data  # PyAV's annotations call it a dict of texts
+    matrix = next((bytes(data) for data in side_data if data.type is Type.DISPLAYMATRIX), None)
+    if matrix is not None:
         # x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, section 8.2.2)
-        a, b, _, c, d = struct.unpack("5i", bytes(frame.side_data[Type.DISPLAYMATRIX])[:20])
+        a, b, _, c, d = struct.unpack("5i", matrix[:20])
         if abs(b) + abs(c) > abs(a) + abs(d):
             image, a, d, aspect = image.swapaxes(0, 1), c, b, 1 / aspect
         image = image[:: 1 if d >= 0 else -1, :: 1 if a >= 0 else -1]

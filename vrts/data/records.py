@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 from vrts.data.json_text import JsonText, unique_keys
 from vrts.prompts import is_correct
-from vrts.terminal import shorten
 from vrts.types import InputError, Question
 
 SHOWN = 5
@@ -21,7 +21,7 @@ SIGNATURES = {
     "MMVUReader": {"video", "question", "choices", "answer", "question_type", "metadata"},
     "VideoHolmesReader": {"Question ID", "video ID", "Question", "Options", "Answer"},
     "VideoMMEReader": {"video_id", "videoID", "question_id", "task_type", "question", "options"},
-    "LongVideoBenchReader": {"video_path", "question", "candidates", "correct_choice", "subtitle_path"},
+    "LongVideoBenchReader": {"video_path", "candidates", "correct_choice", "subtitle_path"},
     "CGBenchReader": {"qid", "video_uid", "question", "choices", "right_answer"},
 }  # fmt: skip
 """Fields by which rows of a reader's files are known."""
@@ -89,7 +89,9 @@ class Record:
         return not _is_nothing(value) and value not in ([], {}) and str(value).strip() != ""
 
     def _missing(self, key: str) -> InputError:
-        there = "" if key in self.fields else f"; {HAS} {shorten(', '.join(self.fields), 200)}"
+        there = (
+            "" if key in self.fields else f"; {HAS} {textwrap.shorten(', '.join(self.fields), 200)}"
+        )
         return InputError(f"field {key!r} is missing{there}")
 
 
@@ -206,7 +208,7 @@ def _iterate_object(path: str, text: str, walk: JsonText) -> Iterator[tuple[str,
             yield source, {"id": key} | row
     else:
         raise InputError(
-            f"the file is one JSON object with the keys {shorten(', '.join(value), 200)}, in which "
+            f"the file is one JSON object with the keys {textwrap.shorten(', '.join(value), 200)}, in which "
             "there are no rows; expected an array of rows, a row a line, or one list of rows"
         )
 

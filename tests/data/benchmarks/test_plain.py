@@ -146,9 +146,11 @@ def test_a_field_that_is_there_twice_is_named(write, touch, array):
 
 
 STAR = {
-    "question_id": "Interaction_T1_0", "question": "Which object was tidied up?", "video_id": "6H78U",
+    "question_id": "Interaction_T1_0", "question": "Which was tidied up?", "video_id": "6H78U",
     "start": 11.1, "end": 19.6, "answer": "The clothes.",
-    "choices": [{"choice_id": 0, "choice": "The closet."}, {"choice_id": 1, "choice": "The clothes."}],
+    "choices": [
+        {"choice_id": 0, "choice": "The closet."}, {"choice_id": 1, "choice": "The clothes."},
+    ],
 }  # fmt: skip
 MLVU = {
     "video": "movie101_66.mp4", "duration": 480.0, "question": "What colour is it?",
@@ -301,5 +303,5 @@ def test_a_missing_column_names_those_that_are_there_and_the_reader(write, touch
     text = str(caught.value)
     assert "field 'question' is missing; the row has problem_id, problem, problem_type" in text
     assert "or read the file with VideoR1Reader" in text
-    with pytest.raises(InputError, match="field 'question' is missing; the row has video, ask$"):
+    with pytest.raises(InputError, match=r"field 'question' is missing; the row has video, ask$"):
         PlainReader(write("video,ask\none.mp4,What?\n", "mine.csv"), touch("one.mp4")).read()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -20,7 +21,6 @@ from vrts.data.fields import (
 )
 from vrts.data.readers import PROBLEM_TYPES
 from vrts.data.records import Record
-from vrts.terminal import shorten
 from vrts.types import InputError, ProblemType, Question, letters
 
 NAMES = {
@@ -146,7 +146,7 @@ class PlainReader(BenchmarkReader):
                 *(name for name in NAMES if name not in ("fps", "category")),
                 *columns,
                 *(used - {"category"}),
-            ),  # fmt: skip
+            ),
         )
         return replace(question, start_s=start_s, end_s=end_s)
 
@@ -155,7 +155,7 @@ class PlainReader(BenchmarkReader):
         if absent := [name for name in given if name not in self._seen]:
             raise InputError(
                 f"{self.path}: columns names {absent[0]!r}, which no row has; the rows have "
-                f"{shorten(', '.join(self._seen), 200)}"
+                f"{textwrap.shorten(', '.join(self._seen), 200)}"
             )
         return questions
 
