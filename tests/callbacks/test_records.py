@@ -14,7 +14,7 @@ ROUNDS = (
         4, ("<answer>A</answer>", "Hm?"), ("A", None), 1 / 3,
         (0.0, 1 / 3, 2.0, 3.0), (9, 3), (-0.1234, -2.0), (False, True),
     ),
-    Round(8, ("<answer>B</answer>", "**B**"), ("B", "B"), 1.0, is_last=True),
+    Round(8, ("<answer>B</answer>", "**B**"), ("B", "B"), 1.0, is_last=True, num_damaged=1),
 )  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def test_the_line_of_an_answer():
         "prediction": "B",
         "correct": True,
         "num_frames": 8,
+        "damaged": 1,
         "rounds": [
             {
                 "num_frames": 4,
@@ -37,6 +38,7 @@ def test_the_line_of_an_answer():
                 "mean_logprobs": [-0.1234, -2.0],
                 "abandoned": [False, True],
                 "is_last": False,
+                "damaged": 0,
             },
             {
                 "num_frames": 8,
@@ -48,6 +50,7 @@ def test_the_line_of_an_answer():
                 "mean_logprobs": [],
                 "abandoned": [],
                 "is_last": True,
+                "damaged": 1,
             },
         ],
         "status": "ok",
@@ -59,8 +62,8 @@ def test_the_line_of_an_answer():
         "breakdown": {},
     }
     assert list(line) == [
-        "id", "answer", "prediction", "correct", "num_frames", "rounds", "status", "error",
-        "question", "options", "problem_type", "video", "breakdown",
+        "id", "answer", "prediction", "correct", "num_frames", "damaged", "rounds", "status",
+        "error", "question", "options", "problem_type", "video", "breakdown",
     ]  # fmt: skip
     assert json.loads(json.dumps(line)) == line
 
@@ -73,6 +76,7 @@ def test_the_line_of_a_failure():
         "prediction": None,
         "correct": None,
         "num_frames": 0,
+        "damaged": 0,
         "rounds": [],
         "status": "failed",
         "error": "v.mp4: no such file",

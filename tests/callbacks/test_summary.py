@@ -7,7 +7,7 @@ import pytest
 from vrts.callbacks.summary import summarise
 
 
-def line(id, correct, *rounds, prediction="A", failed=False, video=None, **breakdown):
+def line(id, correct, *rounds, prediction="A", failed=False, video=None, damaged=0, **breakdown):
     """A line; rounds are pairs of frames and agreement; a video of its own unless given."""
     return {
         "id": id,
@@ -15,6 +15,7 @@ def line(id, correct, *rounds, prediction="A", failed=False, video=None, **break
         "prediction": prediction,
         "correct": correct,
         "num_frames": rounds[-1][0] if rounds else 0,
+        "damaged": damaged,
         "rounds": [{"num_frames": T, "agreement": share} for T, share in rounds],
         "status": "failed" if failed else "ok",
         "error": "damaged" if failed else None,
@@ -26,7 +27,7 @@ def line(id, correct, *rounds, prediction="A", failed=False, video=None, **break
 LINES = [
     line("right", True, (4, 1.0), video="a.mp4", kind="easy", length="short"),
     line("confident", False, (4, 0.5), (8, 1.0), prediction="B", video="a.mp4", kind="easy"),
-    line("majority", True, (4, 0.5), (8, 0.5), (16, 0.75), video="b.mp4", kind="hard"),
+    line("majority", True, (4, 0.5), (8, 0.5), (16, 0.75), video="b.mp4", damaged=2, kind="hard"),
     line("unscored", None, (4, 0.5), (8, 0.5), (16, 1.0), video="c.mp4", kind="hard"),
     line("silent", False, (4, 0.25), (6, 0.0), prediction=None, video="b.mp4", kind="hard"),
     line("damaged", False, prediction=None, failed=True, video="d.mp4", kind="hard"),
@@ -56,6 +57,8 @@ def test_every_number_by_hand():
         "num_failed": 3,
         "failed": ["damaged", "damaged later", "damaged, unscored"],
         "failures": [{"reason": "damaged", "num_questions": 3}],
+        "num_damaged": 1,
+        "damaged": ["majority"],
         "breakdown": {
             "kind": {
                 "easy": {

@@ -207,9 +207,10 @@ def _iterate_object(path: str, text: str, walk: JsonText) -> Iterator[tuple[str,
         for (source, row), key in zip(walk.items(), value, strict=True):
             yield source, {"id": key} | row
     else:
+        keys = textwrap.shorten(", ".join(value), 200)
         raise InputError(
-            f"the file is one JSON object with the keys {textwrap.shorten(', '.join(value), 200)}, in which "
-            "there are no rows; expected an array of rows, a row a line, or one list of rows"
+            f"the file is one JSON object with the keys {keys}, in which there are no rows; "
+            "expected an array of rows, a row a line, or one list of rows"
         )
 
 

@@ -33,6 +33,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
         "rounds": [
             {
                 "frames": 4,
+                "damaged": 0,
                 "span_s": None,
                 "agreement": 0.6667,
                 "votes": [("B", 2), ("A", 1)],
@@ -43,6 +44,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
             },
             {
                 "frames": 8,
+                "damaged": 0,
                 "span_s": None,
                 "agreement": 0.3333,
                 "votes": [("B", 1), ("A", 1), (None, 1)],
@@ -54,6 +56,15 @@ def test_an_item_has_what_was_asked_answered_and_voted():
             },
         ],
     }
+
+
+def test_damaged_frames_are_shown_and_can_be_filtered_by():
+    line = decided(RIGHT, f4="AAA")
+    line["damaged"] = line["rounds"][0]["damaged"] = 3
+    item = report_item(line, RIGHT, 1000)
+    assert item["tags"] == ["right", "damaged"]
+    assert item["rounds"][0]["damaged"] == 3
+    assert TAGS["damaged"] == "with damaged frames"
 
 
 def test_later_fields_of_a_round_are_shown_where_a_line_has_them():
