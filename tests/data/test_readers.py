@@ -210,7 +210,7 @@ def test_duplicate_ids_name_both_lines(tmp_path, videos):
         (b" \n ", "is empty"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b'{"a": 1}\n{"a":', r":2: not valid JSON"),
-        (b'[{"a": 1},\n\n {"a" 2}]', ":4: not valid JSON"),
+        (b'[{"a": 1},\n\n {"a" 2}]', r":3: not valid JSON"),
         (b'[{"a": 1}\n {"a": 2}]', r":2: not valid JSON \(expected"),
         (b'[{"a": 1},\n', ":2: not valid JSON"),
         (b"[3]", ":1: expected a JSON object, got int"),
