@@ -81,6 +81,7 @@ def _clip_by_time(builder: ClipBuilder, timeline: Timeline) -> Clip | None:
     try:
         with open_video(builder.path) as container:
             stream = video_stream(builder.path, container)
+            upright = _Upright(builder, stream)
             for key, group in groupby(builder.wanted, lambda i: bisect_right(keys, times[i]) - 1):
                 wanted = list(group)
                 start = keys[key] if key >= 0 else times[0]
@@ -98,7 +99,7 @@ def _clip_by_time(builder: ClipBuilder, timeline: Timeline) -> Clip | None:
                     if index == first and needs_key and not frame.key_frame:
                         return None
                     if index in wanted:
-                        _add(builder, index, frame, stream)
+                        upright.add(index, frame)
     except av.FFmpegError:
         return None
     return builder.build()
@@ -174,10 +175,10 @@ def _clip_in_order(path: str, make_builder: Callable[[Source], ClipBuilder]) -> 
     wanted = {places[index]: index for index in builder.wanted}
     with open_video(path) as container:
         decoding = _Decoding(path, container)
+        upright = _Upright(builder, decoding.stream)
         for found in decoding:
             if found.frame is not None and found.place in wanted:
-                index = wanted.pop(found.place)
-                _add(builder, index, found.frame, decoding.stream)
+                upright.add(wanted.pop(found.place), found.frame)
             if not wanted:
                 break
     return builder.build()
@@ -266,16 +267,29 @@ def _spread_damage(found: list[_Decoded], has_hidden_head: bool) -> None:
                 item.is_damaged |= first is not None and item.order >= first
 
 
-def _add(builder: ClipBuilder, index: int, frame: VideoFrame, stream: VideoStream) -> None:
-    """Add a frame turned and mirrored as its display matrix tells players."""
-    image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    aspect = float(stream.sample_aspect_ratio or 1)
-    side_data: Any = frame.side_data  # PyAV's annotations call it a dict of texts
-    matrix = next((bytes(data) for data in side_data if data.type is Type.DISPLAYMATRIX), None)
-    if matrix is not None:
-        # x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, section 8.2.2)
-        a, b, _, c, d = struct.unpack("5i", matrix[:20])
-        if abs(b) + abs(c) > abs(a) + abs(d):
-            image, a, d, aspect = image.swapaxes(0, 1), c, b, 1 / aspect
-        image = image[:: 1 if d >= 0 else -1, :: 1 if a >= 0 else -1]
-    builder.add(index, np.ascontiguousarray(image), aspect)
+class _Upright:
+    """Adds frames turned and mirrored as their display matrix tells players.
+
+    It is looked up once for each angle: a frame whose side data were looked at stays in memory
+    until Python collects cycles.
+    """
+
+    def __init__(self, builder: ClipBuilder, stream: VideoStream) -> None:
+        self._builder, self._aspect = builder, float(stream.sample_aspect_ratio or 1)
+        self._matrices: dict[int, tuple[int, ...]] = {}
+
+    def add(self, index: int, frame: VideoFrame) -> None:
+        """Add a frame."""
+        if frame.rotation not in self._matrices:
+            side_data: Any = frame.side_data  # PyAV's annotations call it a dict of texts
+            found = [bytes(data) for data in side_data if data.type is Type.DISPLAYMATRIX]
+            self._matrices[frame.rotation] = struct.unpack("5i", found[0][:20]) if found else ()
+        image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        aspect = self._aspect
+        if matrix := self._matrices[frame.rotation]:
+            # x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, section 8.2.2)
+            a, b, _, c, d = matrix
+            if abs(b) + abs(c) > abs(a) + abs(d):
+                image, a, d, aspect = image.swapaxes(0, 1), c, b, 1 / aspect
+            image = image[:: 1 if d >= 0 else -1, :: 1 if a >= 0 else -1]
+        self._builder.add(index, np.ascontiguousarray(image), aspect)
