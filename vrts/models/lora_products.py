@@ -125,7 +125,8 @@ class MergedLayer:
         self._layer = layer
         self._base = layer.get_base_layer()
         self._merged = torch.empty_like(self._base.weight)
-        self.norms = (torch.zeros(()), torch.zeros(()))
+        nothing = torch.zeros((), device=self._base.weight.device)
+        self.norms = (nothing, nothing)
         """Squared norms of what rounding has changed, and of the adapter's update."""
         layer.forward = self._forward
 

@@ -203,7 +203,7 @@ class ReplayEngine(Engine):
                     request.max_new_tokens,
                     finished=not gone,
                     # every token has the mean, so that their mean is the recorded one again
-                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64),
+                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu"),
                     cancelled=gone,
                 )
                 for text, num_tokens, mean, gone in islice(rows, G)
@@ -297,7 +297,8 @@ class ReplayPolicy(Policy):
         indices = tuple(range(T))
         # more source frames than were seen say that a denser level would have some to show
         num_source_frames = T if found.is_last else 2 * T
-        return Sample(question, Clip(frames, indices, 1.0, num_source_frames, found.times_s))
+        clip = Clip(frames, indices, 1.0, num_source_frames, found.times_s, found.num_damaged)
+        return Sample(question, clip)
 
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """Why a sample cannot be answered: its round is not recorded."""

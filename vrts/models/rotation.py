@@ -44,7 +44,7 @@ def _fewer_kernels(modeling: Any) -> None:
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
-    modeling.apply_rotary_pos_emb = apply_rotary_pos_emb
+    vars(modeling)[apply_rotary_pos_emb.__name__] = apply_rotary_pos_emb
 
 
 for _modeling in (modeling_qwen2_5_vl, modeling_qwen2_vl):
