@@ -185,25 +185,25 @@ def test_published_files_are_read_as_downloaded(write, touch):
         "4010069381.mkv",
     )  # fmt: skip
     (star,) = PlainReader(write([STAR], "star.json"), videos).read()
-    assert (star.options, star.answer) == (("The closet.", "The clothes."), "B")
+    assert (star.options, star.gold) == (("The closet.", "The clothes."), "B")
     assert star.video == f"{videos}/6H78U.mp4"
     (mlvu,) = PlainReader(write([MLVU], "mlvu.json"), videos).read()
-    assert (mlvu.options, mlvu.answer) == (("Yellow", "Red", "Green"), "B")
+    assert (mlvu.options, mlvu.gold) == (("Yellow", "Red", "Green"), "B")
     assert mlvu.metadata["question_type"] == "plotQA"
     assert "candidates" not in mlvu.metadata
     (ego,) = PlainReader(write([EGO], "questions.json"), videos).read()
-    assert (ego.options[0], len(ego.options), ego.answer) == ("c does 0", 5, None)
+    assert (ego.options[0], len(ego.options), ego.gold) == ("c does 0", 5, None)
     assert ego.video == f"{videos}/0074f737.mp4"
     path = write(PERCEPTION, "mc_question_valid.json")
     first, second, third = PlainReader(path, videos).read()
-    assert [q.answer for q in (first, second, third)] == ["B", "C", "A"]
+    assert [q.gold for q in (first, second, third)] == ["B", "C", "A"]
     assert first.options == ("no", "yes", "both")
     assert first.video == second.video == f"{videos}/video_8241.mp4"
     assert third.video == f"{videos}/video_1.mp4"
     play, count = PlainReader(write(NEXT_QA, "val.csv"), videos).read()
-    assert (play.answer, play.options[0]) == ("A", "roll the handle")
+    assert (play.gold, play.options[0]) == ("A", "roll the handle")
     # a place, not the text of the option that says 2
-    assert (count.answer, count.options) == ("C", ("0", "1", "3", "2", "4"))
+    assert (count.gold, count.options) == ("C", ("0", "1", "3", "2", "4"))
     assert play.metadata["breakdown"] == {"type": "CH"}
     assert play.video == f"{videos}/4010069381.mkv"
     assert {q.problem_type for q in (star, mlvu, ego, first, play)} == {ProblemType.MULTIPLE_CHOICE}
@@ -214,10 +214,10 @@ def test_published_files_are_read_as_downloaded(write, touch):
 def test_known_names_of_options_and_answers(write, touch, options, answer):
     row = {"video": "one.mp4", "question": "What?", options: ["red", "blue"], answer: 1}
     (question,) = PlainReader(write([row], "rows.jsonl"), touch("one.mp4")).read()
-    assert (question.options, question.answer) == (("red", "blue"), "B")
+    assert (question.options, question.gold) == (("red", "blue"), "B")
     row = {"video": "one.mp4", "question": "What?", options: {"A": "red", "B": "blue"}, answer: "0"}
     (question,) = PlainReader(write([row], "rows.jsonl"), touch("one.mp4")).read()
-    assert (question.options, question.answer) == (("red", "blue"), "A")
+    assert (question.options, question.gold) == (("red", "blue"), "A")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
@@ -238,8 +238,8 @@ def test_columns_name_others(write, touch, name):
     }  # fmt: skip
     path = write(text if name.endswith("csv") else rows, name)
     first, second, third = PlainReader(path, touch("one.mp4"), columns=columns).read()
-    assert (first.options, first.answer, first.start_s) == (("red", "blue"), "B", 1.5)
-    assert (second.options, second.answer) == (("him", "her"), "B")
+    assert (first.options, first.gold, first.start_s) == (("red", "blue"), "B", 1.5)
+    assert (second.options, second.gold) == (("him", "her"), "B")
     assert third.problem_type is ProblemType.FREE_FORM
     assert set(first.metadata) == {"max_frames", "breakdown"}
     with pytest.raises(
@@ -292,7 +292,7 @@ def test_a_type_that_is_none_is_a_category(write, touch):
     first, second = PlainReader(write(rows, "rows.jsonl"), touch("one.mp4")).read()
     assert first.problem_type is ProblemType.MULTIPLE_CHOICE
     assert first.metadata["breakdown"] == {"type": "Causal"}
-    assert (second.problem_type, second.answer) == (ProblemType.NUMERICAL, "3")
+    assert (second.problem_type, second.gold) == (ProblemType.NUMERICAL, "3")
 
 
 def test_a_missing_column_names_those_that_are_there_and_the_reader(write, touch):
