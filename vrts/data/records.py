@@ -157,6 +157,9 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
         except InputError as error:
             yield path, error
             return
+        if rows == [found]:
+            yield f"{path}:1", found
+            return
         yield from ((f"{path}: item {number}", row) for number, row in enumerate(rows, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):

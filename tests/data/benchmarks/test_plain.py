@@ -142,7 +142,8 @@ def test_a_field_that_is_there_twice_is_named(write, touch, array):
     path = write(text, "rows.json" if array else "rows.txt")
     with pytest.raises(InputError) as caught:
         PlainReader(path, touch("one.mp4")).read()
-    assert f"{path}:2: field 'video' is there twice" in str(caught.value)
+    place = f"{path}: item 2" if array else f"{path}:2"
+    assert f"{place}: field 'video' is there twice" in str(caught.value)
 
 
 STAR = {
