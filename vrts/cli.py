@@ -66,6 +66,7 @@ from vrts.models import (
     qwen,
     reference,
     rewards,
+    schedules,
     strategy,
 )
 from vrts.models import replay as replay_policy
@@ -86,7 +87,7 @@ PLUGINS = (
     step_checkpoint, throughput, writer,
     decoding, decord_decoder, pyav_decoder, readers, recorded, sampling,
     cgbench, longvideobench, mmvu, plain, videoholmes, videomme, videommmu,
-    advantages, checkpoint_files, objectives, qwen, reference, replay_policy, rewards,
+    advantages, checkpoint_files, objectives, qwen, reference, replay_policy, rewards, schedules,
     strategy,
 )  # fmt: skip
 
