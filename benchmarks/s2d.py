@@ -26,7 +26,7 @@ import torch
 from lightning import Callback, Trainer
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.common import report
+from benchmarks.common import engine_of, report
 from benchmarks.operations import operations
 from benchmarks.s2d_model import KINDS, LEVELS, load_policy, talkative_policy
 from vrts.answers import parse_answer
@@ -40,12 +40,12 @@ from vrts.data.windows import WHOLE, Window
 from vrts.demo.videos import make_dataset
 from vrts.models.engine import Engine, Request
 from vrts.models.module import VideoQAModule
-from vrts.models.native_engine import NativeEngine
 from vrts.models.policy import Policy
 from vrts.models.sampling import row_seed
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
 from vrts.voting import is_unanimous, majority
 
+CPU = torch.device("cpu")
 CLIPS = ("nasa_13013.mp4", "flipping_a_pancake.mkv", "odd_size_vp9.mp4", "nasa_13013_hdr.mp4")
 NUM_VIDEOS, MAX_NEW_TOKENS, SIDE, SEED = 7, 64, 112, 0
 VIDEO_RTS = [
@@ -97,9 +97,10 @@ def predict(
     data: VideoQADataModule,
     densifier: SparseToDense,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    engine: Engine | None = None,
 ) -> dict[str, Prediction]:
     """Run `SparseToDense`; predictions by question."""
-    module = VideoQAModule(policy, max_new_tokens=max_new_tokens, seed=SEED)
+    module = VideoQAModule(policy, engine, max_new_tokens=max_new_tokens, seed=SEED)
     callbacks: list[Callback] = [densifier]
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
@@ -113,9 +114,7 @@ def published(
     policy: Policy, data: VideoQADataModule, sampling: Sequence[Sampling]
 ) -> dict[str, tuple[str | None, int]]:
     """Ask as the published evaluation script does; answers and frames by question."""
-    engine = NativeEngine()
-    engine.attach(policy, torch.device("cpu"), None, will_shard=False)
-    engine.sync(policy)
+    engine = engine_of(policy, CPU)
     found: dict[str, tuple[str | None, int]] = {}
     for question in data.questions("predict"):
         for level in LEVELS:

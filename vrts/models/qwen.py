@@ -19,6 +19,7 @@ from vrts.models.flops import Workload
 from vrts.models.head import token_logprobs
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
+from vrts.models.patch_embedding import multiply_patches
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.qwen_flops import qwen_workload
 from vrts.models.qwen_inputs import PromptEncoder, QwenPrompt, end_token_ids
@@ -146,6 +147,7 @@ class QwenPolicy(Policy):
         self.processor = processor
         # not the vision tower's, whose activations autocast leaves in another dtype than weights
         fuse_norms(model.model.language_model)
+        multiply_patches(model.model.visual)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self._gradient_checkpointing:
