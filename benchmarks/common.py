@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -28,10 +29,13 @@ from benchmarks.memory import allocator_peak
 from vrts.demo.model import build_config, build_model_folder
 from vrts.demo.tokenizer import build_tokenizer
 from vrts.models.attention import SHARED_PREFIX
+from vrts.models.engine import Request
+from vrts.models.native_engine import NativeEngine
+from vrts.models.policy import Policy, Prompt
 from vrts.models.qwen import QwenPolicy
 from vrts.models.vision_attention import BATCHED_WINDOWS
 from vrts.prompts import PromptTemplate
-from vrts.types import Clip, Question, Rollout, Sample
+from vrts.types import Clip, Completion, Question, Sample, Sampling
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -105,9 +109,7 @@ def random_policy(
     with tempfile.TemporaryDirectory() as folder:
         build_model_folder(Path(folder), seed=0)
         processor = AutoProcessor.from_pretrained(folder)
-    # The end token is one that is never sampled: all completions then have their full length,
-    # and comparisons are none of luck.
-    processor.tokenizer.eos_token = "<|vision_end|>"
+    processor.tokenizer.eos_token = "<|vision_end|>"  # of `generate`, see `never_end`
     model.generation_config = GenerationConfig(
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
@@ -115,7 +117,17 @@ def random_policy(
     )
     policy = QwenPolicy("random", prompt=PromptTemplate(preamble=""), **options)
     policy.adopt(model, processor)
+    never_end(policy)
     return policy
+
+
+def never_end(policy: QwenPolicy) -> None:
+    """Let completions end at their limit alone: comparisons are then none of luck.
+
+    To be called before an engine is made. The end token becomes one that is never sampled.
+    """
+    network = policy.network()
+    network.end_ids = network.suppressed_ids[:1].cpu()
 
 
 def random_sample(num_frames: int, height: int, width: int, seed: int) -> Sample:
@@ -136,13 +148,41 @@ def random_sample(num_frames: int, height: int, width: int, seed: int) -> Sample
     return Sample(question, clip)
 
 
-def random_rollout(lengths: Sequence[int], vocab: int, device: torch.device) -> Rollout:
+def random_completions(lengths: Sequence[int], vocab: int) -> tuple[Completion, ...]:
     """Make completions of given lengths out of random ordinary tokens."""
-    N, L = len(lengths), max(lengths)
-    ids = torch.randint(0, vocab, (N, L), generator=torch.Generator().manual_seed(1)).to(device)
-    mask = torch.arange(L, device=device) < torch.tensor(list(lengths), device=device)[:, None]
-    finished = torch.ones(N, dtype=torch.bool, device=device)
-    return Rollout(ids, mask, torch.zeros(N, L, device=device), finished, ("",) * N)
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(0, vocab, (length,), generator=generator) for length in lengths]
+    return tuple(Completion("", len(row), len(row), token_ids=row) for row in rows)
+
+
+def engine_of(
+    policy: Policy, device: torch.device, dtype: torch.dtype | None = None, **options: Any
+) -> NativeEngine:
+    """An engine that is ready to sample from a policy.
+
+    Args:
+        policy: loaded, on the device.
+        device: to sample on.
+        dtype: to sample in; None is that of the weights.
+        options: of `NativeEngine`.
+    """
+    engine = NativeEngine(**options)
+    engine.attach(policy, device, dtype, will_shard=False)
+    engine.sync(policy)
+    return engine
+
+
+def roll_out(
+    engine: NativeEngine, prompts: Sequence[Prompt], G: int, L: int
+) -> list[tuple[Completion, ...]]:
+    """G completions of at most L tokens of each prompt, all sampled together."""
+    requests = [
+        Request(p, (Sampling(),) * G, tuple(range(i * G, (i + 1) * G)), L)
+        for i, p in enumerate(prompts)
+    ]
+    found = [result.completions for result in engine.generate(requests)]
+    engine.release()
+    return found
 
 
 def seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
@@ -205,6 +245,8 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "torch_threads": torch.get_num_threads(),
+        # seconds mean little where others keep the cores busy; ratios within a run still do
+        "load_average": round(os.getloadavg()[0], 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "lightning")},

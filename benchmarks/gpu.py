@@ -1,11 +1,12 @@
 """One card, one command: a random Qwen2.5-VL of the 7B's shape in bfloat16, no weights needed.
 
 ``python -m benchmarks.gpu`` or ``python benchmarks/gpu.py`` measures, within nine minutes, what the
-card can do, whether results are exact on it, rollout, decoding, update and memory, and writes
-``results/gpu.json`` after every row. A case that does not fit into memory is a result, and named
-as one; what there was no time for is listed. Sections of ``vrts fit`` itself run where they are
-asked for, in further eight minutes:
-``--only "sharded command" "resumed command" "tuning command"``. ``--small`` runs every case with a
+card can do, whether results are exact on it, the recipe's own programs (``vrts fit`` with LoRA,
+``vrts predict`` with sparse-to-dense), a step against TRL's, and rollout, decoding and update by
+themselves, with and without adapter. It writes ``results/gpu.json`` after every row. A case that
+does not fit into memory is a result, and named as one; what there was no time for is listed.
+Further sections of ``vrts fit`` run where they are asked for:
+``--only "sharded command" "resumed command" "full command"``. ``--small`` runs every case with a
 tiny model, on a CPU too, to try the script itself.
 """
 
@@ -91,13 +92,16 @@ def summary(rows: dict[str, list[Row]]) -> list[Row]:
     for row in _complete(rows, "decode"):
         if card is not None:
             at_best_ms = 1e3 * row["GB a step"] / card["GB/s"]
-            add(floor, f"P = {row['P']}", row["ms a step"] / at_best_ms)
-    updates = {(r["P"], r["checkpointing"], r["pass"]): r for r in _complete(rows, "update")}
-    for (P, checkpointing, kind), row in updates.items():
-        case = f"P = {P}, checkpointing {checkpointing}"
-        naive = updates.get((P, checkpointing, "naive"))
-        if kind == "shared" and card is not None:
-            add(mfu, case, row["TFLOP"] / row["s"] / card["TFLOP/s"])
+            adapter = ", adapter" if row["adapter"] else ""
+            add(floor, f"P = {row['P']}{adapter}", row["ms a step"] / at_best_ms)
+    updates = {
+        (r["P"], r["checkpointing"], r["adapter"], r["pass"]): r for r in _complete(rows, "update")
+    }
+    for (P, checkpointing, adapter, kind), row in updates.items():
+        case = f"P = {P}, checkpointing {checkpointing}" + (", adapter" if adapter else "")
+        naive = updates.get((P, checkpointing, adapter, "naive"))
+        if kind == "shared":
+            add(mfu, case, row["MFU"])
         if kind == "shared" and naive is not None:
             G, L = row["G"], row["L"]
             formula = G * (P + L) / (P + G * L)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +19,21 @@ from benchmarks.common import (
     QWEN_7B,
     SMALL,
     Shape,
+    engine_of,
     random_policy,
     random_sample,
     seconds,
     synchronize,
 )
-from benchmarks.gpu_passes import never_end, use_checkpointing
+from benchmarks.gpu_passes import use_checkpointing
+from benchmarks.gpu_rates import matmul_rate
+from benchmarks.step import write_model
+from vrts.callbacks.peaks import peak_flops
+from vrts.demo.videos import make_dataset
+from vrts.models.native_engine import NativeEngine
 from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_prompts import QwenPrompts
+from vrts.models.qwen_inputs import QwenPrompt
+from vrts.models.qwen_loading import Lora, add_lora
 from vrts.types import Sample
 
 Row = dict[str, Any]
@@ -40,9 +51,12 @@ class Scale:
     sides: tuple[tuple[int, int], ...]
     """Height and width of frames in pixels, for each prompt length; the first one is used where
     one is enough."""
+    B: int
+    """Questions of a step."""
     G: int
     L: int
     group_sizes: tuple[int, ...]
+    lora_rank: int
     matmul_size: int
     bandwidth_bytes: int
     slowness: float
@@ -56,9 +70,11 @@ FULL = Scale(
     num_frames=32,
     # 16 pairs of frames of 256, 756 and 121 tokens
     sides=((448, 448), (756, 784), (308, 308)),
+    B=8,
     G=8,
     L=256,
-    group_sizes=(1, 2, 4, 8, 16),
+    group_sizes=(1, 4, 16),
+    lora_rank=64,
     matmul_size=8192,
     bandwidth_bytes=4 << 30,
     slowness=1.0,
@@ -70,9 +86,11 @@ TINY = Scale(
     dtype=torch.bfloat16,
     num_frames=4,
     sides=((56, 84), (84, 84), (56, 56)),
+    B=2,
     G=2,
     L=12,
     group_sizes=(1, 2),
+    lora_rank=4,
     matmul_size=64,
     bandwidth_bytes=1 << 16,
     slowness=0.0,
@@ -85,39 +103,87 @@ class Bench:
 
     device: torch.device
     scale: Scale
+    is_adapted: bool = False
+    """Whether the model has a LoRA adapter."""
     _policy: QwenPolicy | None = None
-    _prompts: dict[tuple[int, int], QwenPrompts] = field(default_factory=dict)
+    _engine: NativeEngine | None = None
+    _prompts: dict[tuple[int, int], QwenPrompt] = field(default_factory=dict)
+    _folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def policy(self) -> QwenPolicy:
         """The model in the computing dtype, in training mode."""
         if self._policy is None:
             self._policy = self.make(self.scale.shape, self.scale.dtype)
+            if self.is_adapted:
+                self._policy.model = add_lora(self._policy.model, Lora(self.scale.lora_rank))
         return self._policy
+
+    @property
+    def engine(self) -> NativeEngine:
+        """What samples from it."""
+        if self._engine is None:
+            self._engine = engine_of(self.policy, self.device, self.scale.dtype)
+        return self._engine
 
     def make(self, shape: Shape, dtype: torch.dtype) -> QwenPolicy:
         """A model of its own."""
         policy = random_policy(shape, self.device, dtype, gradient_checkpointing=True).train()
         use_checkpointing(policy, False)
-        never_end(policy)
         return policy
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Context of passes with gradient: autocast, as ``bf16-mixed`` has it."""
+        return torch.autocast(self.device.type, self.scale.dtype)
+
+    @cached_property
+    def peak_tflops(self) -> float:
+        """What MFU is a share of: the data sheet's, or of a card without one the measured rate."""
+        peak = None
+        if self.device.type == "cuda":
+            peak = peak_flops(torch.cuda.get_device_name(self.device), "bf16-mixed")
+        rate = peak or matmul_rate(self.scale.matmul_size, self.scale.dtype, self.device)
+        return rate / 1e12
+
+    def adapt(self, is_adapted: bool) -> None:
+        """Go on with a model that has an adapter, or with one that has none."""
+        if self.is_adapted != is_adapted:
+            self.release()
+            self.is_adapted = is_adapted
 
     def release(self) -> None:
         """Give the model's memory back."""
-        self._policy = None
+        self._policy = self._engine = None
         self._prompts.clear()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @property
+    def folder(self) -> Path:
+        """Has videos and their questions, and models that were saved; removed at the end."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory()
+            make_dataset(Path(self._folder.name) / "data", num_videos=self.scale.B, seed=5)
+        return Path(self._folder.name)
+
+    def model_folder(self, shape: Shape) -> Path:
+        """Where a random model of a shape lies in bfloat16, written when it is first asked for."""
+        self.release()
+        path = self.folder / f"model-{shape.hidden_size}"
+        if not path.exists():
+            write_model(path, shape, self.device, torch.bfloat16)
+            self.release()
+        return path
+
     def sample(self, side: tuple[int, int]) -> Sample:
         """The question whose frames have this size."""
         return random_sample(self.scale.num_frames, *side, seed=0)
 
-    def prompts(self, side: tuple[int, int]) -> QwenPrompts:
+    def prompt(self, side: tuple[int, int]) -> QwenPrompt:
         """The same, encoded."""
         if side not in self._prompts:
-            self._prompts[side] = self.policy.encode([self.sample(side)], self.scale.L)
+            (self._prompts[side],) = self.policy.network().encode([self.sample(side)])
         return self._prompts[side]
 
     def time(self, run: Callable[[], Any], repeats: int = 2) -> float:

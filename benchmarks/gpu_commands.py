@@ -1,4 +1,4 @@
-"""``vrts fit`` itself on one device, through its configurations: cases of `benchmarks.gpu`.
+"""``vrts fit`` and ``vrts predict`` by their configurations: cases of `benchmarks.gpu`.
 
 On a CPU, gloo takes the place of NCCL and float32 that of bfloat16.
 """
@@ -7,43 +7,44 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import Shape, random_policy
 from benchmarks.gpu_bench import Bench, Row
+from benchmarks.step import measure
+from benchmarks.step_case import Case as StepCase
 from vrts.cli import main
-from vrts.demo.videos import make_dataset
+from vrts.files.predictions import read_predictions
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PEAK_TFLOPS = 989
-"""Of an H200 (and an H100 SXM) in bfloat16, dense, by its data sheet: what MFU is a share of."""
 NUM_STEPS = 3
 
 
 def sharded_training(bench: Bench) -> Row:
     """Train a small model, sharded over this one process, against the same without sharding."""
-    with _folder(bench, bench.scale.small_shape) as (root, model):
-        want = _fit(bench, root / "plain", model, "gpu", *_exact())
-        got = _fit(bench, root / "fsdp", model, "fsdp", *_exact())
+    model = bench.model_folder(bench.scale.small_shape)
+    with tempfile.TemporaryDirectory(dir=bench.folder) as root:
+        want = _fit(bench, Path(root) / "plain", model, "gpu", *_exact())
+        got = _fit(bench, Path(root) / "fsdp", model, "fsdp", *_exact())
     return {"overlay": "fsdp", **_compared(got, want)}
 
 
 def resumed(bench: Bench) -> Row:
     """Save with DCP, go on from it, and compare with a run that was not interrupted."""
     every = "--trainer.callbacks=[{class_path: StepCheckpoint, init_args: {every_n_steps: 1}}]"
-    with _folder(bench, bench.scale.small_shape) as (root, model):
-        whole = _fit(bench, root / "whole", model, "fsdp", *_exact())
-        begin = _fit(bench, root / "parts", model, "fsdp", *_exact(), every, steps=NUM_STEPS - 1)
-        saved = root / "parts/checkpoints/last.ckpt"
-        parts = [*saved.rglob("*.distcp")]
+    model = bench.model_folder(bench.scale.small_shape)
+    with tempfile.TemporaryDirectory(dir=bench.folder) as root:
+        whole = _fit(bench, Path(root) / "whole", model, "fsdp", *_exact())
+        run = Path(root) / "parts"
+        begin = _fit(bench, run, model, "fsdp", *_exact(), every, steps=NUM_STEPS - 1)
+        parts = [*(run / "checkpoints/last.ckpt").rglob("*.distcp")]
         size = sum(part.stat().st_size for part in parts)
-        more = (*_exact(), every, "--ckpt_path=last")
-        rest = _fit(bench, root / "parts", model, "fsdp", *more)
+        rest = _fit(bench, run, model, "fsdp", *_exact(), every, "--ckpt_path=last")
     compared = _compared(begin + rest, whole)
     return {
         "checkpoint": f"{len(parts)} file of DCP" if parts else "no DCP",
@@ -55,34 +56,108 @@ def resumed(bench: Bench) -> Row:
 
 
 def tuned(bench: Bench, tuning: str) -> Row:
-    """Train the large model under the overlay ``gpu``: seconds, memory and MFU of the last step.
+    """``vrts fit`` of the large model under the overlay ``gpu``, as the recipe is: its last step.
 
-    Full fine-tuning is without a reference, which would not fit beside Adam's moments.
+    Full fine-tuning is without a reference, which would not fit beside Adam's moments, and keeps
+    the engine's copy on the host during the update.
     """
-    bench.release()
     scale = bench.scale
     more = [
         f"--model.num_generations={scale.G}",
         f"--model.max_new_tokens={scale.L}",
         f"--data.num_frames={scale.num_frames}",
+        f"--data.batch_size={scale.B}",
+        *_pixels(bench),
     ]
     if tuning == "full":
         more += ["--model.objective.init_args.beta=0", "--model.reference=null"]
-    if bench.device.type == "cuda":
-        pixels = scale.sides[0][0] * scale.sides[0][1]
-        more.append(f"--data.resolution={{min_pixels: {pixels}, max_pixels: {pixels}}}")
-    with _folder(bench, scale.shape) as (root, model):
-        last = _fit(bench, root / "run", model, "gpu", *more, tuning=tuning)[-1]
-    keys = ("rollout_s", "update_s", "step_s", "memory_gb", "mfu_update", "mfu_step")
+        more += ["--model.engine=NativeEngine", "--model.engine.init_args.offload=true"]
+    model = bench.model_folder(scale.shape)
+    with tempfile.TemporaryDirectory(dir=bench.folder) as root:
+        last = _fit(bench, Path(root), model, "gpu", *more, tuning=tuning)[-1]
+    keys = ("rollout_s", "update_s", "step_s", "rollout_tokens_per_s", "memory_gb")
     return {
         "tuning": tuning,
+        "B": scale.B,
         "G": scale.G,
         "L": scale.L,
         "frames": scale.num_frames,
-        **{key: last[f"throughput/{key}"] for key in keys},
-        "MFU is of TFLOP/s": PEAK_TFLOPS,
+        **{key: last[f"throughput/{key}"] for key in (*keys, "mfu_update", "mfu_step")},
+        "MFU is of TFLOP/s": bench.peak_tflops,
         "log-probs, rollout from update, nats": last["train/rollout_logprob_gap"],
     }
+
+
+def predicted(bench: Bench) -> Row:
+    """``vrts predict`` with sparse-to-dense on three levels; random weights never agree before."""
+    scale = bench.scale
+    model = bench.model_folder(scale.shape)
+    levels = [scale.num_frames // 4 // 2 * 2 or 2, scale.num_frames // 2, scale.num_frames]
+    levels = sorted(set(levels))
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory(dir=bench.folder) as root:
+        args = [
+            "predict",
+            *(f"--config={CONFIGS / name}.yaml" for name in ("s2d", "gpu")),
+            f"--model.policy.init_args.path={model}",
+            "--model.policy.init_args.dtype=bfloat16",
+            f"--model.max_new_tokens={scale.L}",
+            f"--trainer.default_root_dir={root}",
+            f"--trainer.callbacks=[{{class_path: SparseToDense, init_args: {{levels: {levels}}}}}, "
+            "PredictionWriter]",
+            f"--data.predict.init_args.path={bench.folder / 'data/questions.jsonl'}",
+            "--data.predict.init_args.video_root=null",
+            *_pixels(bench),
+        ]
+        start_s = time.perf_counter()
+        _vrts(bench, args)
+        wall_s = time.perf_counter() - start_s
+        found = list(read_predictions(Path(root) / "predictions.jsonl"))
+    rounds = [r for prediction in found for r in prediction.rounds]
+    tokens = sum(sum(r.num_tokens) for r in rounds)
+    on_cuda = bench.device.type == "cuda"
+    return {
+        "questions": len(found),
+        "failed": sum(prediction.error is not None for prediction in found),
+        "levels": levels,
+        "rounds": len(rounds),
+        "tokens": tokens,
+        "s, loading included": wall_s,
+        "tokens/s, loading included": tokens / wall_s,
+        "peak GB": torch.cuda.max_memory_allocated() / 1e9 if on_cuda else None,
+        "ok": bool(rounds) and all(prediction.error is None for prediction in found),
+    }
+
+
+def trl_step(bench: Bench) -> Row:
+    """The step of `benchmarks.step` with LoRA, by vrts and by TRL, each in a process of its own."""
+    scale = bench.scale
+    is_large = bench.device.type == "cuda"
+    case = StepCase(
+        12 if is_large else 2,
+        B=scale.B,
+        G=scale.G,
+        L=scale.L // 2,
+        checkpointing=True,
+        lora_rank=scale.lora_rank,
+        device=bench.device.type,
+    )
+    row = measure(bench.model_folder(scale.shape), case, repeats=1)
+    return {key: value for key, value in row.items() if not key.endswith("step s")}
+
+
+def trl_missing() -> str | None:
+    """What is missing for `trl_step`."""
+    return "trl is not installed" if find_spec("trl") is None else None
+
+
+def _pixels(bench: Bench) -> list[str]:
+    """Words that give frames the benchmark's size; the tiny model's are those of its videos."""
+    if bench.device.type != "cuda":
+        return []
+    pixels = bench.scale.sides[0][0] * bench.scale.sides[0][1]
+    return [f"--data.resolution={{min_pixels: {pixels}, max_pixels: {pixels}}}"]
 
 
 def _exact() -> tuple[str, ...]:
@@ -109,19 +184,6 @@ def _compared(got: list[dict[str, float]], want: list[dict[str, float]]) -> Row:
     }
 
 
-@contextmanager
-def _folder(bench: Bench, shape: Shape) -> Iterator[tuple[Path, Path]]:
-    """A folder for runs, and one with a model of that shape, on the disk in bfloat16."""
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        model = random_policy(shape, bench.device, torch.bfloat16)
-        model.save_pretrained(root / "model")
-        del model
-        bench.release()
-        make_dataset(root / "data", num_videos=4, seed=5)
-        yield root, root / "model"
-
-
 def _fit(
     bench: Bench,
     root: Path,
@@ -131,11 +193,7 @@ def _fit(
     tuning: str = "full",
     steps: int = NUM_STEPS,
 ) -> list[dict[str, float]]:
-    """Run ``vrts fit``; what it logged at each step.
-
-    Raises:
-        RuntimeError: it ended with an error, which it has printed.
-    """
+    """Run ``vrts fit``; what it logged at each step. Raises as `_vrts` does."""
     args = [
         "fit",
         *(f"--config={CONFIGS / name}.yaml" for name in ("grpo", tuning, overlay)),
@@ -150,27 +208,36 @@ def _fit(
         f"--trainer.max_steps={steps}",
         "--trainer.max_epochs=9",
         f"--trainer.callbacks=[{{class_path: ThroughputLog, init_args: {{peak_tflops: "
-        f"{PEAK_TFLOPS}}}}}]",
+        f"{bench.peak_tflops}}}}}]",
         # random weights never earn the recipe's rewards
         "--model.rewards=[{class_path: benchmarks.step_vrts.Variety}]",
         "--model.num_generations=4",
         "--model.max_new_tokens=12",
         "--data.train=VideoR1Reader",
-        f"--data.train.init_args.path={root.parent / 'data/questions.jsonl'}",
+        f"--data.train.init_args.path={bench.folder / 'data/questions.jsonl'}",
         "--data.train.init_args.video_root=null",
         "--data.num_frames=4",
         *more,
     ]
-    with ExitStack() as stack:
-        if bench.device.type == "cpu":
-            args += ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
-        stack.callback(_end_group)
-        if main(args) != 0:
-            raise RuntimeError(f"vrts {' '.join(args)} failed; see above")
+    _vrts(bench, args)
     newest = max(root.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime_ns)
     with newest.open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
     return [{k: float(v) for k, v in row.items() if v} for row in rows]
+
+
+def _vrts(bench: Bench, args: list[str]) -> None:
+    """Run the command, on the CPU where there is no device.
+
+    Raises:
+        RuntimeError: it ended with an error, which it has printed.
+    """
+    if bench.device.type == "cpu":
+        args = [*args, "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    with ExitStack() as stack:
+        stack.callback(_end_group)
+        if main(args) != 0:
+            raise RuntimeError(f"vrts {' '.join(args)} failed; see above")
 
 
 def _end_group() -> None:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import random_rollout
+from benchmarks.common import engine_of, random_completions, roll_out
 from benchmarks.gpu_bench import Bench, Row
-from benchmarks.gpu_passes import distance, gradients, roll_out, without_graphs
-from benchmarks.naive import naive_logprobs
+from benchmarks.gpu_passes import distance, gradients, scored
+from benchmarks.naive import naive_logprobs, token_rows
+from vrts.types import Completion
 
 
 def exact_float32(bench: Bench) -> Row:
     """Small model: shared against naive log-probs and gradients; sampled log-probs and tokens."""
-    policy = bench.make(bench.scale.small_shape, torch.float32)
-    prompts = policy.encode([bench.sample(bench.scale.sides[-1])], bench.scale.L)
-    with without_graphs():
-        eager = roll_out(policy, prompts, bench.scale.G, bench.scale.L)
-    rollout = roll_out(policy, prompts, bench.scale.G, bench.scale.L)
-    shared = policy.score(prompts, rollout, 1.0).logprobs
-    naive = naive_logprobs(policy, prompts, rollout.completion_ids)
+    scale, device = bench.scale, bench.device
+    policy = bench.make(scale.small_shape, torch.float32)
+    engines = [engine_of(policy, device, cuda_graphs=graphs) for graphs in (True, False)]
+    (prompt,) = engines[0].encode([bench.sample(scale.sides[-1])])
+    (completions,), (eager,) = (roll_out(e, [prompt], scale.G, scale.L) for e in engines)
+    shared, naive = scored(policy, prompt, completions)
     logprob_error = _largest(shared - naive)
-    sampled_error = _largest(shared - rollout.logprobs)
+    sampled_error = _largest(shared - _sampled(completions, device))
     gradient_error = distance(gradients(policy, shared), gradients(policy, naive))
-    same_tokens = torch.equal(eager.completion_ids, rollout.completion_ids)
+    same_tokens = torch.equal(token_rows(completions, device), token_rows(eager, device))
     return {
         "log-probs": logprob_error,
         "gradients, relative": gradient_error,
@@ -42,11 +42,11 @@ def exact_half(bench: Bench) -> Row:
     rounded = bench.make(scale.small_shape, scale.dtype)
     # the same rounded weights in both: what is compared is computing
     exact.load_state_dict(rounded.state_dict())
-    rollout = random_rollout([scale.L] * scale.G, 256, bench.device)
-    of_exact, of_rounded = (p.encode([bench.sample(side)], scale.L) for p in (exact, rounded))
-    want = naive_logprobs(exact, of_exact, rollout.completion_ids)
-    naive = naive_logprobs(rounded, of_rounded, rollout.completion_ids)
-    shared = rounded.score(of_rounded, rollout, 1.0).logprobs
+    completions = random_completions([scale.L] * scale.G, 256)
+    samples = [bench.sample(side)]
+    (of_exact,), (of_rounded,) = (p.network().encode(samples) for p in (exact, rounded))
+    want = naive_logprobs(exact, of_exact, token_rows(completions, bench.device))
+    shared, naive = scored(rounded, of_rounded, completions)
     errors = [float((x - want).detach().norm() / want.detach().norm()) for x in (shared, naive)]
     wanted = gradients(exact, want)
     slopes = [distance(gradients(rounded, x), wanted) for x in (shared, naive)]
@@ -63,19 +63,25 @@ def exact_half(bench: Bench) -> Row:
 
 def exact_sampled(bench: Bench) -> Row:
     """The large model in half precision: log-probs when sampled and when scored."""
-    prompts = bench.prompts(bench.scale.sides[-1])
-    rollout = roll_out(bench.policy, prompts, bench.scale.G, bench.scale.L)
-    with torch.no_grad():
-        scored = bench.policy.score(prompts, rollout, 1.0).logprobs
-        naive = naive_logprobs(bench.policy, prompts, rollout.completion_ids[:1])
-    error = (scored - rollout.logprobs).abs()
-    between_passes = float((scored[:1] - naive).abs().mean())
+    prompt = bench.prompt(bench.scale.sides[-1])
+    (completions,) = roll_out(bench.engine, [prompt], bench.scale.G, bench.scale.L)
+    with torch.no_grad(), bench.computing():
+        shared = bench.policy.logprobs([prompt], [completions], 1.0).logprobs
+        first = token_rows(completions[:1], bench.device)
+        naive = naive_logprobs(bench.policy, prompt, first)
+    error = (shared - _sampled(completions, bench.device)).abs()
+    between_passes = float((shared[:1] - naive).abs().mean())
     return {
         "mean difference, nats": float(error.mean()),
         "largest": float(error.max()),
         "mean of shared and naive": between_passes,
         "ok": float(error.mean()) <= max(3 * between_passes, 0.02),
     }
+
+
+def _sampled(completions: tuple[Completion, ...], device: torch.device) -> torch.Tensor:
+    """Log-probs ``[G, L]`` as they were sampled."""
+    return torch.stack([c.logprobs for c in completions if c.logprobs is not None]).to(device)
 
 
 def _largest(difference: torch.Tensor) -> float:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
-from unittest.mock import patch
-
 import torch
 
-from benchmarks.common import random_rollout
-from benchmarks.naive import naive_rows
+from benchmarks.common import random_completions
+from benchmarks.naive import naive_logprobs, naive_rows, token_rows
 from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import vision_token_ids
-from vrts.models.qwen_prompts import QwenPrompts
-from vrts.types import Rollout, Sample, Sampling
-
-
-def never_end(policy: QwenPolicy) -> None:
-    """Let completions end at their limit alone: comparisons are then none of luck."""
-    last = policy.base.config.text_config.vocab_size - 1
-    policy._end_ids = torch.tensor([last])
-    policy._banned_ids = torch.cat([vision_token_ids(policy.base.config), policy._end_ids])
+from vrts.models.qwen_inputs import QwenPrompt
+from vrts.types import Completion
 
 
 def use_checkpointing(policy: QwenPolicy, on: bool) -> None:
@@ -30,33 +18,25 @@ def use_checkpointing(policy: QwenPolicy, on: bool) -> None:
             layer.gradient_checkpointing = on
 
 
-def without_graphs() -> AbstractContextManager[Any]:
-    """Context in which steps are launched kernel by kernel."""
-    return patch("vrts.models.qwen.can_capture", return_value=False)
-
-
-def roll_out(policy: QwenPolicy, prompts: QwenPrompts, G: int, L: int) -> Rollout:
-    """G completions of L tokens of each prompt."""
-    seeds = list(range(G * len(prompts.encoded)))
-    return policy.rollout(prompts, [Sampling()] * G, seeds, L)
-
-
-def encode_and_roll_out(policy: QwenPolicy, samples: list[Sample], G: int, L: int) -> Rollout:
-    """The same from frames, as ``generate`` is given them."""
-    return roll_out(policy, policy.encode(samples, L), G, L)
-
-
-def naive_update(policy: QwenPolicy, prompts: QwenPrompts, G: int, L: int) -> None:
+def naive_update(policy: QwenPolicy, prompt: QwenPrompt, G: int, L: int) -> None:
     """Gradient of G completions, each with its own vision pass and prompt, row after row."""
-    naive_rows(policy, prompts, random_rollout([L] * G, 256, policy.device).completion_ids)
+    naive_rows(policy, prompt, token_rows(random_completions([L] * G, 256), policy.device))
     policy.zero_grad(set_to_none=True)
 
 
-def shared_update(policy: QwenPolicy, prompts: QwenPrompts, G: int, L: int) -> None:
+def shared_update(policy: QwenPolicy, prompt: QwenPrompt, G: int, L: int) -> None:
     """Gradient of G completions, their prompt forwarded once; its vision pass was made before."""
-    rollout = random_rollout([L] * G, 256, policy.device)
-    (-policy.score(prompts, rollout, 1.0).logprobs.sum()).backward()
+    completions = random_completions([L] * G, 256)
+    (-policy.logprobs([prompt], [completions], 1.0).logprobs.sum()).backward()
     policy.zero_grad(set_to_none=True)
+
+
+def scored(
+    policy: QwenPolicy, prompt: QwenPrompt, completions: tuple[Completion, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs ``[G, L]`` of completions of one length: shared passes' and naive ones'."""
+    shared = policy.logprobs([prompt], [completions], 1.0).logprobs
+    return shared, naive_logprobs(policy, prompt, token_rows(completions, policy.device))
 
 
 def gradients(policy: QwenPolicy, logprobs: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import random_rollout, seconds
+from benchmarks.common import random_completions, seconds
 from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_prompts import QwenPrompts
+from vrts.models.qwen_inputs import QwenPrompt
 
 
 def matmul_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -46,14 +46,13 @@ def decode_bytes(policy: Any, P: int, G: int, L: float) -> float:
     return float(sum(w.nbytes for w in weights) + token * size * (P + G * L))
 
 
-def update_flops(policy: QwenPolicy, prompts: QwenPrompts, G: int, L: int) -> float:
+def update_flops(policy: QwenPolicy, prompt: QwenPrompt, G: int, L: int) -> float:
     """Floating point operations of log-probs with gradient, as `vrts.models.flops` counts them.
 
     Args:
         policy: whose language model is updated.
-        prompts: each is forwarded once.
-        G: completions of each.
+        prompt: forwarded once.
+        G: completions.
         L: tokens of each.
     """
-    rollout = random_rollout([L] * G * len(prompts.encoded), 256, policy.device)
-    return policy.workload(prompts, rollout).update_flops
+    return policy.workload([prompt], [random_completions([L] * G, 256)]).update_flops

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from vrts.models.head import token_logprobs
 from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_prompts import QwenPrompts
+from vrts.models.qwen_inputs import QwenPrompt
+from vrts.types import Completion
 
 
-def naive_logprobs(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> torch.Tensor:
+def token_rows(completions: Sequence[Completion], device: torch.device) -> torch.Tensor:
+    """int64 ``[rows, L]`` of completions of one length."""
+    return torch.stack([c.token_ids for c in completions if c.token_ids is not None]).to(device)
+
+
+def head_logprobs(policy: QwenPolicy, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probs ``[rows, L]`` of tokens, from the states ``[rows, L, D]`` that predict them."""
+    logprobs, _ = token_logprobs(
+        hidden.flatten(0, 1),
+        ids.flatten(),
+        policy.base.lm_head,
+        policy.network().suppressed_ids.to(ids.device),
+        1.0,
+        256,
+    )
+    return logprobs.view(ids.shape)
+
+
+def naive_logprobs(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> torch.Tensor:
     """Log-probs ``[rows, L]`` of completions of one prompt, everything computed in every row."""
-    prompt, device = prompts.encoded[0], policy.device
-    rows, L = ids.shape
-    P = len(prompt.input_ids)
+    device, (rows, L) = policy.device, ids.shape
     steps = prompt.next_position + torch.arange(L)
     positions = torch.cat([prompt.positions, steps.expand(3, -1)], 1).to(device)
     hidden = policy.base.model(
         input_ids=torch.cat([prompt.input_ids.to(device).expand(rows, -1), ids], 1),
         position_ids=positions[:, None].expand(-1, rows, -1),
-        pixel_values_videos=prompt.patches_on(device).repeat(rows, 1),
+        pixel_values_videos=prompt.patches(device).repeat(rows, 1),
         video_grid_thw=torch.tensor([prompt.grid] * rows, device=device),
         use_cache=False,
     ).last_hidden_state
-    logprobs, _ = token_logprobs(
-        hidden[:, P - 1 : -1].flatten(0, 1),
-        ids.flatten(),
-        policy.base.lm_head,
-        policy._banned_ids.to(device),
-        1.0,
-        256,
-    )
-    return logprobs.view(rows, L)
+    return head_logprobs(policy, hidden[:, prompt.num_tokens - 1 : -1], ids)
 
 
-def naive_backward(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> None:
+def naive_backward(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> None:
     """Gradient of completions ``[rows, L]`` in one batch."""
-    (-naive_logprobs(policy, prompts, ids).sum()).backward()
+    (-naive_logprobs(policy, prompt, ids).sum()).backward()
 
 
-def naive_rows(policy: QwenPolicy, prompts: QwenPrompts, ids: torch.Tensor) -> None:
+def naive_rows(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> None:
     """`naive_backward`, one row after the other."""
     for row in ids:
-        naive_backward(policy, prompts, row[None])
+        naive_backward(policy, prompt, row[None])

@@ -1,30 +1,92 @@
-"""The rollout: one vision pass and one prefill a prompt, against transformers' own generation.
+"""The rollout: a step's questions sampled together, against one after the other and ``generate``.
 
-``python -m benchmarks.rollout`` prints the time of G completions of one prompt and of several:
-by `QwenPolicy.rollout`, by ``generate(num_return_sequences=G)`` and by ``generate`` on a batch of
-G copies of the prompt, which is what most trainers do.
+``python -m benchmarks.rollout`` prints two tables:
+
+- a step of the recipe (8 questions, G = 8) rolled out together by `NativeEngine`, against eight
+  rollouts of one question each, in tokens a second; of a random model of 13 million parameters and
+  of the embedded one. Vision passes and prefills are in both;
+- G completions of one prompt and of several, against transformers' ``generate`` with
+  ``num_return_sequences=G`` and on a batch of G copies of the prompt, which is what most trainers
+  do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.common import SMALL, random_policy, random_sample, report, seconds
+from benchmarks.common import (
+    SMALL,
+    alternating_seconds,
+    engine_of,
+    never_end,
+    print_table,
+    random_policy,
+    random_sample,
+    roll_out,
+    write_results,
+)
+from benchmarks.s2d_model import load_policy
+from vrts.models.native_engine import NativeEngine
 from vrts.models.qwen import QwenPolicy
-from vrts.models.sampling import row_seed
-from vrts.types import Sample, Sampling
+from vrts.types import Sample
 
+CPU = torch.device("cpu")
+STEP = (8, 32, 140, 8, 64)
+"""Questions, frames, height and width of a frame, G, L."""
 CASES = [(1, 32, 8, 48), (1, 64, 8, 48), (4, 32, 8, 48)]
 """Questions, frames of 140x140 pixels, G, L."""
+REPEATS = 3
+"""Timed calls of each, of which the median counts."""
 
 
-def ours(policy: QwenPolicy, samples: list[Sample], G: int, L: int) -> None:
-    """Roll out with a shared prompt."""
-    seeds = [row_seed(n) for n in range(len(samples) * G)]
-    policy.rollout(policy.encode(samples, L), [Sampling()] * G, seeds, L)
+def ours(engine: NativeEngine, samples: Sequence[Sample], G: int, L: int) -> None:
+    """Roll out all questions together."""
+    roll_out(engine, engine.encode(samples), G, L)
+
+
+def one_by_one(engine: NativeEngine, samples: Sequence[Sample], G: int, L: int) -> None:
+    """Roll out one question after the other."""
+    for sample in samples:
+        ours(engine, [sample], G, L)
+
+
+def measure_step(
+    name: str, policy: QwenPolicy, B: int, num_frames: int, side: int, G: int, L: int
+) -> dict[str, float | str]:
+    """Compare a step that is rolled out together with one that is not.
+
+    Args:
+        name: of the model.
+        policy: whose completions never end before L tokens.
+        B: questions.
+        num_frames: T.
+        side: height and width of a frame in pixels.
+        G: completions of each question.
+        L: tokens of each.
+    """
+    samples = [random_sample(num_frames, side, side, seed) for seed in range(B)]
+    engine = engine_of(policy, policy.device)
+    runs = {
+        "together": partial(ours, engine, samples, G, L),
+        "one by one": partial(one_by_one, engine, samples, G, L),
+    }
+    for run in runs.values():
+        run()
+    time_s = alternating_seconds(runs, REPEATS, policy.device)
+    return {
+        "model": name,
+        "B": B,
+        "P": engine.encode(samples[:1])[0].num_tokens,
+        "G": G,
+        "L": L,
+        **{f"{kind} s": value for kind, value in time_s.items()},
+        **{f"{kind} tokens/s": B * G * L / value for kind, value in time_s.items()},
+        "ratio": time_s["one by one"] / time_s["together"],
+    }
 
 
 def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copies: bool) -> None:
@@ -37,8 +99,8 @@ def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copie
         L: tokens of each.
         copies: forward the prompt G times, rather than ask for G sequences.
     """
-    repeats = G if copies else 1
-    encoded = [policy.encode([s], L).encoded[0] for s in samples for _ in range(repeats)]
+    prompts = policy.network().encode(samples)
+    encoded = [p for p in prompts for _ in range(G if copies else 1)]
     config = GenerationConfig(
         do_sample=True,
         top_k=0,
@@ -53,7 +115,7 @@ def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copie
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         mm_token_type_ids=(input_ids == policy.base.config.video_token_id).long() * 2,
-        pixel_values_videos=torch.cat([p.patches_on(policy.device) for p in encoded]),
+        pixel_values_videos=torch.cat([p.patches(policy.device) for p in encoded]),
         video_grid_thw=torch.tensor([p.grid for p in encoded], device=policy.device),
         second_per_grid_ts=[1.0] * len(encoded),
         generation_config=config,
@@ -61,34 +123,39 @@ def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copie
 
 
 def measure(policy: QwenPolicy, B: int, num_frames: int, G: int, L: int) -> dict[str, float]:
-    """Compare the three for one shape; no completion ends before L tokens."""
+    """Compare with ``generate`` for one shape; no completion ends before L tokens."""
     samples = [random_sample(num_frames, 140, 140, seed) for seed in range(B)]
-    P = len(policy.encode(samples[:1], 1).encoded[0].input_ids)
-    ours_s = seconds(partial(ours, policy, samples, G, L), 3, policy.device)
-    sequences_s, copies_s = (
-        seconds(partial(generate, policy, samples, G, L, copies=copies), 3, policy.device)
-        for copies in (False, True)
-    )
+    engine = engine_of(policy, policy.device)
+    runs = {
+        "ours": partial(ours, engine, samples, G, L),
+        "num_return_sequences": partial(generate, policy, samples, G, L, copies=False),
+        "G-fold batch": partial(generate, policy, samples, G, L, copies=True),
+    }
+    for run in runs.values():
+        run()
+    time_s = alternating_seconds(runs, REPEATS, policy.device)
     return {
         "B": B,
-        "P": P,
+        "P": engine.encode(samples[:1])[0].num_tokens,
         "G": G,
         "L": L,
-        "ours s": ours_s,
-        "num_return_sequences s": sequences_s,
-        "G-fold batch s": copies_s,
-        "ratio": sequences_s / ours_s,
-        "ratio to G-fold": copies_s / ours_s,
-        "ours tokens/s": B * G * L / ours_s,
+        **{f"{kind} s": value for kind, value in time_s.items()},
+        "ratio": time_s["num_return_sequences"] / time_s["ours"],
+        "ratio to G-fold": time_s["G-fold batch"] / time_s["ours"],
+        "ours tokens/s": B * G * L / time_s["ours"],
     }
 
 
 def main() -> None:
     """Measure all cases on the CPU with one thread."""
     torch.set_num_threads(1)
-    policy = random_policy(SMALL, torch.device("cpu"), torch.float32)
+    policy, tiny = random_policy(SMALL, CPU, torch.float32), load_policy()
+    never_end(tiny)
+    steps = [measure_step("13M", policy, *STEP), measure_step("embedded", tiny, *STEP)]
+    print_table("a step's rollout: together against one by one", steps)
     rows = [measure(policy, *case) for case in CASES]
-    report("rollout", rows, shape=SMALL, dtype="float32")
+    print_table("rollout: transformers against the engine", rows)
+    write_results("rollout", rows, {"step": steps}, shape=SMALL, dtype="float32", repeats=REPEATS)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 from lightning import Callback, Trainer
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.common import report
+from benchmarks.common import engine_of, report
 from benchmarks.operations import operations
 from benchmarks.s2d_model import KINDS, LEVELS, load_policy, talkative_policy
 from vrts.answers import parse_answer
@@ -38,12 +38,14 @@ from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler, NestedPairSampler, UniformSampler
 from vrts.data.windows import WHOLE, Window
 from vrts.demo.videos import make_dataset
+from vrts.models.engine import Engine, Request
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
 from vrts.models.sampling import row_seed
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
 from vrts.voting import is_unanimous, majority
 
+CPU = torch.device("cpu")
 CLIPS = ("nasa_13013.mp4", "flipping_a_pancake.mkv", "odd_size_vp9.mp4", "nasa_13013_hdr.mp4")
 NUM_VIDEOS, MAX_NEW_TOKENS, SIDE, SEED = 7, 64, 112, 0
 VIDEO_RTS = [
@@ -111,24 +113,25 @@ def published(
     policy: Policy, data: VideoQADataModule, sampling: Sequence[Sampling]
 ) -> dict[str, tuple[str | None, int]]:
     """Ask as the published evaluation script does; answers and frames by question."""
+    engine = engine_of(policy, CPU)
     found: dict[str, tuple[str | None, int]] = {}
     for question in data.questions("predict"):
         for level in LEVELS:
             (sample,) = data.load([question], level)
-            answers = [ask_once(policy, sample, m, one) for m, one in enumerate(sampling)]
+            answers = [ask_once(engine, sample, m, one) for m, one in enumerate(sampling)]
             if is_unanimous(answers):
                 break
         found[question.id] = (majority(answers), level)
     return found
 
 
-def ask_once(policy: Policy, sample: Sample, m: int, sampling: Sampling) -> str | None:
+def ask_once(engine: Engine, sample: Sample, m: int, sampling: Sampling) -> str | None:
     """One answer, by a vision pass, a prefill and a generation of its own."""
     assert sample.clip is not None
-    prompts = policy.encode([sample], MAX_NEW_TOKENS)
+    (prompt,) = engine.encode([sample])
     seed = row_seed(SEED, sample.question.id, sample.clip.num_frames, m)
-    (text,) = policy.rollout(prompts, [sampling], [seed], MAX_NEW_TOKENS).texts
-    return parse_answer(text, sample.question)
+    (result,) = engine.generate([Request(prompt, (sampling,), (seed,), MAX_NEW_TOKENS)])
+    return parse_answer(result.completions[0].text, sample.question)
 
 
 def count(

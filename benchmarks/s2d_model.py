@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from vrts.demo.lessons import as_rollout
+from vrts.demo.lessons import as_completions
 from vrts.demo.questions import FIRST, FLASH, LAST, MOTION, OBJECT
 from vrts.demo.targets import warmup_target
 from vrts.demo.warmup import PROMPT, load_pool
@@ -54,10 +54,10 @@ def talkative_policy() -> QwenPolicy:
             with_remarks(warmup_target(item.row, item.frame_indices(T), rng), rng)
             for item, T in zip(items, num_frames, strict=True)
         ]
-        rollout = as_rollout(tokenizer, texts)
-        prompts = policy.encode(samples, rollout.completion_ids.shape[1])
-        logprobs = policy.score(prompts, rollout, 1.0).logprobs
-        loss = -logprobs.sum() / rollout.completion_mask.sum()
+        completions = as_completions(tokenizer, texts)
+        prompts = policy.network().encode(samples)
+        logprobs = policy.logprobs(prompts, [[c] for c in completions], 1.0).logprobs
+        loss = -logprobs.sum() / sum(c.num_tokens for c in completions)
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(trained, 1.0)

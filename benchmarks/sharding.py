@@ -1,15 +1,16 @@
 """Training with FSDP2 on two processes: what each of its options costs in time and saves in memory.
 
 ``python -m benchmarks.sharding`` takes some minutes on a CPU of two cores. Two gloo processes of
-one thread train all of a random language model in float32 with AdamW, a question each, with
-`FullySharded` and, to compare, with DDP. Settings take turns, so ratios are within one run: they
-are to `FullySharded` as it is by default, with completions of the same length. Of two processes
-the slower and the larger one counts.
+one thread train all of a random language model in float32 with AdamW, two questions each in
+micro-batches of one, with `FullySharded` and, to compare, with DDP. Settings take turns, so ratios
+are within one run: they are to `FullySharded` as it is by default, with completions of the same
+length. Of two processes the slower and the larger one counts.
 
 ``peak MB`` is the most that torch's allocator holds at once from before loading to the end of the
-second step: weights, gradients, Adam's moments, gathered weights, activations. DDP's weights are
-the mapped file. What gloo and Python take is not in it. Gathering goes through the memory of one
-machine here, so seconds tell of its number, not of a network.
+second step: weights, gradients, Adam's moments, the engine's copy, gathered weights, activations.
+DDP's weights are the mapped file, and its engine shares them. What gloo and Python take is not in
+it. Gathering goes through the memory of one machine here, so seconds tell of its number, not of a
+network.
 
 Loading is measured by itself, by the process's anonymous memory: no process may hold the whole
 model at any time.
@@ -18,7 +19,6 @@ model at any time.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import statistics
 import tempfile
@@ -34,14 +34,13 @@ from benchmarks.step import write_model
 from vrts.models.sharding import Sharding
 
 LENGTHS = (16, 64)
-G, NUM_FRAMES, SIDE = 4, 8, 112
+B, G, NUM_FRAMES, SIDE = 2, 4, 8, 112
 ROUNDS, STEPS = 2, 1
 SETTINGS: dict[str, Sharding | None] = {
     "DDP": None,
     "default": Sharding(),
-    "resident_rollout: false": Sharding(resident_rollout=False),
-    "reshard_after_forward: false": Sharding(reshard_after_forward=False),
-    "both false": Sharding(resident_rollout=False, reshard_after_forward=False),
+    "keep_gathered: false": Sharding(keep_gathered=False),
+    "sync_every_micro_batch: true": Sharding(sync_every_micro_batch=True),
     "cpu_offload: true": Sharding(cpu_offload=True),
 }
 OFFLOADING = (
@@ -90,7 +89,7 @@ def training_rows(names: Sequence[str], plan: Plan, ranks: Sequence[Found]) -> l
         ranks: what each process found.
 
     Raises:
-        RuntimeError: the processes did not gather equally often.
+        RuntimeError: the processes did not gather equally often, or while they sampled.
     """
     rows: list[dict[str, Any]] = []
     for index, (name, case) in enumerate(zip(names, plan.cases, strict=True)):
@@ -98,6 +97,8 @@ def training_rows(names: Sequence[str], plan: Plan, ranks: Sequence[Found]) -> l
         counts = [[step["all-gathers"] for step in one["steps"]] for one in found]
         if counts[0] != counts[1]:
             raise RuntimeError(f"{name}, L = {case.L}: all-gathers differ: {counts}")
+        if any(step["all-gathers in sampling"] for one in found for step in one["steps"]):
+            raise RuntimeError(f"{name}, L = {case.L}: all-gathers while sampling")
         rows.append({"setting": name, "L": case.L, **_summary(found)})
     for row in rows:
         base = next(r for r in rows if (r["setting"], r["L"]) == ("default", row["L"]))
@@ -129,7 +130,7 @@ def main() -> None:
     cases = tuple(Case(L, sharding) for L in LENGTHS for sharding in SETTINGS.values())
     with tempfile.TemporaryDirectory() as model:
         write_model(Path(model), SMALL)
-        plan = Plan(model, cases, G, NUM_FRAMES, SIDE, ROUNDS, STEPS)
+        plan = Plan(model, cases, B, G, NUM_FRAMES, SIDE, ROUNDS, STEPS)
         ranks = measure(plan)
     load, rows = loading_row(ranks), training_rows(names, plan, ranks)
     print_table("training on two processes, by rank; ratios to default", rows)
@@ -143,13 +144,12 @@ def main() -> None:
         dtype="float32",
         ranks=RANKS,
         backend="gloo",
+        questions=B,
         G=G,
         frames=f"{NUM_FRAMES} of {SIDE}x{SIDE}",
         rounds=ROUNDS,
         steps_a_round=STEPS,
         optimizer="torch.optim.AdamW, lr 1e-6, all but the vision tower",
-        # seconds and their ratios mean little where others keep the cores busy
-        load_average=os.getloadavg()[0],
     )
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,10 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks.common import random_sample
 from benchmarks.memory import allocator_peak
-from benchmarks.step_vrts import OneQuestion, Variety
+from benchmarks.step_vrts import SameQuestions, Variety
+from vrts.models.engine import Request, Result
 from vrts.models.module import VideoQAModule
+from vrts.models.native_engine import NativeEngine
 from vrts.models.objectives import GRPO
 from vrts.models.qwen import QwenPolicy
 from vrts.models.sharding import Sharder, Sharding
@@ -52,6 +54,8 @@ class Plan:
     model: str
     """Folder."""
     cases: tuple[Case, ...]
+    num_questions: int
+    """Of a step, on each process; micro-batches are of one."""
     G: int
     num_frames: int
     side: int
@@ -97,17 +101,21 @@ def make_policy(model: str) -> QwenPolicy:
 
 def train(plan: Plan, case: Case, num_steps: int) -> list[dict[str, float]]:
     """Train a new model; what each step took."""
+    engine = WatchedEngine()
     module = VideoQAModule(
         make_policy(plan.model),
+        engine,
         rewards=[Variety()],
         objective=GRPO(beta=0.0),
         num_generations=plan.G,
         max_new_tokens=case.L,
         sharding=case.sharding,
     )
-    sample = random_sample(plan.num_frames, plan.side, plan.side, seed=dist.get_rank())
-    with counted_gathers() as gathers:
-        clock = Clock(gathers)
+    B = plan.num_questions
+    seeds = range(dist.get_rank() * B, (dist.get_rank() + 1) * B)
+    samples = [random_sample(plan.num_frames, plan.side, plan.side, seed) for seed in seeds]
+    with counted_gathers() as engine.gathers:
+        clock = Clock(engine)
         trainer = Trainer(
             accelerator="cpu",
             devices=RANKS,
@@ -120,40 +128,59 @@ def train(plan: Plan, case: Case, num_steps: int) -> list[dict[str, float]]:
             use_distributed_sampler=False,
             callbacks=[clock],
         )
-        trainer.fit(module, datamodule=OneQuestion(sample, num_steps))
+        trainer.fit(module, datamodule=SameQuestions(samples, num_steps))
     gc.collect()
     return clock.steps
+
+
+class WatchedEngine(NativeEngine):
+    """Notes the all-gathers that happen while it samples; there should be none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathers: list[int] = []
+        """Sizes in bytes of all so far."""
+        self.num_sampling = 0
+        """How many of them came while it sampled."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """See `Engine.generate`."""
+        before = len(self.gathers)
+        found = super().generate(requests)
+        self.num_sampling += len(self.gathers) - before
+        return found
 
 
 class Clock(Callback):
     """Notes what each step took.
 
     Args:
-        gathers: sizes in bytes of the all-gathers so far.
+        engine: of the module.
     """
 
-    def __init__(self, gathers: list[int]) -> None:
+    def __init__(self, engine: WatchedEngine) -> None:
         self.steps: list[dict[str, float]] = []
-        self._gathers = gathers
+        self._engine = engine
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin together."""
         trainer.strategy.barrier()
-        self._before, self._start_s = len(self._gathers), time.perf_counter()
+        self._engine.num_sampling = 0
+        self._before, self._start_s = len(self._engine.gathers), time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The optimizer has made its step."""
         batch_s = time.perf_counter() - self._start_s
-        work: Any = pl_module.work
-        rollout_s = work.rollout_s + work.rollout_waiting_s
-        gathered = self._gathers[self._before :]
+        rollout_s: float = pl_module.work.rollout_s  # type: ignore[union-attr, assignment]
+        gathered = self._engine.gathers[self._before :]
         self.steps.append(
             {
                 "all-gathers": len(gathered),
+                "all-gathers in sampling": self._engine.num_sampling,
                 "gathered bytes": sum(gathered),
                 "rollout s": rollout_s,
                 "update s": batch_s - rollout_s,

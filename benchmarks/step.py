@@ -1,7 +1,7 @@
-"""One whole GRPO step of vrts against one of TRL's ``GRPOTrainer``.
+"""One complete GRPO step of vrts against one of TRL's ``GRPOTrainer``, of the recipe's 8 questions.
 
 ``pip install --editable '.[bench]'`` brings TRL; ``python -m benchmarks.step`` then takes about
-five minutes on a CPU. A step is rollout, reward, loss, backward and optimizer step, each side under
+half an hour on a CPU. A step is rollout, reward, loss, backward and optimizer step, each side under
 its own trainer in a process of its own, a step of one after a step of the other.
 
 Both have the same randomly initialised Qwen2.5-VL from the same folder, frozen vision tower, all of
@@ -12,7 +12,9 @@ images on to the gradient pass and ``_get_per_token_logps_and_entropies`` has no
 ``pixel_values_videos``, so that a video would be seen in sampling and missing in the update. An
 image fills a temporal patch by itself, so vrts's video has every frame twice.
 
-Settings of TRL are its defaults but for those that equality asks for; the JSON file lists them.
+Settings of TRL are its defaults but for those that equality asks for, and those that make it fast:
+all completions of a step are generated together (``steps_per_generation``), then the update goes
+question by question. The JSON file lists them.
 Gradient checkpointing, which TRL has on and vrts off by default, is the same on both sides.
 """
 
@@ -36,26 +38,32 @@ from benchmarks.step_vrts import vrts_steps
 from benchmarks.turns import take_turns
 from vrts.models.qwen_inputs import vision_token_ids
 
-REPEATS = 3
+REPEATS = 2
 """Timed steps of each side, of which the median counts; one more warms up."""
 CASES = [
-    Case(12, 8, 32),
-    Case(12, 8, 32, checkpointing=True),
-    Case(24, 8, 32),
+    Case(12, B=8, G=8, L=32),
+    Case(12, B=8, G=8, L=32, checkpointing=True),
 ]
 
 
-def write_model(folder: Path, shape: Shape) -> list[int]:
-    """Write the model that both sides load.
+def write_model(
+    folder: Path,
+    shape: Shape,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[int]:
+    """Write the random model that both sides load.
 
     Args:
         folder: is filled.
         shape: of the model.
+        device: that makes it; None is the CPU.
+        dtype: of its weights.
 
     Returns:
         The vision tokens' ids.
     """
-    policy = random_policy(shape, torch.device("cpu"), torch.float32)
+    policy = random_policy(shape, device or torch.device("cpu"), dtype)
     # TRL's images go through the processor's resizing; this is the frames' size already
     policy.processor.image_processor = Qwen2VLImageProcessor(
         size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}
@@ -78,9 +86,10 @@ def check_equal(case: Case, vrts: dict[str, Any], trl: dict[str, Any]) -> None:
     if vrts["P"] != trl["P"]:
         raise RuntimeError(f"prompts differ: {vrts['P']} tokens in vrts, {trl['P']} in TRL")
     for name, facts in (("vrts", vrts), ("TRL", trl)):
-        if facts["lengths"] != [case.L] * case.G:
+        if facts["lengths"] != [case.L] * case.B * case.G:
             raise RuntimeError(
-                f"{name} sampled completions of {facts['lengths']} tokens, not {case.G} of {case.L}"
+                f"{name} sampled completions of {facts['lengths']} tokens, not {case.B} times "
+                f"{case.G} of {case.L}"
             )
     ours, theirs = torch.from_numpy(vrts["patches"]), torch.from_numpy(trl["patches"])
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=1e-6):
@@ -104,6 +113,7 @@ def measure(folder: Path, case: Case, repeats: int) -> dict[str, Any]:
     return {
         "images": case.num_images,
         "P": vrts[0][1]["P"],
+        "B": case.B,
         "G": case.G,
         "L": case.L,
         "checkpointing": case.checkpointing,
@@ -148,7 +158,8 @@ def main() -> None:
         f"the vision tower; gradient clipped at norm {CLIP_NORM}",
         reward="number of different characters",
         versions={name: version(name) for name in ("trl", "accelerate", "datasets")},
-        vrts="VideoQAModule with GRPO(beta=0), QwenPolicy in float32; all else by default",
+        vrts="VideoQAModule with GRPO(beta=0) and micro-batches of one question, QwenPolicy in "
+        "float32; all else by default",
         trl=[trl_settings(case, REPEATS + 1, vision_ids) for case in CASES],
     )
 

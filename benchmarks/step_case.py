@@ -20,16 +20,27 @@ class Case:
     """One shape of a step."""
 
     num_images: int
-    """Frames, as TRL is given them."""
+    """Frames of a question, as TRL is given them."""
+    B: int
+    """Questions."""
     G: int
     L: int
     checkpointing: bool = False
     """Gradient checkpointing of both sides."""
+    lora_rank: int = 0
+    """Of both sides' adapters; 0 trains all of the language model."""
+    device: str = "cpu"
+    """Or ``cuda``, where both compute in bfloat16."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights as they are loaded."""
+        return "float32" if self.device == "cpu" else "bfloat16"
 
 
-def images(case: Case) -> torch.Tensor:
-    """Random frames, uint8 ``[T, C, H, W]``."""
-    generator = torch.Generator().manual_seed(0)
+def images(case: Case, question: int) -> torch.Tensor:
+    """Random frames, uint8 ``[T, C, H, W]``, of one of the B questions."""
+    generator = torch.Generator().manual_seed(question)
     shape = (case.num_images, 3, SIDE, SIDE)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
@@ -42,6 +53,8 @@ def variety(text: str) -> float:
 def trl_settings(case: Case, num_steps: int, vision_ids: list[int]) -> dict[str, Any]:
     """What is set in TRL's ``GRPOConfig``; the rest are its defaults.
 
+    A step's completions are all generated together, and the update is made question by question.
+
     Args:
         case: the shape.
         num_steps: that will be made.
@@ -50,6 +63,9 @@ def trl_settings(case: Case, num_steps: int, vision_ids: list[int]) -> dict[str,
     return {
         # equal shapes
         "per_device_train_batch_size": case.G,
+        "gradient_accumulation_steps": case.B,
+        "steps_per_generation": case.B,
+        "shuffle_dataset": False,
         "num_generations": case.G,
         "max_completion_length": case.L,
         "generation_kwargs": {"min_new_tokens": case.L, "suppress_tokens": vision_ids},
@@ -57,13 +73,14 @@ def trl_settings(case: Case, num_steps: int, vision_ids: list[int]) -> dict[str,
         # equal work
         "beta": 0.0,
         "loss_type": "grpo",
-        "bf16": False,
+        "bf16": case.device != "cpu",
         "gradient_checkpointing": case.checkpointing,
         "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
         "lr_scheduler_type": "constant",
         "max_grad_norm": CLIP_NORM,
         # where it runs, and nothing beside the step
-        "use_cpu": True,
+        "use_cpu": case.device == "cpu",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

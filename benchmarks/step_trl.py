@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from PIL import Image
 from transformers import (
     AutoProcessor,
@@ -31,11 +32,12 @@ from benchmarks.step_case import (
 )
 from benchmarks.turns import Turn
 from vrts.models.qwen_inputs import vision_token_ids
+from vrts.models.qwen_loading import Lora
 
 
-def pictures(case: Case) -> list[Image.Image]:
-    """The case's frames as images."""
-    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in images(case)]
+def pictures(case: Case, question: int) -> list[Image.Image]:
+    """A question's frames as images."""
+    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in images(case, question)]
 
 
 class StepClock(TrainerCallback):
@@ -64,12 +66,15 @@ class StepClock(TrainerCallback):
 def trl_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
     """Train with TRL."""
     torch.set_num_threads(1)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=case.dtype)
     model.model.visual.requires_grad_(False)
     processor = AutoProcessor.from_pretrained(folder, padding_side="left")
     clock = StepClock(turn)
-    question = [{"role": "user", "content": TEXT}]
-    content = [{"type": "image", "image": picture} for picture in pictures(case)]
+    rows = [
+        {"prompt": [{"role": "user", "content": TEXT}], "images": pictures(case, b)}
+        for b in range(case.B)
+    ]
+    content = [{"type": "image", "image": picture} for picture in pictures(case, 0)]
     chat = [{"role": "user", "content": [*content, {"type": "text", "text": TEXT}]}]
     encoded = processor.apply_chat_template(
         [chat], tokenize=True, return_dict=True, add_generation_prompt=True
@@ -89,16 +94,31 @@ def trl_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
             model=model,
             reward_funcs=reward,
             args=GRPOConfig(output, **trl_settings(case, num_steps, vision_ids)),
-            train_dataset=Dataset.from_list([{"prompt": question, "images": pictures(case)}]),
+            train_dataset=Dataset.from_list(rows),
             processing_class=processor,
             callbacks=[clock],
-            optimizers=(
-                torch.optim.AdamW(
-                    [p for p in model.parameters() if p.requires_grad],
-                    lr=LEARNING_RATE,
-                    weight_decay=WEIGHT_DECAY,
-                ),
-                None,
-            ),
+            peft_config=_adapter(case),
+            optimizers=(_optimizer(model, case), None),
         )
         trainer.train()
+
+
+def _adapter(case: Case) -> LoraConfig | None:
+    """That of vrts."""
+    if not case.lora_rank:
+        return None
+    lora = Lora(case.lora_rank, 2 * case.lora_rank)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _optimizer(model: torch.nn.Module, case: Case) -> torch.optim.Optimizer | None:
+    """That of vrts; None where TRL makes its own, AdamW too, after it has added the adapter."""
+    if case.lora_rank:
+        return None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -24,6 +24,7 @@ from vrts.data.streaming import Batch
 from vrts.models.module import VideoQAModule
 from vrts.models.objectives import GRPO
 from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_loading import Lora
 from vrts.models.rewards import Reward
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, ProblemType, Question, Sample
@@ -49,21 +50,25 @@ class Variety(Reward):
         return [variety(completion.text) for completion in completions]
 
 
-class OneQuestion(LightningDataModule):
-    """The same question at every step."""
+class SameQuestions(LightningDataModule):
+    """The same questions at every step."""
 
-    def __init__(self, sample: Sample, num_steps: int) -> None:
+    def __init__(self, samples: Sequence[Sample], num_steps: int) -> None:
         super().__init__()
-        self._sample, self._num_steps = sample, num_steps
+        self._samples, self.steps_per_epoch = samples, num_steps
+        self.batch_size = len(samples)
         self.readers: dict[str, None] = {"val": None}  # nothing is validated
 
     def questions(self, split: str) -> list[Question]:
-        """The one question."""
-        return [self._sample.question]
+        """All of them."""
+        return [sample.question for sample in self._samples]
+
+    def mark_trained(self, batch: Batch) -> None:
+        """Do nothing: such a run is not resumed."""
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """A batch for each step."""
-        batches: Any = [Batch([self._sample])] * self._num_steps
+        batches: Any = [Batch(self._samples)] * self.steps_per_epoch
         return DataLoader(batches, batch_size=None)
 
     def transfer_batch_to_device(
@@ -73,17 +78,18 @@ class OneQuestion(LightningDataModule):
         return batch
 
 
-def vrts_sample(case: Case) -> Sample:
-    """The question for vrts, with as many tokens and exactly the same patches as TRL's.
+def vrts_sample(case: Case, question: int) -> Sample:
+    """A question for vrts, with as many tokens and exactly the same patches as TRL's.
 
     An image fills a temporal patch by being repeated, so every frame comes twice. Every image but
     the first one brings a start and an end token, for which further words stand in.
     """
-    frames = images(case).repeat_interleave(2, dim=0)
+    frames = images(case, question).repeat_interleave(2, dim=0)
     T = len(frames)
     clip = Clip(frames, tuple(range(T)), fps=2.0, num_source_frames=T)
     text = TEXT + " and" * (case.num_images - 1)
-    return Sample(Question("q", text, "none.mp4", ProblemType.FREE_FORM, gold=""), clip)
+    id, video = f"q{question}", f"{question}.mp4"
+    return Sample(Question(id, text, video, ProblemType.FREE_FORM, gold=""), clip)
 
 
 class StepClock(Callback):
@@ -111,13 +117,14 @@ def vrts_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
     policy = QwenPolicy(
         folder,
         PromptTemplate(preamble="", free_form=""),
-        dtype="float32",
+        lora=Lora(case.lora_rank, 2 * case.lora_rank) if case.lora_rank else None,
+        dtype=case.dtype,  # type: ignore[arg-type]
         gradient_checkpointing=case.checkpointing,
     )
     policy.load()
     passes = VisionPasses(policy.base.model.visual, case)
-    sample, reward = vrts_sample(case), Variety()
-    P = len(policy.encode([sample], case.L).encoded[0].input_ids)
+    samples, reward = [vrts_sample(case, b) for b in range(case.B)], Variety()
+    P = policy.network().encode(samples[:1])[0].num_tokens
     passes.facts()
     module = VideoQAModule(
         policy,
@@ -128,6 +135,7 @@ def vrts_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
         ),
         num_generations=case.G,
         max_new_tokens=case.L,
+        max_grad_norm=CLIP_NORM,
     )
 
     def facts() -> dict[str, Any]:
@@ -135,14 +143,14 @@ def vrts_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
         return {"P": P, "lengths": reward.lengths, "rollout s": rollout_s, **passes.facts()}
 
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=case.device,
+        precision="32-true" if case.device == "cpu" else "bf16-mixed",
         devices=1,
         max_steps=num_steps,
-        gradient_clip_val=CLIP_NORM,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[StepClock(turn, facts)],
     )
-    trainer.fit(module, datamodule=OneQuestion(sample, num_steps))
+    trainer.fit(module, datamodule=SameQuestions(samples, num_steps))

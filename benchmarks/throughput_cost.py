@@ -24,7 +24,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from benchmarks.common import SMALL, Shape, random_policy, random_sample, report
-from benchmarks.step_vrts import OneQuestion, Variety
+from benchmarks.step_vrts import SameQuestions, Variety
 from vrts.callbacks.throughput import ThroughputLog
 from vrts.models.module import VideoQAModule
 from vrts.models.objectives import GRPO
@@ -113,7 +113,7 @@ def measure(shape: Shape, pairs: int) -> dict[str, float]:
             callbacks=[turns],
         )
         sample = random_sample(NUM_FRAMES, SIDE, SIDE, seed=0)
-        trainer.fit(module, datamodule=OneQuestion(sample, num_steps))
+        trainer.fit(module, datamodule=SameQuestions([sample], num_steps))
     with_it, without = (steps[2 : 2 + pairs] for steps in turns.steps)
     inner_s = statistics.median(turns.inner_s[2 : 2 + pairs])
     step_cpu_s = statistics.median(cpu_s for _, cpu_s in without)

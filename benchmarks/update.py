@@ -1,24 +1,29 @@
-"""The update: every prompt forwarded once for its G completions, against G whole passes.
+"""The update: every prompt forwarded once for its G completions, against G complete passes.
 
-``python -m benchmarks.update`` (about four minutes on a CPU) compares log-probs with gradient:
+``python -m benchmarks.update`` (some minutes on a CPU) compares log-probs with gradient:
 
-- shared: `QwenPolicy.encode` and `QwenPolicy.score`, with one pass of the vision tower and one of
-  the prompt;
+- shared: `QwenPolicy.logprobs`, with one pass of the prompt, and one of the vision tower before it;
 - naive: vision tower, prompt and completion for every completion, which is what trainers do that
   do not share. The head is the same, at completion positions alone, so that the comparison is of
   sharing and of nothing else. Time is taken row by row, which on a CPU is faster than one batch of
-  G rows; memory of both.
+  G rows; memory of both;
+- prefix_grouper: the library that shares a prompt too (`benchmarks.grouper`; it comes with
+  ``pip install --editable '.[bench]'``). Of the text model alone, with the same features and head,
+  with and without gradient checkpointing.
 
 The first table has time, floating point operations and peak memory, and how the ratio of times
-compares with the token count's ``G(P+L) / (P+G·L)``. The second one has peak memory as G grows: of
-the shared pass it is a constant and so many bytes a completion token, of a naive batch so many
-bytes a token of all ``G(P+L)``.
+compares with the token count's ``G(P+L) / (P+G·L)``; the second one those of prefix_grouper. The
+third one has peak memory as G grows: of the shared pass it is a constant and so many bytes a
+completion token, of a naive batch so many bytes a token of all ``G(P+L)``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -30,15 +35,16 @@ from benchmarks.common import (
     flops,
     peak_bytes,
     print_table,
+    random_completions,
     random_policy,
-    random_rollout,
     random_sample,
     write_results,
 )
 from benchmarks.memory import fit_line
-from benchmarks.naive import naive_backward, naive_rows
+from benchmarks.naive import naive_backward, naive_rows, token_rows
+from vrts.models.policy import Prompt
 from vrts.models.qwen import QwenPolicy
-from vrts.types import Rollout, Sample
+from vrts.types import Completion, Sample
 
 CASES = [(24, 1, 48), (24, 4, 48), (24, 8, 48), (24, 16, 48), (48, 8, 48), (24, 8, 96)]
 """Frames of 140x140 pixels (25 tokens a pair of them), G, L."""
@@ -53,10 +59,19 @@ def formula(P: int, L: int, G: int) -> float:
     return G * (P + L) / (P + G * L)
 
 
-def shared_backward(policy: QwenPolicy, samples: list[Sample], rollout: Rollout) -> None:
-    """Log-probs with gradient as `QwenPolicy` takes them, its one vision pass included."""
-    prompts = policy.encode(samples, 1)
-    (-policy.score(prompts, rollout, 1.0).logprobs.sum()).backward()
+def text_backward(
+    policy: QwenPolicy, prompts: Sequence[Prompt], completions: tuple[Completion, ...]
+) -> None:
+    """Gradient of each prompt's completions, from features that prompts have already."""
+    groups = [completions] * len(prompts)
+    (-policy.logprobs(prompts, groups, 1.0).logprobs.sum()).backward()
+
+
+def shared_backward(
+    policy: QwenPolicy, samples: Sequence[Sample], completions: tuple[Completion, ...]
+) -> None:
+    """The same from frames, the one vision pass included."""
+    text_backward(policy, policy.network().encode(samples), completions)
 
 
 def passes(
@@ -74,22 +89,29 @@ def passes(
         P, and the calls by their names.
     """
     samples = [random_sample(num_frames, 140, 140, seed=0)]
-    prompts = policy.encode(samples, 1)
-    rollout = random_rollout([L] * G, 256, policy.device)
+    (prompt,) = policy.network().encode(samples)
+    completions = random_completions([L] * G, 256)
+    ids = token_rows(completions, policy.device)
 
     def run(backward: Callable[..., None], *args: Any) -> None:
         backward(policy, *args)
         policy.zero_grad(set_to_none=True)
 
-    return len(prompts.encoded[0].input_ids), {
-        "naive": partial(run, naive_rows, prompts, rollout.completion_ids),
-        "naive batch": partial(run, naive_backward, prompts, rollout.completion_ids),
-        "shared": partial(run, shared_backward, samples, rollout),
+    found = {
+        "naive": partial(run, naive_rows, prompt, ids),
+        "naive batch": partial(run, naive_backward, prompt, ids),
+        "shared": partial(run, shared_backward, samples, completions),
+        "shared text": partial(run, text_backward, [prompt], completions),
     }
+    if find_spec("prefix_grouper") is not None:
+        from benchmarks.grouper import grouper_backward
+
+        found["prefix_grouper"] = partial(run, grouper_backward, prompt, ids)
+    return prompt.num_tokens, found
 
 
 def measure(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, float]:
-    """Compare both for one shape; the arguments are those of `passes`."""
+    """Compare naive and shared passes of one shape; the arguments are those of `passes`."""
     P, runs = passes(policy, num_frames, G, L)
     # counting and tracing warm up
     flop = {name: flops(runs[name]) for name in ("naive", "shared")}
@@ -111,6 +133,24 @@ def measure(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, fl
         "FLOP ratio": flop["naive"] / flop["shared"],
         "naive MB": peak["naive"] / 1e6,
         "shared MB": peak["shared"] / 1e6,
+    }
+
+
+def measure_grouper(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, float]:
+    """Compare prefix_grouper and vrts on the text model; the arguments are those of `passes`."""
+    P, runs = passes(policy, num_frames, G, L)
+    both = {"vrts": runs["shared text"], "prefix_grouper": runs["prefix_grouper"]}
+    peak = {name: peak_bytes(run, policy.device) for name, run in both.items()}
+    time_s = alternating_seconds(both, REPEATS, policy.device)
+    return {
+        "P": P,
+        "G": G,
+        "L": L,
+        "checkpointing": policy.base.is_gradient_checkpointing,
+        **{f"{name} s": time_s[name] for name in both},
+        "time ratio": time_s["prefix_grouper"] / time_s["vrts"],
+        **{f"{name} MB": peak[name] / 1e6 for name in both},
+        "memory ratio": peak["vrts"] / peak["prefix_grouper"],
     }
 
 
@@ -180,15 +220,32 @@ def measure_memory(policy: QwenPolicy) -> tuple[list[dict[str, Any]], list[dict[
 
 def main() -> None:
     """Measure all cases on the CPU with one thread."""
+    if find_spec("prefix_grouper") is None:
+        sys.exit(
+            "benchmarks.update compares with prefix_grouper, which is not installed; in the "
+            "repository, run .venv/bin/pip install --editable '.[bench]'"
+        )
     torch.set_num_threads(1)
-    policy = random_policy(SMALL, torch.device("cpu"), torch.float32)
+    cpu = torch.device("cpu")
+    policy = random_policy(SMALL, cpu, torch.float32)
     rows = [measure(policy, *case) for case in CASES]
     print_table("update: naive against shared", rows)
+    checkpointed = random_policy(SMALL, cpu, torch.float32, gradient_checkpointing=True).train()
+    grouper = [measure_grouper(p, *case) for p in (policy, checkpointed) for case in CASES]
+    print_table("update of the text model: prefix_grouper against vrts", grouper)
     memory, growth = measure_memory(policy)
     print_table("peak memory of the update", memory)
     print_table("how it grows with G", growth)
-    sections = {"memory": memory, "memory growth": growth}
-    write_results("update", rows, sections, shape=SMALL, dtype="float32", repeats=REPEATS)
+    sections = {"prefix_grouper": grouper, "memory": memory, "memory growth": growth}
+    write_results(
+        "update",
+        rows,
+        sections,
+        shape=SMALL,
+        dtype="float32",
+        repeats=REPEATS,
+        prefix_grouper=version("prefix_grouper"),
+    )
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ from benchmarks.common import (
     QWEN_7B,
     Shape,
     alternating_seconds,
+    engine_of,
     flops,
     print_table,
+    random_completions,
     random_policy,
-    random_rollout,
     random_sample,
     report,
+    roll_out,
     write_results,
 )
-from vrts.types import Sampling
 
 
 def test_results_hold_machine_settings_rows_and_sections(tmp_path, monkeypatch, capsys):
@@ -63,10 +64,11 @@ def test_flops_of_a_product():
     assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
-def test_random_rollouts_have_the_lengths_asked_for():
-    rollout = random_rollout([3, 1, 4], 20, torch.device("cpu"))
-    assert rollout.lengths.tolist() == [3, 1, 4]
-    assert int(rollout.completion_ids.max()) < 20
+def test_random_completions_have_the_lengths_asked_for():
+    completions = random_completions([3, 1, 4], 20)
+    assert [c.num_tokens for c in completions] == [3, 1, 4]
+    assert [len(c.token_ids) for c in completions] == [3, 1, 4]
+    assert max(int(c.token_ids.max()) for c in completions) < 20
 
 
 def test_the_7b_has_the_parameters_of_the_real_one():
@@ -80,7 +82,7 @@ def test_the_7b_has_the_parameters_of_the_real_one():
 
 @pytest.mark.parametrize("G", [1, 3])
 def test_completions_of_a_random_policy_have_their_full_length(tiny_policy, G):
-    prompts = tiny_policy.encode([random_sample(4, 56, 56, seed=0)], 40)
-    rollout = tiny_policy.rollout(prompts, [Sampling()] * G, list(range(G)), 40)
-    assert rollout.lengths.tolist() == [40] * G
-    assert not rollout.finished.any()
+    engine = engine_of(tiny_policy, torch.device("cpu"))
+    (group,) = roll_out(engine, engine.encode([random_sample(4, 56, 56, seed=0)]), G, 40)
+    assert [c.num_tokens for c in group] == [40] * G
+    assert not any(c.finished for c in group)

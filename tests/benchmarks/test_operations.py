@@ -3,9 +3,11 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import engine_of
 from benchmarks.operations import operations
 from benchmarks.s2d_model import load_policy
 from tests.models.conftest import make_sample
+from vrts.models.engine import Request
 from vrts.types import Sampling
 
 
@@ -13,9 +15,11 @@ def test_it_counts_what_torch_counts():
     policy = load_policy()
     samples = [make_sample(i, 2 * i + 2, (56, 56), "What colour?") for i in range(3)]
 
+    engine = engine_of(policy, torch.device("cpu"))
+
     def ask():
-        prompts = policy.encode(samples, 12)
-        policy.rollout(prompts, [Sampling(), Sampling(0.5, 0.9)], range(6), 12)
+        sampling = (Sampling(), Sampling(0.5, 0.9))
+        engine.generate([Request(p, sampling, (0, 1), 12) for p in engine.encode(samples)])
 
     def ask_in_inference_mode():
         with torch.inference_mode():

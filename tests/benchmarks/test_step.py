@@ -11,11 +11,11 @@ from benchmarks.step_vrts import Variety, vrts_sample
 from tests.benchmarks.conftest import TINY
 from vrts.types import Completion
 
-CASE = Case(num_images=3, G=2, L=4)
+CASE = Case(num_images=3, B=2, G=2, L=4)
 
 
 def facts(**changes):
-    same = {"P": 9, "lengths": [4, 4], "patches": np.ones((6, 2), np.float32)}
+    same = {"P": 9, "lengths": [4, 4, 4, 4], "patches": np.ones((6, 2), np.float32)}
     return same | changes
 
 
@@ -27,7 +27,7 @@ def test_equal_work_passes():
     ("changes", "message"),
     [
         ({"P": 10}, "prompts differ: 9 tokens in vrts, 10 in TRL"),
-        ({"lengths": [4, 3]}, r"TRL sampled completions of \[4, 3\] tokens, not 2 of 4"),
+        ({"lengths": [4, 3]}, r"TRL sampled completions of \[4, 3\] tokens, not 2 times 2 of 4"),
         ({"patches": np.zeros((6, 2), np.float32)}, "patches differ"),
         ({"patches": np.ones((5, 2), np.float32)}, "patches differ"),
     ],
@@ -68,6 +68,8 @@ def test_trl_is_asked_for_full_completions_without_vision_tokens():
     assert settings["max_completion_length"] == 4
     assert settings["max_steps"] == 7
     assert settings["gradient_checkpointing"] is False
+    assert settings["per_device_train_batch_size"] == settings["num_generations"] == CASE.G
+    assert settings["steps_per_generation"] == settings["gradient_accumulation_steps"] == CASE.B
 
 
 def test_the_reward_is_the_same_for_both_and_tells_completions_apart():
@@ -93,14 +95,15 @@ def test_vision_passes_are_counted_step_by_step():
 
 def test_a_frame_twice_gives_the_patches_of_an_image(tiny_policy):
     out = tiny_policy.processor.image_processor(
-        images=list(images(CASE)),
+        images=list(images(CASE, 1)),
         do_resize=False,
         input_data_format="channels_first",
         return_tensors="pt",
     )
-    found = tiny_policy.encode([vrts_sample(CASE)], 1).encoded[0]
+    (found,) = tiny_policy.network().encode([vrts_sample(CASE, 1)])
     assert found.grid[0] == CASE.num_images
-    torch.testing.assert_close(found.patches, out["pixel_values"], rtol=0, atol=1e-6)
+    patches = found.patches(torch.device("cpu"))
+    torch.testing.assert_close(patches, out["pixel_values"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -108,6 +111,6 @@ def test_both_sides_have_equal_work_in_real_steps(tmp_path):
     pytest.importorskip("trl", reason="TRL is missing: pip install '.[bench]'")
     write_model(tmp_path, TINY)
     row = measure(tmp_path, CASE, repeats=1)
-    assert row["vrts vision passes"] == 1
-    assert row["TRL vision passes"] == 2 * CASE.G
+    assert row["vrts vision passes"] == CASE.B
+    assert row["TRL vision passes"] == 2 * CASE.B * CASE.G
     assert row["ratio"] > 0

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks import common, update
-from benchmarks.common import random_rollout, random_sample
-from benchmarks.naive import naive_backward, naive_rows
+from benchmarks.common import random_completions, random_sample
+from benchmarks.naive import naive_backward, naive_rows, token_rows
 from benchmarks.update import (
     formula,
     memory_growth,
@@ -38,14 +38,23 @@ def gradients(policy):
     return found
 
 
-@pytest.mark.parametrize("naive", [naive_rows, naive_backward])
-def test_all_passes_give_the_same_gradient(tiny_policy, naive):
+def naive_pass(name):
+    if name == "prefix_grouper":
+        pytest.importorskip(name, reason="it is missing: pip install '.[bench]'")
+        from benchmarks.grouper import grouper_backward
+
+        return grouper_backward
+    return {"rows": naive_rows, "batch": naive_backward}[name]
+
+
+@pytest.mark.parametrize("name", ["rows", "batch", "prefix_grouper"])
+def test_all_passes_give_the_same_gradient(tiny_policy, name):
     samples = [random_sample(6, 56, 56, seed=3)]
-    rollout = random_rollout([7] * 3, 200, torch.device("cpu"))
-    prompts = tiny_policy.encode(samples, 1)
-    shared_backward(tiny_policy, samples, rollout)
+    completions = random_completions([7] * 3, 200)
+    (prompt,) = tiny_policy.network().encode(samples)
+    shared_backward(tiny_policy, samples, completions)
     expected = gradients(tiny_policy)
-    naive(tiny_policy, prompts, rollout.completion_ids)
+    naive_pass(name)(tiny_policy, prompt, token_rows(completions, tiny_policy.device))
     found = gradients(tiny_policy)
     assert found.keys() == expected.keys()
     assert expected
@@ -62,7 +71,14 @@ def test_passes_leave_no_gradient(tiny_policy):
         assert all(p.grad is None for p in tiny_policy.parameters())
 
 
+def test_without_prefix_grouper_the_command_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(update, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install --editable '\.\[bench\]'"):
+        update.main()
+
+
 def test_the_command_writes_times_and_memory(tmp_path, monkeypatch):
+    pytest.importorskip("prefix_grouper", reason="it is missing: pip install '.[bench]'")
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(update, "SMALL", TINY)
     monkeypatch.setattr(update, "CASES", [(2, 2, 3)])
@@ -76,6 +92,10 @@ def test_the_command_writes_times_and_memory(tmp_path, monkeypatch):
     assert row["ratio"] == pytest.approx(row["naive s"] / row["shared s"])
     # the head and the vision tower run once as well
     assert row["FLOP ratio"] > 1
+    for row, checkpointing in zip(found["prefix_grouper"], (False, True), strict=True):
+        assert row["checkpointing"] is checkpointing
+        assert row["time ratio"] == pytest.approx(row["prefix_grouper s"] / row["vrts s"])
+        assert 0 < row["memory ratio"] == pytest.approx(row["vrts MB"] / row["prefix_grouper MB"])
     shared = [r["shared MB"] for r in found["memory"]]
     assert shared == sorted(shared)
     growth = {g["pass"]: g["off the line %"] for g in found["memory growth"]}
