@@ -197,7 +197,13 @@ def test_a_checkpoint_tells_what_it_was_trained_with(tmp_path, model_folder, vid
             train=questions(videos["long"], 8), val=questions(videos["long"], 2), batch_size=2
         )
         callbacks = [keep, ExportPretrained(str(tmp_path / "out"))]
-        trainer = make_trainer(tmp_path, callbacks, max_steps=steps, val_check_interval=1)
+        trainer = make_trainer(
+            tmp_path,
+            callbacks,
+            max_steps=steps,
+            val_check_interval=1,
+            check_val_every_n_epoch=None,
+        )
         trainer.fit(module, datamodule=data, **options)
         return torch.load(tmp_path / "last.ckpt", weights_only=True)["training"]
 

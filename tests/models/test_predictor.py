@@ -2,6 +2,7 @@
 
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
+from itertools import chain
 from random import Random
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.callbacks.runs import build_model, make_policy
 from tests.models.scripted_engine import ScriptedEngine
 from vrts.models import predictor as module
+from vrts.models.native_engine import NativeEngine
 from vrts.models.predictor import Plan, Predictor
 from vrts.models.sampling import row_seed
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
@@ -223,6 +226,45 @@ def test_rows_stay_in_flight(batch_size):
     assert {len(p.rounds) for p in decided} >= {1, 2}
     assert max(engine.in_flight) <= num_rows
     assert sum(engine.in_flight) / len(engine.in_flight) >= 0.8 * num_rows
+
+
+@pytest.mark.slow
+def test_a_real_model_s_rows_stay_in_flight_and_answer_as_one_question_at_a_time(tmp_path):
+    """200 questions whose completions differ in length by 10x."""
+    policy = make_policy(build_model(tmp_path / "model"))
+    policy.load()
+    policy.eval()
+
+    def clip(question: Question, num_frames: int) -> Sample:
+        generator = torch.Generator().manual_seed(int(question.id[1:]) + num_frames)
+        frames = torch.randint(256, (num_frames, 3, 28, 28), generator=generator).byte()
+        return Sample(question, Clip(frames, tuple(range(num_frames)), 8.0, 100))
+
+    def frames(question: Question, num_frames: int, is_needed: bool) -> Future[Sample]:
+        future: Future[Sample] = Future()
+        future.set_result(clip(question, num_frames))
+        return future
+
+    asked = [Question(f"q{i}", f"What {'very ' * (i % 4)}{i}?", f"{i}.mp4") for i in range(200)]
+    found = []
+    for max_rows, size, some in ((32, 1, asked), (4, 200, asked[::8])):
+        engine = NativeEngine(max_rows=max_rows)
+        engine.attach(policy, torch.device("cpu"), None, will_shard=False)
+        engine.sync(policy)
+        plan = Plan((Sampling(),) * 4, VotingRule(early_stop=False), (2, 4), frames)
+        predictor = Predictor(engine, policy.refuses, plan, 64, SEED)
+        decided = []
+        for i in range(0, len(some), size):
+            predictor.submit([clip(question, 2) for question in some[i : i + size]])
+            decided += chain.from_iterable(predictor.run_until_room())
+        decided += chain.from_iterable(predictor.drain())
+        found.append({p.question.id: p for p in decided})
+        if max_rows == 32:
+            assert engine.count.rows / engine.count.steps >= 0.8 * max_rows
+    lengths = [n for p in found[0].values() for r in p.rounds for n in r.num_tokens]
+    assert sorted(lengths)[-20] >= 10 * sorted(lengths)[20], "lengths hardly differ"
+    assert {len(p.rounds) for p in found[0].values()} == {2}
+    assert {id: found[0][id] for id in found[1]} == found[1]
 
 
 def scripted(script, num_rows=100, length=lambda m, seeds: 1):

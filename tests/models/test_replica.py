@@ -33,7 +33,8 @@ def train_step(policy) -> None:
     """An optimizer's step that moves all that is trained, in place."""
     with torch.no_grad():
         for n, p in enumerate(p for p in policy.parameters() if p.requires_grad):
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(n)))
+            noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
+            p.add_(0.02 * noise.to(p.device))
 
 
 def own_names(policy, replica) -> set[str]:
