@@ -76,9 +76,7 @@ class ShapesDevice(Device):
         """See `Device.keep`."""
         if memory.is_meta or not _is_shape(memory):
             return memory
-        return torch.empty_strided(
-            memory.shape, memory.stride(), dtype=memory.dtype, device="meta"
-        )
+        return torch.empty_strided(memory.shape, memory.stride(), dtype=memory.dtype, device="meta")
 
     def read(self, memory: torch.Tensor) -> torch.Tensor:
         """See `Device.read`."""
@@ -103,7 +101,9 @@ class ShapesDevice(Device):
             kwargs = {**kwargs, "device": torch.device("meta")}
         given = tensors_in((args, kwargs))
         shapes = {id(x): x if x.is_meta else torch.empty_like(x, device="meta") for x in given}
-        out = func(*mapped(lambda x: shapes[id(x)], args), **mapped(lambda x: shapes[id(x)], kwargs))
+        out = func(
+            *mapped(lambda x: shapes[id(x)], args), **mapped(lambda x: shapes[id(x)], kwargs)
+        )
         own = {id(shapes[id(x)]): x for x in given}  # what is written in place keeps its values
         return mapped(lambda x: own[id(x)] if id(x) in own else _zeros(x), out)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrts.models.flops import Workload
 from vrts.models.head import token_logprobs
+from vrts.models.mlp import chunk_mlps
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
@@ -36,6 +37,7 @@ from vrts.models.qwen_loading import (
 )
 from vrts.models.qwen_network import QwenNetwork
 from vrts.models.qwen_saving import save_model
+from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.shard_loading import (
     fill,
     known_folder,
@@ -67,6 +69,11 @@ class QwenPolicy(Policy):
             shared-prefix attention, on the same kernels.
         gradient_checkpointing: recompute activations layer by layer in backward.
         head_chunk_size: completion positions whose logits exist at the same time.
+        mlp_chunk_size: tokens whose feed-forward activations exist at the same time, in decoder
+            layers. Saves memory where nothing else takes as much, and costs a third forward of
+            them under gradient checkpointing; null takes all tokens together.
+        quantize: hold the decoder's matrices in 4 bits (QLoRA, Dettmers et al., 2023, arXiv
+            2305.14314), to train an adapter on them; needs bitsandbytes.
     """
 
     def __init__(
@@ -79,6 +86,8 @@ class QwenPolicy(Policy):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         head_chunk_size: PositiveInt = 256,
+        mlp_chunk_size: PositiveInt | None = None,
+        quantize: Quantize | None = None,
     ) -> None:
         super().__init__()
         self.path = path
@@ -89,6 +98,8 @@ class QwenPolicy(Policy):
         self._attn_implementation = attn_implementation
         self._gradient_checkpointing = gradient_checkpointing
         self._head_chunk_size = head_chunk_size
+        self._mlp_chunk_size = mlp_chunk_size and int(mlp_chunk_size)
+        self.quantize = quantize
         self.model: Any = None
 
     @property
@@ -99,10 +110,15 @@ class QwenPolicy(Policy):
     def load(self) -> None:
         """See `Policy.load`."""
         if not self.loaded:
-            self._load(load_model)
+            self._load(partial(load_model, quantize=self.quantize))
 
     def load_empty(self) -> None:
         """See `Policy.load_empty`."""
+        if self.quantize:
+            raise InputError(
+                f"model.policy.quantize is {self.quantize}, and 4-bit weights are not sharded; "
+                "take --config configs/ddp.yaml, or set quantize: null"
+            )
         if not self.loaded:
             self._load(load_empty_model)
 
@@ -117,8 +133,10 @@ class QwenPolicy(Policy):
                 "model.policy: lora trains the language model's adapter only; set "
                 "freeze_vision: true, or lora: null for full fine-tuning"
             )
-        self.processor = load_processor(self.path)
         base = adapter_base(self.path) or self.path
+        if self.quantize:
+            check_quantize(self.quantize, self.lora is not None or base != self.path)
+        self.processor = load_processor(self.path)
         self._base_path = base
         self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)
         is_empty = any(p.is_meta for p in self.parameters())
@@ -146,6 +164,8 @@ class QwenPolicy(Policy):
         self.processor = processor
         # not the vision tower's, whose activations autocast leaves in another dtype than weights
         fuse_norms(model.model.language_model)
+        if self._mlp_chunk_size:
+            chunk_mlps(model.model.language_model.layers, self._mlp_chunk_size)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self._gradient_checkpointing:
@@ -258,6 +278,8 @@ class QwenPolicy(Policy):
 
     def save_pretrained(self, folder: Path, merge: bool = False) -> None:
         """See `Policy.save_pretrained`."""
+        if merge:
+            check_mergeable_weights(self.quantize)
         save_model(self.model, self.processor, folder, merge, isinstance(self, FSDPModule))
 
     def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
@@ -292,6 +314,7 @@ class QwenPolicy(Policy):
             "base": base,
             "lora": self.lora is not None,
             "dtype": self._dtype,
+            **({"quantize": self.quantize} if self.quantize else {}),
             "prompt": asdict(self._template),
             "weights": weights_stamp(self.path),
             "base_weights": weights_stamp(base) if base else {},
