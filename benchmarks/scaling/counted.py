@@ -109,12 +109,12 @@ def count(recipe: Recipe, shape: Shape = QWEN_7B) -> dict[str, Any]:
         frames = recipe.num_frames or data["num_frames"]
         size = Resolution(**data["resolution"]).size(*VIDEO, frames)
         batch_size = data.get("batch_size" if recipe.is_training else "eval_batch_size", 1)
-        # the first step makes the optimizer's state; in prediction questions follow each other
+        # A first step makes the optimizer's state. In prediction questions follow each other.
+        sizes = (1, batch_size) if recipe.is_training else (batch_size,) * (16 // batch_size)
         batches = [
-            [_sample(f"{i}-{j}", frames, size) for j in range(batch_size)]
-            for i in range(2 if recipe.is_training else 16 // batch_size)
+            [_sample(f"{i}-{j}", frames, size) for j in range(n)] for i, n in enumerate(sizes)
         ]
-        loader = DataLoader(batches, batch_size=None)
+        loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
         trainer = Trainer(
             accelerator="cuda",
             devices=1,
@@ -201,7 +201,7 @@ def _phases(device: ShapesDevice) -> Iterator[None]:
             wrapped = within(name, getattr(owner, method))
             stack.enter_context(mock.patch.object(owner, method, wrapped))
         # a gradient without values would be taken for one that is not finite
-        stack.enter_context(mock.patch.object(NonFiniteGuard, "is_bad", lambda *args: False))
+        stack.enter_context(mock.patch.object(NonFiniteGuard, "is_bad", return_value=False))
         yield
 
 

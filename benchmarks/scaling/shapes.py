@@ -7,7 +7,7 @@ The code that runs is the real one. Whole numbers keep their values, since Pytho
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -101,9 +101,11 @@ class ShapesDevice(Device):
             kwargs = {**kwargs, "device": torch.device("meta")}
         given = tensors_in((args, kwargs))
         shapes = {id(x): x if x.is_meta else torch.empty_like(x, device="meta") for x in given}
-        out = func(
-            *mapped(lambda x: shapes[id(x)], args), **mapped(lambda x: shapes[id(x)], kwargs)
-        )
+
+        def shape(x: torch.Tensor) -> torch.Tensor:
+            return shapes[id(x)]
+
+        out = func(*mapped(shape, args), **mapped(shape, kwargs))
         own = {id(shapes[id(x)]): x for x in given}  # what is written in place keeps its values
         return mapped(lambda x: own[id(x)] if id(x) in own else _zeros(x), out)
 
@@ -164,14 +166,17 @@ def shapes_only(num_bytes: float) -> Iterator[ShapesDevice]:
         seen.add(key)
         return decode(self, tokens, positions, layout)
 
-    def free(of: Any = None) -> tuple[int, int]:
+    def free(*_: Any) -> tuple[int, int]:
         return max(device.num_bytes - device.held, 0), device.num_bytes
+
+    def run(_: StepGraphs, __: Any, step: Callable[[], None]) -> None:
+        step()
 
     with ExitStack() as stack:
         stack.enter_context(pretended_cuda(device))
         for target, name, new in (
             (QwenNetwork, "decode", decode_once),
-            (StepGraphs, "run", lambda self, key, step: step()),
+            (StepGraphs, "run", run),
             (torch.cuda, "mem_get_info", free),
         ):
             stack.enter_context(mock.patch.object(target, name, new))

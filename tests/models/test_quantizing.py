@@ -12,7 +12,7 @@ from tests.models.steps import Snapshots, fit
 from vrts.models.objectives import GRPO
 from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff
-from vrts.types import InputError
+from vrts.types import Completion, InputError
 
 pytest.importorskip("bitsandbytes")
 
@@ -37,6 +37,9 @@ def test_the_decoders_matrices_and_no_others_take_four_bits(varied_model):
     assert found == {n: -(-sizes[n] // 2) for n in found}
     trained = {n for n, p in policy.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in plain.named_parameters() if p.requires_grad}
+    prompts = make_engine(plain).encode([make_sample(0, 4, (56, 56), "What?")])
+    own = [(Completion("", 5, 5, token_ids=torch.arange(20, 25)),)]
+    assert policy.workload(prompts, own) == plain.workload(prompts, own)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -46,7 +49,7 @@ def test_a_step_trains_the_adapter_alone(tmp_path, varied_model, videos, precisi
         tmp_path, policy, questions(videos["long"], 4), [look], objective=GRPO(beta=0.1),
         reference=AdapterOff(), trainer={"precision": precision},
     )  # fmt: skip
-    first = {n: p for n, p in look.parameters[0].items()}
+    first = look.parameters[0]
     moved = {n for n, p in policy.named_parameters() if not torch.equal(p, first[n])}
     assert moved
     assert all("lora_" in n for n in moved)

@@ -21,6 +21,7 @@ from vrts.models.mlp import chunk_mlps
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.qwen_flops import qwen_workload
 from vrts.models.qwen_inputs import PromptEncoder, QwenPrompt, end_token_ids
 from vrts.models.qwen_loading import (
@@ -37,7 +38,6 @@ from vrts.models.qwen_loading import (
 )
 from vrts.models.qwen_network import QwenNetwork
 from vrts.models.qwen_saving import save_model
-from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.shard_loading import (
     fill,
     known_folder,
