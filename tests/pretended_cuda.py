@@ -52,8 +52,6 @@ class Device:
         """Calls of flash kernels: forward, backward."""
         self.operators: Counter[str] = Counter()
         """Operators that ran, replayed ones too."""
-        self.casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """Trained weights in the dtype of autocast, until its outermost context ends."""
         self.recording: Recorder | None = None
         self.in_operator = False
         """Whether C++ code runs for tensors of the device: what it makes lies there too."""
@@ -396,14 +394,8 @@ def _autocast(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
     def cast(to: torch.dtype, *of: torch.dtype) -> tuple[Any, Any]:
         def one(x: torch.Tensor) -> torch.Tensor:
-            if not isinstance(x, DeviceTensor) or x.dtype not in of or x.dtype == to:
-                return x
-            # as CUDA's autocast does: a weight is cast once a context
-            if not (to in HALF and x.requires_grad and x.is_leaf and torch.is_grad_enabled()):
-                return torch.Tensor.to(x, to)
-            if id(x) not in _device.casts:
-                _device.casts[id(x)] = x, torch.Tensor.to(x, to)
-            return _device.casts[id(x)][1]
+            eligible = isinstance(x, DeviceTensor) and x.dtype in of and x.dtype != to
+            return torch.Tensor.to(x, to) if eligible else x
 
         return mapped(one, args), mapped(one, kwargs)
 
@@ -698,11 +690,6 @@ def _reducer(make: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def _clear_casts(clear: Callable[[], None] = torch.clear_autocast_cache) -> None:
-    _device.casts.clear()
-    clear()
-
-
 def _swap(a: torch.Tensor, b: torch.Tensor) -> None:
     """`torch.utils.swap_tensors` for modules that move, also where views of a weight are kept."""
     a.__class__, b.__class__ = b.__class__, a.__class__
@@ -733,7 +720,6 @@ def pretended_cuda(device: Device | None = None) -> Iterator[Device]:
             )
         )
         enter(mock.patch.object(torch.utils, "swap_tensors", _swap))
-        enter(mock.patch.object(torch, "clear_autocast_cache", _clear_casts))
         enter(mock.patch.object(torch.distributed, "Reducer", _reducer(torch.distributed.Reducer)))
         # loading threads would not see the modes
         enter(mock.patch.dict("os.environ", {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
