@@ -83,7 +83,7 @@ class ShapesDevice(Device):
         if not memory.is_meta:
             return memory.detach().clone()
         if memory.numel() > SMALL:
-            return memory.detach()
+            return torch.empty_like(memory)  # memory of its own, which is not counted
         return torch.zeros(memory.shape, dtype=memory.dtype)
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
