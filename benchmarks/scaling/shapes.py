@@ -38,6 +38,8 @@ class ShapesDevice(Device):
         self.num_bytes = int(num_bytes)
         self.held = 0
         """Bytes now."""
+        self.between = 0
+        """Bytes between two steps, for whoever notes them."""
         self.peaks: dict[str, int] = {}
         """Most bytes at once, by phase."""
         self._phase: str | None = None

@@ -14,7 +14,7 @@ from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff
 from vrts.types import Completion, InputError
 
-pytest.importorskip("bitsandbytes")
+pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
 
 
 def quantized(folder, **options):
