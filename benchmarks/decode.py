@@ -1,10 +1,10 @@
 """Decoding: 32 frames of a 60 s clip of 720p, against qwen_vl_utils with decord.
 
 ``python -m benchmarks.decode`` makes the clip and decodes it in child processes, one after the
-other in turn, by `vrts` (the default decoders, in the same code that a decode worker runs, one
-thread) and by ``qwen_vl_utils.fetch_video`` (decord's own threads). It prints medians: seconds of
-a decode after the imports, by the clock and of all cores together, and peak memory, of the whole
-process and beyond what its imports took. Another clip and number of rounds can be given:
+other in turn, by `vrts` (the default decoder and decord, in the same code that a decode worker
+runs, one thread) and by ``qwen_vl_utils.fetch_video`` (decord's own threads). It prints medians:
+seconds of a decode after the imports, by the clock and of all cores together, and peak memory, of
+the whole process and beyond what its imports took. Another clip and number of rounds can be given:
 ``python -m benchmarks.decode clip.mp4 3``.
 """
 
@@ -48,7 +48,6 @@ OURS = (
     """
 import sys
 import torch
-from vrts.data.decoding import FallbackDecoder
 from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.requests import Request
@@ -57,7 +56,7 @@ from vrts.data.sampling import UniformSampler
 from vrts.data.worker import try_decode
 import decord
 torch.set_num_threads(1)
-decoder = FallbackDecoder([{decoders}])
+decoder = {decoder}
 resolution = Resolution(min_pixels={min_pixels}, max_pixels={max_pixels})
 """,
     "try_decode(decoder, UniformSampler(), resolution, Request({path!r}, {num_frames})).frames",
@@ -125,10 +124,9 @@ def main() -> None:
             "min_pixels": MIN_PIXELS,
             "max_pixels": MAX_PIXELS,
         }
-        both = "DecordDecoder(), PyAVDecoder()"
         cases = {
-            "vrts": (OURS, values | {"decoders": both}),
-            "vrts, PyAV alone": (OURS, values | {"decoders": "PyAVDecoder()"}),
+            "vrts": (OURS, values | {"decoder": "PyAVDecoder()"}),
+            "vrts, DecordDecoder": (OURS, values | {"decoder": "DecordDecoder()"}),
             "qwen_vl_utils": (QWEN, values),
         }
         found: dict[str, list[list[Any]]] = {name: [] for name in cases}

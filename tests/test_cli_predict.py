@@ -215,10 +215,10 @@ class TestReplay:
             "few": "question few at 32 frames has 3 completions, and 5 are asked for; give "
             "SparseToDense.num_samples no more than were recorded",
             "given-up": "question given-up at 32 frames lacks 1 of 5 completions, which an early "
-            "stop gave up and this vote needs; record the run with configs/record.yaml "
+            "stop cancelled and this vote needs; record the run with configs/record.yaml "
             "for any vote",
             "denser": "question denser at 64 frames lacks 1 of 5 completions, which an early "
-            "stop gave up and this vote needs; record the run with configs/record.yaml "
+            "stop cancelled and this vote needs; record the run with configs/record.yaml "
             "for any vote",
             "few-denser": "question few-denser at 64 frames has 4 completions, and 5 are asked "
             "for; give SparseToDense.num_samples no more than were recorded",

@@ -108,6 +108,8 @@ class Clip:
     """Frames in the source, as counted by the decoder; of a time window, those in it."""
     times_s: tuple[float, ...] = ()
     """When each frame is shown, from the first frame of the source on; empty for a picture."""
+    num_damaged: int = 0
+    """Frames that are damaged, for which the nearest sound ones stand in."""
 
     @property
     def num_frames(self) -> int:
@@ -121,8 +123,11 @@ class Clip:
 
     @property
     def sampled_fps(self) -> float:
-        """Frames a second after sampling: ``T / total * fps``, as in qwen_vl_utils 0.0.14."""
-        return self.num_frames / max(self.num_source_frames, 1) * self.fps
+        """Frames a second after sampling: ``T / total * fps``, as in qwen_vl_utils 0.0.14.
+
+        A frame that is repeated to make their number even does not make it more.
+        """
+        return min(self.num_frames / max(self.num_source_frames, 1), 1.0) * self.fps
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +269,8 @@ class Round:
     one has no answer."""
     is_last: bool = False
     """Whether the video is known to have no more frames to show, at whatever denser level."""
+    num_damaged: int = 0
+    """Frames that are damaged, for which the nearest sound ones stand in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +293,11 @@ class Prediction:
     def num_frames(self) -> int:
         """Frames of the round that decided; 0 where there was none."""
         return self.rounds[-1].num_frames if self.rounds else 0
+
+    @property
+    def num_damaged(self) -> int:
+        """Damaged frames of that round, for which the nearest sound ones stand in."""
+        return self.rounds[-1].num_damaged if self.rounds else 0
 
     def to(self, device: torch.device) -> Prediction:
         """Give itself back: it has no tensors. Lightning moves all that a prediction returns."""

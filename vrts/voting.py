@@ -43,6 +43,7 @@ def make_round(
     mean_logprobs: Sequence[float] = (),
     abandoned: Sequence[bool] = (),
     is_last: bool = False,
+    num_damaged: int = 0,
 ) -> Round:
     """Parse completions of one question into a round.
 
@@ -55,6 +56,7 @@ def make_round(
         mean_logprobs: of each completion.
         abandoned: which completions were given up; they have no answer, whatever they say.
         is_last: whether the video has no more frames to show.
+        num_damaged: frames for which the nearest sound ones stand in.
     """
     answers = tuple(
         None if given_up else parse_answer(text, question)
@@ -70,6 +72,7 @@ def make_round(
         tuple(mean_logprobs),
         tuple(abandoned),
         is_last,
+        num_damaged=num_damaged,
     )
 
 

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from tests.models.scripted_engine import ScriptedEngine, ScriptedPrompt
-from vrts.data.decoding import FallbackDecoder
-from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import Reader
 from vrts.data.sampling import UniformSampler
@@ -147,11 +145,8 @@ def ask(id: str, video: str, answer: str | None = "A") -> Question:
                     gold=answer)  # fmt: skip
 
 
-class FragileDecoder(FallbackDecoder):
-    """The usual decoders; a video of the name ``fragile`` fails above 4 frames."""
-
-    def __init__(self) -> None:
-        super().__init__([DecordDecoder(), PyAVDecoder()])
+class FragileDecoder(PyAVDecoder):
+    """The usual decoder; a video of the name ``fragile`` fails above 4 frames."""
 
     def decode(self, path, num_frames, sampler, resolution, window=WHOLE):
         if Path(path).stem == "fragile" and num_frames > 4:

@@ -15,13 +15,13 @@ from vrts.callbacks.summary import (
 from vrts.types import InputError, Prediction, Question, Round
 
 
-def predicted(id, correct, *rounds, answer="A", error=None, video=None, **breakdown):
+def predicted(id, correct, *rounds, answer="A", error=None, video=None, damaged=0, **breakdown):
     """A prediction; rounds are pairs of frames and agreement; a video of its own unless given."""
     gold = None if correct is None else "A"
     metadata = {"breakdown": breakdown}
     return Prediction(
         Question(id, "", video or f"{id}.mp4", gold=gold, metadata=metadata),
-        tuple(Round(T, (), (), share) for T, share in rounds),
+        tuple(Round(T, (), (), share, num_damaged=damaged) for T, share in rounds),
         answer,
         error,
         correct,
@@ -31,7 +31,9 @@ def predicted(id, correct, *rounds, answer="A", error=None, video=None, **breakd
 PREDICTIONS = [
     predicted("right", True, (4, 1.0), video="a.mp4", kind="easy", length="short"),
     predicted("confident", False, (4, 0.5), (8, 1.0), answer="B", video="a.mp4", kind="easy"),
-    predicted("majority", True, (4, 0.5), (8, 0.5), (16, 0.75), video="b.mp4", kind="hard"),
+    predicted(
+        "majority", True, (4, 0.5), (8, 0.5), (16, 0.75), video="b.mp4", damaged=2, kind="hard"
+    ),
     predicted("unscored", None, (4, 0.5), (8, 0.5), (16, 1.0), video="c.mp4", kind="hard"),
     predicted("silent", False, (4, 0.25), (6, 0.0), answer=None, video="b.mp4", kind="hard"),
     predicted("damaged", False, answer=None, error="damaged", video="d.mp4", kind="hard"),
@@ -61,6 +63,8 @@ def test_every_number_by_hand():
         "num_failed": 3,
         "failed": ["damaged", "damaged later", "damaged, unscored"],
         "failures": [{"reason": "damaged", "num_questions": 3, "example": "damaged"}],
+        "num_damaged": 1,
+        "damaged": ["majority"],
         "breakdown": {
             "kind": {
                 "easy": {

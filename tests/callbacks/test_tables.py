@@ -37,6 +37,7 @@ def test_the_tables_show_percent():
         ["decided at 8 frames", "25.0 %"],
         ["decided at 16 frames", "25.0 %"],
         ["without an answer", "1"],
+        ["with damaged frames", "1"],
         ["failed", "3"],
         ["failed questions", f"{first},"],
         ["", f"{others[0]},"],

@@ -8,6 +8,11 @@ import av
 import numpy as np
 
 BITS = 8
+ORIENTATIONS = {
+    1: (1, 0, 0, 1), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0), 6: (0, 1, -1, 0), 7: (0, -1, -1, 0), 8: (0, -1, 1, 0),
+}  # fmt: skip
+"""Display matrices a, b, c, d by the numbers that EXIF has for the same: x' = ax + cy, …"""
 
 
 def paint(number: int, width: int = 160, height: int = 96) -> np.ndarray:
@@ -31,6 +36,25 @@ def numbers(clip) -> tuple[int, ...]:
     return tuple(number_of(frame.numpy()) for frame in clip.frames)
 
 
+def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture ``[H, W, C]`` as a player shows it: each pixel put where the matrix says."""
+    height, width = pixels.shape[:2]
+    a, b, c, d = ORIENTATIONS[orientation]
+    y, x = np.mgrid[:height, :width]
+    columns, rows = a * x + c * y, b * x + d * y
+    columns, rows = columns - columns.min(), rows - rows.min()
+    shown = np.zeros((rows.max() + 1, columns.max() + 1, *pixels.shape[2:]), pixels.dtype)
+    shown[rows, columns] = pixels
+    return shown
+
+
+def upright(clip, orientation: int):
+    """The frames ``[T, C, H, W]`` of a clip, what a player does to them undone."""
+    back = {6: 8, 8: 6}.get(orientation, orientation)
+    frames = [oriented(frame.permute(1, 2, 0).numpy(), back) for frame in clip.frames]
+    return [frame.transpose(2, 0, 1) for frame in frames]
+
+
 def write_numbered(
     path: Path,
     num_frames: int = 60,
@@ -43,6 +67,7 @@ def write_numbered(
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    pixel_aspect: Fraction | None = None,
 ) -> str:
     """Write a video whose frame i carries the number i.
 
@@ -57,11 +82,14 @@ def write_numbered(
         pix_fmt: pixels of the encoded frames.
         options: of the encoder.
         container_options: of the container.
+        pixel_aspect: width of a pixel over its height.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.gop_size = gop
+        if pixel_aspect is not None:
+            stream.sample_aspect_ratio = pixel_aspect
         if times is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(num_frames):
@@ -73,13 +101,42 @@ def write_numbered(
     return str(path)
 
 
-def remux(source: str, path: Path, change, options: dict[str, str] | None = None) -> str:
-    """Copy the packets of a video; `change` takes number and packet, and None drops it."""
+def remux(
+    source: str,
+    path: Path,
+    change=lambda number, packet: packet,
+    options: dict[str, str] | None = None,
+    *,
+    orientation: int = 1,
+    metadata: dict[str, str] | None = None,
+) -> str:
+    """Copy the packets of a video.
+
+    Args:
+        source: the video.
+        path: of the copy.
+        change: takes number and packet, and gives it back, or bytes in its place; None drops it.
+        options: of the container.
+        orientation: as a player shows it.
+        metadata: of the container.
+    """
     with av.open(source) as inside, av.open(str(path), "w", options=options or {}) as outside:
         stream = outside.add_stream_from_template(inside.streams.video[0])
+        outside.metadata.update(metadata or {})
+        if orientation > 1:
+            a, b, c, d = (i * 2**16 for i in ORIENTATIONS[orientation])
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 2**30])
         for number, packet in enumerate(inside.demux(video=0)):
-            if packet.dts is None or change(number, packet) is None:
+            if packet.dts is None:
                 continue
-            packet.stream = stream
-            outside.mux(packet)
+            changed = change(number, packet)
+            if changed is None:
+                continue
+            if isinstance(changed, bytes):
+                copy = av.Packet(changed)
+                copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+                copy.is_keyframe, copy.duration = packet.is_keyframe, packet.duration
+                changed = copy
+            changed.stream = stream
+            outside.mux(changed)
     return str(path)

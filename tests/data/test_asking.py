@@ -16,7 +16,6 @@ def test_options_make_a_multiple_choice(tmp_path):
     assert (question.id, question.text, question.video) == ("a clip.mp4", "Why?", str(video))
     assert (question.problem_type, question.options) == ("multiple choice", ("red", "blue"))
     assert question.gold is None
-    assert not question.is_image
     (question,) = SingleQuestionReader(str(video), "Why?").read()
     assert (question.problem_type, question.options) == (ProblemType.FREE_FORM, ())
 
@@ -36,12 +35,6 @@ def test_the_fingerprint_tells_the_content(tmp_path):
     assert reader.fingerprint()["video"].startswith("clip.mp4 ")
     folder = SingleQuestionReader(str(tmp_path), "Why?")
     assert folder.fingerprint()["video"] == str(tmp_path)
-
-
-@pytest.mark.parametrize(("name", "is_image"), [("a.JPG", True), ("a.png", True), ("a.mkv", False)])
-def test_a_picture_is_one(tmp_path, name, is_image):
-    (tmp_path / name).touch()
-    assert SingleQuestionReader(str(tmp_path / name), "Why?").read()[0].is_image == is_image
 
 
 @pytest.mark.parametrize(

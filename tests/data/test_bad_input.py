@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from tests.data.numbered import numbers, remux, write_numbered
-from vrts.data.decoding import FallbackDecoder
-from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import UniformSampler
@@ -25,9 +23,7 @@ DEADLINE_S = 60.0
 
 @pytest.fixture(scope="module")
 def pool():
-    made = DecodePool(
-        FallbackDecoder([DecordDecoder(), PyAVDecoder()]), UniformSampler(), SMALL, 1, DEADLINE_S
-    )
+    made = DecodePool(PyAVDecoder(), UniformSampler(), SMALL, 1, DEADLINE_S)
     yield made
     made.close()
 
@@ -134,7 +130,7 @@ def test_packets_missing_in_the_middle(tmp_path, pool):
 
 
 def test_real_videos_and_the_pool_after_all_of_this(shared, tmp_path, pool):
-    for path in sorted((shared / "videos").iterdir()):
+    for path in sorted(path for path in (shared / "videos").iterdir() if path.is_file()):
         sample = result(pool, path)
         sound = path.suffix != ".md" and path.stem != "corrupted"
         assert (sample.error is None) == sound, (path, sample.error)

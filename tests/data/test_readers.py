@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.fields import gold_answer, strip_letters
 from vrts.data.readers import VideoR1Reader, VideoRTSReader
 from vrts.types import InputError, ProblemType, letters
@@ -221,6 +222,51 @@ def test_damaged_files(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         VideoR1Reader(str(path)).read()
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("shape", ["list", "by id", "one row"])
+def test_one_object_is_read_where_it_has_rows(tmp_path, videos, indent, shape):
+    rows = [R1, R1 | {"problem_id": 8}]
+    value = {
+        "list": {"info": {"version": 1}, "annotations": rows, "n": [1]},
+        "by id": {str(row["problem_id"]): row for row in rows},
+        "one row": R1,
+    }[shape]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(value, indent=indent))
+    questions = VideoR1Reader(str(path), videos).read()
+    assert [question.id for question in questions] == (["7"] if shape == "one row" else ["7", "8"])
+    place = ":1" if shape == "one row" else ": item 1"
+    assert questions[0].source == f"{path}{place}"
+
+
+def test_the_key_of_a_row_is_its_id(tmp_path, videos):
+    row = {"video": "clip.mp4", "question": "Why?"}
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"first": row, "second": row | {"id": "own"}}, indent=2))
+    assert [q.id for q in PlainReader(str(path), videos).read()] == ["first", "own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"videos": 3,\n "info": {"version": 1}}',
+            "the file is one JSON object with the keys videos, info, in which there are no "
+            "rows; expected an array of rows",
+        ),
+        ('{"a": [{"x": 1}],\n "b": [{"y": 1}]}', "the file is one JSON object with the keys a"),
+        ('{\n "annotations": [\n  {"problem_id": 1,\n', r"not valid JSON \(.*line 4"),
+        ('{"annotations": []}', "with the keys annotations, in which there are no rows"),
+    ],
+)  # fmt: skip
+def test_one_object_without_rows_is_named_as_what_it_is(tmp_path, text, message):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        VideoR1Reader(str(path)).read()
+    assert "1 bad row" in str(caught.value)
 
 
 def test_missing_files_and_folders(tmp_path, videos):

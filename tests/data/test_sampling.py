@@ -20,7 +20,7 @@ def test_indices_equal_those_of_qwen_vl_utils(total, asked):
         count = smart_nframes({"nframes": asked}, total, 25.0)
         assert indices == torch.linspace(0, total - 1, count).round().long().tolist()
     else:
-        assert len(indices) == total // 2 * 2
+        assert indices == [*range(total), *[total - 1] * (total % 2)]
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,16 @@ def test_indices_equal_those_of_qwen_vl_utils(total, asked):
     [
         (1, 32, [0, 0]),
         (2, 32, [0, 1]),
-        (3, 32, [0, 2]),
+        (3, 32, [0, 1, 2, 2]),
+        (5, 32, [0, 1, 2, 3, 4, 4]),
+        (5, 6, [0, 1, 2, 3, 4, 4]),
         (5, 4, [0, 1, 3, 4]),
         (10, 1, [0, 9]),
         (10, 3, [0, 3, 6, 9]),
         (10, 5, [0, 3, 6, 9]),
     ],
 )
-def test_short_clips_are_clamped_to_their_even_length(total, asked, expected):
+def test_short_clips_lose_no_frame(total, asked, expected):
     assert UniformSampler().indices(total, asked, 25.0) == expected
 
 

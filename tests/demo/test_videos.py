@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vrts.data.decord_decoder import DecordDecoder
+from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import VideoR1Reader
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import UniformSampler
@@ -26,7 +26,7 @@ def test_colours_survive_encoding_and_decoding(tmp_path):
     frames = render(scene)
     write_video(tmp_path / "a.mp4", frames)
     assert (tmp_path / "a.mp4").stat().st_size < 20_000
-    clip = DecordDecoder().decode(str(tmp_path / "a.mp4"), NUM_FRAMES, UniformSampler(), RESOLUTION)
+    clip = PyAVDecoder().decode(str(tmp_path / "a.mp4"), NUM_FRAMES, UniformSampler(), RESOLUTION)
     assert (clip.fps, clip.num_source_frames) == (FPS, NUM_FRAMES)
     decoded = clip.frames.permute(0, 2, 3, 1).numpy().astype(float)
     assert np.abs(decoded - frames).mean() < 12

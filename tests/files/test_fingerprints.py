@@ -15,7 +15,7 @@ from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.benchmarks.videommmu import VideoMMMUReader
 from vrts.data.cache import FrameCache
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.pyav_decoder import PyAVDecoder
+from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.readers import VideoRTSReader
 from vrts.data.resolution import Resolution
 from vrts.files.fingerprints import (
@@ -73,9 +73,10 @@ def test_each_option_of_a_reader_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"decoder": PyAVDecoder()}, "decoder"),
+        ({"decoder": DecordDecoder()}, "decoder"),
         ({"resolution": Resolution(short_side=224)}, "resolution"),
         ({"frames_fps": 2.0}, "frames_fps"),
+        ({"max_damaged": 0.2}, "max_damaged"),
     ],
 )
 def test_what_clips_depend_on_is_recorded(options, key):
@@ -86,7 +87,7 @@ def test_what_changes_no_clip_is_not_recorded(tmp_path):
     plain = fingerprint(ListReader())
     options = {"num_workers": 7, "deadline_s": 5.0, "cache": FrameCache(str(tmp_path))}
     assert fingerprint(ListReader(), **options) == plain
-    assert plain["decoder"]["decoders"] == [{"class": "DecordDecoder"}, {"class": "PyAVDecoder"}]
+    assert plain["decoder"] == {"class": "PyAVDecoder"}
     assert plain["reader"] == "tests.data.plugins.ListReader"
     assert (plain["reader.count"], plain["reader.prefix"]) == (10, "q")
 

@@ -34,6 +34,7 @@ def test_the_line_of_an_answer():
         "answer": "B",
         "correct": True,
         "num_frames": 8,
+        "damaged": 0,
         "rounds": [
             {
                 "num_frames": 4,
@@ -45,6 +46,7 @@ def test_the_line_of_an_answer():
                 "mean_logprobs": [-0.1234, -2.0],
                 "abandoned": [False, True],
                 "is_last": False,
+                "damaged": 0,
             },
             {
                 "num_frames": 8,
@@ -56,6 +58,7 @@ def test_the_line_of_an_answer():
                 "mean_logprobs": [],
                 "abandoned": [],
                 "is_last": True,
+                "damaged": 0,
             },
         ],
         "status": "ok",
@@ -67,7 +70,7 @@ def test_the_line_of_an_answer():
         "breakdown": {},
     }
     assert list(line) == [
-        "id", "gold", "answer", "correct", "num_frames", "rounds", "status", "error",
+        "id", "gold", "answer", "correct", "num_frames", "damaged", "rounds", "status", "error",
         "question", "options", "problem_type", "video", "breakdown",
     ]  # fmt: skip
     assert json.loads(json.dumps(line)) == line
@@ -81,6 +84,7 @@ def test_the_line_of_a_failure():
         "answer": None,
         "correct": None,
         "num_frames": 0,
+        "damaged": 0,
         "rounds": [],
         "status": "failed",
         "error": "v.mp4: no such file",
@@ -170,7 +174,7 @@ def test_a_missing_file_is_named(tmp_path):
         ids(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize("field", json.loads(line("a")).keys() - {"num_frames"})
+@pytest.mark.parametrize("field", json.loads(line("a")).keys() - {"num_frames", "damaged"})
 def test_a_line_that_lacks_a_field_is_refused(tmp_path, field):
     older = json.loads(line("a"))
     del older[field]

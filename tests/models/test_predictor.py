@@ -264,7 +264,12 @@ def test_a_real_model_s_rows_stay_in_flight_and_answer_as_one_question_at_a_time
     lengths = [n for p in found[0].values() for r in p.rounds for n in r.num_tokens]
     assert sorted(lengths)[-20] >= 10 * sorted(lengths)[20], "lengths hardly differ"
     assert {len(p.rounds) for p in found[0].values()} == {2}
-    assert {id: found[0][id] for id in found[1]} == found[1]
+    for id, want in found[1].items():
+        for one, other in zip(found[0][id].rounds, want.rounds, strict=True):
+            # sums of a few rows and of many are rounded differently, in the last bits
+            assert one.mean_logprobs == pytest.approx(other.mean_logprobs, abs=1.5e-4)
+            assert replace(one, mean_logprobs=()) == replace(other, mean_logprobs=())
+        assert found[0][id].answer == want.answer
 
 
 def scripted(script, num_rows=100, length=lambda m, seeds: 1):

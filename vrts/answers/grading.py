@@ -106,7 +106,7 @@ def answer_score(
         InputError: the gold answer cannot be one of its problem type.
 
     Example:
-        >>> question = Question("1", "How far?", "a.mp4", ProblemType.REGRESSION, answer="8")
+        >>> question = Question("1", "How far?", "a.mp4", ProblemType.REGRESSION, gold="8")
         >>> round(answer_score("6", question), 6), answer_score("80", question)
         (0.75, 0.0)
     """

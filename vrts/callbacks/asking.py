@@ -64,6 +64,10 @@ def answer_panel(prediction: Prediction) -> Panel:
         parts.append(Text(f"round {number}: {found.num_frames} frames; {votes}"))
     if last.times_s:
         parts.append(Text(f"frames at {times_text(last.times_s)} s", style="dim"))
+    if last.num_damaged:
+        parts.append(
+            Text(f"{last.num_damaged} frames are damaged; the nearest sound ones stand in")
+        )
     title = escape(printable(prediction.question.text))
     return Panel(Group(*parts), title=title, title_align="left")
 

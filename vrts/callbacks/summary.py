@@ -36,7 +36,8 @@ def summarise(
 
     Returns:
         ``num_questions``, ``num_failed``, ``failed`` (ids) and ``failures`` (what
-        `failure_reasons` gives), ``num_without_answer``; what
+        `failure_reasons` gives), ``num_damaged`` and ``damaged`` (ids) of those answered although
+        frames are damaged, ``num_without_answer``; what
         `vrts.callbacks.accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored
         questions whose deciding round agreed on a wrong answer; ``agreement``, the mean share of
         the deciding round's completions that gave its most frequent answer, and ``num_abandoned``,
@@ -49,6 +50,7 @@ def summarise(
     n = len(predictions)
     failed = [p.question.id for p in predictions if p.error is not None]
     done = [p for p in predictions if p.error is None]
+    damaged = [p.question.id for p in done if p.num_damaged]
     scored = [p for p in predictions if p.correct is not None]
     last = [p.rounds[-1] for p in done]
     return {
@@ -67,6 +69,8 @@ def summarise(
         "num_failed": len(failed),
         "failed": failed,
         "failures": failure_reasons(predictions),
+        "num_damaged": len(damaged),
+        "damaged": damaged,
         "breakdown": breakdown(predictions),
         "gain": None if before is None else gain(predictions, before),
     }

@@ -62,6 +62,8 @@ def _overall(metrics: Mapping[str, Any]) -> Table:
         if share is not None:
             table.add_row(f"decided at {level} frames", f"{100 * share:.1f} %")
     table.add_row("without an answer", str(metrics["num_without_answer"]))
+    if metrics["num_damaged"]:
+        table.add_row("with damaged frames", str(metrics["num_damaged"]))
     table.add_row("failed", str(metrics["num_failed"]))
     if metrics["failed"]:
         names = [_shown(name) for name in metrics["failed"][:SHOWN_FAILURES]]

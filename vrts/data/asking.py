@@ -1,6 +1,5 @@
 """Reader of one question that comes from the command line."""
 
-import mimetypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ class SingleQuestionReader(Reader):
         if not self.question.strip():
             raise InputError("data.question is empty; give what to ask about the video")
         is_open = self.options is None
-        guessed, _ = mimetypes.guess_type(self.video)
         return [
             Question(
                 id=Path(self.video).name,
@@ -48,7 +46,6 @@ class SingleQuestionReader(Reader):
                 problem_type=ProblemType.FREE_FORM if is_open else ProblemType.MULTIPLE_CHOICE,
                 options=self._options(),
                 source="data.question",
-                is_image=(guessed or "").startswith("image/"),
             )
         ]
 

@@ -119,6 +119,7 @@ def _to_bytes(clip: Clip) -> bytes:
         "fps": clip.fps,
         "num_source_frames": clip.num_source_frames,
         "times_s": clip.times_s,
+        "num_damaged": clip.num_damaged,
     }
     parts = {
         "frames": clip.frames.contiguous(),
@@ -139,6 +140,7 @@ def _from_bytes(data: bytes) -> Clip:
         fps=told["fps"],
         num_source_frames=told["num_source_frames"],
         times_s=tuple(told["times_s"]),
+        num_damaged=told["num_damaged"],
     )
 
 

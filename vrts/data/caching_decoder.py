@@ -11,6 +11,9 @@ from vrts.data.windows import WHOLE, Window
 from vrts.files.fingerprints import describe, json_digest, sampled_digest
 from vrts.types import Clip
 
+RULES = 2
+"""Changes where the same options give other frames than before."""
+
 
 class CachingDecoder(Decoder):
     """Looks into a cache before it asks another decoder.
@@ -36,7 +39,7 @@ class CachingDecoder(Decoder):
         check_video_file(path)
         wanted = [describe(part) for part in (self.decoder, sampler, resolution, window)]
         content = sampled_digest(Path(path), with_time=True)
-        key = json_digest([content, num_frames, *wanted, version("vrts")])
+        key = json_digest([content, num_frames, *wanted, version("vrts"), RULES])
         clip = self.cache.load(key)
         if clip is None:
             clip = self.decoder.decode(path, num_frames, sampler, resolution, window)

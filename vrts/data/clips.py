@@ -1,7 +1,5 @@
 """Making a clip of decoded frames: each is resized for the model as soon as it comes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,7 +7,7 @@ from torch.nn.functional import interpolate
 
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
-from vrts.data.windows import WHOLE, Window, select
+from vrts.data.windows import WHOLE, Source, Window, select
 from vrts.types import Clip, VideoError
 
 
@@ -18,8 +16,7 @@ class ClipBuilder:
 
     Args:
         path: Video, for messages.
-        times_s: When each frame of the source is shown, ascending.
-        fps: Frames a second of the source, as its container states it.
+        source: Its frames.
         num_frames: Frames asked for.
         sampler: Chooses the frames; ``wanted`` holds them, ascending, each once.
         resolution: Chooses the size, from the first frame that is added.
@@ -32,8 +29,7 @@ class ClipBuilder:
     def __init__(
         self,
         path: str,
-        times_s: Sequence[float] | npt.NDArray[np.float64],
-        fps: float,
+        source: Source,
         num_frames: int,
         sampler: FrameSampler,
         resolution: Resolution,
@@ -41,7 +37,7 @@ class ClipBuilder:
     ) -> None:
         self.path = path
         try:
-            self._selection = select(times_s, fps, num_frames, sampler, window)
+            self._selection = select(source, num_frames, sampler, window)
         except VideoError as error:
             raise VideoError(f"{path}: {error}") from error
         self.wanted = sorted(set(self._selection.indices))
@@ -49,8 +45,13 @@ class ClipBuilder:
         self._resolution = resolution
         self._frames: torch.Tensor | None = None
 
-    def add(self, index: int, image: npt.NDArray[np.uint8]) -> None:
-        """Add a source frame, uint8 ``[H, W, C]``.
+    def add(self, index: int, image: npt.NDArray[np.uint8], pixel_aspect: float = 1.0) -> None:
+        """Add a source frame.
+
+        Args:
+            index: Which one.
+            image: It, uint8 ``[H, W, C]``.
+            pixel_aspect: Width of its pixels over their height.
 
         Raises:
             VideoError: frames that are too narrow for the model.
@@ -59,7 +60,8 @@ class ClipBuilder:
         if self._frames is None:
             T = len(self._selection.indices)
             try:
-                height, width = self._resolution.size(image.shape[0], image.shape[1], T)
+                height, width = image.shape[:2]
+                height, width = self._resolution.size(height, width, T, pixel_aspect)
             except VideoError as error:
                 raise VideoError(f"{self.path}: {error}") from error
             self._frames = torch.empty((T, 3, height, width), dtype=torch.uint8)
@@ -82,6 +84,7 @@ class ClipBuilder:
             fps=self._selection.fps,
             num_source_frames=self._selection.num_source_frames,
             times_s=self._selection.times_s,
+            num_damaged=self._selection.num_damaged,
         )
 
 

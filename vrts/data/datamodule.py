@@ -5,15 +5,14 @@ from concurrent.futures import Future
 from typing import Any
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vrts.data.asking import SingleQuestionReader
 from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
-from vrts.data.decoding import Decoder, FallbackDecoder
-from vrts.data.decord_decoder import DecordDecoder
+from vrts.data.decoding import Decoder
 from vrts.data.fields import check_frame_rates
 from vrts.data.ordering import evaluation_batches
 from vrts.data.progress import Layout, TrainingProgress
@@ -56,7 +55,7 @@ class VideoQADataModule(LightningDataModule):
         test: Reader of the test questions.
         predict: Reader of the questions to predict.
         sampler: Chooses frames; `UniformSampler` where it is null.
-        decoder: Decodes videos; where it is null, decord, and PyAV for what decord cannot.
+        decoder: Decodes videos; `PyAVDecoder` where it is null.
         resolution: Pixel budget of the frames.
         num_frames: Frames of a video.
         batch_size: Questions of an optimizer step, on each rank.
@@ -70,6 +69,8 @@ class VideoQADataModule(LightningDataModule):
         seed: Seed of the shuffling.
         cache: Keeps decoded frames on disk; null decodes anew in every run.
         frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
+        max_damaged: Share of a clip's frames that may be damaged: the nearest sound ones stand in
+            for them. A video with more of them has failed; with 0 any of them fails it.
         video: A video or picture to ask one question about, in place of ``predict``.
         question: That question.
         options: Its options, for a multiple choice.
@@ -97,6 +98,7 @@ class VideoQADataModule(LightningDataModule):
         seed: int = 0,
         cache: FrameCache | None = None,
         frames_fps: PositiveFloat | None = None,
+        max_damaged: ClosedUnitInterval = 0.1,
         video: str | None = None,
         question: str | None = None,
         options: list[str] | None = None,
@@ -111,7 +113,7 @@ class VideoQADataModule(LightningDataModule):
             predict = SingleQuestionReader(video, question, options)
         self.readers = {"train": train, "val": val, "test": test, "predict": predict}
         self.sampler = sampler or UniformSampler()
-        self.decoder = decoder or FallbackDecoder([DecordDecoder(), PyAVDecoder()])
+        self.decoder = decoder or PyAVDecoder()
         self.resolution = resolution or Resolution()
         # plain numbers: a restricted type in a checkpoint would need unpickling to be read
         self.num_frames = int(num_frames)
@@ -124,6 +126,7 @@ class VideoQADataModule(LightningDataModule):
         self.seed = seed
         self.cache = cache
         self.frames_fps = None if frames_fps is None else float(frames_fps)
+        self.max_damaged = float(max_damaged)
         self.predict_num_frames: int | None = None
         """Frames of the streams of all stages but training, where they are not ``num_frames``."""
         self.make_sample: MakeSample | None = None
@@ -210,6 +213,7 @@ class VideoQADataModule(LightningDataModule):
             "decoder": describe(self.decoder),
             "resolution": describe(self.resolution),
             "frames_fps": self.frames_fps,
+            "max_damaged": self.max_damaged,
         }
 
     def submit(
@@ -311,6 +315,7 @@ class VideoQADataModule(LightningDataModule):
                 self.num_workers,
                 self.deadline_s,
                 self.frames_fps,
+                self.max_damaged,
             )
         return self._pool
 

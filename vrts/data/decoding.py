@@ -22,7 +22,10 @@ class Decoder(ABC):
         resolution: Resolution,
         window: Window = WHOLE,
     ) -> Clip:
-        """Return a clip of the video, rotated as a player shows it.
+        """Return a clip of the video, turned as a player shows it.
+
+        No frame that is known to be damaged is among its frames: the nearest sound one stands in,
+        and is counted in `Clip.num_damaged`.
 
         Args:
             path: Video file.
@@ -34,39 +37,6 @@ class Decoder(ABC):
         Raises:
             VideoError: the file cannot be decoded; the message names it and the reason.
         """
-
-
-class FallbackDecoder(Decoder):
-    """Asks several decoders in turn and returns the first clip.
-
-    Args:
-        decoders: Decoders in the order in which they are asked.
-    """
-
-    def __init__(self, decoders: list[Decoder]) -> None:
-        if not decoders:
-            raise ValueError("FallbackDecoder needs at least one decoder")
-        self.decoders = decoders
-
-    def decode(
-        self,
-        path: str,
-        num_frames: int,
-        sampler: FrameSampler,
-        resolution: Resolution,
-        window: Window = WHOLE,
-    ) -> Clip:
-        """Return the clip of the first decoder that can; raises as `Decoder.decode` says."""
-        check_video_file(path)
-        reasons: dict[str, list[str]] = {}
-        for decoder in self.decoders:
-            try:
-                return decoder.decode(path, num_frames, sampler, resolution, window)
-            except VideoError as error:
-                reason = str(error).removeprefix(f"{path}: ")
-                reasons.setdefault(reason, []).append(type(decoder).__name__)
-        told = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
-        raise VideoError(f"{path}: {'; '.join(told)}")
 
 
 def check_video_file(path: str) -> None:

@@ -4,15 +4,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from vrts.data.clips import ClipBuilder
+from vrts.data.images import SUFFIXES, read_picture
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
-from vrts.data.windows import WHOLE, Window
+from vrts.data.windows import WHOLE, Source, Window
 from vrts.types import Clip, VideoError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def decode_folder(
@@ -47,22 +45,18 @@ def decode_folder(
             f"{path}: is a folder of frames without a frame rate; give its row a field 'fps' or "
             "set data.frames_fps"
         )
-    times_s = np.arange(len(files)) / fps
-    builder = ClipBuilder(path, times_s, fps, num_frames, sampler, resolution, window)
-    first_size: tuple[int, int] | None = None
+    source = Source(np.arange(len(files)) / fps, fps, len(files) / fps)
+    builder = ClipBuilder(path, source, num_frames, sampler, resolution, window)
+    first_shape: tuple[int, ...] | None = None
     for index in builder.wanted:
-        try:
-            with Image.open(files[index]) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise VideoError(f"{files[index]}: cannot be read as a picture ({error})") from error
-        first_size = first_size or image.size
-        if image.size != first_size:
+        image = read_picture(str(files[index]))
+        first_shape = first_shape or image.shape
+        if image.shape != first_shape:
             raise VideoError(
-                f"{files[index]}: is {image.width}x{image.height}, earlier frames are "
-                f"{first_size[0]}x{first_size[1]}"
+                f"{files[index]}: is {image.shape[1]}x{image.shape[0]}, earlier frames are "
+                f"{first_shape[1]}x{first_shape[0]}"
             )
-        builder.add(index, np.array(image))
+        builder.add(index, image)
     return builder.build()
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.frame import VideoFrame
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vrts.types import VideoError
+
+MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+MATROSKA = "matroska,webm"
+SLACK_S = 0.5
+"""Seconds that FLV's stated duration may be off before the file counts as cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,121 +28,49 @@ class Timeline:
 
     frames: list[int]
     keys: list[int]
-    """Those of them that decoding can begin at."""
+    """Those of them that the container calls key frames; the decoder has the last word."""
+    order: list[int]
+    """Which packet each frame is in, by the order of decoding."""
     unit_s: float
     """Seconds of the time base."""
     fps: float
     """Frames a second, as the container states it; 0 where it does not."""
-    container: str
-    """FFmpeg's names of the container's format, such as ``matroska,webm``."""
-    codec: str
-    """FFmpeg's name of it, such as ``h264``."""
-    begins_with_key: bool
-    """Whether the first packet can be decoded."""
-    closed: bool
-    """Whether no frame after a key frame needs one before it, as far as `is_idr` can tell."""
+    end: int
+    """When the last frame is no longer shown."""
+    has_hidden_head: bool
+    """Whether an edit list hides the first frame, from which those that are shown are decoded."""
 
     @property
     def times_s(self) -> npt.NDArray[np.float64]:
         """When each frame is shown, in seconds."""
         return np.asarray(self.frames, dtype=np.float64) * self.unit_s
 
+    def last_before(self, index: int) -> int:
+        """The last frame by time that is decoded before this one or is it.
 
-def read_timeline(path: str) -> Timeline | None:
-    """Return the times that the packets give, or None where they are not unique times.
-
-    AVI has no times: FFmpeg makes some up, which are not those of frames out of order.
-
-    Raises:
-        VideoError: no video stream.
-        av.FFmpegError, OSError: the file cannot be read.
-    """
-    frames: list[int] = []
-    keys: list[int] = []
-    first_is_key: bool | None = None
-    closed = True
-    with av.open(path) as container:
-        stream = video_stream(path, container)
-        if container.format.name == "avi":
-            return None
-        codec = stream.codec_context.name
-        for packet in _packets(path, container, stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            if packet.pts is None:
-                return None
-            if first_is_key is None:
-                first_is_key = packet.is_keyframe
-            frames.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-                if codec == "h264":
-                    closed = closed and is_idr(bytes(packet), stream.codec_context.extradata)
-        if not frames or len(set(frames)) < len(frames) or stream.time_base is None:
-            return None
-        return Timeline(
-            frames=sorted(frames),
-            keys=sorted(keys),
-            unit_s=float(stream.time_base),
-            fps=frame_rate(stream),
-            container=container.format.name,
-            codec=codec,
-            begins_with_key=bool(first_is_key),
-            closed=closed,
-        )
+        Frames of a reordered stream (B-frames) refer to later ones, which are decoded earlier.
+        """
+        later = range(min(index + 32, len(self.frames) - 1), index, -1)
+        return next((i for i in later if self.order[i] < self.order[index]), index)
 
 
-def _packets(
-    path: str, container: InputContainer, stream: VideoStream
-) -> Iterator[Packet[VideoStream]]:
-    """Demux; PyAV stumbles at the end over streams that FFmpeg has found on the way."""
-    try:
-        yield from container.demux(stream)
-    except IndexError as error:
-        raise VideoError(
-            f"{path}: has streams that begin in its middle, which PyAV cannot read; copy it into "
-            "another container (ffmpeg -i … -c copy ….mkv)"
-        ) from error
+def open_video(path: str) -> InputContainer:
+    """Open a file with FFmpeg, by its path and never as a URL (``12:30.mp4``, ``concat:a.ts``).
 
-
-def is_idr(packet: bytes, extradata: bytes | None) -> bool:
-    """Whether an H.264 packet of MP4 or Matroska is an IDR picture, which refers to none before it.
-
-    Args:
-        packet: NAL units, each after its length (ISO/IEC 14496-15, section 5.3.4.2).
-        extradata: The decoder's configuration, which tells the size of a length.
-    """
-    if not extradata or len(extradata) < 5 or extradata[0] != 1:
-        return False
-    size = (extradata[4] & 3) + 1
-    position = 0
-    while position + size < len(packet):
-        kind = packet[position + size] & 31
-        if kind in (1, 5):  # a slice of another picture, or of an IDR picture
-            return kind == 5
-        position += size + int.from_bytes(packet[position : position + size], "big")
-    return False
-
-
-def tail_comes_out(path: str, timeline: Timeline) -> bool:
-    """Whether decoding from the last key frame gives all frames that the packets promise there.
+    Metadata that is not UTF-8 is no fault of the pictures.
 
     Raises:
-        av.FFmpegError, OSError: the file cannot be decoded.
+        av.FFmpegError, OSError: it cannot be opened.
     """
-    start = timeline.keys[-1] if timeline.keys else timeline.frames[0]
-    with av.open(path) as container:
-        stream = video_stream(path, container)
-        container.seek(start, stream=stream, backward=True)
-        shown = [frame.pts for frame in container.decode(stream)]
-    return shown == timeline.frames[bisect.bisect_left(timeline.frames, start) :]
+    options = {"protocol_whitelist": "file"}  # nor may a playlist reach for the network
+    return av.open(f"file:{path}", metadata_errors="ignore", options=options)
 
 
 def video_stream(path: str, container: InputContainer) -> VideoStream:
     """Return the stream that players take, decoding in this one thread.
 
-    Of several that is FFmpeg's best one: a default one first, then the most pixels; pictures
-    such as covers come last. decord takes it by the same rule.
+    Of several that is FFmpeg's best one: a default one first, then the most pixels. The cover of
+    a piece of music is no video.
 
     Raises:
         VideoError: there is none.
@@ -145,22 +78,150 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         raise VideoError(f"{path}: has no video stream")
+    if stream.disposition & Disposition.attached_pic:
+        raise VideoError(f"{path}: has no video stream, only a cover picture")
     if stream.codec_context is None:
         raise VideoError(f"{path}: has a video stream of a codec that FFmpeg does not know")
     stream.thread_type = "NONE"
     return stream
 
 
+def read_timeline(path: str) -> Timeline | None:
+    """Return the times that the packets give, or None where they are not all the frames' times.
+
+    That is where times are missing or not unique, where FFmpeg makes them up (AVI, whose are
+    wrong for frames out of order), where packets are damaged or missing, and where the first one
+    cannot be decoded.
+
+    Raises:
+        VideoError: no video stream.
+        av.FFmpegError, OSError: the file cannot be opened.
+    """
+    found: list[tuple[int, int, bool]] = []
+    end, packets, has_hidden_head = 0, 0, False
+    with open_video(path) as container:
+        stream = video_stream(path, container)
+        if container.format.name == "avi" or stream.time_base is None:
+            return None
+        try:
+            for packets, packet in enumerate(demux(path, container, stream), start=1):
+                has_hidden_head = has_hidden_head or (packets == 1 and packet.is_discard)
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                if packet.pts is None or packet.is_corrupt:
+                    return None
+                found.append((packet.pts, packets, packet.is_keyframe))
+                end = max(end, packet.pts + (packet.duration or 0))
+        except av.FFmpegError:
+            return None
+        if not found or not (found[0][2] or has_hidden_head):
+            return None
+        found.sort()
+        frames = [time for time, _, _ in found]
+        unit_s, fps = float(stream.time_base), frame_rate(stream)
+        if end == frames[-1] and fps > 0:
+            end += round(1 / fps / unit_s)
+        if len(set(frames)) < len(frames):
+            return None
+        if missing_frames(path, container, stream, packets, frames, unit_s):
+            return None
+    return Timeline(
+        frames=frames,
+        keys=[time for time, _, is_key in found if is_key],
+        order=[number for _, number, _ in found],
+        unit_s=unit_s,
+        fps=fps,
+        end=end,
+        has_hidden_head=has_hidden_head,
+    )
+
+
+def demux(
+    path: str, container: InputContainer, stream: VideoStream
+) -> Iterator[Packet[VideoStream]]:
+    """Yield the packets of a stream, without the empty one with which PyAV ends.
+
+    Raises:
+        VideoError: PyAV stumbles over a stream that FFmpeg has found on the way.
+    """
+    try:
+        yield from (p for p in container.demux(stream) if p.size or p.dts is not None)
+    except IndexError as error:
+        raise VideoError(
+            f"{path}: has streams that begin in its middle, which PyAV cannot read; copy it into "
+            "another container (ffmpeg -i … -c copy ….mkv)"
+        ) from error
+
+
+def missing_frames(
+    path: str,
+    container: InputContainer,
+    stream: VideoStream,
+    num_packets: int,
+    frames: list[int],
+    unit_s: float,
+) -> list[int]:
+    """Return the times of frames that a cut file promises beyond its last packet.
+
+    Args:
+        path: of the file.
+        container: it, all packets read.
+        stream: its video.
+        num_packets: that it has.
+        frames: times of those that are there, ascending.
+        unit_s: seconds of a unit of these times.
+    """
+    kind, stated_s = container.format.name, (container.duration or 0) / av.time_base
+    step = float(np.median(np.diff(frames))) if len(frames) > 1 else 1.0
+    if kind == "avi":  # FFmpeg corrects its duration
+        stated_s = stream.frames * float(stream.time_base or 0)
+    left_s, count = stated_s - (frames[-1] + step) * unit_s, 0
+    if kind == MOV:
+        index = [entry.timestamp for entry in stream.index_entries]
+        count = len(index) - num_packets
+        # times of decoding, as far apart as those of showing
+        missing = sorted({time - index[0] + frames[0] for time in index} - set(frames))
+        if len(missing) == count:
+            return missing
+    elif (kind in ("avi", MATROSKA) and _is_shorter_than_stated(path)) or (
+        # a header that tells the duration and no size; sound may be longer than the pictures
+        kind == "flv" and left_s > SLACK_S and stated_s - _longest_s(path) > SLACK_S
+    ):
+        count = round(left_s / (step * unit_s))
+    return [round(frames[-1] + step * i) for i in range(1, count + 1)]
+
+
+def _is_shorter_than_stated(path: str) -> bool:
+    """Whether a file ends before the size that the head of its RIFF or EBML states."""
+    with Path(path).open("rb") as file:
+        head = file.read(256)
+    if head.startswith(b"RIFF"):
+        stated = int.from_bytes(head[4:8], "little") + 8
+    else:  # RFC 8794: a header element, then the segment, each an id of 4 bytes and its size
+        size, body = _ebml_size(head, 4)
+        size, body = _ebml_size(head, body + size + 4)
+        stated = body + size
+    return stated > Path(path).stat().st_size
+
+
+def _ebml_size(data: bytes, position: int) -> tuple[int, int]:
+    """Return the size of an element, 0 where it is not known, and where its content begins."""
+    length = 9 - data[position].bit_length()
+    size = int.from_bytes(data[position : position + length], "big") & (2 ** (7 * length) - 1)
+    return (0 if size == 2 ** (7 * length) - 1 else size), position + length
+
+
+def _longest_s(path: str) -> float:
+    """When the last packet of any stream ends."""
+    with open_video(path) as container:
+        ends = [
+            float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            for packet in container.demux()
+            if packet.pts is not None
+        ]
+    return max(ends, default=0.0)
+
+
 def frame_rate(stream: VideoStream) -> float:
     """Return the average rate that a container states, 0 where it states none."""
     return float(stream.average_rate or stream.guessed_rate or 0)
-
-
-def frame_at(frames: Iterator[VideoFrame], time: int) -> VideoFrame | None:
-    """Return the frame that is shown at this very time, None where it does not come."""
-    for frame in frames:
-        if frame.pts is None or frame.pts > time:
-            return None
-        if frame.pts == time:
-            return frame
-    return None

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,17 @@ from vrts.types import InputError, Question
 
 SHOWN = 5
 """Bad rows that an error message spells out; the rest is counted."""
+SIGNATURES = {
+    "VideoR1Reader": {"problem_id", "problem", "problem_type", "solution", "path"},
+    "VideoRTSReader": {"problem", "solution", "video", "qid"},
+    "MMVUReader": {"video", "question", "choices", "answer", "question_type", "metadata"},
+    "VideoHolmesReader": {"Question ID", "video ID", "Question", "Options", "Answer"},
+    "VideoMMEReader": {"video_id", "videoID", "question_id", "task_type", "question", "options"},
+    "LongVideoBenchReader": {"video_path", "candidates", "correct_choice", "subtitle_path"},
+    "CGBenchReader": {"qid", "video_uid", "question", "choices", "right_answer"},
+}  # fmt: skip
+"""Fields by which rows of a reader's files are known."""
+HAS = "the row has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +43,7 @@ class Record:
         """
         value = self.fields.get(key)
         if _is_nothing(value):
-            raise InputError(f"field {key!r} is missing")
+            raise self._missing(key)
         text = as_text(value, key)
         if not text:
             raise InputError(f"field {key!r} is empty")
@@ -45,7 +57,7 @@ class Record:
         """
         value = self.fields.get(key)
         if _is_nothing(value):
-            raise InputError(f"field {key!r} is missing")
+            raise self._missing(key)
         try:
             number = float(as_text(value, key))
         except ValueError:  # an InputError is one
@@ -73,7 +85,13 @@ class Record:
     def has(self, key: str) -> bool:
         """Whether a field holds something; null, NaN, blank text and ``[]`` are nothing."""
         value = self.fields.get(key)
-        return not _is_nothing(value) and value != [] and str(value).strip() != ""
+        return not _is_nothing(value) and value not in ([], {}) and str(value).strip() != ""
+
+    def _missing(self, key: str) -> InputError:
+        there = (
+            "" if key in self.fields else f"; {HAS} {textwrap.shorten(', '.join(self.fields), 200)}"
+        )
+        return InputError(f"field {key!r} is missing{there}")
 
 
 def as_text(value: Any, key: str) -> str:
@@ -124,15 +142,25 @@ def read_text(path: str) -> str:
 def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
     """Yield each item of a JSON array, or each line of JSON Lines, with its place.
 
-    The place is ``file: item 3`` (the first is item 1) or ``file:line``. A value that is not valid
-    JSON comes as an `InputError` in place of the value; so does an array as a whole.
+    The place is ``file: item 3`` (the first is item 1) or ``file:line``. A text that is one object
+    gives the rows in it: the one list of objects that it has (``{"annotations": [...]}``), its
+    values (``{id: {...}}``, the key as their ``id``), or itself. A value that is not valid JSON
+    comes as an `InputError` in place of the value; so does an array or an object as a whole.
     """
-    if text.lstrip().startswith("["):
-        items = parse_json(text)
-        if isinstance(items, InputError):
-            yield path, items
+    if text.lstrip().startswith("[") or _is_one_object(text):
+        found = parse_json(text)
+        if isinstance(found, InputError):
+            yield path, found
             return
-        yield from ((f"{path}: item {number}", item) for number, item in enumerate(items, start=1))
+        try:
+            rows = found if isinstance(found, list) else _rows_of(found)
+        except InputError as error:
+            yield path, error
+            return
+        if rows == [found]:
+            yield f"{path}:1", found
+            return
+        yield from ((f"{path}: item {number}", row) for number, row in enumerate(rows, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -163,6 +191,43 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | InputError:
             if isinstance(item, InputError):
                 return item
     return value
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether a text is one JSON object, also one that is damaged, rather than JSON Lines."""
+    lines = [line for line in text.splitlines() if line.strip()][:2]
+    if not lines[0].lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(lines[0])
+    except (ValueError, RecursionError):
+        return len(lines) > 1 and not lines[1].startswith("{")
+    return len(lines) == 1
+
+
+def _rows_of(value: dict[str, Any]) -> list[Any]:
+    """The rows of one JSON object; see `iterate_json`."""
+    lists = [
+        item for item in value.values()
+        if isinstance(item, list) and item and all(isinstance(row, dict) for row in item)
+    ]  # fmt: skip
+    if any(isinstance(value.get(key), str) for key in ("question", "problem", "Question")):
+        return [value]
+    if len(lists) == 1:
+        return lists[0]
+    if value and all(isinstance(item, dict) for item in value.values()):
+        return [{"id": key} | row for key, row in value.items()]
+    keys = textwrap.shorten(", ".join(value), 200)
+    raise InputError(
+        f"the file is one JSON object with the keys {keys}, in which there are no rows; expected "
+        "an array of rows, a row a line, or one list of rows"
+    )
+
+
+def _other_reader(row: dict[str, Any]) -> str:
+    """Return words about the reader whose files have such rows, if there is one."""
+    fits = [name for name, fields in SIGNATURES.items() if fields <= row.keys()]
+    return f", or read the file with {fits[0]}" if fits else ""
 
 
 def _check_text(question: Question) -> None:
@@ -196,6 +261,7 @@ def parse_questions(
     """
     questions: dict[str, Question] = {}
     problems: list[str] = []
+    hint = ""
     for source, value in rows:
         try:
             if isinstance(value, InputError):
@@ -213,11 +279,13 @@ def parse_questions(
             questions[question.id] = question
         except InputError as error:
             problems.append(f"{source}: {error}")
+            if isinstance(value, dict) and HAS in str(error):
+                hint = hint or _other_reader(value)
     if problems:
         more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         noun = "row" if len(problems) == 1 else "rows"
         raise InputError(
-            f"{path}: {len(problems)} bad {noun}; correct or remove them:\n  "
+            f"{path}: {len(problems)} bad {noun}; correct or remove them{hint}:\n  "
             + "\n  ".join(problems[:SHOWN])
             + more
         )

@@ -56,6 +56,8 @@ class Resolution:
     """Pixels of all temporal patches (pairs of frames) of a clip together."""
     short_side: PositiveInt | None = None
     """Shrink frames to this many pixels on their shorter side first; never enlarges."""
+    square_pixels: bool = True
+    """Show pixels that are not square as a player does; qwen_vl_utils takes all to be square."""
 
     def __post_init__(self) -> None:
         """Check that the budget is not empty.
@@ -71,17 +73,23 @@ class Resolution:
         if self.max_pixels < TOKEN:
             raise InputError(f"resolution.max_pixels must be {TOKEN} (28x28) or more")
 
-    def size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+    def size(
+        self, height: int, width: int, num_frames: int, pixel_aspect: float = 1.0
+    ) -> tuple[int, int]:
         """Return the height and width, in pixels, of each frame of a clip for the model.
 
         Args:
             height: Of the source, in pixels.
             width: Of the source, in pixels.
             num_frames: T, the frames of the clip.
+            pixel_aspect: Width of the source's pixels over their height.
 
         Raises:
             VideoError: one side is more than 200 times the other.
         """
+        if self.square_pixels:
+            height = round(height / min(pixel_aspect, 1.0))
+            width = round(width * max(pixel_aspect, 1.0))
         if self.short_side is not None and min(height, width) > self.short_side:
             scale = self.short_side / min(height, width)
             height, width = round(height * scale), round(width * scale)

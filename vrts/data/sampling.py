@@ -34,18 +34,19 @@ class FrameSampler(ABC):
 class UniformSampler(FrameSampler):
     """Evenly spaced frames, the first and the last included, as qwen_vl_utils 0.0.14 takes them.
 
-    The number is rounded to an even one. A source that is shorter than asked gives the largest
-    even number of frames it has (qwen_vl_utils raises there), and one of a single frame gives
-    that frame twice, which is one temporal patch.
+    The number is rounded to an even one. A source that has fewer frames than asked gives all of
+    them, the last one twice where their number is odd, as qwen_vl_utils does for lists of frames
+    and transformers for videos (for videos qwen_vl_utils raises, or drops one).
     """
 
     def indices(self, num_source_frames: int, num_frames: int, fps: float) -> list[int]:
         """Return ``linspace(0, total - 1, T)``, rounded; raises as the base class says."""
         if num_source_frames < 1:
             raise VideoError("has no frame")
-        asked = round(num_frames / FRAME_FACTOR) * FRAME_FACTOR
-        available = num_source_frames // FRAME_FACTOR * FRAME_FACTOR
-        count = max(min(asked, available), FRAME_FACTOR)
+        count = max(round(num_frames / FRAME_FACTOR) * FRAME_FACTOR, FRAME_FACTOR)
+        if num_source_frames < count:
+            odd = num_source_frames % FRAME_FACTOR
+            return [*range(num_source_frames), *[num_source_frames - 1] * odd]
         # torch's float32 steps, not numpy's float64: they round differently for long videos
         places = torch.linspace(0, num_source_frames - 1, count, dtype=torch.float32)
         return [int(i) for i in places.round().tolist()]

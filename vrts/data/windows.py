@@ -1,6 +1,6 @@
 """Which frames of a video a question may see, chosen by when they are shown."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from vrts.types import VideoError
 
 CLOCK_S = 1e-3
 """Seconds that a time may be off: Matroska's clock ticks in milliseconds."""
+HELD_S = 1.0
+"""Seconds from which on a frame that is shown when a window begins is part of it."""
 RATE_TOLERANCE = 0.01
 """How far a container's frame rate may be from that of the frames' times."""
 
@@ -28,6 +30,22 @@ WHOLE = Window()
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The frames of a video."""
+
+    times_s: Sequence[float] | npt.NDArray[np.float64]
+    """When each is shown, ascending."""
+    fps: float
+    """Frames a second as the container states it; unusable or wrong ones are corrected."""
+    end_s: float | None = None
+    """When the last one is no longer shown; None where nothing tells."""
+    tick_s: float = 0.0
+    """What the times are rounded to."""
+    damaged: Collection[int] = ()
+    """Those that cannot be shown."""
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """The frames that were chosen."""
 
@@ -39,60 +57,71 @@ class Selection:
     """Frames a second of the source, within the window."""
     num_source_frames: int
     """Frames in the window."""
+    num_damaged: int
+    """Chosen frames that the nearest sound one stands in for."""
 
 
 def select(
-    times_s: Sequence[float] | npt.NDArray[np.float64],
-    fps: float,
-    num_frames: int,
-    sampler: FrameSampler,
-    window: Window = WHOLE,
+    source: Source, num_frames: int, sampler: FrameSampler, window: Window = WHOLE
 ) -> Selection:
     """Choose frames of a video.
 
-    The sampler sees the window as so many frames at a constant rate. A frame that it asks for is
-    the one whose time is nearest: the very one where the rate is constant, and the one that is
-    shown then where it is not, so that frames are as far apart as the model takes them to be.
+    The sampler sees the window as so many frames at a constant rate. Where it asks for fewer than
+    there are, a frame that it asks for is the one that is shown at that moment: the very one where
+    the rate is constant, and where it is not, frames are as far apart as the model takes them to
+    be. A frame that is shown when the window begins belongs to it where no other does, or where
+    the next one is long in coming.
 
     Args:
-        times_s: When each frame is shown, ascending.
-        fps: Frames a second as the container states it; unusable or wrong ones are corrected.
+        source: The frames.
         num_frames: Frames asked for.
         sampler: Chooses.
         window: Frames that may be chosen.
 
     Raises:
-        VideoError: no frame, none in the window, or no usable frame rate.
+        VideoError: no frame, none in the window or none that is sound, or no usable frame rate.
     """
-    times = np.asarray(times_s, dtype=np.float64)
+    times = np.asarray(source.times_s, dtype=np.float64)
     if not len(times):
         raise VideoError("has no frame")
-    times = times - times[0]
-    first = int(np.searchsorted(times, window.start_s - CLOCK_S, "left"))
     end_s = np.inf if window.end_s is None else window.end_s + CLOCK_S
-    inside = times[first : int(np.searchsorted(times, end_s, "right"))]
-    if not len(inside):
+    shown_until_s = times[-1] if source.end_s is None else max(source.end_s - CLOCK_S, times[-1])
+    shown_until_s, times = shown_until_s - times[0], times - times[0]
+    first = int(np.searchsorted(times, window.start_s - CLOCK_S, "left"))
+    last = int(np.searchsorted(times, end_s, "right"))
+    next_s = times[first] if first < last else np.inf
+    is_held = first > 0 and next_s - window.start_s > HELD_S and window.start_s <= shown_until_s
+    first -= int(is_held)
+    if first >= last:
         until = "the end" if window.end_s is None else f"{window.end_s:g} s"
         raise VideoError(
             f"has no frame from {window.start_s:g} s to {until}; its last one is at "
             f"{times[-1]:.6g} s"
         )
-    total = len(inside)
-    span_s = float(inside[-1] - inside[0])
-    fps = _true_rate(fps, total, span_s)
+    inside = times[first:last]
+    if is_held:
+        inside[0] = window.start_s
+    total, span_s = last - first, float(inside[-1] - inside[0])
+    fps = _true_rate(source.fps, total, span_s)
     places = np.asarray(sampler.indices(total, num_frames, fps))
-    asked = inside[0] + places * (span_s / max(total - 1, 1))
-    after = np.clip(np.searchsorted(inside, asked), 1, max(total - 1, 1))
-    before = after - 1
-    if total > 1:
-        chosen = np.where(asked - inside[before] <= inside[after] - asked, before, after)
-    else:
-        chosen = np.zeros_like(places)
+    if len(set(places.tolist())) < total:
+        step_s = span_s / (total - 1)
+        # times and moments are each rounded by half a tick at most
+        tolerance_s = min(max(CLOCK_S, source.tick_s) + 1e-6, step_s / 2)
+        moments = inside[0] + places * step_s + tolerance_s
+        places = np.searchsorted(inside, moments, "right") - 1
+    sound = np.asarray([i for i in range(total) if first + i not in source.damaged])
+    if not len(sound):
+        raise VideoError("has no frame that is not damaged")
+    nearest = places
+    if len(sound) < total:
+        nearest = np.asarray([sound[np.abs(inside[sound] - inside[i]).argmin()] for i in places])
     return Selection(
-        indices=tuple(int(first + i) for i in chosen),
-        times_s=tuple(round(float(inside[i]), 6) for i in chosen),
+        indices=tuple(int(first + i) for i in nearest),
+        times_s=tuple(round(float(inside[i]), 6) for i in nearest),
         fps=fps,
         num_source_frames=total,
+        num_damaged=int((places != nearest).sum()),
     )
 
 

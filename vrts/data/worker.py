@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import torch
 
 from vrts.data.decoding import Decoder
 from vrts.data.folders import decode_folder
-from vrts.data.images import decode_image
+from vrts.data.images import decode_image, decode_picture, is_picture
 from vrts.data.requests import Request
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.types import Clip, VideoError
 
 PR_SET_PDEATHSIG = 1
+TOLD = [field.name for field in fields(Clip) if field.name != "frames"]
+"""What is known of a clip but its pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +40,17 @@ class Reply:
     fps: float = 0.0
     num_source_frames: int = 0
     times_s: tuple[float, ...] = ()
+    num_damaged: int = 0
 
     @classmethod
     def of(cls, clip: Clip) -> "Reply":
         """Return what comes before the bytes of a clip's frames."""
-        shape = tuple(clip.frames.shape)
-        return cls(None, shape, clip.frame_indices, clip.fps, clip.num_source_frames, clip.times_s)
+        told = {name: getattr(clip, name) for name in TOLD}
+        return cls(shape=tuple(clip.frames.shape), **told)
 
     def clip(self, frames: torch.Tensor) -> Clip:
         """Return the clip of these frames."""
-        return Clip(frames, self.frame_indices, self.fps, self.num_source_frames, self.times_s)
+        return Clip(frames, **{name: getattr(self, name) for name in TOLD})
 
 
 def try_decode(
@@ -67,7 +70,8 @@ def try_decode(
                 request.window,
                 request.frames_fps,
             )
-        return decoder.decode(path, request.num_frames, sampler, resolution, request.window)
+        decode = decode_picture if is_picture(path) else decoder.decode
+        return decode(path, request.num_frames, sampler, resolution, request.window)
     except VideoError as error:
         return str(error) if path in str(error) else f"{path}: {error}"
     except Exception as error:  # noqa: BLE001 a bad video makes libraries raise anything

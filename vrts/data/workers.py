@@ -12,7 +12,7 @@ from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.data.sharing import SharedClips, Task
 from vrts.data.worker import try_decode
-from vrts.types import InputError, Question, Sample
+from vrts.types import Clip, InputError, Question, Sample
 
 LAST = len(Priority)
 """Comes behind all priorities: the end of a worker."""
@@ -31,6 +31,7 @@ class DecodePool:
         num_workers: Child processes; 0 decodes in the calling thread, without any deadline.
         deadline_s: Seconds after which a video has failed and its worker is replaced.
         frames_fps: Frames a second of folders of frames whose questions name none.
+        max_damaged: Share of a clip's frames that may be damaged; with more, the video has failed.
 
     Raises:
         InputError: the class of a plug-in stands in the main module, where no child finds it.
@@ -44,6 +45,7 @@ class DecodePool:
         num_workers: int = 2,
         deadline_s: float = 60.0,
         frames_fps: float | None = None,
+        max_damaged: float = 0.1,
     ) -> None:
         for part in (decoder, sampler, resolution):
             if num_workers and type(part).__module__ == "__main__":
@@ -54,6 +56,7 @@ class DecodePool:
         self._parts = (decoder, sampler, resolution)
         self._deadline_s = deadline_s
         self._frames_fps = frames_fps
+        self._max_damaged = max_damaged
         self.num_workers = num_workers
         self._tasks: queue.PriorityQueue[tuple[int, int, Task | None]] = queue.PriorityQueue()
         self._places = itertools.count()
@@ -91,7 +94,7 @@ class DecodePool:
         if self.num_workers:
             self._put(task.priority, task)
         elif self._shared.begin(task):
-            self._shared.finish(task, try_decode(*self._parts, request))
+            self._finish(task, try_decode(*self._parts, request))
         return future
 
     def close(self) -> None:
@@ -141,8 +144,17 @@ class DecodePool:
             self._end(process)
             self._shared.finish(task, f"{path}: no frame within {self._deadline_s:g} s")
             return None
-        self._shared.finish(task, result)
+        self._finish(task, result)
         return process
+
+    def _finish(self, task: Task, result: Clip | str) -> None:
+        """Give out a clip, unless too many of its frames are damaged."""
+        if isinstance(result, Clip) and result.num_damaged > self._max_damaged * result.num_frames:
+            result = (
+                f"{task.request.path}: {result.num_damaged} of {result.num_frames} frames are "
+                f"damaged, more than data.max_damaged ({self._max_damaged:g}) allows"
+            )
+        self._shared.finish(task, result)
 
     def _start(self) -> WorkerProcess:
         with self._lock:

@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vrts.data.decoding import FallbackDecoder
-from vrts.data.decord_decoder import DecordDecoder
 from vrts.data.pyav_decoder import PyAVDecoder
 from vrts.data.readers import VideoR1Reader
 from vrts.data.resolution import Resolution
@@ -76,7 +74,7 @@ def load_pool(
     annotations = make_dataset(folder, num_videos, seed, kinds)
     rows = [json.loads(line) for line in annotations.read_text().splitlines()]
     questions = VideoR1Reader(str(annotations)).read()
-    decoder = FallbackDecoder([DecordDecoder(), PyAVDecoder()])
+    decoder = PyAVDecoder()
     sampler = UniformSampler()
     resolution = Resolution(min_pixels=PIXELS, max_pixels=PIXELS)
     frames = {

@@ -130,6 +130,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
         "answer": prediction.answer,
         "correct": prediction.correct,
         "num_frames": prediction.num_frames,
+        "damaged": prediction.num_damaged,
         "rounds": [
             {
                 "num_frames": r.num_frames,
@@ -141,6 +142,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
                 "mean_logprobs": [round(mean, DIGITS) for mean in r.mean_logprobs],
                 "abandoned": list(r.abandoned),
                 "is_last": r.is_last,
+                "damaged": r.num_damaged,
             }
             for r in prediction.rounds
         ],
@@ -215,6 +217,7 @@ def _round_from_json(found: dict[str, Any]) -> Round:
         agreement=agreement,
         times_s=_items(found, "times_s", int | float),
         is_last=_field(found, "is_last", bool),
+        num_damaged=_field({"damaged": 0} | found, "damaged", int),
         **lists,
     )
 

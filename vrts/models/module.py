@@ -17,7 +17,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vrts.models.checkpoints import (
@@ -38,12 +37,14 @@ from vrts.models.checks import (
 )
 from vrts.models.engine import Engine
 from vrts.models.evaluation import Evaluation
+from vrts.models.flops import Workload
 from vrts.models.metrics import log_means
+from vrts.models.micro_batches import MicroBatch
 from vrts.models.native_engine import NativeEngine
 from vrts.models.nonfinite import NonFiniteGuard
-from vrts.models.objectives import GRPO, Completions, LossTerms, Objective
+from vrts.models.objectives import GRPO, LossTerms, Objective
 from vrts.models.patience import Patience
-from vrts.models.policy import Policy
+from vrts.models.policy import Policy, Prompt
 from vrts.models.predictor import Plan, Predictor, TakesPredictions, checked
 from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
@@ -214,7 +215,10 @@ class VideoQAModule(LightningModule):
         # Update the policy, micro-batch by micro-batch: memory grows with their size alone.
         start_s = time.perf_counter()
         size = self.micro_batch_size
-        micro_batches = [groups[i : i + size] for i in range(0, len(groups), size)]
+        micro_batches = [
+            MicroBatch(groups[i : i + size], self.device, self.mask_truncated)
+            for i in range(0, len(groups), size)
+        ]
         for update in range(self.updates_per_rollout):
             with gathered(self.policy, self.sharding):  # FSDP2: each layer once for all passes
                 if update == 0:
@@ -236,53 +240,46 @@ class VideoQAModule(LightningModule):
         log_means(self, metrics, self._reward_names, num_tokens, self._logged)
         self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
 
-    def _score_reference(self, micro_batches: Sequence[Sequence[Group]]) -> None:
+    def _score_reference(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Log-probs of the reference, which the KL penalty compares with."""
         if self.reference is None:
             return
-        passes = self._sync.num_passes(len(micro_batches))
         with self.reference.scoring():
-            for micro_batch in [*micro_batches, *[None] * (passes - len(micro_batches))]:
-                prompts, completions = self._inputs(micro_batch)
+            for micro_batch in self._passes(micro_batches):
+                prompts, completions = self._prompts_and_completions(micro_batch)
                 found = self.reference.logprobs(self.policy, prompts, completions, self.temperature)
                 if micro_batch is not None:
+                    micro_batch.set_reference_logprobs(found)
                     self._count(micro_batch, self.work.reference)
-                    for group, own in zip(micro_batch, _by_group(found, micro_batch), strict=True):
-                        group.reference_logprobs = own
 
     def _accumulate_gradients(
-        self, micro_batches: Sequence[Sequence[Group]]
+        self, micro_batches: Sequence[MicroBatch]
     ) -> dict[str, float | torch.Tensor]:
         """Forward and backward of a step's micro-batches; what they come to, as numbers to log."""
         # The loss is divided by what all micro-batches of all ranks come to, so that it is the same
         # however the step's completions are divided.
-        divisors = [
-            self.objective.divisor(self._mask(group), self.max_new_tokens)
-            for micro_batch in micro_batches
-            for group in micro_batch
-        ]
-        nothing = torch.zeros((), device=self.device)
-        divisor = self._mean(sum(divisors, nothing))
+        nothing = torch.zeros((), dtype=torch.float32, device=self.device)
+        own = [self.objective.divisor(m.mask, self.max_new_tokens) for m in micro_batches]
+        divisor = self._mean(sum(own, nothing))
         step = LossTerms(nothing, nothing, nothing, nothing, nothing)
         entropy, gap = nothing, nothing
 
-        passes = self._sync.num_passes(len(micro_batches))
-        for i in range(passes):
-            micro_batch = micro_batches[i] if i < len(micro_batches) else None
-            prompts, completions = self._inputs(micro_batch)
+        passes = self._passes(micro_batches)
+        for i, micro_batch in enumerate(passes):
+            prompts, completions = self._prompts_and_completions(micro_batch)
             scores = self.policy.logprobs(prompts, completions, self.temperature)  # [N, L] each
             if micro_batch is None:
                 # every rank takes part in gathering weights and summing gradients
                 loss = (scores.logprobs * 0.0).sum()
             else:
-                self._count(micro_batch, self.work.update)
-                inputs = self._completions(micro_batch, scores.logprobs)
+                inputs = micro_batch.inputs(scores.logprobs, self.max_new_tokens)
                 terms = self.objective(inputs, divisor)
                 loss = terms.loss
                 step.add(terms)
                 entropy = entropy + scores.entropy.where(inputs.mask, 0.0).sum()
-                gap = gap + self._sampling_gap(micro_batch, inputs)
-            with self._sync.backward(is_last=i + 1 == passes):
+                gap = gap + micro_batch.sampling_gap(inputs.old_logprobs)
+                self._count(micro_batch, self.work.update)
+            with self._sync.backward(is_last=i + 1 == len(passes)):
                 self.manual_backward(loss)
         if not passes and self.trainer.world_size > 1:
             # DDP sums gradients over all ranks, of all parameters
@@ -346,54 +343,18 @@ class VideoQAModule(LightningModule):
 
     # ---- parts of a step
 
-    def _inputs(
-        self, micro_batch: Sequence[Group] | None
-    ) -> tuple[list[Any], list[tuple[Completion, ...]]]:
-        """Prompts and completions of a micro-batch; of a dummy where there is none."""
+    def _passes(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch | None]:
+        """The passes that this rank makes; None is one on a dummy, along with other ranks."""
+        num_passes = self._sync.num_passes(len(micro_batches))
+        return [*micro_batches, *[None] * (num_passes - len(micro_batches))]
+
+    def _prompts_and_completions(
+        self, micro_batch: MicroBatch | None
+    ) -> tuple[list[Prompt], list[tuple[Completion, ...]]]:
         if micro_batch is not None:
-            return [g.prompt for g in micro_batch], [g.completions for g in micro_batch]
+            return micro_batch.prompts, micro_batch.completions
         ids = torch.zeros(2, dtype=torch.int64, device="cpu")
         return self.engine.encode([dummy_sample()]), [(Completion("", 2, 2, token_ids=ids),)]
-
-    def _mask(self, group: Group) -> torch.Tensor:
-        """Bool ``[G, L]``, tokens that count in the loss."""
-        mask = group.mask.to(self.device)
-        if not self.mask_truncated:
-            return mask
-        finished = torch.tensor([c.finished for c in group.completions], device=self.device)
-        return mask & finished[:, None]
-
-    def _completions(self, micro_batch: Sequence[Group], logprobs: torch.Tensor) -> Completions:
-        """What the objective is computed from; the first update's own log-probs are the old ones.
-
-        No weight moves between a rollout and its first update, so the policy that sampled needs no
-        pass of its own, and later updates compare with what the same kernels gave, to the bit in
-        any precision. Log-probs recorded by the engine would be as free, but differ by rounding in
-        16 bits. (Dropout, off by default, would make every pass another one.)
-
-        Args:
-            micro_batch: its groups.
-            logprobs: ``[N, L]``, of the policy, with gradient.
-        """
-        if micro_batch[0].old_logprobs is None:
-            for group, own in zip(micro_batch, _by_group(logprobs, micro_batch), strict=True):
-                group.old_logprobs = own
-        reference = None
-        if self.reference is not None:
-            reference = _rows([cast(torch.Tensor, g.reference_logprobs) for g in micro_batch])
-        return Completions(
-            logprobs,
-            _rows([cast(torch.Tensor, g.old_logprobs) for g in micro_batch]).to(self.device),
-            None if reference is None else reference.to(self.device),
-            torch.cat([g.advantages for g in micro_batch]).to(self.device),
-            _rows([self._mask(g) for g in micro_batch]),
-            self.max_new_tokens,
-        )
-
-    def _sampling_gap(self, micro_batch: Sequence[Group], inputs: Completions) -> torch.Tensor:
-        """Sum over tokens of how far apart the log-probs of engine and policy are."""
-        sampled = _rows([g.sampling_logprobs for g in micro_batch]).to(self.device)
-        return (inputs.old_logprobs - sampled).abs().where(inputs.mask, 0.0).sum()
 
     def _mark_trained(self, batch: Sequence[Sample]) -> None:
         """Move the position in the data behind this step."""
@@ -412,9 +373,8 @@ class VideoQAModule(LightningModule):
         self.work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
         self.work.sampled = rollout.sampled
 
-    def _count(self, micro_batch: Sequence[Group], workloads: list[Any]) -> None:
-        prompts, completions = self._inputs(micro_batch)
-        workload = self.policy.workload(prompts, completions)
+    def _count(self, micro_batch: MicroBatch, workloads: list[Workload]) -> None:
+        workload = self.policy.workload(micro_batch.prompts, micro_batch.completions)
         if workload is not None:
             workloads.append(workload)
 
@@ -625,20 +585,6 @@ def _epoch(batch: Sequence[Sample]) -> int:
     """Times that the training questions were gone through before."""
     end = getattr(batch, "end", None)
     return 0 if end is None else int(end.epoch)
-
-
-def _by_group(logprobs: torch.Tensor, micro_batch: Sequence[Group]) -> list[torch.Tensor]:
-    """Log-probs ``[G, L]`` of each group, of ``[N, L]`` of a micro-batch, without gradient."""
-    parts = logprobs.detach().split([len(g.completions) for g in micro_batch])
-    return [
-        part[:, : max(c.num_tokens for c in group.completions)]
-        for part, group in zip(parts, micro_batch, strict=True)
-    ]
-
-
-def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One ``[N, L]`` of several ``[G, L]``, padded with zeros."""
-    return pad_sequence([row for part in parts for row in part], batch_first=True)
 
 
 def _monitor(scheduler: ReduceLROnPlateau) -> str:

@@ -248,6 +248,7 @@ class Predictor:
             mean_logprobs=[completion.mean_logprob for completion in completions],
             abandoned=[completion.cancelled for completion in completions],
             is_last=pending.is_exhausted or shows_all_frames(question, clip),
+            num_damaged=clip.num_damaged,
         )
         is_last = self._is_last(pending, len(pending.rounds))
         pending.rounds.append(found)
@@ -313,7 +314,8 @@ def shows_all_frames(question: Question, clip: Clip) -> bool:
         question: its benchmark may give a video no more than so many frames.
         clip: of its video.
     """
-    available = clip.num_source_frames // FRAMES_PER_PATCH * FRAMES_PER_PATCH
+    # the last frame of an odd number is repeated
+    available = -(-clip.num_source_frames // FRAMES_PER_PATCH) * FRAMES_PER_PATCH
     if question.max_frames is not None:
         most_pairs = round(question.max_frames / FRAMES_PER_PATCH)
         available = min(available, most_pairs * FRAMES_PER_PATCH)

@@ -297,7 +297,8 @@ class ReplayPolicy(Policy):
         indices = tuple(range(T))
         # more source frames than were seen say that a denser level would have some to show
         num_source_frames = T if found.is_last else 2 * T
-        return Sample(question, Clip(frames, indices, 1.0, num_source_frames, found.times_s))
+        clip = Clip(frames, indices, 1.0, num_source_frames, found.times_s, found.num_damaged)
+        return Sample(question, clip)
 
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """Why a sample cannot be answered: its round is not recorded."""

@@ -35,6 +35,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
         "rounds": [
             {
                 "frames": 4,
+                "damaged": 0,
                 "span_s": None,
                 "agreement": 2 / 3,
                 "votes": [("B", 2), ("A", 1)],
@@ -45,6 +46,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
             },
             {
                 "frames": 8,
+                "damaged": 0,
                 "span_s": None,
                 "agreement": 1 / 3,
                 "votes": [("B", 1), ("A", 1), (None, 1)],
@@ -56,6 +58,15 @@ def test_an_item_has_what_was_asked_answered_and_voted():
             },
         ],
     }
+
+
+def test_damaged_frames_are_shown_and_can_be_filtered_by():
+    found = decided(RIGHT, f4="AAA")
+    found = replace(found, rounds=(replace(found.rounds[0], num_damaged=3),))
+    item = report_item(found, 1000)
+    assert item["tags"] == ["right", "damaged"]
+    assert item["rounds"][0]["damaged"] == 3
+    assert TAGS["damaged"] == "with damaged frames"
 
 
 def test_fields_of_a_round_are_shown_where_it_has_them():

@@ -46,7 +46,7 @@ def test_multiple_choice_only_checks_the_open_ones_too(write, touch):
     reader = MMVUReader(write([OPEN, CHOICE]), videos, multiple_choice_only=True)
     assert [question.id for question in reader.read()] == ["validation_1"]
     path = write([OPEN | {"answer": ""}, CHOICE])
-    with pytest.raises(InputError, match=r":2: field 'answer' is empty"):
+    with pytest.raises(InputError, match=r": item 1: field 'answer' is empty"):
         MMVUReader(path, videos, multiple_choice_only=True).read()
 
 

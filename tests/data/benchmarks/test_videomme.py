@@ -34,7 +34,7 @@ def test_rows(write, touch, name, video):
     }  # fmt: skip
     assert first.metadata["max_frames"] == 128
     assert first.metadata["video_id"] == "001"
-    assert second.source == (f"{path}:2" if name.endswith("parquet") else f"{path}:20")
+    assert second.source == (f"{path}:2" if name.endswith("parquet") else f"{path}: item 2")
     assert len(VideoMMEReader(path, videos, limit=1).read()) == 1
 
 

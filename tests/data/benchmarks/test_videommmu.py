@@ -34,7 +34,7 @@ def test_adaptation(write, touch):
     )
     assert (first.options, first.gold) == (("one", "two"), "B")
     assert first.video == f"{videos}/Art/validation_Art_Theory_3.mp4"
-    assert first.source == f"{path}:3"
+    assert first.source == f"{path}: Adaptation 0"
     assert first.metadata["max_frames"] == 64
     assert first.metadata["breakdown"] == {
         "track": "adaptation", "discipline": "Art", "subject": "Art_Theory",

@@ -23,6 +23,7 @@ TAGS = {
     "undecided": "not unanimous at the end",
     "agreed-wrong": "unanimous and wrong",
     "no-answer": "without an answer",
+    "damaged": "with damaged frames",
 }
 """What questions can be filtered by, and how it is called."""
 
@@ -40,9 +41,10 @@ def report_item(prediction: Prediction, most_characters: int) -> Item:
     Returns:
         ``id``, ``question``, ``video``, ``options`` (pairs of letter and text), ``gold``,
         ``answer``, ``error``, ``tags`` (keys of `TAGS`), ``groups`` (category by breakdown) and
-        ``rounds``: each with its ``frames``, ``span_s``, ``agreement``, ``votes`` (pairs of
-        answer and count, the leader first; None is no answer), whether its majority is ``right``
-        (None where that is not known), and ``completions`` (``text``, ``answer``, ``abandoned``).
+        ``rounds``: each with its ``frames``, how many are ``damaged``, ``span_s``, ``agreement``,
+        ``votes`` (pairs of answer and count, the leader first; None is no answer), whether its
+        majority is ``right`` (None where that is not known), and ``completions`` (``text``,
+        ``answer``, ``abandoned``).
     """
     question = prediction.question
     rounds = [_round(r, question, most_characters) for r in prediction.rounds]
@@ -87,6 +89,7 @@ def item_tags(prediction: Prediction) -> list[str]:
         "undecided": not failed and not agreed,
         "agreed-wrong": correct is False and not failed and agreed,
         "no-answer": not failed and prediction.answer is None,
+        "damaged": not failed and prediction.num_damaged > 0,
     }
     return [tag for tag in TAGS if found[tag]]
 
@@ -121,6 +124,7 @@ def _round(found: Round, question: Question, most_characters: int) -> Item:
     times = [time for time in found.times_s if math.isfinite(time)]
     return {
         "frames": found.num_frames,
+        "damaged": found.num_damaged,
         "span_s": [round(min(times), 2), round(max(times), 2)] if times else None,
         "agreement": found.agreement,
         "votes": sorted(Counter(voted).most_common(), key=lambda vote: vote[0] is None),

@@ -17,11 +17,12 @@ const answerText = (answer) => (answer === null ? "no answer" : answer);
 
 const roundRow = (round) => {
   const span = round.span_s ? ` (${round.span_s[0]} to ${round.span_s[1]} s)` : "";
+  const damaged = round.damaged ? `, ${round.damaged} damaged` : "";
   const votes = round.votes.map(([answer, count]) => `${answerText(answer)} × ${count}`);
   const givenUp = round.completions.filter((c) => c.abandoned).length;
   if (givenUp) votes.push(`given up early × ${givenUp}`);
   const right = round.right === null ? "not known" : round.right ? "right" : "wrong";
-  return make("tr", "", make("td", "", round.frames + span), make("td", "text", votes.join(", ")),
+  return make("tr", "", make("td", "", round.frames + span + damaged), make("td", "text", votes.join(", ")),
     make("td", "", `${Math.round(100 * round.agreement)} %`), make("td", right, right));
 };
 

@@ -11,6 +11,7 @@ from jsonargparse.typing import PositiveInt
 from vrts.data.benchmarks.benchmark import BenchmarkReader
 from vrts.data.benchmarks.subtitles import Cue, cues_at, read_srt, without_repeats
 from vrts.data.fields import bare_options, check_folder
+from vrts.data.packets import open_video
 from vrts.data.records import Record
 from vrts.types import InputError, Question
 
@@ -125,7 +126,7 @@ class VideoMMEReader(BenchmarkReader):
 def container_duration_s(path: str) -> float | None:
     """Length that a video's container states in seconds, or None where there is none."""
     try:
-        with av.open(path) as container:
+        with open_video(path) as container:
             return container.duration / 1_000_000 if container.duration else None
     except (av.FFmpegError, OSError, ValueError):
         return None
