@@ -165,7 +165,7 @@ def _exact() -> tuple[str, ...]:
     return (
         "--trainer.precision=32-true",
         "--model.optimizer=torch.optim.SGD",
-        "--model.optimizer.init_args={lr: 1.0, momentum: 0.9}",
+        "--model.optimizer.init_args={lr: 1.0, momentum: 0.9, fused: false}",
     )
 
 

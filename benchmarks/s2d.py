@@ -97,9 +97,10 @@ def predict(
     data: VideoQADataModule,
     densifier: SparseToDense,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    engine: Engine | None = None,
 ) -> dict[str, Prediction]:
     """Run `SparseToDense`; predictions by question."""
-    module = VideoQAModule(policy, max_new_tokens=max_new_tokens, seed=SEED)
+    module = VideoQAModule(policy, engine, max_new_tokens=max_new_tokens, seed=SEED)
     callbacks: list[Callback] = [densifier]
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -101,6 +101,10 @@ class VisionPasses:
         self._first: torch.Tensor | None = None
         self._num_patches = 0
         visual.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Count what a copy of the tower is given, such as the engine's, here too."""
+        return self
 
     def _note(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a forward pass."""

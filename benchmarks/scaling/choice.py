@@ -17,17 +17,28 @@ FEW_STEPS = 50
 """An epoch of fewer has too few questions for so many GPUs: a judgement, not a measurement."""
 
 
+RECIPE_QUESTIONS = 8
+"""Of a step, in all."""
+
+
 def plans() -> Iterator[Plan]:
     """All that are compared."""
-    for model in MODELS:
-        for is_lora in (True, False):
-            yield Plan(model, is_lora)
-            yield Plan(model, is_lora, is_sharded=True)
-            yield Plan(model, is_lora, is_sharded=True, resident=False)
-            fits_whole = model is MODELS[0]
-            yield Plan(model, is_lora, is_sharded=True, resident=fits_whole, offload=True)
-            whole = fits_whole and is_lora
-            yield Plan(model, is_lora, not whole, resident=fits_whole, batch_size=4)
+    small, large = MODELS
+    for batch_size in (1, 8):
+        yield Plan(small, True, batch_size=batch_size)
+    yield Plan(small, True, is_sharded=True, batch_size=8)
+    yield Plan(small, False, batch_size=8)
+    for batch_size in (1, 8):
+        yield Plan(small, False, is_sharded=True, batch_size=batch_size)
+    yield Plan(small, False, is_sharded=True, batch_size=8, sync_every_micro_batch=True)
+    yield Plan(small, False, is_sharded=True, keep_gathered=False)
+    yield Plan(small, False, is_sharded=True, keep_gathered=False, offload=True)
+    yield Plan(large, True, is_sharded=True, keep_gathered=False)
+
+
+def recipe_batch_size(num_gpus: int) -> int:
+    """Questions of each GPU, for a step nearest to the recipe's."""
+    return max(RECIPE_QUESTIONS // num_gpus, 1)
 
 
 def smallest_card(peak: float) -> str | None:
@@ -54,4 +65,4 @@ def steps_an_epoch(plan: Plan, num_gpus: int) -> int:
 def limits(plan: Plan, num_gpus: int, step: Step) -> str:
     """What to change first for a shorter epoch."""
     few = steps_an_epoch(plan, num_gpus) < FEW_STEPS
-    return largest_phase(step, plan) + (", too few questions" if few else "")
+    return largest_phase(step) + (", too few questions" if few else "")

@@ -8,12 +8,19 @@ from pathlib import Path
 
 from benchmarks.common import Shape
 from benchmarks.scaling.plan import Plan, Work, num_nodes
+from benchmarks.scaling.rates import USABLE
 from benchmarks.scaling.sizes import Model, num_patches
+from vrts.models.decode_batch import MAX_PREFILL_TOKENS
+from vrts.models.qwen_network import MAX_PATCHES
 
 HEAD_CHUNK = 256
 """`QwenPolicy.head_chunk_size`."""
 LOGIT_COPIES = 5
 """Of a chunk's logits in float32: themselves, log-probs, entropy's product, two in backward."""
+MAX_ROWS = 64
+"""`NativeEngine.max_rows`."""
+KV_SHARE = 0.6
+"""Of free memory that the engine gives to its KV cache."""
 GATHERED_LAYERS = 3
 """In use, prefetched, and the buffer that the latter is gathered in."""
 
@@ -85,7 +92,7 @@ def held(plan: Plan) -> Held:
 
 
 def held_bytes(plan: Plan, num_gpus: int) -> float:
-    """What a GPU holds from step to step."""
+    """What a GPU holds from step to step of what is trained, without the engine's copy."""
     if plan.offload:
         return 0.0
     if plan.is_sharded:
@@ -95,20 +102,43 @@ def held_bytes(plan: Plan, num_gpus: int) -> float:
     return held(plan).total + 2.0 * plan.trained + buckets
 
 
+def engine_bytes(plan: Plan) -> float:
+    """The engine's own copy of weights in bfloat16, on each GPU.
+
+    An adapter on bfloat16 weights that lie whole is all that is copied; its first products twice.
+    """
+    if plan.is_lora and not plan.is_sharded:
+        return 3.0 * plan.adapter
+    return 2.0 * (plan.model.language + plan.model.vision) + 3.0 * plan.adapter
+
+
 def host_bytes(plan: Plan, num_gpus: int) -> float:
     """What a machine holds for its GPUs where shards are offloaded."""
     return held(plan).total / num_nodes(num_gpus) if plan.offload else 0.0
 
 
-def gathered_bytes(model: Model, adapter_layer: int, resident: bool) -> float:
-    """Whole weights in bfloat16 under FSDP: all of them, or a few layers at a time.
+def gathered_bytes(plan: Plan) -> float:
+    """Gathered weights in bfloat16 in an update under FSDP: all of them, or a few layers at a time.
 
     Embeddings, head and norms stay as long as a method of the policy runs.
     """
-    layer, layers = model.layer + adapter_layer, model.shape.num_layers
-    if resident:
+    model, layers = plan.model, plan.model.shape.num_layers
+    adapter_layer = plan.trained_layer if plan.is_lora else 0
+    if not plan.is_sharded:
+        return 0.0
+    if plan.keep_gathered:
         return 2.0 * (model.language + model.vision + layers * adapter_layer)
-    return 2.0 * (GATHERED_LAYERS * layer + 2 * model.head + model.shape.hidden_size)
+    layer = GATHERED_LAYERS * (model.layer + adapter_layer)
+    return 2.0 * (layer + 2 * model.head + model.shape.hidden_size)
+
+
+def summed_bytes(plan: Plan) -> float:
+    """Float32 gradients on their way under FSDP: of all micro-batches so far, or of one layer."""
+    if not plan.is_sharded:
+        return 0.0
+    if plan.num_micro_batches > 1 and not plan.sync_every_micro_batch:
+        return 4.0 * plan.trained
+    return 6.0 * plan.trained_layer
 
 
 def forward_bytes(model: Model, num_tokens: float) -> float:
@@ -116,19 +146,21 @@ def forward_bytes(model: Model, num_tokens: float) -> float:
     return 2.0 * num_tokens * (2 * model.shape.hidden_size + 3 * model.shape.intermediate_size)
 
 
-def vision_bytes(model: Model, work: Work) -> float:
+def vision_bytes(model: Model, work: Work, batch_size: int = 1) -> float:
     """The widest moment of a vision block, which has no gradient."""
     widths = 2 * model.shape.vision_hidden_size + 3 * model.vision_ffn
-    return 2.0 * num_patches(work.grid) * widths
+    own = num_patches(work.grid)
+    return 2.0 * max(own, min(batch_size * own, MAX_PATCHES)) * widths
 
 
 def activation_bytes(plan: Plan, work: Work, measured: Measured) -> float:
-    """The update with gradient checkpointing: every layer's input, one layer's values, logits.
+    """A micro-batch with gradient checkpointing: every layer's input, one layer's values, logits.
 
     Linear in P + G·L, since the prompt is forwarded once for its completions.
     """
     shape = plan.model.shape
-    num_prompt, num_own = plan.batch_size * work.P, plan.batch_size * work.G * (work.L - 1)
+    B = min(plan.micro_batch_size, plan.batch_size)
+    num_prompt, num_own = B * work.P, B * work.G * (work.L - 1)
     # embeddings of float32 weights that no FSDP gathers in bfloat16
     input_size = 2 if plan.is_sharded or plan.is_lora else 4
     inputs = input_size * shape.num_layers * shape.hidden_size * (num_prompt + num_own)
@@ -142,27 +174,30 @@ def rollout_kv_bytes(model: Model, work: Work, batch_size: int = 1) -> float:
     return model.kv_bytes(batch_size * (work.P + work.G * work.L))
 
 
+def rollout_bytes(plan: Plan, work: Work) -> float:
+    """Encoding, or prompts' prefill and the KV cache of a step's questions all together.
+
+    The cache is half the rows' and half the prompts', and holds no more rows than the engine takes.
+    """
+    model, B = plan.model, plan.batch_size
+    rows = min(B * work.G, MAX_ROWS)
+    kv = model.kv_bytes(B * work.P + rows * work.L)
+    tokens = max(work.P, min(B * work.P, MAX_PREFILL_TOKENS))
+    return max(vision_bytes(model, work, B), kv + forward_bytes(model, tokens))
+
+
 def training_peak(plan: Plan, num_gpus: int, work: Work, measured: Measured) -> float:
     """Most that a GPU holds at once in a step: in the rollout, the scoring or the update."""
-    model, B = plan.model, plan.batch_size
-    adapter_layer = plan.trained_layer if plan.is_lora else 0
-    few = gathered_bytes(model, adapter_layer, resident=False) if plan.is_sharded else 0.0
-    stay = gathered_bytes(model, adapter_layer, plan.resident) if plan.is_sharded else 0.0
-    kv = rollout_kv_bytes(model, work, B)
-    rollout = stay + max(B * vision_bytes(model, work), kv + forward_bytes(model, B * work.P))
-    scored = forward_bytes(model, B * (work.P + work.G * work.L))
+    gathered = gathered_bytes(plan)
+    B = min(plan.micro_batch_size, plan.batch_size)
     # a frozen copy gathers its own layers while the policy's stay
-    scoring = stay + scored + (0.0 if plan.is_lora else few)
-    # a layer's gradient in bfloat16, and the float32 one that is summed over processes
-    reduced = 6.0 * plan.trained_layer if plan.is_sharded else 0.0
-    update = few + activation_bytes(plan, work, measured) + reduced
-    return held_bytes(plan, num_gpus) + max(rollout, scoring, update)
+    scoring = gathered * (1 if plan.is_lora else 2)
+    scoring += forward_bytes(plan.model, B * (work.P + work.G * work.L))
+    update = gathered + activation_bytes(plan, work, measured) + summed_bytes(plan)
+    phases = (rollout_bytes(plan, work), scoring, update)
+    return held_bytes(plan, num_gpus) + engine_bytes(plan) + max(phases)
 
 
-def prediction_peak(model: Model, work: Work, num_gpus: int, is_sharded: bool) -> float:
-    """Most that a GPU holds in a round of prediction, in bfloat16; FSDP gathers layer by layer."""
-    weights = 2.0 * (model.language + model.vision)
-    if is_sharded:
-        weights = weights / num_gpus + gathered_bytes(model, 0, resident=False)
-    kv = rollout_kv_bytes(model, work)
-    return weights + max(vision_bytes(model, work), kv + forward_bytes(model, work.P))
+def prediction_kv_bytes(model: Model, card: float) -> float:
+    """The engine's budget of a card that holds the model in bfloat16."""
+    return KV_SHARE * max(USABLE * card - 2.0 * (model.language + model.vision), 0.0)

@@ -39,17 +39,26 @@ DENSE = Work((64, 22, 42), 200, 5, 1024)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a model is kept on a number of GPUs."""
+    """How a model is kept on a number of GPUs, and what a step is."""
 
     model: Model
     is_lora: bool
     is_sharded: bool = False
-    resident: bool = True
-    """`Sharding.resident_rollout`."""
+    batch_size: int = 1
+    """Questions of a step, on each GPU; `data.batch_size`."""
+    micro_batch_size: int = 1
+    """`VideoQAModule.micro_batch_size`."""
+    keep_gathered: bool = True
+    """`Sharding.keep_gathered`."""
+    sync_every_micro_batch: bool = False
+    """`Sharding.sync_every_micro_batch`."""
     offload: bool = False
     """`Sharding.cpu_offload`."""
-    batch_size: int = 1
-    """Questions a GPU and step; `data.batch_size`, with no accumulation."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of a step, on each GPU."""
+        return -(-self.batch_size // self.micro_batch_size)
 
     @property
     def rank(self) -> int | None:
@@ -80,9 +89,9 @@ class Plan:
     def devices(self) -> str:
         """Overlay of the devices, and what is set otherwise than there."""
         name = "fsdp" if self.is_sharded else "ddp"
-        name += "" if self.resident else ", not resident"
-        name += ", offload" if self.offload else ""
-        return name + (f", {self.batch_size} questions" if self.batch_size > 1 else "")
+        name += "" if self.keep_gathered else ", not gathered"
+        name += ", summed often" if self.sync_every_micro_batch else ""
+        return name + (", offload" if self.offload else "")
 
 
 def num_nodes(num_gpus: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.scaling.plan import GPUS_A_NODE, num_nodes
 
-CARDS = {"H100": 80e9, "H200": 141e9}
+CARDS = {"24 GB": 24e9, "48 GB": 48e9, "H100": 80e9, "H200": 141e9}
 """Bytes of memory."""
 USABLE = 0.9
 """Share of a card's memory that may be planned with: CUDA, NCCL and fragments take the rest."""
@@ -25,8 +25,6 @@ class Rates:
     """Operations a second that are executed in bfloat16, those of recomputing among them."""
     memory: float = 0.6 * 3.35e12
     """Bytes a second of device memory in decoding."""
-    launch_s: float = 30e-3 / 28
-    """Of a decoder layer in decoding without CUDA graphs, for its kernels' launches."""
     nvlink: float = 0.7 * 450e9
     """Bytes a second to a GPU within a machine."""
     network: float = 0.7 * 50e9
@@ -78,5 +76,4 @@ def read_rates(path: Path) -> Rates:
     # TFLOP leaves out the forward that checkpointing repeats: a third of forward and backward
     flops = median(4 / 3 * 1e12 * r["TFLOP"] / r["s"] for r in updates)
     memory = median(1e9 * r["GB a step"] / (1e-3 * r["ms a step"]) for r in decodes)
-    launch_s = median(1e-3 * r["without graphs"] / 28 for r in decodes)
-    return replace(Rates(), flops=flops, memory=memory, launch_s=launch_s)
+    return replace(Rates(), flops=flops, memory=memory)

@@ -36,9 +36,10 @@ class Step:
     reference_s: float
     update_s: float
     optimizer_s: float
+    """And the engine's taking over of what it has changed."""
     gather_s: float
     """Of all weights going round, most of it beside computing."""
-    num_gathers: float
+    num_gathers: int
     """Times that the language model's layers are gathered."""
     idle: float
     """Share of decoding that a GPU on average waits for the longest completion of all."""
@@ -51,16 +52,12 @@ class Step:
 
 
 def decode_step_s(
-    rates: Rates, model: Model, adapter: int, num_kv_tokens: float, is_sharded: bool
+    rates: Rates, model: Model, adapter: int, num_kv_tokens: float, num_rows: float
 ) -> float:
-    """Seconds of one token of every row: reading all weights, or launching what does.
-
-    CUDA graphs are for weights that lie whole; an adapter's own launches are not counted.
-    """
-    weights = 2.0 * (model.shape.num_layers * model.layer + model.head) + 4.0 * adapter
-    reading_s = (weights + model.kv_bytes(num_kv_tokens)) / rates.memory
-    launching_s = model.shape.num_layers * rates.launch_s if is_sharded else 0.0
-    return max(reading_s, launching_s)
+    """Seconds of one token of every row: reading all weights and the cache, or computing."""
+    matrices = model.shape.num_layers * model.layer + model.head + adapter
+    reading_s = (2.0 * matrices + model.kv_bytes(num_kv_tokens)) / rates.memory
+    return max(reading_s, 2.0 * matrices * num_rows / rates.flops)
 
 
 def gather_s(plan: Plan, rates: Rates, num_gpus: int) -> float:
@@ -81,12 +78,13 @@ def _copy_s(plan: Plan, rates: Rates, num_gpus: int) -> float:
 
 
 def gradient_s(plan: Plan, rates: Rates, num_gpus: int) -> float:
-    """Seconds in which float32 gradients are summed over all GPUs."""
+    """Seconds in which float32 gradients are summed over all GPUs, in all of a step."""
     layers = plan.model.shape.num_layers
     passes = 1 if plan.is_sharded else 2  # reduced and scattered; DDP gathers them again
     summed_s = ring_s(rates, passes * 4.0 * plan.trained, passes * layers, num_gpus)
     offload_s = 4.0 * plan.trained / num_gpus / rates.pcie if plan.offload else 0.0
-    return summed_s + offload_s
+    times = plan.num_micro_batches if plan.sync_every_micro_batch else 1
+    return times * (summed_s + offload_s)
 
 
 def optimizer_s(plan: Plan, rates: Rates, num_gpus: int) -> float:
@@ -98,52 +96,51 @@ def optimizer_s(plan: Plan, rates: Rates, num_gpus: int) -> float:
 
 
 def training_step(plan: Plan, num_gpus: int, work: Work, rates: Rates) -> Step:
-    """A step of ``batch_size`` questions a GPU without accumulation.
+    """A step of ``batch_size`` questions a GPU, all rolled out together.
 
-    All wait for the longest completion of all GPUs. Gathers go on beside the computing of the
-    layer before, so that a phase takes the longer one of the two.
+    The update begins when the longest completion of all GPUs has ended. Gathers go on beside the
+    computing of the layer before, so that a phase takes the longer one of the two.
     """
     model, B = plan.model, plan.batch_size
     mean = round(expected_longest(1, MEAN_LENGTH, work.L))
     per_question = workload(model, plan.rank, work.grid, work.P, [mean] * work.G)
     once_s = gather_s(plan, rates, num_gpus)
-    num_steps = expected_longest(B * work.G * num_gpus, MEAN_LENGTH, work.L)
-    own_steps = expected_longest(B * work.G, MEAN_LENGTH, work.L)
+    num_rows = B * work.G
+    num_steps = expected_longest(num_rows * num_gpus, MEAN_LENGTH, work.L)
+    own_steps = expected_longest(num_rows, MEAN_LENGTH, work.L)
 
     def computing_s(flops: float) -> float:
         return B * flops / rates.flops
 
     prompt = per_question.vision_flops + prefill_flops(model, work.P)
-    prefill_s = max(computing_s(prompt), once_s)
-    kv_tokens = B * (work.P + work.G * num_steps / 2)
-    token_s = decode_step_s(rates, model, plan.adapter, kv_tokens, plan.is_sharded)
-    is_resident = plan.is_sharded and plan.resident
-    each_token_s = 0.0 if is_resident else once_s
-    decode_s = num_steps * max(token_s, each_token_s)
-    # a frozen copy is gathered anew; without an adapter the policy's own weights are still there
-    reference_gathers = int(plan.is_sharded and (not plan.is_lora or not plan.resident))
-    scoring = computing_s(per_question.scoring_flops)
-    reference_s = max(scoring, reference_gathers * once_s)
+    in_flight = num_rows * mean / own_steps  # on average; rows that end leave
+    kv_tokens = B * work.P + in_flight * own_steps / 2
+    decode_s = num_steps * decode_step_s(rates, model, plan.adapter, kv_tokens, in_flight)
+    passes = 1 if plan.keep_gathered else plan.num_micro_batches
+    # a frozen copy is gathered too, and all of the policy once for the engine
+    sync_gathers = 0 if plan.is_lora else 1
+    reference_gathers = passes if not (plan.is_lora and plan.keep_gathered) else 0
+    update_gathers = passes * (1 if plan.keep_gathered else 2)
+    if not plan.is_sharded:
+        sync_gathers = reference_gathers = update_gathers = 0
+    reference_s = max(computing_s(per_question.scoring_flops), reference_gathers * once_s)
     # checkpointing forwards everything once more
     executed = per_question.update_flops + per_question.forward_flops
-    update_gathers = int(plan.is_sharded) * (1 if plan.resident else 2)
     moving_s = update_gathers * once_s + gradient_s(plan, rates, num_gpus)
-    update_s = max(computing_s(executed), moving_s)
-    num_gathers = float(plan.is_sharded) + reference_gathers + update_gathers
-    num_gathers += num_steps if plan.is_sharded and not plan.resident else 0.0
+    num_gathers = sync_gathers + reference_gathers + update_gathers
     return Step(
-        prefill_s,
+        computing_s(prompt),
         decode_s,
         reference_s,
-        update_s,
-        optimizer_s(plan, rates, num_gpus),
+        max(computing_s(executed), moving_s),
+        optimizer_s(plan, rates, num_gpus) + sync_gathers * once_s,
         num_gathers * once_s,
         num_gathers,
         1 - own_steps / num_steps,
     )
 
 
-def largest_phase(step: Step, plan: Plan) -> str:
+def largest_phase(step: Step) -> str:
     """What most of a step goes to."""
     phases = {
         "decoding": step.decode_s,
@@ -152,7 +149,4 @@ def largest_phase(step: Step, plan: Plan) -> str:
         "prefill": step.prefill_s,
         "optimizer": step.optimizer_s,
     }
-    name = max(phases, key=phases.__getitem__)
-    if name != "decoding" or not plan.is_sharded:
-        return name
-    return "launches of decoding" if plan.resident else "a gather a token"
+    return max(phases, key=phases.__getitem__)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.scaling import memory
-from benchmarks.scaling.choice import limits, plans, possible, smallest_card, steps_an_epoch
+from benchmarks.scaling.choice import (
+    limits,
+    plans,
+    possible,
+    recipe_batch_size,
+    smallest_card,
+    steps_an_epoch,
+)
 from benchmarks.scaling.memory import Measured, training_peak
 from benchmarks.scaling.plan import DENSE, EVALUATION, TRAINING, Plan
-from benchmarks.scaling.rates import Rates
+from benchmarks.scaling.rates import CARDS, Rates
 from benchmarks.scaling.sizes import MODELS
-from benchmarks.scaling.speed import decode_step_s, gather_s, largest_phase
+from benchmarks.scaling.speed import decode_step_s, largest_phase
 
-NUM_GPUS = (8, 64, 512)
+NUM_GPUS = (1, 8, 64)
 CARDS_GB = (24, 48, 80, 141)
 PHASES = ("encode", "rollout", "reference", "forward", "backward", "optimizer")
 COUNTED = RESULTS / "memory.json"
@@ -41,29 +49,33 @@ def _s(value: float) -> str:
 
 
 def _label(plan: Plan) -> list[str]:
-    return [plan.model.name, plan.tuning, plan.devices]
+    return [plan.model.name, plan.tuning, plan.devices, str(plan.batch_size)]
+
+
+LABEL = ["model", "tuning", "devices", "questions a GPU"]
 
 
 def terms(measured: Measured) -> str:
-    """What a model takes, held once, and what a question adds to it on each GPU."""
+    """What a model takes, held once, and what is added to it on each GPU."""
     columns = [
-        "GB", "tuning", "weights", "gradients", "Adam", "reference",
-        "gathered: all / some layers", "activations of the update", "KV in training",
+        "GB", "tuning", "weights", "gradients", "Adam", "reference", "engine: ddp / fsdp",
+        "gathered: all / some layers", "activations of a question", "KV of a question",
     ]  # fmt: skip
     rows = []
     for model in MODELS:
         for is_lora in (True, False):
             plan = Plan(model, is_lora, is_sharded=True)
+            whole = Plan(model, is_lora)
+            some = Plan(model, is_lora, is_sharded=True, keep_gathered=False)
             held = memory.held(plan)
-            adapter_layer = plan.trained_layer if is_lora else 0
-            gathered = [memory.gathered_bytes(model, adapter_layer, r) for r in (True, False)]
             kept = (held.weights, held.gradients, held.optimizer, held.reference)
             rows.append(
                 [
                     model.name,
                     plan.tuning,
                     *map(_gb, kept),
-                    " / ".join(map(_gb, gathered)),
+                    " / ".join(_gb(memory.engine_bytes(p)) for p in (whole, plan)),
+                    " / ".join(_gb(memory.gathered_bytes(p)) for p in (plan, some)),
                     _gb(memory.activation_bytes(plan, TRAINING, measured)),
                     _gb(memory.rollout_kv_bytes(model, TRAINING)),
                 ]
@@ -73,15 +85,14 @@ def terms(measured: Measured) -> str:
 
 def peaks(measured: Measured) -> str:
     """Peak of a GPU in training, and which card has room for it."""
-    columns = ["model", "tuning", "devices", "1 GPU", *(f"{n} GPUs" for n in NUM_GPUS)]
-    columns.append("host, 8 GPUs")
+    columns = [*LABEL, *(f"{n} GPU{'s' * (n > 1)}" for n in NUM_GPUS), "host, 8 GPUs"]
     rows = []
     for plan in plans():
         cells = []
-        for num_gpus in (1, *NUM_GPUS):
+        for num_gpus in NUM_GPUS:
             peak = training_peak(plan, num_gpus, TRAINING, measured)
             cells.append(f"{_gb(peak)} ({smallest_card(peak) or 'none'})")
-        host = memory.host_bytes(plan, NUM_GPUS[0])
+        host = memory.host_bytes(plan, 8)
         rows.append([*_label(plan), *cells, _gb(host) if host else ""])
     return markdown(columns, rows)
 
@@ -89,7 +100,7 @@ def peaks(measured: Measured) -> str:
 def steps(measured: Measured, rates: Rates) -> str:
     """Seconds of a step where there is room for it; its parts with the fewest GPUs that do."""
     columns = [
-        "model", "tuning", "devices", *(f"{n} GPUs" for n in NUM_GPUS),
+        *LABEL, *(f"{n} GPU{'s' * (n > 1)}" for n in NUM_GPUS),
         "parts: prefill, decoding, reference, update, optimizer", "gathers: times, s",
         "waiting", "most goes to",
     ]  # fmt: skip
@@ -108,79 +119,82 @@ def steps(measured: Measured, rates: Rates) -> str:
                 *_label(plan),
                 *("no room" if total is None else _s(total) for total in totals),
                 ", ".join(map(_s, parts)),
-                f"{step.num_gathers:.0f}, {_s(step.gather_s)}" if plan.is_sharded else "none",
+                f"{step.num_gathers}, {_s(step.gather_s)}" if plan.is_sharded else "none",
                 f"{step.idle:.0%}",
-                largest_phase(step, plan),
+                largest_phase(step),
             ]
         )
     return markdown(columns, rows)
 
 
 def fastest(measured: Measured, rates: Rates) -> str:
-    """For each model, tuning and number of GPUs the plan with the shortest epoch.
+    """For each tuning and number of GPUs the plan with the shortest epoch, of the 7B.
 
-    All have one question a GPU, which is nearest to the recipe's eight a step.
+    A step has as many questions as the recipe's, or one of each GPU where these are more.
     """
     columns = [
-        "model", "tuning", "GPUs", "devices", "card", "questions a step", "steps an epoch",
-        "s a step", "hours an epoch", "limited by",
+        "tuning", "GPUs", "devices", "card", "questions a step", "steps an epoch", "s a step",
+        "hours an epoch", "limited by",
     ]  # fmt: skip
     rows = []
-    for model in MODELS:
-        for is_lora in (True, False):
-            for num_gpus in NUM_GPUS:
-                own = [
-                    (steps_an_epoch(plan, num_gpus) * step.total_s / 3600, plan, card, step)
-                    for plan, card, step in possible(measured, rates, num_gpus)
-                    if (plan.model, plan.is_lora, plan.batch_size) == (model, is_lora, 1)
+    for is_lora in (True, False):
+        for num_gpus in NUM_GPUS:
+            own = [
+                (steps_an_epoch(plan, num_gpus) * step.total_s / 3600, plan, card, step)
+                for plan, card, step in possible(measured, rates, num_gpus)
+                if (plan.is_lora, plan.batch_size) == (is_lora, recipe_batch_size(num_gpus))
+            ]
+            tuning = "lora" if is_lora else "full"
+            if not own:
+                rows.append([tuning, str(num_gpus), "none has room", *[""] * 6])
+                continue
+            hours, plan, card, step = min(own, key=lambda found: found[0])
+            rows.append(
+                [
+                    tuning,
+                    str(num_gpus),
+                    plan.devices,
+                    card,
+                    f"{num_gpus * plan.batch_size:,}",
+                    f"{steps_an_epoch(plan, num_gpus):,}",
+                    _s(step.total_s),
+                    _s(hours),
+                    limits(plan, num_gpus, step),
                 ]
-                hours, plan, card, step = min(own, key=lambda found: found[0])
-                rows.append(
-                    [
-                        model.name,
-                        plan.tuning,
-                        str(num_gpus),
-                        plan.devices,
-                        card,
-                        f"{num_gpus * plan.batch_size:,}",
-                        f"{steps_an_epoch(plan, num_gpus):,}",
-                        _s(step.total_s),
-                        _s(hours),
-                        limits(plan, num_gpus, step),
-                    ]
-                )
+            )
     return markdown(columns, rows)
 
 
 def prediction(rates: Rates) -> str:
-    """A GPU in prediction: memory at 128 frames, and seconds of a token of all M answers."""
+    """A GPU in prediction: how many questions have room, and tokens a second of full rows."""
     columns = [
-        "model", "devices", "weights", "KV: 32 / 128 frames", "peak: 32 / 128 frames (card)",
-        "ms a token", f"s a round of {DENSE.L:,} tokens",
+        "model", "card", "weights", "KV of a question: 32 / 128 frames",
+        "questions at a time: 32 / 128 frames", "rows", "ms a token", "tokens a second",
     ]  # fmt: skip
     rows = []
-    for model in MODELS:
-        for num_gpus in (1, 8, 64):
-            is_sharded = num_gpus > 1
-            weights = 2.0 * (model.language + model.vision) / num_gpus
-            works = (EVALUATION, DENSE)
-            kv = [memory.rollout_kv_bytes(model, work) for work in works]
-            peak = [memory.prediction_peak(model, work, num_gpus, is_sharded) for work in works]
-            plan = Plan(model, is_lora=True, is_sharded=is_sharded, resident=False)
-            tokens = DENSE.P + DENSE.G * DENSE.L / 2
-            token_s = decode_step_s(rates, model, 0, tokens, is_sharded)
-            token_s = max(token_s, gather_s(plan, rates, num_gpus))
-            rows.append(
-                [
-                    model.name,
-                    f"fsdp, not resident, {num_gpus} GPUs" if is_sharded else "ddp",
-                    _gb(weights),
-                    " / ".join(map(_gb, kv)),
-                    f"{' / '.join(map(_gb, peak))} ({smallest_card(peak[-1]) or 'none'})",
-                    f"{1e3 * token_s:.1f}",
-                    _s(DENSE.L * token_s),
-                ]
-            )
+    for model, name in product(MODELS, CARDS):
+        weights = 2.0 * (model.language + model.vision)
+        budget = memory.prediction_kv_bytes(model, CARDS[name])
+        works = (EVALUATION, DENSE)
+        kv = [memory.rollout_kv_bytes(model, work) for work in works]
+        most = [min(int(budget / one), memory.MAX_ROWS // EVALUATION.G) for one in kv]
+        if not most[-1]:
+            continue
+        num_rows = most[0] * EVALUATION.G
+        tokens = most[0] * (EVALUATION.P + EVALUATION.G * EVALUATION.L / 2)
+        token_s = decode_step_s(rates, model, 0, tokens, num_rows)
+        rows.append(
+            [
+                model.name,
+                name,
+                _gb(weights),
+                " / ".join(map(_gb, kv)),
+                " / ".join(map(str, most)),
+                str(num_rows),
+                f"{1e3 * token_s:.1f}",
+                f"{num_rows / token_s:,.0f}",
+            ]
+        )
     return markdown(columns, rows)
 
 

@@ -20,6 +20,7 @@ from vrts.models.head import token_logprobs
 from vrts.models.mlp import chunk_mlps
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
+from vrts.models.patch_embedding import multiply_patches
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.qwen_flops import qwen_workload
@@ -166,6 +167,7 @@ class QwenPolicy(Policy):
         fuse_norms(model.model.language_model)
         if self._mlp_chunk_size:
             chunk_mlps(model.model.language_model.layers, self._mlp_chunk_size)
+        multiply_patches(model.model.visual)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self._gradient_checkpointing:

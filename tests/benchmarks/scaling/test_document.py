@@ -46,6 +46,7 @@ def test_a_table():
 
 
 def test_the_smallest_card_keeps_a_tenth_free():
+    assert smallest_card(21.6e9) == "24 GB"
     assert smallest_card(72e9) == "H100"
     assert smallest_card(72.1e9) == "H200"
     assert smallest_card(127e9) is None

@@ -1,6 +1,7 @@
 """Values computed by hand, for a model of two layers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -55,43 +56,78 @@ def test_shares_of_it():
     assert memory.host_bytes(plan, 8) == 0
 
 
+def test_the_engines_copy():
+    adapter, every = 2 * 64 * 110, 2 * (LANGUAGE + VISION)
+    assert memory.engine_bytes(Plan(MODEL, is_lora=True)) == 3 * adapter
+    assert memory.engine_bytes(Plan(MODEL, is_lora=True, is_sharded=True)) == every + 3 * adapter
+    assert memory.engine_bytes(Plan(MODEL, is_lora=False)) == every
+
+
 def test_gathered_weights():
-    assert memory.gathered_bytes(MODEL, 0, resident=True) == 2 * (LANGUAGE + VISION)
-    assert memory.gathered_bytes(MODEL, 0, resident=False) == 2 * (3 * LAYER + 1600 + 8)
+    plan = Plan(MODEL, is_lora=False, is_sharded=True)
+    assert memory.gathered_bytes(plan) == 2 * (LANGUAGE + VISION)
+    some = replace(plan, keep_gathered=False)
+    assert memory.gathered_bytes(some) == 2 * (3 * LAYER + 1600 + 8)
+    assert memory.gathered_bytes(Plan(MODEL, is_lora=False)) == 0
+
+
+def test_gradients_on_their_way():
+    plan = Plan(MODEL, is_lora=False, is_sharded=True, batch_size=2)
+    assert memory.summed_bytes(plan) == 4 * LANGUAGE
+    one_layer = 6 * LAYER
+    assert memory.summed_bytes(replace(plan, sync_every_micro_batch=True)) == one_layer
+    assert memory.summed_bytes(replace(plan, micro_batch_size=2)) == one_layer
+    assert memory.summed_bytes(Plan(MODEL, is_lora=False, batch_size=2)) == 0
 
 
 def test_activations_of_the_update():
-    plan = Plan(MODEL, is_lora=False, is_sharded=True, batch_size=2)
+    plan = Plan(MODEL, is_lora=False, is_sharded=True, batch_size=4, micro_batch_size=2)
     # 20 prompt tokens and 24 of completions; 8*8 + 3*4 + 4*10 values a token
     inputs, values, logits = 2 * 2 * 8 * 44, 2 * 116 * (1.5 * 20 + 24), 4 * 5 * 256 * 100
     got = memory.activation_bytes(plan, WORK, Measured(1.5, 1.0))
     assert got == inputs + values + logits
     # float32 embeddings where nothing is gathered
-    whole = memory.activation_bytes(Plan(MODEL, False, batch_size=2), WORK, Measured(1.5, 1.0))
+    whole = memory.activation_bytes(replace(plan, is_sharded=False), WORK, Measured(1.5, 1.0))
     assert whole == got + inputs
 
 
 def test_the_peak_is_the_largest_phase():
     plan, measured = Plan(MODEL, is_lora=False, is_sharded=True), Measured(1.0, 1.0)
-    few = 2 * (3 * LAYER + 1600 + 8)
-    update = few + memory.activation_bytes(plan, WORK, measured) + 6 * LAYER
+    every = 2 * (LANGUAGE + VISION)
+    update = every + memory.activation_bytes(plan, WORK, measured) + 6 * LAYER
     held = (20 * LANGUAGE + 8 * VISION) / 2
-    assert memory.training_peak(plan, 2, WORK, measured) == held + update
+    assert memory.training_peak(plan, 2, WORK, measured) == held + every + update
     # with few logits it is the scoring by the frozen copy, for which the policy's layers stay
     large = Plan(MODELS[0], is_lora=False, is_sharded=True)
     every = 2 * (MODELS[0].language + MODELS[0].vision)
-    some = memory.gathered_bytes(MODELS[0], 0, resident=False)
     scored = memory.forward_bytes(MODELS[0], 10 + 3 * 5)
-    want = memory.held_bytes(large, 8) + every + some + scored
+    want = memory.held_bytes(large, 8) + 3 * every + scored
     assert memory.training_peak(large, 8, WORK, measured) == want
 
 
-def test_peak_of_prediction():
-    weights = 2 * (LANGUAGE + VISION)
-    kv, prefill = 2 * 2 * 2 * 4 * 25, 2 * 10 * (16 + 30)
-    vision = 2 * 32 * (8 + 18)
-    got = memory.prediction_peak(MODEL, WORK, 1, is_sharded=False)
-    assert got == weights + max(kv + prefill, vision)
+def test_the_peak_grows_with_the_micro_batch_and_of_the_step_with_the_rollout_alone():
+    measured = Measured(1.0, 1.0)
+
+    def peak(**changes):
+        return memory.training_peak(
+            replace(Plan(MODEL, is_lora=True), **changes), 1, WORK, measured
+        )
+
+    assert peak(batch_size=8) == peak(batch_size=1)  # the update is larger
+    assert peak(batch_size=8, micro_batch_size=4) > peak(batch_size=8)
+    short = Work((1, 2, 2), 9, G=3, L=5)
+    few = memory.rollout_bytes(Plan(MODEL, is_lora=True, batch_size=2), short)
+    assert few == 2 * 2 * 2 * 4 * (20 + 6 * 5) + 2 * 20 * (16 + 30)
+    # 64 rows at most
+    many = memory.rollout_bytes(Plan(MODEL, is_lora=True, batch_size=40), short)
+    assert many == 2 * 2 * 2 * 4 * (400 + 64 * 5) + 2 * 400 * (16 + 30)
+
+
+def test_the_cache_of_prediction():
+    assert memory.prediction_kv_bytes(MODELS[0], 80e9) == pytest.approx(
+        0.6 * (72e9 - 2 * 8_292_166_656)
+    )
+    assert memory.prediction_kv_bytes(MODELS[1], 80e9) == 0
 
 
 def test_measured_factors_are_those_of_the_file(tmp_path):

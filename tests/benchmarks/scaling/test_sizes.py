@@ -28,7 +28,7 @@ def test_keys_and_values_by_hand():
 @pytest.mark.parametrize("rank", [None, 4])
 def test_operations_are_those_of_a_loaded_model(rank):
     policy = random_policy(TINY, torch.device("cpu"), torch.float32)
-    prompt = policy.encode([random_sample(6, 56, 84, seed=1)], 1).encoded[0]
+    (prompt,) = policy.network().encode([random_sample(6, 56, 84, seed=1)])
     model = policy.model
     for weight in model.model.visual.parameters():
         weight.requires_grad_(False)
@@ -43,7 +43,7 @@ def test_operations_are_those_of_a_loaded_model(rank):
     )
     lengths = [7, 3, 5]
     want = qwen_workload(model, [prompt], [lengths])
-    got = workload(mine, rank, prompt.grid, len(prompt.input_ids), lengths)
+    got = workload(mine, rank, prompt.grid, prompt.num_tokens, lengths)
     assert got.num_prompt_tokens == want.num_prompt_tokens
     assert got.num_completion_tokens == want.num_completion_tokens
     assert got.vision_flops == pytest.approx(want.vision_flops)

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from benchmarks.scaling.plan import Plan, Work
+from benchmarks.scaling.plan import TRAINING, Plan, Work
 from benchmarks.scaling.rates import Rates, read_rates, ring_s
+from benchmarks.scaling.sizes import MODELS
 from benchmarks.scaling.speed import (
     decode_step_s,
     expected_longest,
@@ -18,7 +20,7 @@ from benchmarks.scaling.speed import (
 from tests.benchmarks.scaling.test_memory import LANGUAGE, LAYER, MODEL
 
 RATES = Rates(
-    flops=1e3, memory=1e3, launch_s=1.0, nvlink=100.0, network=10.0, hop_s=0.5, pcie=50.0, host=200
+    flops=1e3, memory=1e3, nvlink=100.0, network=10.0, hop_s=0.5, pcie=50.0, host=200
 )  # fmt: skip
 FULL = Plan(MODEL, is_lora=False, is_sharded=True)
 
@@ -40,11 +42,10 @@ def test_expected_length_of_the_longest():
 
 
 def test_a_token():
-    kv = 2 * 2 * 2 * 4 * 6
-    reading_s = (2 * (2 * LAYER + 800) + kv) / 1e3
-    assert decode_step_s(RATES, MODEL, 0, 6, is_sharded=False) == pytest.approx(reading_s)
-    slow = Rates(memory=1e3, launch_s=10.0)
-    assert decode_step_s(slow, MODEL, 0, 6, is_sharded=True) == 20.0
+    kv, matrices = 2 * 2 * 2 * 4 * 6, 2 * LAYER + 800
+    assert decode_step_s(RATES, MODEL, 0, 6, 1) == pytest.approx((2 * matrices + kv) / 1e3)
+    # many rows, and an adapter of 50 parameters: arithmetic
+    assert decode_step_s(RATES, MODEL, 50, 6, 40) == pytest.approx(2 * (matrices + 50) * 40 / 1e3)
 
 
 def test_gathers_and_gradients():
@@ -55,6 +56,8 @@ def test_gathers_and_gradients():
     assert gather_s(offloaded, RATES, 8) - gather_s(FULL, RATES, 8) == pytest.approx(copied_s)
     assert gradient_s(FULL, RATES, 8) == pytest.approx(4 * LANGUAGE * 7 / 800 + 2 * 3.5)
     assert gradient_s(Plan(MODEL, False), RATES, 8) == pytest.approx(2 * gradient_s(FULL, RATES, 8))
+    often = replace(FULL, batch_size=3, sync_every_micro_batch=True)
+    assert gradient_s(often, RATES, 8) == pytest.approx(3 * gradient_s(FULL, RATES, 8))
 
 
 def test_adam():
@@ -65,17 +68,25 @@ def test_adam():
 
 
 @pytest.mark.parametrize(
-    ("is_lora", "resident", "gathers"),
-    [(True, True, 2), (False, True, 3), (True, False, 4), (False, False, 4)],
+    ("is_lora", "keep_gathered", "gathers"),
+    [(True, True, 1), (False, True, 3), (True, False, 9), (False, False, 10)],
 )
-def test_gathers_of_a_step(is_lora, resident, gathers):
-    """Rollout, reference, update forward and backward, where weights do not stay."""
+def test_gathers_of_a_step(is_lora, keep_gathered, gathers):
+    """Engine (of all weights in full tuning), reference, and updates of three micro-batches."""
     work = Work((2, 4, 4), 2, G=3, L=50)
-    step = training_step(Plan(MODEL, is_lora, True, resident), 64, work, RATES)
-    tokens = 0 if resident else expected_longest(3 * 64, 300, 50)
-    assert step.num_gathers == pytest.approx(gathers + tokens)
+    plan = Plan(MODEL, is_lora, True, batch_size=3, keep_gathered=keep_gathered)
+    step = training_step(plan, 64, work, RATES)
+    assert step.num_gathers == gathers
+    assert step.gather_s == pytest.approx(gathers * gather_s(plan, RATES, 64))
     whole = training_step(Plan(MODEL, is_lora), 64, work, RATES)
     assert whole.num_gathers == whole.gather_s == 0
+
+
+def test_questions_sampled_together_share_the_reading_of_weights():
+    plans = (Plan(MODELS[0], True, batch_size=B) for B in (1, 8))
+    one, eight = (training_step(plan, 1, TRAINING, Rates()) for plan in plans)
+    assert one.decode_s < eight.decode_s < 1.5 * one.decode_s
+    assert eight.update_s == pytest.approx(8 * one.update_s)
 
 
 def test_more_gpus_wait_for_longer_completions():
@@ -103,7 +114,6 @@ def test_measured_rates_replace_those_assumed(tmp_path):
     rates = read_rates(path)
     assert rates.flops == pytest.approx(400e12)
     assert rates.memory == pytest.approx(2e12)
-    assert rates.launch_s == pytest.approx(1e-3)
     assert rates.nvlink == Rates().nvlink
     path.write_text(json.dumps({"rows": {"update": rows["update"]}}))
     with pytest.raises(SystemExit, match=r"no rows of decode.*benchmarks/gpu\.py"):
