@@ -143,10 +143,14 @@ def count(recipe: Recipe, shape: Shape = QWEN_7B) -> dict[str, Any]:
 
 
 class _Warm(Callback):
-    """Makes the optimizer's state, which a first step would leave."""
+    """Leaves what a first step would: the optimizer's state, and the reference on the device."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step once with gradients of nothing."""
+        assert isinstance(pl_module, VideoQAModule)
+        if isinstance(pl_module.reference, FrozenCopy):
+            assert pl_module.reference._policy is not None
+            pl_module.reference._policy.to(pl_module.device)
         optimizer = trainer.optimizers[0]
         for group in optimizer.param_groups:
             for p in group["params"]:

@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 
 from tests.pretended_cuda import Device, DeviceTensor, mapped, pretended_cuda, tensors_in
+from vrts.models.decode_batch import DecodeBatch
 from vrts.models.graphs import StepGraphs
-from vrts.models.qwen_network import QwenNetwork
 
 BLOCK = 512
 """Bytes; torch's allocator on CUDA rounds up to a multiple of it."""
@@ -150,23 +150,25 @@ def _places(index: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
 def shapes_only(num_bytes: float) -> Iterator[ShapesDevice]:
     """Context in which torch has a CUDA device without values.
 
-    Decoding steps are not recorded as graphs, and of those that run on equal shapes only the first
-    runs through the model: the others hold nothing else.
+    Decoding steps are not recorded as graphs, and of those on equal shapes only the first runs: the
+    others hold nothing else. They count on, as a replayed graph would.
 
     Args:
         num_bytes: of the card.
     """
     device = ShapesDevice(num_bytes)
-    decode, seen = QwenNetwork.decode, set()
+    advance, seen = DecodeBatch.advance, set()
 
-    def decode_once(
-        self: QwenNetwork, tokens: torch.Tensor, positions: torch.Tensor, layout: Any
-    ) -> torch.Tensor:
-        key = (id(layout), len(tokens), layout.shapes, layout._bias.shape[1])
-        if key in seen:
-            return torch.empty(len(tokens), self.vocab_size, dtype=torch.float32, device="cuda")
-        seen.add(key)
-        return decode(self, tokens, positions, layout)
+    def advance_once(self: DecodeBatch) -> None:
+        rows, num_rows, cache = self._rows, len(self._places), self._cache
+        key = (id(self), num_rows, self._columns, cache.shapes, rows.sampler.truncates)
+        if key not in seen:
+            seen.add(key)
+            return advance(self)
+        rows._lengths[:num_rows] += (~rows._ended[:num_rows]).long()
+        rows._ended[:num_rows] |= rows._lengths[:num_rows] >= rows._limits[:num_rows]
+        rows._since.add_(1)
+        return None
 
     def free(*_: Any) -> tuple[int, int]:
         return max(device.num_bytes - device.held, 0), device.num_bytes
@@ -177,7 +179,7 @@ def shapes_only(num_bytes: float) -> Iterator[ShapesDevice]:
     with ExitStack() as stack:
         stack.enter_context(pretended_cuda(device))
         for target, name, new in (
-            (QwenNetwork, "decode", decode_once),
+            (DecodeBatch, "advance", advance_once),
             (StepGraphs, "run", run),
             (torch.cuda, "mem_get_info", free),
         ):

@@ -239,25 +239,26 @@ def _gb1(num_bytes: float) -> str:
 def sharded(full: Mapping[str, Any], num_gpus: int) -> dict[str, Any]:
     """Full tuning under ``fsdp``: each GPU has a share of what is trained and of the reference.
 
-    The engine's copy and what a phase adds stay whole. Gathered layers come on top.
+    The engine's copy, and what a phase adds, are whole. Gathered weights, and gradients that wait
+    for the last micro-batch, come on top.
 
     Args:
         full: counted on one GPU.
         num_gpus: N.
     """
     plan = Plan(MODELS[0], is_lora=False, is_sharded=True)
-    own, copy = memory.held(plan), memory.gathered_bytes(plan.model, 0, resident=True)
-    few = memory.gathered_bytes(plan.model, 0, resident=False)
-    kept = own.total - own.gradients
-    share = kept / num_gpus + copy
-    whole = full["held"]
+    own = memory.held(plan)
+    between = (own.total - own.gradients) / num_gpus + memory.engine_bytes(plan)
     phases = {}
     for name, peak in full["phases"].items():
-        with_gradients = name in ("forward", "backward", "optimizer")
-        added = peak - whole - own.gradients * with_gradients
-        gathered = few if name in ("reference", "forward", "backward") else 0.0
-        phases[name] = share + own.gradients * with_gradients / num_gpus + added + gathered
-    return {**full, "card GB": 80, "held": share, "phases": phases}
+        phases[name] = between + peak - full["held"]
+        if name in ("forward", "backward", "optimizer"):
+            phases[name] += own.gradients / num_gpus - own.gradients
+        if name in ("forward", "backward"):
+            phases[name] += memory.summed_bytes(plan)
+        if name in ("reference", "forward", "backward"):
+            phases[name] += memory.gathered_bytes(plan)
+    return {**full, "card GB": 80, "held": between, "phases": phases}
 
 
 def quantized(lora: Mapping[str, Any]) -> dict[str, Any]:
