@@ -39,7 +39,10 @@ _WAITS = {
 
 
 class Device:
-    """What happened on the pretended device; `pretended_cuda` makes it."""
+    """What happened on the pretended device; `pretended_cuda` makes it.
+
+    Subclasses may keep less of a tensor than its values, and watch what is made.
+    """
 
     def __init__(self) -> None:
         self.graphs: list[Recorded] = []
@@ -62,6 +65,22 @@ class Device:
         """Let the host wait for the device, which a graph cannot hold."""
         if self.recording is not None:
             self.refuse(f"CUDA error: operation not permitted when stream is capturing ({what})")
+
+    def keep(self, memory: torch.Tensor) -> torch.Tensor:
+        """What the device has of a tensor that the host has made."""
+        return memory
+
+    def read(self, memory: torch.Tensor) -> torch.Tensor:
+        """What the host is given of the device's memory."""
+        return memory.detach().clone()
+
+    def made(self, tensor: DeviceTensor) -> None:
+        """A tensor has come to be, or a view of one."""
+
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator on the device's memory."""
+        kernel = _KERNELS.get(str(func).removeprefix("aten.").removesuffix(".default"), func)
+        return kernel(*args, **kwargs)
 
     @contextmanager
     def operator(self, inside: bool) -> Iterator[None]:
@@ -88,6 +107,7 @@ class DeviceTensor(torch.Tensor):
             cls, memory, False, dispatch_device=False, device_for_backend_keys=CUDA
         )
         made.memory = memory
+        _device.made(made)
         return made
 
     device = property(lambda self: CUDA)
@@ -125,7 +145,7 @@ class DeviceTensor(torch.Tensor):
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in the host's memory; waits for the device."""
     _device.wait("copy to the host")
-    return tensor.memory.detach().clone() if isinstance(tensor, DeviceTensor) else tensor
+    return _device.read(tensor.memory) if isinstance(tensor, DeviceTensor) else tensor
 
 
 def to_device(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -134,31 +154,32 @@ def to_device(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.T
         return torch.Tensor.to(tensor, dtype or tensor.dtype)
     _device.wait("copy from the host")
     host = tensor.detach()
-    return DeviceTensor(host.to(dtype) if dtype not in (None, host.dtype) else host.clone())
+    copy = host.to(dtype) if dtype not in (None, host.dtype) else host.clone()
+    return DeviceTensor(_device.keep(copy))
 
 
-def _tensors(value: Any, found: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
+def tensors_in(value: Any, found: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
     """Tensors among arguments; torch's own pytrees take most of a test's time."""
     found = [] if found is None else found
     if isinstance(value, torch.Tensor):
         found.append(value)
     elif type(value) in (tuple, list):
         for x in value:
-            _tensors(x, found)
+            tensors_in(x, found)
     elif type(value) is dict:
         for x in value.values():
-            _tensors(x, found)
+            tensors_in(x, found)
     return found
 
 
-def _map(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+def mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
     """Arguments or results with other tensors."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if type(value) in (tuple, list):
-        return type(value)(_map(change, x) for x in value)
+        return type(value)(mapped(change, x) for x in value)
     if type(value) is dict:
-        return {key: _map(change, x) for key, x in value.items()}
+        return {key: mapped(change, x) for key, x in value.items()}
     return value
 
 
@@ -178,7 +199,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """Run one operator on the host's view of its operands, once it is found to be permitted."""
     name = func._schema.name.removeprefix("aten::")
     _device.operators[name] += 1
-    operands = _tensors((args, kwargs))
+    operands = tensors_in((args, kwargs))
     if name in _WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
         _device.wait(name)
     if name == "copy_" and isinstance(args[0], DeviceTensor) != isinstance(args[1], DeviceTensor):
@@ -207,15 +228,14 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
             _device.refuse("Expected a 'cuda' device type for generator but found 'cpu'")
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}  # C++ takes the tensors for the host's
-    run = _KERNELS.get(str(func).removeprefix("aten.").removesuffix(".default"), func)
-    out = run(*_map(_memory, args), **_map(_memory, kwargs))
+    out = _device.compute(func, mapped(_memory, args), mapped(_memory, kwargs))
     # what an operator writes in place is the same object
     same = {id(x.memory): x for x in operands if isinstance(x, DeviceTensor)}
 
     def known(x: torch.Tensor) -> torch.Tensor:
         return same[id(x)] if id(x) in same else DeviceTensor(x)
 
-    return _map(known, out)
+    return mapped(known, out)
 
 
 def _check_flash(kind: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -347,7 +367,7 @@ class Factories(TorchDispatchMode):
             out = func(*args, **kwargs)
         if type(out) is not torch.Tensor or not (asked or _device.in_operator):
             return out
-        return out if _tensors((args, kwargs)) else DeviceTensor(out)
+        return out if tensors_in((args, kwargs)) else DeviceTensor(_device.keep(out))
 
 
 # ---- functions
@@ -377,7 +397,7 @@ def _autocast(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
             eligible = isinstance(x, DeviceTensor) and x.dtype in of and x.dtype != to
             return torch.Tensor.to(x, to) if eligible else x
 
-        return _map(one, args), _map(one, kwargs)
+        return mapped(one, args), mapped(one, kwargs)
 
     if name in LOWER:
         return cast(torch.get_autocast_dtype("cuda"), torch.float32, *HALF)
@@ -395,7 +415,7 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         first = args[0] if args else None
-        on_device = any(isinstance(x, DeviceTensor) for x in _tensors((args, kwargs)))
+        on_device = any(isinstance(x, DeviceTensor) for x in tensors_in((args, kwargs)))
         if func in (torch.Tensor.backward, torch.autograd.backward):
             with self, _device.operator(on_device):  # custom functions and recomputed layers
                 return _backward(*args, **kwargs)
@@ -418,7 +438,7 @@ class Functions(TorchFunctionMode):
             return _make(func, args, kwargs)
         if kwargs.get("device") is not None and on_device:  # like one of ours, on the host
             out = func(*args, **{**kwargs, "device": None})
-            return _map(to_host, out)
+            return mapped(to_host, out)
         with _device.operator(on_device):
             return func(*args, **kwargs)
 
@@ -451,12 +471,12 @@ def _make(func: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(args[0], torch.Tensor):
             return to_device(args[0], kwargs.get("dtype"))
         _device.wait(func.__name__)
-    if any(isinstance(x, DeviceTensor) for x in _tensors(args)):  # like one of ours
+    if any(isinstance(x, DeviceTensor) for x in tensors_in(args)):  # like one of ours
         with _device.operator(True):
             return func(*args, **{k: v for k, v in kwargs.items() if k != "device"})
     requires_grad = kwargs.pop("requires_grad", False)
     out = func(*args, **kwargs)
-    return _map(lambda x: DeviceTensor(x).requires_grad_(requires_grad), out)
+    return mapped(lambda x: DeviceTensor(_device.keep(x)).requires_grad_(requires_grad), out)
 
 
 def _move(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -472,7 +492,7 @@ def _move(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
         device = "cpu" if func is torch.Tensor.cpu else CUDA
     if _is_device(device) and not isinstance(tensor, DeviceTensor):
         assert tensor.is_leaf or not torch.is_grad_enabled(), "moved with its gradient"
-        if tensor.is_meta:
+        if tensor.is_meta and _device.keep(torch.zeros(0)).device.type != "meta":
             raise NotImplementedError("Cannot copy out of meta tensor; no data!")
         return to_device(tensor, dtype)
     if isinstance(tensor, DeviceTensor) and device is not None and not _is_device(device):
@@ -532,15 +552,15 @@ class Recorder(TorchDispatchMode):
             for argument, value in zip(func._schema.arguments, args, strict=False)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        for tensor in _tensors(written):
+        for tensor in tensors_in(written):
             memory = _memory(tensor)
             if (key := _key(memory)) not in self._made:
                 storage = torch.empty(0, dtype=torch.uint8).set_(memory.untyped_storage())
                 self._before.setdefault(key, (storage, storage.clone()))
-        known = {_key(x) for x in _tensors((args, kwargs))}
+        known = {_key(x) for x in tensors_in((args, kwargs))}
         with torch._C.DisableTorchFunction():
             out = func(*args, **kwargs)
-        fresh = [x for x in _tensors(out) if _key(x) not in known]
+        fresh = [x for x in tensors_in(out) if _key(x) not in known]
         self._made |= {_key(x) for x in fresh}
         self.calls.append((func, args, kwargs, fresh))
         return out
@@ -575,7 +595,7 @@ class Graph:
     def replay(self) -> None:
         self.recorded.num_replays += 1
         for func, args, kwargs, fresh in self.calls:
-            again = _tensors(func(*args, **kwargs))
+            again = tensors_in(func(*args, **kwargs))
             for old, new in zip(fresh, again if fresh else (), strict=True):
                 old.copy_(new)
 
@@ -678,10 +698,14 @@ def _swap(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 @contextmanager
-def pretended_cuda() -> Iterator[Device]:
-    """Context in which torch has one CUDA device."""
+def pretended_cuda(device: Device | None = None) -> Iterator[Device]:
+    """Context in which torch has one CUDA device.
+
+    Args:
+        device: what it is; None computes values.
+    """
     global _device
-    _device = Device()
+    _device = device or Device()
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # keeps tied weights tied
     with ExitStack() as stack:

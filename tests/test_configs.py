@@ -31,6 +31,8 @@ RECIPES = {
     "video_rts.yaml": ("predict", ["s2d.yaml"]),
     "record.yaml": ("predict", ["s2d.yaml", "video_rts.yaml"]),
     "validate.yaml": ("fit", ["grpo.yaml"]),
+    "small_gpu.yaml": ("fit", ["grpo.yaml", "lora.yaml"]),
+    "qlora.yaml": ("fit", ["grpo.yaml", "lora.yaml", "small_gpu.yaml"]),
 }
 DEVICES = {
     "cpu.yaml": (SingleDeviceStrategy, "32-true"),
@@ -187,6 +189,18 @@ def test_overlays_combine(monkeypatch):
     assert cli.model.policy.lora.rank == 64
     assert cli.model.policy.path == "assets/tiny"
     assert cli.trainer.precision == "bf16-mixed"
+
+
+def test_a_small_gpu_keeps_the_recipe_and_holds_less(monkeypatch):
+    names = ["lora.yaml", "gpu.yaml", "small_gpu.yaml", "qlora.yaml"]
+    plain = instantiate(monkeypatch, args_of("fit", [FIT, *names[:2]])).model
+    model = instantiate(monkeypatch, args_of("fit", [FIT, *names])).model
+    assert (plain.policy._mlp_chunk_size, plain.policy.quantize) == (None, None)
+    assert (model.policy._mlp_chunk_size, model.policy.quantize) == (1024, "nf4")
+    assert (model.engine.max_kv_gb, model.engine.offload) == (1.5, True)
+    assert model.policy.lora == plain.policy.lora
+    assert model.num_generations == plain.num_generations == 8
+    assert model.max_new_tokens == plain.max_new_tokens
 
 
 def test_fsdp_shards_whatever_is_trained(monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
+from benchmarks.common import RESULTS
 from benchmarks.scaling import memory
 from benchmarks.scaling.choice import (
     limits,
@@ -21,6 +24,11 @@ from benchmarks.scaling.sizes import MODELS
 from benchmarks.scaling.speed import decode_step_s, largest_phase
 
 NUM_GPUS = (1, 8, 64)
+CARDS_GB = (24, 48, 80, 141)
+PHASES = ("encode", "rollout", "reference", "forward", "backward", "optimizer")
+COUNTED = RESULTS / "memory.json"
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a parameter: 4 bits, a byte for each 64 of them and a float32 for each 256 of these."""
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -190,9 +198,89 @@ def prediction(rates: Rates) -> str:
     return markdown(columns, rows)
 
 
+def counted(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Peaks of each phase as ``python -m benchmarks.scaling.counted`` found them, and the cards.
+
+    Two rows follow from others: `sharded` and `quantized`.
+
+    Args:
+        recipes: of ``memory.json``.
+    """
+    full, small = recipes["full"], recipes["lora, small_gpu"]
+    rows = {
+        **recipes,
+        **{f"full, fsdp, {n} GPUs": sharded(full, n) for n in (2, 4, 8)},
+        "lora, small_gpu, qlora": quantized(small),
+    }
+    columns = ["recipe", "card", "prompt", "between steps", *PHASES, "peak", "fits"]
+    cells = []
+    for name, row in rows.items():
+        peak = max(row["phases"].values())
+        fits = [f"{card} GB" for card in CARDS_GB if peak <= 1e9 * card]
+        phases = (row["phases"].get(phase) for phase in PHASES)
+        cells.append(
+            [
+                name,
+                f"{row['card GB']} GB",
+                f"{row['P']:,}",
+                _gb1(row["held"]),
+                *("" if phase is None else _gb1(phase) for phase in phases),
+                _gb1(peak),
+                fits[0] if fits else "none",
+            ]
+        )
+    return markdown(columns, cells)
+
+
+def _gb1(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f}"
+
+
+def sharded(full: Mapping[str, Any], num_gpus: int) -> dict[str, Any]:
+    """Full tuning under ``fsdp``: each GPU has a share of what is trained and of the reference.
+
+    The engine's copy, and what a phase adds, are whole. Gathered weights, and gradients that wait
+    for the last micro-batch, come on top.
+
+    Args:
+        full: counted on one GPU.
+        num_gpus: N.
+    """
+    plan = Plan(MODELS[0], is_lora=False, is_sharded=True)
+    own = memory.held(plan)
+    between = (own.total - own.gradients) / num_gpus + memory.engine_bytes(plan)
+    phases = {}
+    for name, peak in full["phases"].items():
+        phases[name] = between + peak - full["held"]
+        if name in ("forward", "backward", "optimizer"):
+            phases[name] += own.gradients / num_gpus - own.gradients
+        if name in ("forward", "backward"):
+            phases[name] += memory.summed_bytes(plan)
+        if name in ("reference", "forward", "backward"):
+            phases[name] += memory.gathered_bytes(plan)
+    return {**full, "card GB": 80, "held": between, "phases": phases}
+
+
+def quantized(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter on 4-bit matrices: what they save, and the largest one unpacked.
+
+    Args:
+        lora: counted with matrices of bfloat16.
+    """
+    model = MODELS[0]
+    saved = (2 - NF4_BYTES) * model.shape.num_layers * model.layer_matrices
+    unpacked = 2.0 * model.shape.hidden_size * model.shape.intermediate_size
+    phases = {
+        name: peak - saved + unpacked * (name not in ("encode", "optimizer"))
+        for name, peak in lora["phases"].items()
+    }
+    return {**lora, "held": lora["held"] - saved, "phases": phases}
+
+
 def tables(measured: Measured, rates: Rates) -> dict[str, str]:
     """All tables by their names, in the document's order."""
     return {
+        "counted": counted(json.loads(COUNTED.read_text())["recipes"]),
         "fastest": fastest(measured, rates),
         "terms": terms(measured),
         "peaks": peaks(measured),

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from vrts.models.quantizing import quantization_states
+from vrts.types import InputError
+
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Names of linear layers of one parent that read the same tensor, in the order of their use."""
 
@@ -50,12 +53,14 @@ def _is_plain(layer: Any) -> bool:
         return False
     name = layer.active_adapters[0]
     dropout, A, B = layer.lora_dropout[name], layer.lora_A[name], layer.lora_B[name]
+    base = layer.get_base_layer().weight
     return (
         (isinstance(dropout, nn.Identity) or not dropout.training)
         and type(A) is nn.Linear
         and type(B) is nn.Linear
         and B.bias is None
-        and A.weight.dtype == B.weight.dtype == layer.get_base_layer().weight.dtype
+        and A.weight.dtype == B.weight.dtype
+        and (A.weight.dtype == base.dtype or not base.is_floating_point())  # 4-bit weights
     )
 
 
@@ -112,7 +117,15 @@ def merge_layers(model: nn.Module) -> list[MergedLayer]:
 
     Returns:
         What has to `refresh` when the weights have changed.
+
+    Raises:
+        InputError: the weights are in 4 bits.
     """
+    if quantization_states(model):
+        raise InputError(
+            "model.engine: merge_lora cannot add an adapter to 4-bit weights; set merge_lora: "
+            "false, or model.policy.init_args.quantize: null"
+        )
     peft = sys.modules.get("peft")
     kind = peft.tuners.tuners_utils.BaseTunerLayer if peft else ()
     return [MergedLayer(module) for module in model.modules() if isinstance(module, kind)]

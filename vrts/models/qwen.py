@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -17,10 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrts.models.flops import Workload
 from vrts.models.head import token_logprobs
+from vrts.models.mlp import chunk_mlps
 from vrts.models.norms import fuse_norms
 from vrts.models.packing import pack
 from vrts.models.patch_embedding import multiply_patches
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.qwen_flops import qwen_workload
 from vrts.models.qwen_inputs import PromptEncoder, QwenPrompt, end_token_ids
 from vrts.models.qwen_loading import (
@@ -68,6 +70,11 @@ class QwenPolicy(Policy):
             shared-prefix attention, on the same kernels.
         gradient_checkpointing: recompute activations layer by layer in backward.
         head_chunk_size: completion positions whose logits exist at the same time.
+        mlp_chunk_size: tokens whose feed-forward activations exist at the same time, in decoder
+            layers. Saves memory where nothing else takes as much, and costs a third forward of
+            them under gradient checkpointing; null takes all tokens together.
+        quantize: hold the decoder's matrices in 4 bits (QLoRA, Dettmers et al., 2023, arXiv
+            2305.14314), to train an adapter on them; needs bitsandbytes.
     """
 
     def __init__(
@@ -80,6 +87,8 @@ class QwenPolicy(Policy):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         head_chunk_size: PositiveInt = 256,
+        mlp_chunk_size: PositiveInt | None = None,
+        quantize: Quantize | None = None,
     ) -> None:
         super().__init__()
         self.path = path
@@ -90,6 +99,8 @@ class QwenPolicy(Policy):
         self._attn_implementation = attn_implementation
         self._gradient_checkpointing = gradient_checkpointing
         self._head_chunk_size = head_chunk_size
+        self._mlp_chunk_size = mlp_chunk_size and int(mlp_chunk_size)
+        self.quantize = quantize
         self.model: Any = None
 
     @property
@@ -100,10 +111,15 @@ class QwenPolicy(Policy):
     def load(self) -> None:
         """See `Policy.load`."""
         if not self.loaded:
-            self._load(load_model)
+            self._load(partial(load_model, quantize=self.quantize))
 
     def load_empty(self) -> None:
         """See `Policy.load_empty`."""
+        if self.quantize:
+            raise InputError(
+                f"model.policy.quantize is {self.quantize}, and 4-bit weights are not sharded; "
+                "take --config configs/ddp.yaml, or set quantize: null"
+            )
         if not self.loaded:
             self._load(load_empty_model)
 
@@ -118,8 +134,10 @@ class QwenPolicy(Policy):
                 "model.policy: lora trains the language model's adapter only; set "
                 "freeze_vision: true, or lora: null for full fine-tuning"
             )
-        self.processor = load_processor(self.path)
         base = adapter_base(self.path) or self.path
+        if self.quantize:
+            check_quantize(self.quantize, self.lora is not None or base != self.path)
+        self.processor = load_processor(self.path)
         self._base_path = base
         self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)
         is_empty = any(p.is_meta for p in self.parameters())
@@ -147,6 +165,8 @@ class QwenPolicy(Policy):
         self.processor = processor
         # not the vision tower's, whose activations autocast leaves in another dtype than weights
         fuse_norms(model.model.language_model)
+        if self._mlp_chunk_size:
+            chunk_mlps(model.model.language_model.layers, self._mlp_chunk_size)
         multiply_patches(model.model.visual)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
@@ -260,6 +280,8 @@ class QwenPolicy(Policy):
 
     def save_pretrained(self, folder: Path, merge: bool = False) -> None:
         """See `Policy.save_pretrained`."""
+        if merge:
+            check_mergeable_weights(self.quantize)
         save_model(self.model, self.processor, folder, merge, isinstance(self, FSDPModule))
 
     def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
@@ -294,6 +316,7 @@ class QwenPolicy(Policy):
             "base": base,
             "lora": self.lora is not None,
             "dtype": self._dtype,
+            **({"quantize": self.quantize} if self.quantize else {}),
             "prompt": asdict(self._template),
             "weights": weights_stamp(self.path),
             "base_weights": weights_stamp(base) if base else {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from vrts.models.flops import (
@@ -57,9 +58,15 @@ def qwen_workload(
 def _count(module: nn.Module) -> Matrices:
     """Matrices of a part of the model, with those of adapters."""
     matrices = [p for p in module.parameters() if p.ndim >= 2]
-    return Matrices(
-        sum(p.numel() for p in matrices), sum(p.numel() for p in matrices if p.requires_grad)
-    )
+    sizes = [_shape(p).numel() for p in matrices]
+    trained = [size for size, p in zip(sizes, matrices, strict=True) if p.requires_grad]
+    return Matrices(sum(sizes), sum(trained))
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of a matrix, also where it is packed in 4 bits."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.shape if state is None else torch.Size(state.shape)
 
 
 def _layers(model: Any) -> Matrices:
@@ -73,8 +80,9 @@ def _layers(model: Any) -> Matrices:
     first = language.layers[0]
     own = [module.parameters() for name, module in first.self_attn.named_modules() if name in _QKV]
     # the second matrix of an adapter reads the first one's result, which is trained
-    read = [p for part in own for p in part if p.ndim == 2 and p.shape[1] == first.hidden_size]
-    return Matrices(every.total, every.trained, sum(p.numel() for p in read))
+    shapes = [_shape(p) for part in own for p in part if p.ndim == 2]
+    read = [shape for shape in shapes if shape[1] == first.hidden_size]
+    return Matrices(every.total, every.trained, sum(shape.numel() for shape in read))
 
 
 _QKV = ("q_proj", "k_proj", "v_proj")

@@ -27,6 +27,7 @@ from vrts.models.foreign import (
     check_template,
     refuse_kernels,
 )
+from vrts.models.quantizing import Quantize, keep_packing, quantization_options
 from vrts.models.shard_loading import PATH_KEY, build_empty, local_folder
 from vrts.models.vision_attention import BATCHED_WINDOWS
 from vrts.types import InputError
@@ -178,7 +179,12 @@ def load_processor(name_or_path: str) -> Any:
     return processor
 
 
-def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None) -> nn.Module:
+def load_model(
+    name_or_path: str,
+    dtype: Dtype,
+    attn_implementation: str | None,
+    quantize: Quantize | None = None,
+) -> nn.Module:
     """Load a model whose language part runs shared-prefix attention.
 
     Args:
@@ -186,6 +192,7 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
         dtype: of the weights; ``auto`` keeps the stored one.
         attn_implementation: transformers' name of the vision tower's attention; None takes
             vrts's batched windows.
+        quantize: how the decoder's matrices are held; None leaves them as they are.
 
     Raises:
         InputError: files are missing, unreadable, incomplete or of another architecture.
@@ -204,6 +211,7 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **_quantization(config, dtype) if quantize else {},
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
@@ -211,11 +219,19 @@ def load_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None)
         raise InputError(f"{PATH_KEY}: cannot load {name_or_path}: {error}") from error
     model, info = loaded
     _check_complete(name_or_path, info)
+    if quantize:
+        keep_packing(model)
     if attn_implementation is None:
         # Set after loading, where transformers would look for a flash attention package.
         model.model.visual.config._attn_implementation = BATCHED_WINDOWS
     assert isinstance(model, nn.Module)
     return model
+
+
+def _quantization(config: Any, dtype: Dtype) -> dict[str, Any]:
+    """Options of loading in 4 bits; matrices are unpacked to the dtype of the other weights."""
+    known = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    return quantization_options(known or torch.float32)
 
 
 def load_empty_model(name_or_path: str, dtype: Dtype, attn_implementation: str | None) -> nn.Module:

@@ -17,9 +17,9 @@ from vrts.models.policy import Prompt
 from vrts.models.qwen_inputs import PatchKey, PromptEncoder, QwenPrompt, vision_token_ids
 from vrts.types import Sample
 
-MAX_PATCHES = 2**16
-"""Patches that the vision tower is given at once, unless one video has more: 8 videos of 32 frames
-at the training resolution. More would only take more memory."""
+MAX_PATCHES = 2**15
+"""Patches that the vision tower is given at once, unless one video has more: 4 videos of 32 frames
+at the training resolution, which take a 7B 2 GB. More would only take more memory."""
 
 
 class QwenNetwork(Network):

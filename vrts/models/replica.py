@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from vrts.models.lora_products import MergedLayer, SharedInput, merge_layers, share_products
+from vrts.models.quantizing import quantization_states
 from vrts.types import InputError
 
 
@@ -52,9 +53,14 @@ class Replica:
         self._path = next(name for name, module in policy.named_modules() if module is part)
         self._is_fresh = False
         parameters = list({id(p): p for p in part.parameters()}.values())
-        copied = [p for p in parameters if will_shard or (dtype or p.dtype) != p.dtype]
+        # packed 4-bit weights have no other dtype, and are shared with what unpacks them
+        copied = [
+            p
+            for p in parameters
+            if will_shard or (p.is_floating_point() and (dtype or p.dtype) != p.dtype)
+        ]
         _check_room(sum(p.numel() * (dtype or p.dtype).itemsize for p in copied), device)
-        memo: dict[int, Any] = {id(p): p for p in parameters}
+        memo: dict[int, Any] = {id(p): p for p in (*parameters, *quantization_states(part))}
         for p in copied:
             new = torch.empty(p.shape, dtype=dtype or p.dtype, device=device)
             memo[id(p)] = nn.Parameter(new, requires_grad=False)

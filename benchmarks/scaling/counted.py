@@ -1,0 +1,271 @@
+"""Count the 7B's memory without a 7B: ``python -m benchmarks.scaling.counted``.
+
+Each recipe's own step runs (`VideoQAModule` under Lightning's Trainer, with the options of its YAML
+files) on a CUDA device that has shapes and no values, see `benchmarks.scaling.shapes`. What it
+holds at most in each phase goes to ``benchmarks/results/memory.json``, from which ``python -m
+benchmarks.scaling`` makes a table. Not counted: CUDA itself, cuBLAS's workspaces and fragments.
+
+``--only lora s2d`` counts some recipes again and keeps the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from benchmarks.common import QWEN_7B, RESULTS, Shape, random_policy
+from benchmarks.scaling.shapes import ShapesDevice, shapes_only
+from vrts.data.resolution import Resolution
+from vrts.models.module import VideoQAModule
+from vrts.models.native_engine import NativeEngine
+from vrts.models.nonfinite import NonFiniteGuard
+from vrts.models.predictor import Plan
+from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_loading import Lora, add_lora
+from vrts.models.reference import AdapterOff, FrozenCopy
+from vrts.prompts import PromptTemplate
+from vrts.types import Clip, Question, Sample, Sampling
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PATH = RESULTS / "memory.json"
+NUM_PREDICTED = 16
+"""Questions of a prediction run; more are not in flight at a time."""
+VIDEO = (720, 1280)
+"""Height and width of the videos, in pixels; their frames are shrunk as a recipe says."""
+PHASES = {
+    "encode": (NativeEngine, "encode"),
+    "rollout": (NativeEngine, "step"),
+    "reference": (VideoQAModule, "_score_reference"),
+    "forward": (QwenPolicy, "logprobs"),
+    "backward": (VideoQAModule, "manual_backward"),
+    "optimizer": (VideoQAModule, "_optimizer_step"),
+}
+"""By name, the method that is a phase. Of phases within one another the outer one counts."""
+_REFERENCES = {"AdapterOff": AdapterOff, "FrozenCopy": FrozenCopy}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """YAML files as they stand behind ``--config``, and the card that they run on."""
+
+    name: str
+    configs: tuple[str, ...]
+    card_gb: int
+    num_frames: int | None = None
+    """In place of the files' own."""
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is of ``vrts fit``."""
+        return self.configs[0] == "grpo"
+
+    def options(self) -> dict[str, Any]:
+        """The files, the later ones over the earlier ones."""
+        merged: dict[str, Any] = {}
+        for name in self.configs:
+            _merge(merged, yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
+        return merged
+
+
+RECIPES = (
+    Recipe("lora", ("grpo", "lora", "gpu"), 24),
+    Recipe("lora, small_gpu", ("grpo", "lora", "gpu", "small_gpu"), 24),
+    Recipe("full", ("grpo", "full", "gpu"), 141),
+    Recipe("s2d, 32 frames", ("s2d", "gpu"), 24, 32),
+    Recipe("s2d, 128 frames", ("s2d", "gpu"), 24, 128),
+    Recipe("s2d, 128 frames, 80 GB", ("s2d", "gpu"), 80, 128),
+)
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def count(recipe: Recipe, shape: Shape = QWEN_7B) -> dict[str, Any]:
+    """Run a recipe's own code on shapes.
+
+    Returns:
+        Bytes at most in each phase, bytes held between steps, and tokens of a prompt.
+    """
+    options = recipe.options()
+    model, data = options["model"], options["data"]
+    with shapes_only(recipe.card_gb * 1e9) as device, _phases(device):
+        module = _module(model, shape)
+        frames = recipe.num_frames or data["num_frames"]
+        size = Resolution(**data["resolution"]).size(*VIDEO, frames)
+        batch_size = data.get("batch_size" if recipe.is_training else "eval_batch_size", 1)
+        # one step; in prediction questions follow each other
+        num_batches = 1 if recipe.is_training else NUM_PREDICTED // batch_size
+        batches = [
+            [_sample(f"{i}-{j}", frames, size) for j in range(batch_size)]
+            for i in range(num_batches)
+        ]
+        loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        trainer = Trainer(
+            accelerator="cuda",
+            devices=1,
+            precision=options["trainer"]["precision"],
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[_Warm()],
+        )
+        if recipe.is_training:
+            trainer.fit(module, loader)
+        else:
+            module.plan = Plan((module.evaluation,) * 5)
+            trainer.predict(module, loader)
+        num_tokens, _ = module.policy._encoder.length(batches[0][0])  # type: ignore[operator, union-attr]
+        return {
+            "card GB": recipe.card_gb,
+            "P": num_tokens,
+            "held": device.between,
+            "phases": device.peaks,
+        }
+
+
+class _Warm(Callback):
+    """Leaves what a first step would: the optimizer's state, and the reference on the device."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Step once with gradients of nothing."""
+        assert isinstance(pl_module, VideoQAModule)
+        if isinstance(pl_module.reference, FrozenCopy):
+            assert pl_module.reference._policy is not None
+            pl_module.reference._policy.to(pl_module.device)
+        optimizer = trainer.optimizers[0]
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class _Module(VideoQAModule):
+    """Without a data module, whose batches stay on the host."""
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Give the batch back."""
+        return batch
+
+
+def _module(model: dict[str, Any], shape: Shape) -> VideoQAModule:
+    """What the YAML's `model` stands for, on weights without values."""
+    init = dict(model["policy"]["init_args"])
+    del init["path"]
+    dtype = getattr(torch, init.pop("dtype", "bfloat16"))
+    lora = init.pop("lora", None)
+    policy = random_policy(shape, torch.device("meta"), dtype, **init)
+    policy._encoder._template = PromptTemplate()
+    if lora is not None:
+        policy.model = add_lora(policy.model, Lora(**lora))
+    engine = model.get("engine", {}).get("init_args", {})
+    if "reference" not in model:
+        sampling = Sampling(**model["evaluation"])
+        return _Module(
+            policy, NativeEngine(**engine), evaluation=sampling,
+            max_new_tokens=model["max_new_tokens"],
+        )  # fmt: skip
+    reference = _REFERENCES[model["reference"]["class_path"]]
+    adam = model["optimizer"]["init_args"]
+    own = ("num_generations", "micro_batch_size", "max_grad_norm", "max_new_tokens", "temperature")
+    return _Module(
+        policy,
+        NativeEngine(**engine),
+        reference=reference(),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, **adam),
+        **{name: model[name] for name in own},
+    )
+
+
+def _sample(name: str, num_frames: int, size: tuple[int, int]) -> Sample:
+    frames = torch.zeros(num_frames, 3, *size, dtype=torch.uint8)
+    clip = Clip(frames, tuple(range(0, 30 * num_frames, 30)), 30.0, 30 * num_frames)
+    options = ("a cat jumps over the fence", "a dog barks at a cat", "nothing", "it rains")
+    return Sample(Question(name, "What happens?", f"{name}.mp4", options=options, gold="A"), clip)
+
+
+@contextmanager
+def _phases(device: ShapesDevice) -> Iterator[None]:
+    """Context in which the device notes each phase's peak."""
+
+    def within(name: str, method: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if name == "encode":
+                device.between = device.held
+            with device.phase(name):
+                return method(*args, **kwargs)
+
+        return run
+
+    with ExitStack() as stack:
+        for name, (owner, method) in PHASES.items():
+            wrapped = within(name, getattr(owner, method))
+            stack.enter_context(mock.patch.object(owner, method, wrapped))
+        for method in ("_score_reference", "_accumulate_gradients"):
+            stack.enter_context(_first_two(method))
+        # a gradient without values would be taken for one that is not finite
+        stack.enter_context(mock.patch.object(NonFiniteGuard, "is_bad", return_value=False))
+        yield
+
+
+def _first_two(name: str) -> Any:
+    """Patch of a method of the module that takes micro-batches: the first two run.
+
+    A third one would find what the second one does, gradients and all.
+    """
+    method = getattr(VideoQAModule, name)
+
+    def run(self: VideoQAModule, micro_batches: Sequence[Any]) -> Any:
+        return method(self, micro_batches[:2])
+
+    return mock.patch.object(VideoQAModule, name, run)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse the command line, count and write.
+
+    Args:
+        args: of the command line; None takes the process's own.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling.counted",
+        description=(__doc__ or "").partition("\n")[0],
+    )
+    names = [recipe.name for recipe in RECIPES]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="RECIPE")
+    wanted = parser.parse_args(args).only
+    for recipe in RECIPES:
+        if recipe.name not in wanted:
+            continue
+        start_s = time.perf_counter()
+        found = count(recipe)
+        phases = {k: f"{v / 1e9:.1f}" for k, v in found["phases"].items()}
+        print(recipe.name, phases, f"{time.perf_counter() - start_s:.0f} s", flush=True)
+        kept = json.loads(PATH.read_text())["recipes"] if PATH.is_file() else {}
+        kept[recipe.name] = found
+        ordered = {name: kept[name] for name in names if name in kept}
+        content = {"shape": asdict(QWEN_7B), "recipes": ordered}
+        PATH.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
