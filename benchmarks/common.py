@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -33,6 +33,7 @@ from vrts.models.engine import Request
 from vrts.models.native_engine import NativeEngine
 from vrts.models.policy import Policy, Prompt
 from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen_inputs import QwenPrompt
 from vrts.models.vision_attention import BATCHED_WINDOWS
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, Question, Sample, Sampling
@@ -128,6 +129,11 @@ def never_end(policy: QwenPolicy) -> None:
     """
     network = policy.network()
     network.end_ids = network.suppressed_ids[:1].cpu()
+
+
+def encode(policy: QwenPolicy, samples: Sequence[Sample]) -> list[QwenPrompt]:
+    """Prompts of samples, with one pass of the vision tower each."""
+    return cast(list[QwenPrompt], policy.network().encode(samples))
 
 
 def random_sample(num_frames: int, height: int, width: int, seed: int) -> Sample:

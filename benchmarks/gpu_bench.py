@@ -19,6 +19,7 @@ from benchmarks.common import (
     QWEN_7B,
     SMALL,
     Shape,
+    encode,
     engine_of,
     random_policy,
     random_sample,
@@ -183,7 +184,7 @@ class Bench:
     def prompt(self, side: tuple[int, int]) -> QwenPrompt:
         """The same, encoded."""
         if side not in self._prompts:
-            (self._prompts[side],) = self.policy.network().encode([self.sample(side)])
+            (self._prompts[side],) = encode(self.policy, [self.sample(side)])
         return self._prompts[side]
 
     def time(self, run: Callable[[], Any], repeats: int = 2) -> float:

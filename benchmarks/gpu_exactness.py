@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import engine_of, random_completions, roll_out
+from benchmarks.common import encode, engine_of, random_completions, roll_out
 from benchmarks.gpu_bench import Bench, Row
 from benchmarks.gpu_passes import distance, gradients, scored
 from benchmarks.naive import naive_logprobs, token_rows
@@ -16,7 +16,7 @@ def exact_float32(bench: Bench) -> Row:
     scale, device = bench.scale, bench.device
     policy = bench.make(scale.small_shape, torch.float32)
     engines = [engine_of(policy, device, cuda_graphs=graphs) for graphs in (True, False)]
-    (prompt,) = engines[0].encode([bench.sample(scale.sides[-1])])
+    (prompt,) = encode(policy, [bench.sample(scale.sides[-1])])
     (completions,), (eager,) = (roll_out(e, [prompt], scale.G, scale.L) for e in engines)
     shared, naive = scored(policy, prompt, completions)
     logprob_error = _largest(shared - naive)
@@ -44,7 +44,7 @@ def exact_half(bench: Bench) -> Row:
     exact.load_state_dict(rounded.state_dict())
     completions = random_completions([scale.L] * scale.G, 256)
     samples = [bench.sample(side)]
-    (of_exact,), (of_rounded,) = (p.network().encode(samples) for p in (exact, rounded))
+    (of_exact,), (of_rounded,) = (encode(p, samples) for p in (exact, rounded))
     want = naive_logprobs(exact, of_exact, token_rows(completions, bench.device))
     shared, naive = scored(rounded, of_rounded, completions)
     errors = [float((x - want).detach().norm() / want.detach().norm()) for x in (shared, naive)]

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from benchmarks.common import (
     SMALL,
     alternating_seconds,
+    encode,
     engine_of,
     never_end,
     print_table,
@@ -99,8 +100,7 @@ def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copie
         L: tokens of each.
         copies: forward the prompt G times, rather than ask for G sequences.
     """
-    prompts = policy.network().encode(samples)
-    encoded = [p for p in prompts for _ in range(G if copies else 1)]
+    encoded = [p for p in encode(policy, samples) for _ in range(G if copies else 1)]
     config = GenerationConfig(
         do_sample=True,
         top_k=0,

@@ -32,6 +32,7 @@ import torch
 from benchmarks.common import (
     SMALL,
     alternating_seconds,
+    encode,
     flops,
     peak_bytes,
     print_table,
@@ -71,7 +72,7 @@ def shared_backward(
     policy: QwenPolicy, samples: Sequence[Sample], completions: tuple[Completion, ...]
 ) -> None:
     """The same from frames, the one vision pass included."""
-    text_backward(policy, policy.network().encode(samples), completions)
+    text_backward(policy, encode(policy, samples), completions)
 
 
 def passes(
@@ -89,7 +90,7 @@ def passes(
         P, and the calls by their names.
     """
     samples = [random_sample(num_frames, 140, 140, seed=0)]
-    (prompt,) = policy.network().encode(samples)
+    (prompt,) = encode(policy, samples)
     completions = random_completions([L] * G, 256)
     ids = token_rows(completions, policy.device)
 
@@ -97,7 +98,7 @@ def passes(
         backward(policy, *args)
         policy.zero_grad(set_to_none=True)
 
-    found = {
+    found: dict[str, Callable[[], None]] = {
         "naive": partial(run, naive_rows, prompt, ids),
         "naive batch": partial(run, naive_backward, prompt, ids),
         "shared": partial(run, shared_backward, samples, completions),
@@ -136,8 +137,18 @@ def measure(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, fl
     }
 
 
-def measure_grouper(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, float]:
-    """Compare prefix_grouper and vrts on the text model; the arguments are those of `passes`."""
+def measure_grouper(
+    policy: QwenPolicy, checkpointing: bool, num_frames: int, G: int, L: int
+) -> dict[str, float]:
+    """Compare prefix_grouper and vrts on the text model.
+
+    Args:
+        policy: on the device to measure.
+        checkpointing: whether it has gradient checkpointing.
+        num_frames: like `G` and `L`, see `passes`.
+        G: completions.
+        L: tokens of each.
+    """
     P, runs = passes(policy, num_frames, G, L)
     both = {"vrts": runs["shared text"], "prefix_grouper": runs["prefix_grouper"]}
     peak = {name: peak_bytes(run, policy.device) for name, run in both.items()}
@@ -146,7 +157,7 @@ def measure_grouper(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict
         "P": P,
         "G": G,
         "L": L,
-        "checkpointing": policy.base.is_gradient_checkpointing,
+        "checkpointing": checkpointing,
         **{f"{name} s": time_s[name] for name in both},
         "time ratio": time_s["prefix_grouper"] / time_s["vrts"],
         **{f"{name} MB": peak[name] / 1e6 for name in both},
@@ -231,7 +242,8 @@ def main() -> None:
     rows = [measure(policy, *case) for case in CASES]
     print_table("update: naive against shared", rows)
     checkpointed = random_policy(SMALL, cpu, torch.float32, gradient_checkpointing=True).train()
-    grouper = [measure_grouper(p, *case) for p in (policy, checkpointed) for case in CASES]
+    both = enumerate((policy, checkpointed))
+    grouper = [measure_grouper(p, bool(on), *case) for on, p in both for case in CASES]
     print_table("update of the text model: prefix_grouper against vrts", grouper)
     memory, growth = measure_memory(policy)
     print_table("peak memory of the update", memory)

@@ -73,6 +73,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
         "answer": "B",
         "correct": False,
         "num_frames": 8,
+        "damaged": 0,
         "rounds": [
             {
                 "num_frames": 4,
@@ -84,6 +85,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
                 "mean_logprobs": means[0],
                 "abandoned": [False] * 3,
                 "is_last": False,
+                "damaged": 0,
             },
             {
                 "num_frames": 8,
@@ -95,6 +97,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
                 "mean_logprobs": means[1],
                 "abandoned": [False] * 3,
                 "is_last": False,
+                "damaged": 0,
             },
         ],
         "status": "ok",

@@ -61,7 +61,9 @@ def test_validation_within_training_starts_anew_each_time(tmp_path, varied_model
 
     fit(
         tmp_path, make_policy(varied_model), questions(videos["long"], 4), [Look()],
-        objective=GRPO(beta=0), trainer={"val_check_interval": 1, "num_sanity_val_steps": 0},
+        objective=GRPO(beta=0), trainer={
+            "val_check_interval": 1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0,
+        },
         data={"val": questions(videos["damaged"], 2, "v")},
     )  # fmt: skip
     assert seen == [0, 0]

@@ -45,7 +45,7 @@ def test_overlays_that_need_cuda(overlay, capsys):
         (["--trainer.strategy={class_path: FullySharded}", "--trainer.precision=16-mixed"],
          "Choose a different precision among: 32-true, bf16-mixed"),
         (["--trainer.strategy=fsdp"], "requires a GPU accelerator"),
-        (["--trainer.strategy=nonsense"], "strategy='nonsense'"),
+        (["--trainer.strategy=nonsense"], "there is no 'nonsense'"),
         (["--trainer.strategy=ddp_spawn"], "set --trainer.strategy ddp, which starts them"),
         (["--trainer.num_nodes=0"], "num_nodes"),
     ],

@@ -86,7 +86,7 @@ def test_the_gradient_of_each_step_is_that_of_the_formula(
     train = [*questions(videos["long"], 3), ask("short", videos["short"])]
     fit(
         tmp_path, make_policy(varied_model, **options), train, [snapshots, history],
-        lr=0.2, objective=objective, reference=reference() if objective.beta else None,
+        lr=0.05, objective=objective, reference=reference() if objective.beta else None,
         updates_per_rollout=updates, temperature=temperature,
     )  # fmt: skip
     assert len(snapshots.gradients) == 2 * updates
@@ -246,7 +246,7 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(
         snapshots = Snapshots(watch)
         fit(
             tmp_path, make_policy(varied_model, gradient_checkpointing=checkpointing),
-            questions(videos["long"], 2), [snapshots], objective=GRPO(beta=0),
+            questions(videos["long"], 2), [snapshots], objective=GRPO(beta=0), micro_batch_size=2,
         )  # fmt: skip
         counts.append(sum(calls))
         gradients.append(snapshots.gradients[0])
@@ -425,7 +425,7 @@ def test_one_rollout_serves_its_updates(tmp_path, varied_model, videos, updates)
             assert all(x.old_logprobs is y.old_logprobs for x, y in zip(first, later, strict=True))
         policy = make_policy(varied_model)
         policy.load()
-        policy.load_state_dict(snapshots.parameters[step * updates])
+        policy.load_state_dict(snapshots.parameters[step * updates], strict=False)
         for group in first:
             with torch.no_grad():
                 found = policy.logprobs([group.prompt], [group.completions], 1.0).logprobs

@@ -206,7 +206,9 @@ class VideoQAModule(LightningModule):
         # A completion's advantage is its reward compared with those of the same question.
         groups = rollout.groups
         totals = [group.total for group in groups]
-        rewards = torch.cat(totals) if totals else torch.zeros(0, device=self.device)  # [N]
+        rewards = (
+            torch.cat(totals) if totals else torch.zeros(0, dtype=torch.float32, device=self.device)
+        )  # [N]
         advantages = self.objective.advantages(rewards, self.num_generations, self._mean)
         for group, own in zip(groups, advantages.split(self.num_generations), strict=bool(groups)):
             group.advantages = own
