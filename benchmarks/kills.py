@@ -1,7 +1,7 @@
 """Kills training runs at random moments, resumes them, and compares with one that was left alone.
 
-``python -m benchmarks.kills`` trains the embedded model on a CPU, with LoRA, dropout and gradient
-accumulation, alone and as two ranks over gloo, of which each has the whole model (DDP) or a shard
+``python -m benchmarks.kills`` trains the embedded model on a CPU, with LoRA, dropout and
+micro-batches, alone and as two ranks over gloo, of which each has the whole model (DDP) or a shard
 of it (FSDP2), whose checkpoints are written at once or in the background. Of two ranks, one is
 killed or both. A sharded checkpoint is a folder, which gets its name when it is whole and loses it
 before it is removed: half the kills of sharded runs come right after one of these. Each run that

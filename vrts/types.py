@@ -214,40 +214,6 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """Completions sampled from a policy, G for each of B questions, N rows in all."""
-
-    completion_ids: torch.Tensor
-    """int64 ``[N, L]``; what follows the end of a completion is padding."""
-    completion_mask: torch.Tensor
-    """bool ``[N, L]``, True for sampled tokens, the end token included."""
-    logprobs: torch.Tensor
-    """float32 ``[N, L]``, of each token when it was sampled, at the sampling temperature and
-    before penalties and any truncation of the distribution; 0 where the mask is False."""
-    finished: torch.Tensor
-    """bool ``[N]``, False where ``max_new_tokens`` cut the completion off."""
-    texts: tuple[str, ...]
-    """N decoded completions, without special tokens."""
-    abandoned: torch.Tensor | None = None
-    """bool ``[N]``, True where an early stop gave the completion up before its end; None where
-    every completion was sampled to its end."""
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        """int64 ``[N]``, tokens of each completion."""
-        return self.completion_mask.sum(-1)
-
-    def completions(self, max_new_tokens: int) -> list[Completion]:
-        """N completions, as rewards see them.
-
-        Args:
-            max_new_tokens: the limit that they were sampled with.
-        """
-        rows = zip(self.texts, self.lengths.tolist(), self.finished.tolist(), strict=True)
-        return [Completion(text, length, max_new_tokens, end) for text, length, end in rows]
-
-
-@dataclass(frozen=True, slots=True)
 class Round:
     """The answers that were sampled for one question at one number of frames."""
 
