@@ -16,6 +16,7 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
 
 from vrts.callbacks.step_checkpoint import StepCheckpoint
 from vrts.cli import main, run
@@ -691,16 +692,14 @@ class TestPrecision:
         )
         dtypes = set()
 
-        def record(module, inputs, output):
+        original = Qwen2MLP.forward
+
+        def forward(module, inputs):
+            output = original(module, inputs)
             dtypes.add(output.dtype)
+            return output
 
-        original = VideoQAModule.configure_model
-
-        def configure(module):
-            original(module)
-            module.policy.base.model.language_model.layers[0].mlp.register_forward_hook(record)
-
-        monkeypatch.setattr(VideoQAModule, "configure_model", configure)
+        monkeypatch.setattr(Qwen2MLP, "forward", forward)
         assert main(args) == 0
         assert {len(line["rounds"]) for line in lines_of(tmp_path / "predictions.jsonl")} == {2}
         assert dtypes == {torch.bfloat16}

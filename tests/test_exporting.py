@@ -283,7 +283,7 @@ class TestBadInput:
 
     def test_no_base_model(self, refused):
         found = refused("--model.policy.init_args.path=/nowhere/base")
-        assert "model.policy.path: no folder '/nowhere/base'" in found
+        assert "no folder '/nowhere/base'" in found
 
     def test_a_folder_with_something_else(self, refused, tmp_path):
         (tmp_path / "mine").mkdir()
@@ -313,7 +313,7 @@ class TestBadInput:
         assert f"nan.ckpt has weights that are not finite, {name} first" in found
 
     def test_a_wish_to_unpickle(self, refused):
-        assert "does not unpickle" in refused("--weights_only=false")
+        assert "code in a checkpoint is never run" in refused("--weights_only=false")
 
 
 def test_the_newest_complete_one_is_taken(trained, tmp_path):

@@ -53,9 +53,9 @@ class HandshakeDecoder(Decoder):
 def test_videos_are_decoded_during_updates(tmp_path, monkeypatch, prefetch_batches):
     """An update ends only when the next video is there, which waits for the update to begin."""
     NUM_VIDEOS = 4
-    score, done = QwenPolicy.score, []
+    logprobs, done = QwenPolicy.logprobs, []
 
-    def slow_score(policy, *args):
+    def slow_logprobs(policy, *args):
         number = len(done)
         assert torch.is_grad_enabled(), "this is the update"
         assert (tmp_path / f"decoded-{number}").exists()
@@ -64,9 +64,9 @@ def test_videos_are_decoded_during_updates(tmp_path, monkeypatch, prefetch_batch
         if number + 1 < NUM_VIDEOS:
             wait_for(tmp_path / f"decoded-{number + 1}")
         done.append(number)
-        return score(policy, *args)
+        return logprobs(policy, *args)
 
-    monkeypatch.setattr(QwenPolicy, "score", slow_score)
+    monkeypatch.setattr(QwenPolicy, "logprobs", slow_logprobs)
     data = make_data(
         train=[ask(f"q{n}", str(tmp_path / f"{n}.mp4")) for n in range(NUM_VIDEOS)],
         decoder=HandshakeDecoder(str(tmp_path)),

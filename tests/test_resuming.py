@@ -82,7 +82,7 @@ def test_a_torn_last_checkpoint_is_passed_over(fit, tmp_path):
     torn.write_bytes(torn.read_bytes()[:-1000])
     with pytest.warns(UserWarning, match=r"passed over .*last\.ckpt, which is damaged or incompl"):
         cli = run(fit(KEEP_ALL, "--ckpt_path=last", "--trainer.max_steps=4"))
-    assert cli.model.num_batches_trained == 2
+    assert cli.model.num_steps_trained == 2
     assert step_of(torn) == 4
 
 

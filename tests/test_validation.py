@@ -293,6 +293,7 @@ class TestRefused:
 
     def test_at_ends_of_epochs(self, data, tmp_path, capsys):
         args = fit_args(data, tmp_path, "--trainer.val_check_interval=1.0")
+        args.append("--trainer.check_val_every_n_epoch=1")
         self.fails(capsys, args, "val_check_interval is 1.0", "an epoch has 4")
 
     def test_options_that_have_another_place(self, data, tmp_path, capsys):

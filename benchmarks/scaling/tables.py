@@ -212,7 +212,7 @@ def counted(recipes: Mapping[str, Mapping[str, Any]]) -> str:
         **{f"full, fsdp, {n} GPUs": sharded(full, n) for n in (2, 4, 8)},
         "lora, small_gpu, qlora": quantized(small),
     }
-    columns = ["recipe", "card", "prompt", "between steps", *PHASES, "peak", "fits"]
+    columns = ["recipe", "card", "prompt", "before a step", *PHASES, "peak", "fits"]
     cells = []
     for name, row in rows.items():
         peak = max(row["phases"].values())

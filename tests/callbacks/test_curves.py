@@ -163,7 +163,7 @@ def test_what_cannot_be_drawn_does_not_hide_why_a_run_failed(
     assert "cannot draw the curves" in caplog.text
     (tmp_path / "curves.png").rmdir()
     with pytest.raises(InputError, match=r"curves\.png.*the model is saved"):
-        fit(tmp_path, model_folder, videos, [Block()], max_steps=1)
+        fit(tmp_path, model_folder, videos, [Block()], max_steps=1, val_check_interval=1)
 
 
 def test_the_command_draws_curves_of_what_it_logs(tmp_path):

@@ -420,7 +420,8 @@ class VideoQAModule(LightningModule):
         Where a run trains with a strategy that shards, each rank keeps a part of the weights; the
         engine then has a copy of them. Nothing is sharded where nothing is trained.
         """
-        mesh = data_parallel(self.device_mesh) if self._fitting else None
+        strategy_mesh = data_parallel(self.device_mesh)
+        mesh = strategy_mesh if self._fitting else None
         if self.sharding != Sharding() and mesh is None and self._fitting:
             _log.warning(
                 "model.sharding has no effect: trainer.strategy does not shard; put --config "
@@ -445,8 +446,9 @@ class VideoQAModule(LightningModule):
                 sharder(self.policy)
                 if reference is not None:
                     reference.shard(sharder)
-                keep_trained_only(self)
                 self.is_sharded = True
+            if strategy_mesh is not None:  # such a strategy saves and loads the module's own state
+                keep_trained_only(self)
         # Loaded models are in eval mode, in which transformers ignores gradient checkpointing.
         self.policy.train(self._fitting)
 
