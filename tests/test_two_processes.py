@@ -42,6 +42,7 @@ def fit_args(
         # Adam makes large steps of gradients that are rounding noise around zero
         "--model.optimizer=torch.optim.SGD",
         "--model.optimizer.init_args.lr=1.0",
+        "--model.optimizer.init_args.fused=false",  # FSDP2 has no fused SGD
         "--model.num_generations=4",
         "--model.max_new_tokens=12",
         # random weights never earn a reward; this one tells completions apart
