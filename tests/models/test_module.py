@@ -77,7 +77,7 @@ def plain_gradient(policy, objective, groups, old, reference, temperature):
         pytest.param(
             *("lora", DAPO(beta=0.5, clip_low=0.05, clip_high=0.1), 2, 1.3),
             marks=pytest.mark.xfail(
-                reason="OPEN FAULT: some gradients differ from the formula's by 85%; GRPO(beta=0.5), "
+                reason="OPEN FAULT: gradients differ from the formula by 85%; GRPO(beta=0.5), "
                 "full, does too at lr=0.05. Not known: the KL clamp, a clip bound, or the step"
             ),
         ),
