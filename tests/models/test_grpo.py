@@ -57,7 +57,8 @@ def plain_loss(objective: Objective, c: Completions) -> torch.Tensor:
                 token = -torch.min(ratio * a, torch.clamp(ratio, low, high) * a)
             if objective.beta > 0:
                 kl = c.reference_logprobs[i, t] - c.logprobs[i, t]
-                token = token + objective.beta * (torch.exp(kl) - kl - 1)
+                # from 10 nats on a token's estimate counts as 10, without a gradient
+                token = token + objective.beta * torch.clamp(torch.exp(kl) - kl - 1, max=10.0)
             tokens.append(token)
         sums.append((sum(tokens), len(tokens)))
     if isinstance(objective, DrGRPO):

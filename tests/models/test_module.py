@@ -74,13 +74,7 @@ def plain_gradient(policy, objective, groups, old, reference, temperature):
         ("vision", DAPO(beta=0.5), 1, 1.0),
         ("lora", GRPO(beta=0.5), 1, 1.0),
         ("lora", DrGRPO(beta=0.0), 2, 1.0),
-        pytest.param(
-            *("lora", DAPO(beta=0.5, clip_low=0.05, clip_high=0.1), 2, 1.3),
-            marks=pytest.mark.xfail(
-                reason="OPEN FAULT: gradients differ from the formula by 85%; GRPO(beta=0.5), "
-                "full, does too at lr=0.05. Not known: the KL clamp, a clip bound, or the step"
-            ),
-        ),
+        ("lora", DAPO(beta=0.5, clip_low=0.05, clip_high=0.1), 2, 1.3),
     ],
 )
 def test_the_gradient_of_each_step_is_that_of_the_formula(
@@ -92,7 +86,7 @@ def test_the_gradient_of_each_step_is_that_of_the_formula(
     train = [*questions(videos["long"], 3), ask("short", videos["short"])]
     fit(
         tmp_path, make_policy(varied_model, **options), train, [snapshots, history],
-        lr=0.01, objective=objective, reference=reference() if objective.beta else None,
+        lr=0.2, objective=objective, reference=reference() if objective.beta else None,
         updates_per_rollout=updates, temperature=temperature,
     )  # fmt: skip
     assert len(snapshots.gradients) == 2 * updates
