@@ -152,7 +152,7 @@ def test_weights_that_stay_are_gathered_independently_of_the_length(folders):
         found = read(two, name)
         assert 0 < max(found["gathers"]) <= 3 * found["sharded"], name
     found = read(two, "given_back")
-    assert max(found["gathers"]) > max(short["gathers"]), "gathered anew for the backward pass"
+    assert max(found["gathers"]) > 3 * found["sharded"]
 
 
 @pytest.mark.slow
