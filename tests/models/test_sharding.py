@@ -147,12 +147,15 @@ def test_weights_that_stay_are_gathered_independently_of_the_length(folders):
     two = folders[1]
     short, long = read(two, "full"), read(two, "long")
     assert max(long["lengths"]) > max(short["lengths"]) + 4
-    assert set(long["gathers"]) == set(short["gathers"])
+    first, later = short["gathers"]  # the engine takes its first copy in the first step
+    assert long["gathers"] == [first]
+    assert later < first
     for name in ("full", "moving", "lora", "lora_alone", "summed", "long"):
         found = read(two, name)
-        assert 0 < max(found["gathers"]) <= 3 * found["sharded"], name
-    found = read(two, "given_back")
-    assert max(found["gathers"]) > 3 * found["sharded"]
+        assert 0 < max(found["gathers"]) <= 3 * found["sharded"] + 1, name
+        assert max(found["gathers"][1:], default=0) <= found["sharded"] + 1, name
+    # Sampling gathers nothing any more: what is gathered anew is each micro-batch's.
+    assert read(two, "given_back")["gathers"][0] > first
 
 
 @pytest.mark.slow
