@@ -151,10 +151,11 @@ def test_weights_that_stay_are_gathered_independently_of_the_length(folders):
     num_modules = read(two, "lora")["sharded"]  # of the policy alone
     for name in ("full", "moving", "lora", "lora_alone", "summed", "long"):
         found = read(two, name)
-        # Once for each update and for the reference, and the trained weights in one for the engine,
-        # which takes its first copy module by module.
+        # Each module once for each update, once for the reference and once for the engine, which
+        # gathers an adapter at once: only its first copy is of all modules.
         updates = TRAINED.get(name, {}).get("updates", 1)
-        step = updates * num_modules + found["sharded"] - num_modules + 1
+        step = updates * num_modules + found["sharded"] - num_modules
+        step += 1 if "lora" in name else num_modules
         steps = len(found["gathers"])
         assert found["gathers"] == [step + num_modules, *[step] * (steps - 1)], name
     # Sampling gathers nothing any more: what is gathered anew is each micro-batch's.
