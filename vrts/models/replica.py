@@ -87,7 +87,7 @@ class Replica:
         named = dict(source.named_parameters())
         names = [n for n in self._own if not self._is_fresh or named[n].requires_grad]
         if any(isinstance(named[n], DTensor) for n in names):
-            # At once they are all in memory a second time: an adapter is, a tuned model must not be.
+            # At once, all are in memory a second time: fine for an adapter, not for a tuned model.
             largest = max(p.numel() for p in named.values())
             if self._is_fresh and sum(named[n].numel() for n in names) <= largest:
                 _gather_at_once({n: named[n] for n in names}, self._own)
