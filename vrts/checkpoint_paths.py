@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and where it keeps its own."""
+"""Which checkpoint a run resumes from, and where it keeps its own."""
 
 from __future__ import annotations
 

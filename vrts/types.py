@@ -109,7 +109,7 @@ class Clip:
     times_s: tuple[float, ...] = ()
     """When each frame is shown, from the first frame of the source on; empty for a picture."""
     num_damaged: int = 0
-    """Frames that are damaged, for which the nearest sound ones stand in."""
+    """Frames that are damaged, and replaced by the nearest sound ones."""
 
     @property
     def num_frames(self) -> int:
@@ -231,12 +231,12 @@ class Round:
     mean_logprobs: tuple[float, ...] = ()
     """Mean log-prob of each completion's tokens, at its temperature and before truncation."""
     abandoned: tuple[bool, ...] = ()
-    """Which completions were given up unfinished, since they could not change the result; such a
+    """Which completions were cancelled unfinished, since they could not change the result; such a
     one has no answer."""
     is_last: bool = False
     """Whether the video is known to have no more frames to show, at whatever denser level."""
     num_damaged: int = 0
-    """Frames that are damaged, for which the nearest sound ones stand in."""
+    """Frames that are damaged, and replaced by the nearest sound ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class Prediction:
 
     @property
     def num_damaged(self) -> int:
-        """Damaged frames of that round, for which the nearest sound ones stand in."""
+        """Damaged frames of that round, replaced by the nearest sound ones."""
         return self.rounds[-1].num_damaged if self.rounds else 0
 
     def to(self, device: torch.device) -> Prediction:

@@ -71,7 +71,7 @@ class VotingRule:
     """Completions that have to give the answer for it to stand before the last level; None is
     all of them."""
     early_stop: bool = True
-    """Whether completions that cannot change the result are given up."""
+    """Whether completions that cannot change the result are cancelled."""
 
     def __post_init__(self) -> None:
         """Check the consensus."""
@@ -102,7 +102,7 @@ class VotingRule:
     ) -> bool:
         """Whether the unfinished completions of a round cannot change what it decides.
 
-        What must stay: whether the question goes on to more frames, the answer if it does not,
+        What must stay: whether the question goes to the next level, the answer if it does not,
         and whether that answer was unanimous. With u completions unfinished, a round
 
         - goes on for certain where not even u more votes make a consensus of any answer, and has

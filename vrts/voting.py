@@ -54,9 +54,9 @@ def make_round(
         times_s: when in the video they are.
         num_tokens: of each completion.
         mean_logprobs: of each completion.
-        abandoned: which completions were given up; they have no answer, whatever they say.
+        abandoned: which completions were cancelled; they have no answer, whatever they say.
         is_last: whether the video has no more frames to show.
-        num_damaged: frames for which the nearest sound ones stand in.
+        num_damaged: damaged frames, replaced by the nearest sound ones.
     """
     answers = tuple(
         None if given_up else parse_answer(text, question)

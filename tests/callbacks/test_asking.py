@@ -55,7 +55,7 @@ def test_completions_that_were_given_up_are_no_missing_answers():
     prediction = decided((4, [completion("A"), completion("B"), "I th"]))
     found = dataclasses.replace(prediction.rounds[0], abandoned=(False, False, True))
     out = shown(dataclasses.replace(prediction, rounds=(found,)))
-    assert "A: 1, B: 1, given up: 1" in out
+    assert "A: 1, B: 1, cancelled: 1" in out
 
 
 def test_no_answer_and_free_text():

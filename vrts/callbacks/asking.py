@@ -66,7 +66,7 @@ def answer_panel(prediction: Prediction) -> Panel:
         parts.append(Text(f"frames at {times_text(last.times_s)} s", style="dim"))
     if last.num_damaged:
         parts.append(
-            Text(f"{last.num_damaged} frames are damaged; the nearest sound ones stand in")
+            Text(f"{last.num_damaged} frames are damaged; the nearest sound ones are used")
         )
     title = escape(printable(prediction.question.text))
     return Panel(Group(*parts), title=title, title_align="left")
@@ -103,5 +103,5 @@ def votes_text(found: Round) -> str:
     silent = len(found.answers) - votes.total() - gone
     parts = [f"{answer}: {count}" for answer, count in votes.most_common()]
     parts += [f"no answer: {silent}"] if silent else []
-    parts += [f"given up: {gone}"] if gone else []
+    parts += [f"cancelled: {gone}"] if gone else []
     return ", ".join(parts)

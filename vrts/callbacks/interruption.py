@@ -24,7 +24,7 @@ FILE_NAME = "last.ckpt"
 class SaveOnInterrupt(Callback):
     """On Ctrl-C, SIGTERM or SIGHUP, finishes the step, saves ``last.ckpt`` and ends the run.
 
-    Where a validation follows the step, it is made first: a run that goes on leaves it out. A
+    Where a validation follows the step, it is made first: a resumed run leaves it out. A
     signal to any one process is enough.
     A second signal ends the run at once, and the last regular checkpoint is what remains.
 
@@ -41,7 +41,7 @@ class SaveOnInterrupt(Callback):
         self._trainer: Trainer | None = None
         """From the start of training on."""
         self._before = -1
-        """Index of the last batch of the run that is gone on with."""
+        """Index of the last batch of the run that is resumed."""
         self._termination = Termination(SIGNALS, self._on_signal)
 
     def begin(self) -> None:

@@ -50,7 +50,7 @@ class Tally:
 class PredictionProgress(Callback):
     """Shows questions done, failures, mean frames, accuracy so far and the time left.
 
-    On a terminal it is a bar; elsewhere it is a line now and then. A run that goes on counts what
+    On a terminal it is a bar; elsewhere it is a line now and then. A resumed run counts what
     was decided before. Of several processes the first one shows its own share. It takes the place
     of Lightning's bar (``trainer.enable_progress_bar: false``).
 
@@ -159,7 +159,7 @@ class FitProgress(Callback):
         self._start_s = self._line_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, from the step that the run goes on after."""
+        """Begin to count, from the step that the run resumes after."""
         self._first_step = self._line_step = trainer.global_step
         self._start_s = self._line_s = self._clock()
 

@@ -25,7 +25,7 @@ class CompletionLog(Callback):
     """Appends rollouts to ``completions.jsonl`` and shows some on the terminal.
 
     A line is ``{"step", "id", "question", "gold", "completion", "rewards": {name: value},
-    "advantage"}``. Only the first process writes, its own rollouts. A run that goes on from a
+    "advantage"}``. Only the first process writes, its own rollouts. A run that resumes from a
     checkpoint drops what lies behind it; one that begins anew, everything.
 
     Args:
@@ -60,7 +60,7 @@ class CompletionLog(Callback):
             check_file(self.path(trainer), "CompletionLog.output_dir")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the lines of the steps that this run goes on after.
+        """Keep the lines of the steps that this run resumes after.
 
         Raises:
             InputError: the file is not one of ours.

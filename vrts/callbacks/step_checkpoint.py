@@ -24,9 +24,9 @@ NEW = ".new"
 class StepCheckpoint(ModelCheckpoint):
     """Saves every n optimizer steps and the last one. ``last.ckpt`` is a link to the newest of k.
 
-    Where a validation follows the step, it is saved after that: a run that goes on from there has
+    Where a validation follows the step, it is saved after that: a run that resumes from there has
     the best accuracy so far and the patience of an early stop as they were. Lightning's
-    ModelCheckpoint saves before, and a run that goes on from there leaves the validation out.
+    ModelCheckpoint saves before, and a run that resumes from there leaves the validation out.
 
     Args:
         every_n_steps: optimizer steps from one checkpoint to the next.
@@ -47,7 +47,7 @@ class StepCheckpoint(ModelCheckpoint):
             save_last="link",
             every_n_train_steps=int(every_n_steps),
             save_on_train_epoch_end=False,
-            enable_version_counter=False,  # a resumed run goes on with its last.ckpt
+            enable_version_counter=False,  # a resumed run continues with its last.ckpt
         )
         self._every_n_steps = int(every_n_steps)
         self._first_step = 0

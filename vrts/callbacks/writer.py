@@ -1,4 +1,4 @@
-"""Writing predictions as they are decided, so that an interrupted run goes on where it was."""
+"""Writing predictions as they are decided, so that an interrupted run resumes where it was."""
 
 from __future__ import annotations
 

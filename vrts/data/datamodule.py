@@ -69,7 +69,7 @@ class VideoQADataModule(LightningDataModule):
         seed: Seed of the shuffling.
         cache: Keeps decoded frames on disk; null decodes anew in every run.
         frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
-        max_damaged: Share of a clip's frames that may be damaged: the nearest sound ones stand in
+        max_damaged: Share of a clip's frames that may be damaged: the nearest sound ones are used
             for them. A video with more of them has failed; with 0 any of them fails it.
         video: A video or picture to ask one question about, in place of ``predict``.
         question: That question.

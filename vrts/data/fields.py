@@ -185,7 +185,7 @@ def place_video(path: str, root: str | None, annotations: str) -> str:
 def check_videos(questions: Sequence[Question], annotations: str, root: str | None) -> None:
     """Raise `InputError` if not a single one of the videos is there.
 
-    One missing video is left to decoding, where it fails by name and the run goes on.
+    One missing video is left to decoding, where it fails by name and the run continues.
     """
     videos = dict.fromkeys(question.video for question in questions)
     # not Path.exists, which raises for a name that no file can have, such as a too long one

@@ -65,7 +65,7 @@ class SharedClips:
         """Mark a task as being decoded.
 
         Returns:
-            False where it was begun or given up before, or all that waited for it were cancelled.
+            False where it was begun or cancelled before, or all that waited for it were cancelled.
         """
         with self._lock:
             if not self._waits(task):
@@ -99,7 +99,7 @@ class SharedClips:
             future.set_exception(error)
 
     def cancel(self, task: Task) -> None:
-        """Give up a task, unless it was begun or given up before."""
+        """Cancel a task, unless it was begun or cancelled before."""
         with self._lock:
             if not self._waits(task):
                 return

@@ -1,4 +1,4 @@
-"""Work that goes on beside training."""
+"""Work beside training."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BackgroundCheckpointIO(AtomicCheckpointIO):
-    """Writes checkpoints in a thread, while training goes on.
+    """Writes checkpoints in a thread, while training continues.
 
     Tensors are copied to the host first, so a checkpoint is of the moment at which it was asked
     for, and takes as much memory again. A save that failed ends the run at the next save, or at

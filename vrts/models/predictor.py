@@ -232,7 +232,7 @@ class Predictor:
             self._fetch_ahead(pending, clip)
 
     def _finish(self, pending: _Pending, result: Result) -> None:
-        """Count the votes of a round: they decide, or the question goes on to more frames."""
+        """Count the votes of a round: they decide, or the next level is asked."""
         question, clip = pending.question, pending.clip
         assert clip is not None
         if result.error is not None:

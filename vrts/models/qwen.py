@@ -58,7 +58,7 @@ class QwenPolicy(Policy):
 
     Args:
         path: local folder in Hugging Face's format, or a hub id. It may hold a LoRA adapter,
-            whose base model is loaded too; with `lora` given its training goes on.
+            whose base model is loaded too; with `lora` given its training continues.
         prompt: how a question is put to the model.
         lora: train a low-rank adapter of the language model; None trains all of it.
         freeze_vision: keep the vision tower as it is; its features are then computed once a step.

@@ -306,7 +306,7 @@ def load_adapter(model: Any, folder: str, lora: Lora | None) -> PeftModel:
     Args:
         model: the base model.
         folder: holds the adapter's configuration and weights.
-        lora: given where training goes on with the adapter; rank and alpha must be its own.
+        lora: given where training continues with the adapter; rank and alpha must be its own.
 
     Raises:
         InputError: the weights are missing, damaged or do not fit the base model, or `lora` asks

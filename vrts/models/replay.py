@@ -66,7 +66,7 @@ class Recording:
             return None
         return (
             f"{self.path}: {self._stored.num_cut_short} of {len(self._stored)} questions have "
-            "completions that an early stop gave up; those whose vote needs them here fail by "
+            "completions that an early stop cancelled; those whose vote needs them here fail by "
             "name. For any vote record with --config configs/record.yaml behind the others"
         )
 
@@ -239,7 +239,7 @@ class ReplayPolicy(Policy):
     without videos: the callback `vrts.callbacks.replay.Replay` has samples made by `sample`.
     A round is found by its question and its number of frames; where a video has fewer frames than
     were asked for, the recorded run knows it. With fewer samples than recorded, the first ones are
-    taken. Completions that an early stop gave up are given up again where the replay's own stop
+    taken. Completions that an early stop cancelled are cancelled again where the replay's own stop
     says so. Where one is needed, or more samples than were recorded, the question fails by name.
 
     Args:

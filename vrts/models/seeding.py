@@ -12,7 +12,7 @@ def seed_globally(seed: int) -> None:
     """Seed what Python, numpy and torch draw from on all devices: dropout, a user's own reward.
 
     Done before each batch with a seed of its own, what is drawn does not depend on what was drawn
-    before: a run that goes on from a checkpoint draws the same, on every process, without any
+    before: a run that resumes from a checkpoint draws the same, on every process, without any
     generator's state in the checkpoint.
 
     Args:

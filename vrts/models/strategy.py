@@ -49,7 +49,7 @@ class FullySharded(ModelParallelStrategy):
     Args:
         process_group_backend: of torch; null takes NCCL on CUDA and gloo on CPUs.
         timeout_s: processes that wait so long for one another end with an error.
-        save_in_background: copy what is saved to the host, and write it while training goes on. A
+        save_in_background: copy what is saved to the host, and write it while training continues. A
             save that failed ends the run at the next one, or at the end.
     """
 
@@ -99,7 +99,7 @@ class FullySharded(ModelParallelStrategy):
         self.barrier()
 
     def _begin_to_save(self, checkpoint: dict[str, Any], fresh: Path, path: Path) -> None:
-        """Copy a checkpoint to the host, and have it written while training goes on.
+        """Copy a checkpoint to the host, and have it written while training continues.
 
         Processes tell one another over gloo when they have written, beside what they exchange in
         training. The first one learns of all of them, and gives the folder its name.

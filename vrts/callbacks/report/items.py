@@ -139,7 +139,7 @@ def _round(found: Round, question: Question, most_characters: int) -> Item:
 
 
 def _is_right(found: Round, question: Question) -> bool | None:
-    """Whether a round's majority is right; None where it depends on votes that were given up."""
+    """Whether a round's majority is right; None where it depends on votes that were cancelled."""
     outcomes = set()
     for missing in (None, NEW_ANSWER, question.gold, *found.answers):
         # all of them for one answer: whatever they might have said, no other could do better

@@ -30,7 +30,7 @@ EXPLAINED = {
     "knowledge gain": "of what was wrong in the run before, the share that is right now",
     "agreement": "mean share of a deciding round's completions that gave its most frequent answer",
     "agreement, at least": "mean share of a deciding round's completions that gave its most "
-    "frequent answer; some were given up, which might have given it too",
+    "frequent answer; some were cancelled, which might have given it too",
     "frames, deciding round": "mean over questions: what the answer was decided on",
     "frames, all rounds": "mean over questions: what the answer cost",
     "decided at ": "share of questions whose answer this level decided",
