@@ -4,14 +4,13 @@ Each node is started by itself: by torchrun, with srun's variables, or with thos
 """
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked import command, forked, forked_each, free_port
 from tests.test_two_processes import CONFIGS, fit_args, logged
 from vrts.cli import main
 from vrts.demo.model import build_model_folder
@@ -28,65 +27,43 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
     return root / "model", make_dataset(root / "data", num_videos=6, seed=5)
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
-def plainly(node: int, port: int) -> tuple[list[str], dict[str, str]]:
+def plainly(node: int, port: int) -> dict[str, str]:
     """A node as Lightning's own variables describe it."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(node)}
-    return [sys.executable, "-m", "vrts"], where
+    return where | {"LOCAL_RANK": "0"}
 
 
-def by_torchrun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
-    """A node of torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}"]
-    command += ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    return [*command, "-m", "vrts"], {}
-
-
-def by_srun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
+def by_srun(node: int, port: int) -> dict[str, str]:
     """A node with one task, as srun's variables describe it."""
     where = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "vrts", "SLURM_NTASKS": "2"}
     where |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_NODELIST": "localhost"}
     where |= {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node), "SLURM_LOCALID": "0"}
-    where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [sys.executable, "-m", "vrts"], where
+    return where | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def run(nodes: list[tuple[list[str], dict[str, str]]], args: list[str]) -> None:
-    """Start every node, and wait for all of them."""
-    started = []
-    for command, variables in nodes:
-        started.append(
-            subprocess.Popen(
-                [*command, *args],
-                cwd=Path(__file__).parents[1],
-                env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=600)
-            assert process.returncode == 0, output[-4000:]
-    finally:
-        for process in started:
-            process.kill()
-
-
-def on_one_node(args: list[str]) -> None:
-    run([([sys.executable, "-m", "vrts"], {})], [*args, "--trainer.devices=2"])
-
-
-def on_two_nodes(launcher, args: list[str]) -> None:
+def on_two_nodes(describe, log: Path, args: list[str]) -> None:
+    args = [*args, "--trainer.devices=1", "--trainer.num_nodes=2"]
     port = free_port()
-    nodes = [launcher(node, port) for node in (0, 1)]
-    run(nodes, [*args, "--trainer.devices=1", "--trainer.num_nodes=2"])
+    with forked_each(log, [(command, (args,), describe(n, port)) for n in (0, 1)]) as nodes:
+        nodes.succeed()
+
+
+def by_torchrun(log: Path, args: list[str]) -> None:
+    """Two nodes that torchrun itself starts."""
+    port = free_port()
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    words += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    vrts = ["-m", "vrts", *args, "--trainer.devices=1", "--trainer.num_nodes=2"]
+    with log.open("w") as file:
+        nodes = [
+            subprocess.Popen([*words, f"--node_rank={node}", *vrts], stdout=file, stderr=file)
+            for node in (0, 1)
+        ]
+        try:
+            assert [node.wait(600) for node in nodes] == [0, 0], log.read_text()[-4000:]
+        finally:
+            for node in nodes:
+                node.kill()
 
 
 def training(inputs, root: Path, strategy: str) -> list[str]:
@@ -114,15 +91,21 @@ def prediction(inputs, root: Path, strategy: str) -> list[str]:
 def trained(request, inputs, tmp_path_factory) -> tuple[str, list[dict]]:
     """A strategy, and what two processes of one node log under it."""
     root = tmp_path_factory.mktemp(f"one_{request.param}")
-    on_one_node(training(inputs, root, request.param))
+    args = [*training(inputs, root, request.param), "--trainer.devices=2"]
+    with forked(root / "log", command, args, ranks=2) as processes:
+        processes.succeed()
     return request.param, logged(root)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [plainly, by_torchrun])
-def test_two_nodes_train_as_one_does(launcher, trained, inputs, tmp_path):
+def test_two_nodes_train_as_one_does(trained, inputs, tmp_path):
+    """Under DDP they are described by Lightning's variables, under FSDP2 torchrun starts them."""
     strategy, want = trained
-    on_two_nodes(launcher, training(inputs, tmp_path, strategy))
+    args = training(inputs, tmp_path, strategy)
+    if strategy == "fsdp":
+        by_torchrun(tmp_path / "log", args)
+    else:
+        on_two_nodes(plainly, tmp_path / "log", args)
     got = logged(tmp_path)
     assert len(got) == len(want) == 3
     for one, two in zip(want, got, strict=True):
@@ -133,20 +116,27 @@ def test_two_nodes_train_as_one_does(launcher, trained, inputs, tmp_path):
     assert (tmp_path / "checkpoints/last.ckpt").exists()
 
 
+@pytest.fixture(scope="module")
+def predicted(inputs, tmp_path_factory) -> Path:
+    """What one process predicts."""
+    root = tmp_path_factory.mktemp("one")
+    args = prediction(inputs, root, "ddp")
+    assert main([*args, "--trainer.devices=1", "--trainer.strategy=auto"]) == 0
+    return root
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "strategy"), [(by_srun, "ddp"), (by_torchrun, "fsdp")], ids=["srun", "torchrun"]
-)
-def test_two_nodes_predict_as_one_does(launcher, strategy, inputs, tmp_path):
-    alone = prediction(inputs, tmp_path / "one", strategy)
-    assert main([*alone, "--trainer.devices=1", "--trainer.strategy=auto"]) == 0
-    on_two_nodes(launcher, prediction(inputs, tmp_path / "two", strategy))
+@pytest.mark.parametrize(("describe", "strategy"), [(by_srun, "ddp"), (plainly, "fsdp")])
+def test_two_nodes_predict_as_one_does(describe, strategy, predicted, inputs, tmp_path):
+    on_two_nodes(describe, tmp_path / "log", prediction(inputs, tmp_path / "two", strategy))
     found = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+    for root in (predicted, tmp_path / "two"):
+        lines = (root / "predictions.jsonl").read_text().splitlines()
         found.append({line["id"]: line["rounds"] for line in map(json.loads, lines)})
         assert len(lines) == len(found[-1]) == 12
     want, got = ({k: [r["completions"] for r in v] for k, v in one.items()} for one in found)
     assert got == want
-    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")]
+    metrics = [
+        json.loads((root / "metrics.json").read_text()) for root in (predicted, tmp_path / "two")
+    ]
     assert metrics[0]["accuracy"] == metrics[1]["accuracy"]

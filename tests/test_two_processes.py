@@ -1,14 +1,12 @@
 """Two processes over gloo train as one process with the doubled batch does, through the command."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.forked import command, forked
 from vrts.cli import main
 from vrts.demo.model import build_model_folder
 from vrts.demo.videos import make_dataset
@@ -74,16 +72,9 @@ def fit(
     args = fit_args(model, annotations, root, devices, *more, more_last=more_last)
     if devices == 1:  # no need of a process of its own, nor of a group of processes
         assert main([*args, "--trainer.strategy=auto"]) == 0
-        return logged(root)
-    done = subprocess.run(
-        [sys.executable, "-m", "vrts", *args],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        with forked(root.parent / f"{root.name}.log", command, args, ranks=devices) as processes:
+            processes.succeed()
     return logged(root)
 
 

@@ -8,7 +8,8 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from tests.callbacks.runs import make_module, make_policy, make_videos, started
+from tests.callbacks.runs import make_module, make_policy, make_videos
+from tests.forked import forked
 from tests.validation_runs import STRATEGIES, run
 from vrts.models.checkpoint_weights import load_trained
 from vrts.models.qwen_loading import Lora
@@ -22,9 +23,8 @@ def folders(tmp_path_factory, make_video):
         folder.mkdir()
     clips = make_videos(videos, make_video)
     run(one, model, clips, devices=1)
-    job = {"folder": str(two), "model": str(model), "videos": clips, "devices": 2}
-    with started("tests.validation_runs", root / "log", json.dumps(job)) as process:
-        assert process.wait(600) == 0, (root / "log").read_text()
+    with forked(root / "log", run, two, model, clips, 2, ranks=2) as processes:
+        processes.succeed()
     return one, two
 
 

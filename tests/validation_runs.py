@@ -1,11 +1,6 @@
-"""Trains with validation, on as many gloo processes as the job says.
-
-``python -m tests.validation_runs '<job as JSON>'`` is what Lightning starts again for the second
-process; `run` in the test's own process is what it is compared with.
-"""
+"""Trains with validation, on one process or as one of several over gloo."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +101,3 @@ def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None
         for name in (strategy, f"{strategy}-alone"):
             print(name, flush=True)  # noqa: T201 tells where it hangs
             train(folder, model, videos, name, devices)
-
-
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    run(Path(job["folder"]), Path(job["model"]), job["videos"], job["devices"])

@@ -1,6 +1,6 @@
 """Trains for a long time, on two processes with decode workers, and counts its steps.
 
-Arguments: folder, model, video, strategy (``ddp`` or ``fsdp``).
+It is forked, or started as a module whose arguments are those of `run`.
 """
 
 import os
@@ -24,8 +24,8 @@ class Count(Callback):
         print(f"step {trainer.global_step}", flush=True)  # noqa: T201
 
 
-def main() -> None:
-    folder, model, video, strategy = sys.argv[1:]
+def run(folder: str, model: str, video: str, strategy: str) -> None:
+    """Train under ``ddp`` or ``fsdp``."""
     module = make_module(make_policy(Path(model)), objective=GRPO(beta=0))
     trainer = make_trainer(
         Path(folder),
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(*sys.argv[1:])

@@ -1,11 +1,6 @@
-"""Trains on two gloo processes, the second of which takes longer for its rollouts.
-
-``python -m tests.callbacks.slow_rank '<job as JSON>'`` is what Lightning starts again for the
-second process.
-"""
+"""Trains on two gloo processes, the second of which takes longer for its rollouts."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,8 +26,3 @@ def run(folder: Path, model: Path, video: str, seconds: float) -> None:
     trainer.fit(module, datamodule=make_data(train=questions(video, 6), batch_size=1))
     found = {key: float(value) for key, value in trainer.callback_metrics.items()}
     (folder / f"{trainer.global_rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    run(Path(job["folder"]), Path(job["model"]), job["video"], job["seconds"])

@@ -12,6 +12,7 @@ import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from tests.callbacks import long_fit
 from tests.callbacks.plugins import FragileDecoder
 from tests.callbacks.runs import (
     History,
@@ -22,6 +23,7 @@ from tests.callbacks.runs import (
     questions,
     started,
 )
+from tests.forked import forked
 from vrts.callbacks.interruption import SaveOnInterrupt
 from vrts.models.latest import is_complete
 from vrts.models.objectives import GRPO
@@ -370,7 +372,7 @@ def test_a_signal_to_one_of_two_processes_at_their_start_ends_both(
     args = (str(tmp_path), str(model_folder), videos["long"], "ddp")
     with started("tests.callbacks.long_fit", log, *args) as process:
         for each in (0, 1):
-            wait_for(f"rank {each} is ", log, process)
+            wait_for(f"rank {each} is ", log, lambda: process.poll() is None)
         (pid,) = {int(pid) for pid in re.findall(rf"rank {rank} is (\d+)", log.read_text())}
         os.kill(pid, signal.SIGTERM)
         status = process.wait(240)
@@ -390,13 +392,10 @@ def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
     """As when one node of several is taken away."""
     log = tmp_path / "log"
     args = (str(tmp_path), str(model_folder), videos["long"], strategy)
-    with started("tests.callbacks.long_fit", log, *args) as process:
-        wait_for("step 2", log, process)
-        (pid,) = {int(pid) for pid in re.findall(rf"rank {rank} is (\d+)", log.read_text())}
-        os.kill(pid, signal.SIGTERM)
-        status = process.wait(240)
-        assert status == 1, log.read_text()
-        wait_until_gone(log)
+    with forked(log, long_fit.run, *args, ranks=2) as processes:
+        wait_for("step 2", log, processes.running)
+        os.kill(processes.pids[rank], signal.SIGTERM)
+        assert processes.wait_for_each() == [130, 130], log.read_text()
     assert "go on with --ckpt_path" in log.read_text()
     path = tmp_path / "last.ckpt"
     assert is_complete(path)
@@ -427,10 +426,10 @@ def wait_until_gone(log):
         assert not is_running(found), "a process was left behind"
 
 
-def wait_for(text, log, process):
+def wait_for(text, log, is_alive):
     deadline_s = time.monotonic() + 240
     while text not in log.read_text() and time.monotonic() < deadline_s:
-        assert process.poll() is None, log.read_text()
+        assert is_alive(), log.read_text()
         time.sleep(0.05)
 
 
@@ -440,7 +439,7 @@ def test_ctrl_c_in_a_terminal_interrupts_two_processes(tmp_path, model_folder, v
     log = tmp_path / "log"
     args = (str(tmp_path), str(model_folder), videos["long"], "ddp")
     with started("tests.callbacks.long_fit", log, *args) as process:
-        wait_for("step 2", log, process)
+        wait_for("step 2", log, lambda: process.poll() is None)
         os.killpg(process.pid, signal.SIGINT)
         status = process.wait(240)
     assert status == 1, log.read_text()

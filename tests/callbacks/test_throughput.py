@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from tests.callbacks import slow_rank
 from tests.callbacks.plugins import SlowDecoder, ask
 from tests.callbacks.runs import (
     make_data,
@@ -19,8 +20,8 @@ from tests.callbacks.runs import (
     make_policy,
     make_trainer,
     questions,
-    started,
 )
+from tests.forked import forked
 from vrts.callbacks.throughput import ThroughputLog
 from vrts.models.objectives import GRPO
 
@@ -117,10 +118,9 @@ def test_waiting_for_a_slow_decoder_is_its_share_of_the_time(tmp_path, model_fol
 @pytest.mark.slow
 def test_of_two_processes_the_slow_one_shows(tmp_path, model_folder, videos):
     """In the rollout of its rank, and in how long the other one waits."""
-    job = {"folder": str(tmp_path), "model": str(model_folder), "video": videos["long"]}
-    log = tmp_path / "log"
-    with started("tests.callbacks.slow_rank", log, json.dumps(job | {"seconds": 2.0})) as process:
-        assert process.wait(280) == 0, log.read_text()
+    args = (tmp_path, model_folder, videos["long"], 2.0)
+    with forked(tmp_path / "log", slow_rank.run, *args, ranks=2) as processes:
+        processes.succeed()
     fast, slow = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     for found in (fast, slow):  # the same on both: logged is what all ranks have told
         assert found["throughput/rollout_s/rank1"] > found["throughput/rollout_s/rank0"] + 1

@@ -18,8 +18,8 @@ from tests.callbacks.runs import (
     questions,
     read_predictions,
     scripted,
-    started,
 )
+from tests.forked import forked
 from vrts.callbacks.asking import AnswerPrinter
 from vrts.callbacks.densify import SparseToDense
 from vrts.callbacks.progress import PredictionProgress
@@ -269,13 +269,16 @@ def test_other_stages_write_nothing(tmp_path, videos):
     assert not (tmp_path / "out").exists()
 
 
+def predict_until_killed(folder, videos):
+    policy = scripted(SCRIPT, stop_after=4, signal=signal.SIGKILL)
+    predict(folder, policy, seven(videos))
+
+
 @pytest.mark.slow
 def test_a_killed_run_leaves_whole_lines_and_goes_on(tmp_path, videos, whole):
     """SIGKILL between rollouts of a process of its own."""
-    job = {"folder": str(tmp_path), "videos": videos, "script": SCRIPT, "stop_after": 4}
-    log = tmp_path / "log"
-    with started("tests.callbacks.killed_run", log, json.dumps(job)) as process:
-        assert process.wait(600) == -signal.SIGKILL, log.read_text()
+    with forked(tmp_path / "log", predict_until_killed, tmp_path, videos) as processes:
+        assert processes.wait() == [-signal.SIGKILL], processes.text()
     lines = read_predictions(tmp_path)
     assert lines == whole[0][: len(lines)]
     assert len(lines) == 2

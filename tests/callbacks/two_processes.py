@@ -1,11 +1,6 @@
-"""Trains, validates and predicts, on as many gloo processes as the job says.
-
-``python -m tests.callbacks.two_processes '<job as JSON>'`` is what Lightning starts again for the
-second process; `run` in the test's own process is what it is compared with.
-"""
+"""Trains, validates and predicts, on one process or as one of several over gloo."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +41,7 @@ def parallel(devices: int) -> dict[str, Any]:
 
 
 def train(folder: Path, model: Path, videos: dict[str, str], name: str, devices: int) -> None:
-    """Two rollouts of two questions, two updates from each; the second one lacks a video."""
+    """Two steps of two questions, two updates in each; the second one lacks a video."""
     module = make_module(
         make_policy(model),
         lr=0.2,
@@ -56,7 +51,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, devices:
     )
     asked = questions(videos["long"], 4)
     asked[3] = ask("q3", videos["damaged"])
-    data = make_data(train=asked, batch_size=2 // devices, updates_per_rollout=2, shuffle=False)
+    data = make_data(train=asked, batch_size=2 // devices, shuffle=False)
     losses, history = Losses(), History()
     log = CompletionLog(str(folder / name), 1, 0)
     trainer = make_trainer(folder, [losses, history, log], max_epochs=1, **parallel(devices))
@@ -94,8 +89,3 @@ def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None
             trainer=parallel(devices),
             data={"eval_batch_size": 2},
         )
-
-
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    run(Path(job["folder"]), Path(job["model"]), job["videos"], job["devices"])

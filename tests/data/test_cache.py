@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 import vrts.data.cache as cache_module
 from tests.data.plugins import FakeDecoder, ListReader
+from tests.forked import forked_each
 from tests.permissions import permissions_count
 from vrts.data.cache import FrameCache
 from vrts.data.caching_decoder import CachingDecoder
@@ -171,39 +170,28 @@ def test_what_a_killed_process_left_is_removed_after_a_while(cache):
     assert cache.load("new") is None
 
 
-WRITER = """
-import sys
-from tests.data.test_cache import clip, same
-from vrts.data.cache import FrameCache
-cache = FrameCache(sys.argv[1], float(sys.argv[2]))
-hits = 0
-for turn in range(150):
-    key = f"k{(turn * int(sys.argv[3])) % 12}"
-    found = cache.load(key)
-    hits += found is not None
-    assert found is None or same(found, clip(int(key[1:])))
-    cache.store(key, clip(int(key[1:])))
-print(hits)
-"""
+def share(folder, max_gib, step):
+    """Store and load many clips; print how many were found."""
+    cache = FrameCache(folder, max_gib)
+    hits = 0
+    for turn in range(150):
+        key = f"k{(turn * step) % 12}"
+        found = cache.load(key)
+        hits += found is not None
+        assert found is None or same(found, clip(int(key[1:])))
+        cache.store(key, clip(int(key[1:])))
+    print(hits)  # noqa: T201 what the test reads
 
 
 def test_several_processes_share_a_folder(tmp_path):
     """They write, read and remove the same entries at once; nobody sees a half or a wrong one."""
     max_gib = 6 * 6000 / 2**30
-    cache = FrameCache(str(tmp_path), max_gib)
+    cache = FrameCache(str(tmp_path / "cache"), max_gib)
     cache.prepare()
-    root = str(Path(__file__).parents[2])
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), str(max_gib), step],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": root},
-        )
-        for step in ("1", "5", "7")
-    ]  # fmt: skip
-    results = [process.communicate(timeout=400) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], results
-    assert sum(int(out) for out, _ in results) > 0
+    calls = [(share, (str(tmp_path / "cache"), max_gib, step), {}) for step in (1, 5, 7)]
+    with forked_each(tmp_path / "log", calls) as processes:
+        processes.succeed()
+        assert sum(map(int, processes.text().split())) > 0, "some was found"
     cache.store("last", clip(1))
     assert sum(file.stat().st_size for file in entries(cache)) <= cache.max_bytes
 

@@ -1,11 +1,6 @@
-"""Trains on as many gloo processes as the job says, sharded where there is more than one.
-
-``python -m tests.models.sharded_runs '<job as JSON>'`` is what Lightning starts again for the
-second process.
-"""
+"""Trains on one process, or sharded as one of several over gloo."""
 
 import json
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -201,8 +196,3 @@ def run(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, Any]
         print(name, flush=True)  # noqa: T201 tells where it hangs
         what = {"resume": resume, "answer": answer}.get(case.get("do", ""), train)
         what(folder, model, videos, name, {**case, "devices": devices})
-
-
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    run(Path(job["folder"]), Path(job["model"]), job["videos"], job["cases"], job["devices"])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.callbacks.runs import build_model, read_predictions, started
+from tests.callbacks.runs import build_model, read_predictions
+from tests.forked import forked
 from tests.models.sharded_runs import run
 
 GIVEN_BACK = {"keep_gathered": False}
@@ -69,10 +70,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
 
 
 def start(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, Any]) -> None:
-    job = {"folder": folder, "model": model, "videos": videos, "cases": cases, "devices": 2}
-    log = folder / "log"
-    with started("tests.models.sharded_runs", log, json.dumps(job, default=str)) as process:
-        assert process.wait(600) == 0, log.read_text()[-4000:]
+    with forked(folder / "log", run, folder, model, videos, cases, 2, ranks=2) as processes:
+        processes.succeed()
 
 
 @pytest.fixture(scope="module")

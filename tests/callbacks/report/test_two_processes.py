@@ -6,7 +6,7 @@ import pytest
 
 from tests.callbacks.report.test_callback import embedded
 from tests.callbacks.report.two_processes import run
-from tests.callbacks.runs import started
+from tests.forked import forked
 
 
 @pytest.mark.slow
@@ -14,10 +14,8 @@ def test_two_processes_leave_what_one_leaves(tmp_path, model_folder, videos):
     """One test, so that the processes are started once."""
     one, two = tmp_path / "one", tmp_path / "two"
     run(one, model_folder, videos, devices=1)
-    job = {"folder": str(two), "model": str(model_folder), "videos": videos, "devices": 2}
-    log = tmp_path / "log"
-    with started("tests.callbacks.report.two_processes", log, json.dumps(job)) as process:
-        assert process.wait(600) == 0, log.read_text()
+    with forked(tmp_path / "log", run, two, model_folder, videos, 2, ranks=2) as processes:
+        processes.succeed()
     for name in ("items", "strips"):
         assert embedded(two / "predicted", name) == embedded(one / "predicted", name)
     assert len(embedded(two / "predicted", "strips")) == 5

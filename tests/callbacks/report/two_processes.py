@@ -1,11 +1,6 @@
-"""Leaves a report and curves, on as many gloo processes as the job says.
-
-``python -m tests.callbacks.report.two_processes '<job as JSON>'`` is what Lightning starts again
-for the second process; `run` in the test's own process is what it is compared with.
-"""
+"""Leaves a report and curves, on one process or as one of several over gloo."""
 
 import json
-import sys
 from pathlib import Path
 
 from tests.callbacks.report.test_callback import predict_with_report
@@ -29,8 +24,3 @@ def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
         (folder / "points.json").write_text(json.dumps(writer.points))
-
-
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    run(Path(job["folder"]), Path(job["model"]), job["videos"], job["devices"])
