@@ -101,8 +101,10 @@ class TrainingProgress:
             self.close()
         if self._counts_epochs():
             assert self._trainer is not None
-            ahead = self._trainer.current_epoch - self.position.epoch
-            self._trainer.fit_loop.max_epochs = self._max_epochs + ahead
+            loop = self._trainer.fit_loop
+            # what Lightning compares with its limit, a resumed epoch among them
+            ahead = loop.epoch_progress.current.processed - self.position.epoch
+            loop.max_epochs = self._max_epochs + ahead
         if 0 <= self._max_epochs <= self.position.epoch:
             return []
         return self._layout.shares(self.position, self._rank)

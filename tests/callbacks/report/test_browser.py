@@ -80,6 +80,9 @@ def predictions_and_items():
         if rng.random() < 0.05:
             votes = {"f8": "-----"}
         prediction = failed(asked) if rng.random() < 0.1 else decided(asked, **votes)
+        if prediction.rounds and rng.random() < 0.1:
+            first = replace(prediction.rounds[0], num_damaged=2)
+            prediction = replace(prediction, rounds=(first, *prediction.rounds[1:]))
         if i == 3:
             asked = question(HOSTILE, "A", text=HOSTILE, video=HOSTILE, metadata=metadata)
             last = Round(8, (HOSTILE,) * 3, (HOSTILE,) * 3, 1 / 3)
