@@ -41,6 +41,9 @@ class NaughtyDecoder(FakeDecoder):
         if name.startswith("spin"):
             # one C call that neither returns nor lets go of the interpreter lock
             sum(range(10**18))
+        if name.startswith("once") and not Path(path).exists():
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         if name.startswith("die"):
             os.kill(os.getpid(), signal.SIGKILL)
         if name.startswith("raise"):

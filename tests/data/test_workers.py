@@ -55,7 +55,7 @@ def test_bad_videos_fail_by_name_and_the_rest_goes_on(no_traces):
     assert errors == {
         "good": None,
         "bad": "bad.mp4: has no frame",
-        "die": "die.mp4: its decode worker died with status -9",
+        "die": "die.mp4: two decode workers died of it, the last with status -9",
         "raise": "raise.mp4: TypeError: odd bytes",
         "spin": "spin.mp4: no frame within 1.5 s",
         "good2": None,
@@ -68,6 +68,18 @@ def test_bad_videos_fail_by_name_and_the_rest_goes_on(no_traces):
     decoding.close()
     with pytest.raises(RuntimeError, match="closed"):
         decoding.submit(question("good"), 2)
+
+
+def test_a_worker_that_is_killed_from_outside_is_replaced(no_traces, tmp_path):
+    """As where the machine is out of memory: the video is decoded by the next one."""
+    decoding = pool(num_workers=1)
+    asked = [
+        Question(f"q{i}", "?", str(tmp_path / f"{n}.mp4")) for i, n in enumerate(("once", "b"))
+    ]
+    samples = [decoding.submit(each, 4).result(timeout=300) for each in asked]
+    assert [sample.error for sample in samples] == [None, None]
+    assert (tmp_path / "once.mp4").exists(), "one was killed"
+    decoding.close()
 
 
 def test_closing_ends_a_hanging_worker_and_cancels_the_rest(no_traces):

@@ -10,14 +10,14 @@ from vrts.data.requests import Request
 from vrts.data.resolution import Resolution
 from vrts.data.sampling import FrameSampler
 from vrts.data.worker import Reply, receive
-from vrts.types import Clip
+from vrts.types import Clip, InputError
 
 START_DEADLINE_S = 300.0
 """Seconds that a worker may take to import its libraries; a busy machine needs many."""
 COMMAND = "import sys; from vrts.data.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
-class WorkerStartError(RuntimeError):
+class WorkerStartError(InputError):
     """A worker process that does not start, which is no fault of the videos."""
 
 
@@ -50,12 +50,16 @@ class WorkerProcess:
         try:
             self.connection.send(self._setup)
             if not self.connection.poll(START_DEADLINE_S):
-                raise WorkerStartError(f"no answer within {START_DEADLINE_S:g} s")
+                raise WorkerStartError(
+                    f"data.num_workers: a decode worker gave no answer within {START_DEADLINE_S:g} "
+                    "s of its start; the machine is overloaded: set fewer of them"
+                )
             reply = self.connection.recv()
         except (EOFError, OSError) as error:
             code = self.process.wait()
             raise WorkerStartError(
-                f"a decode worker ended with status {code} at its start; see its message above"
+                f"data.num_workers: a decode worker ended with status {code} at its start; see its "
+                "message above. Without one the machine was out of memory: set fewer of them"
             ) from error
         if not isinstance(reply, Reply):
             raise WorkerStartError(f"unexpected answer {reply!r}")

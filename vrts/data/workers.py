@@ -123,22 +123,32 @@ class DecodePool:
         if process is not None:
             self._end(process)
 
-    def _serve(self, process: WorkerProcess | None, task: Task) -> WorkerProcess | None:
-        """Decode one video and return the child for the next one, None where it is gone."""
+    def _serve(
+        self, process: WorkerProcess | None, task: Task, is_retry: bool = False
+    ) -> WorkerProcess | None:
+        """Decode one video and return the child for the next one, None where it is gone.
+
+        A child that dies may have been killed for the memory of others, so a video is tried once
+        more on a new one.
+        """
         path = task.request.path
         try:
             process = process or self._start()
             result = process.decode(task.request, self._deadline_s)
         except WorkerStartError as error:
+            if not is_retry and not self._closed:
+                return self._serve(None, task, is_retry=True)
             self._shared.fail(task, error)
             return None
         except (EOFError, OSError):
             status = self._end(process) if process else None
             if self._closed:
                 self._shared.fail(task, RuntimeError("the decode pool was closed meanwhile"))
-            else:
-                reason = f"{path}: its decode worker died with status {status}"
-                self._shared.finish(task, reason)
+                return None
+            if not is_retry:
+                return self._serve(None, task, is_retry=True)
+            reason = f"{path}: two decode workers died of it, the last with status {status}"
+            self._shared.finish(task, reason)
             return None
         if result is None:
             self._end(process)
