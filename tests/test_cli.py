@@ -1,5 +1,6 @@
 """The ``vrts`` command as users call it, on real video files and a small random model."""
 
+import html
 import json
 import logging
 import os
@@ -106,6 +107,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
+def card_warning(path: Path) -> str:
+    """The warning of a model card as it reads."""
+    (found,) = [line for line in path.read_text().splitlines() if line.startswith("> **Warning")]
+    return html.unescape(found.replace("\\", ""))
+
+
 class TestCommands:
     def test_every_logger_gets_the_configuration(self, model, annotations, tmp_path):
         loggers = ", ".join(
@@ -188,7 +195,9 @@ class TestCommands:
         out = capsys.readouterr().out
         assert re.search(r"^step 1 of 2: loss .*, reward .* s a step, 0:\d\d left$", out, re.M)
         assert re.search(r"^step 2 of 2: loss .*, reward .* s a step$", out, re.M)
-        last = out.splitlines()[-1]
+        *_, last, warning = out.splitlines()
+        assert warning.startswith("warning: in 2 steps no completion had the format")
+        assert warning.removeprefix("warning: ") in card_warning(tmp_path / "model/README.md")
         assert last.startswith("results: ")
         paths = [Path(name) for name in last.removeprefix("results: ").split(", ")]
         assert all(path.exists() for path in paths)

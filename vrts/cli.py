@@ -44,7 +44,7 @@ from vrts.callbacks import (
     writer,
 )
 from vrts.callbacks.report import callback as report
-from vrts.callbacks.results import tell_results
+from vrts.callbacks.results import tell, tell_results
 from vrts.callbacks.run_folders import check_run_folders
 from vrts.checkpoint_paths import check_kind, find_checkpoint, keep_in_run_folder
 from vrts.data import decoding, decord_decoder, pyav_decoder, readers, recorded, sampling
@@ -212,6 +212,8 @@ class VrtsCLI(LightningCLI):
                 f"{trainer.max_epochs} ends the run; raise both to go on"
             )
         tell_results(self.trainer)
+        if self.trainer.is_global_zero and (warning := module.reward_watch.warning()):
+            tell(f"warning: {warning}")
 
     def after_validate(self) -> None:
         """Tell what there is beside the numbers on the terminal."""

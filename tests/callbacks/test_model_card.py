@@ -64,6 +64,14 @@ def test_the_hub_reads_its_front_matter(kind, library, relation, has_lora):
     assert ("lora" in tags) == has_lora
 
 
+def test_a_run_whose_rewards_told_nothing_says_so():
+    card = render_card(
+        "mine", FULL, {**FACTS, "warning": "rewards never differed"}, "bfloat16", "x"
+    )
+    assert "> **Warning:** rewards never differed." in card
+    assert "Warning" not in render_card("mine", FULL, FACTS, "bfloat16", "x")
+
+
 def test_it_tells_recipe_data_metrics_and_versions():
     card = render_card("mine", ADAPTER, FACTS)
     for row in (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 
 import pytest
@@ -164,6 +165,17 @@ def test_without_a_densifier_each_question_is_asked_once(tmp_path, videos):
     assert [line["answer"] for line in lines] == ["B", "A"]
     assert metrics["decided_at"] == {"6": 1}
     assert metrics["mean_frames"] == 6
+
+
+def test_metrics_of_a_part_say_so(tmp_path, videos, capsys):
+    first = {"limit_predict_batches": 2}
+    _, metrics = predict(tmp_path, scripted(SCRIPT), seven(videos), trainer=first)
+    assert (metrics["num_questions"], metrics["num_not_asked"]) == (2, 5)
+    assert re.search(r"not asked\W+5\b", capsys.readouterr().out)
+    _, metrics = predict(tmp_path, scripted(SCRIPT), seven(videos))
+    assert metrics["num_questions"] == 7
+    assert "num_not_asked" not in metrics
+    assert "not asked" not in capsys.readouterr().out
 
 
 def test_no_questions(tmp_path):

@@ -26,7 +26,7 @@ MAX_ITEMS = 50
 def training_facts(
     trainer: Trainer, module: VideoQAModule, data: LightningDataModule | None
 ) -> dict[str, Any]:
-    """Describe a run: recipe, data and versions.
+    """Describe a run: recipe, data, versions and what was wrong with its rewards.
 
     Nothing of it names a folder of this machine: of paths the last part is kept.
 
@@ -40,6 +40,7 @@ def training_facts(
         "recipe": _recipe(trainer, module, data),
         "data": _data(data),
         "versions": versions(),
+        "warning": module.reward_watch.warning(),
     }
 
 

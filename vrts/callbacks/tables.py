@@ -48,6 +48,8 @@ def _overall(metrics: Mapping[str, Any]) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_row("questions", str(metrics["num_questions"]))
+    if metrics.get("num_not_asked"):
+        table.add_row("not asked", str(metrics["num_not_asked"]))
     if metrics["accuracy"] is not None:
         table.add_row(f"accuracy of {metrics['num_scored']}", f"{_accuracy(metrics)} %")
         table.add_row("unanimous and wrong", f"{100 * metrics['unanimous_and_wrong']:.1f} %")

@@ -26,8 +26,9 @@ from vrts.types import InputError, Prediction
 class PredictionWriter(Callback):
     """Writes ``predictions.jsonl``, one line a question as soon as it is decided.
 
-    At the end come ``metrics.json`` and a table. A run into a folder that holds predictions of
-    the same settings goes on after them; other settings are refused. Processes other than the
+    At the end come ``metrics.json`` and a table; questions that ``trainer.limit_predict_batches``
+    has left out are counted there as ``num_not_asked``. A run into a folder that holds predictions
+    of the same settings continues after them; other settings are refused. Processes other than the
     first write to files of their own, which the first one merges.
 
     Args:
@@ -142,6 +143,8 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         metrics = summarise(self.folder.predictions(), self._levels, self._right_before)
+        if num_not_asked := self._num_questions - metrics["num_questions"]:
+            metrics["num_not_asked"] = num_not_asked  # by trainer.limit_predict_batches
         self.folder.write_metrics(metrics)
         Console().print(metrics_tables(metrics))
         self._metrics = metrics

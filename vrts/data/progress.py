@@ -103,7 +103,8 @@ class TrainingProgress:
             assert self._trainer is not None
             loop = self._trainer.fit_loop
             # what Lightning compares with its limit, a resumed epoch among them
-            ahead = loop.epoch_progress.current.processed - self.position.epoch
+            passes: Any = loop.epoch_progress.current
+            ahead = passes.processed - self.position.epoch
             loop.max_epochs = self._max_epochs + ahead
         if 0 <= self._max_epochs <= self.position.epoch:
             return []

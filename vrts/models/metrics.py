@@ -46,7 +46,7 @@ def log_means(
     rewards: Sequence[str],
     num_tokens: int,
     logged: set[str],
-) -> None:
+) -> dict[str, float]:
     """Log means over the ranks, under ``train/``.
 
     Every rank takes part with the same names in the same order. One that lacks a value (its videos
@@ -59,6 +59,9 @@ def log_means(
         rewards: names of the rewards.
         num_tokens: completion tokens of this rank.
         logged: names that were logged before; grows.
+
+    Returns:
+        The means by name; NaN where all ranks lack a value.
     """
     names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
     assert values.keys() <= set(names), values.keys() - set(names)
@@ -71,7 +74,9 @@ def log_means(
     known = ~all_values.isnan()
     sums = (all_values * all_weights).where(known, 0.0).sum(0)
     means = sums / all_weights.where(known, 0.0).sum(0)
-    for name, value in zip(names, means.tolist(), strict=True):
+    found = dict(zip(names, means.tolist(), strict=True))
+    for name, value in found.items():
         if not math.isnan(value) or name in logged:
             logged.add(name)
             module.log(f"train/{name}", value, prog_bar=name in SHOWN, batch_size=1)
+    return found

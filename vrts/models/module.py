@@ -43,7 +43,7 @@ from vrts.models.micro_batches import MicroBatch
 from vrts.models.native_engine import NativeEngine
 from vrts.models.nonfinite import NonFiniteGuard
 from vrts.models.objectives import GRPO, LossTerms, Objective
-from vrts.models.patience import Patience
+from vrts.models.patience import Patience, RewardWatch
 from vrts.models.policy import Policy, Prompt
 from vrts.models.predictor import Plan, Predictor, TakesPredictions, checked
 from vrts.models.reference import Reference
@@ -156,6 +156,8 @@ class VideoQAModule(LightningModule):
         one and after one without a usable video."""
         self.num_steps_trained = 0
         """On this rank, since it was started."""
+        self.reward_watch = RewardWatch()
+        """Of the steps since it was started, on all ranks."""
         self.work = StepWork()
         """What the newest step took on this rank, for callbacks that watch the speed."""
         # Checkpoints hold what is trained; the rest comes from the policy's own folder.
@@ -239,7 +241,9 @@ class VideoQAModule(LightningModule):
             "tokens_per_s": self.work.sampled.num_tokens / max(self.work.rollout_s, 1e-9),
         }
         num_tokens = sum(c.num_tokens for group in groups for c in group.completions)
-        log_means(self, metrics, self._reward_names, num_tokens, self._logged)
+        self.reward_watch.see(
+            log_means(self, metrics, self._reward_names, num_tokens, self._logged)
+        )
         self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
 
     def _score_reference(self, micro_batches: Sequence[MicroBatch]) -> None:

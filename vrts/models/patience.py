@@ -1,11 +1,13 @@
-"""Stopping a run that finds nothing to train on, instead of calling its end a success."""
+"""Telling of a run that learns nothing, instead of calling its end a success."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from lightning import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.terminal import printable
 from vrts.types import InputError, Sample
@@ -14,6 +16,53 @@ _log = logging.getLogger(__name__)
 
 PATIENCE = 20
 """Batches without any usable video after which a run that has had none ends."""
+
+
+class RewardWatch:
+    """Notices that rewards never differed within a group, or that none was given for the format.
+
+    There is nothing to learn from then, and nothing else shows it: the loss is finite and small.
+    """
+
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._differed = False
+        self._formatted: bool | None = None
+        """None where the format has no reward."""
+        self._truncated = 0.0
+
+    def see(self, metrics: Mapping[str, float]) -> None:
+        """Take a step's metrics, which are means over the ranks; warn once, after `PATIENCE`."""
+        if math.isnan(metrics.get("reward_std", math.nan)):
+            return  # no rank had a usable video
+        self._num_steps += 1
+        self._differed |= metrics["reward_std"] > 0
+        if "reward/format" in metrics:
+            self._formatted = bool(self._formatted) or metrics["reward/format"] > 0
+        self._truncated += metrics["truncated"]
+        if self._num_steps == PATIENCE and (found := self.warning()) is not None:
+            rank_zero_warn(found)
+
+    def warning(self) -> str | None:
+        """What is wrong with the steps so far, and the likely causes; None where nothing is."""
+        if not self._num_steps:
+            return None
+        cut_off = self._truncated / self._num_steps
+        if self._formatted is False:
+            what = "no completion had the format that model.rewards ask for"
+            causes = (
+                "the chat template opens <think> itself, <think> and <answer> are special tokens, "
+                "which decoding drops, or the prompt does not ask for them"
+            )
+        elif not self._differed:
+            what = "rewards never differed within a group, so nothing was learned"
+            causes = "answers are not read, questions are too easy or too hard, or sampling is cold"
+        else:
+            return None
+        return (
+            f"in {self._num_steps} steps {what}; see the completions (CompletionLog). Likely: "
+            f"completions are cut off ({cut_off:.0%} were; raise model.max_new_tokens), {causes}"
+        )
 
 
 class Patience:

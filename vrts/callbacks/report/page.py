@@ -35,6 +35,7 @@ EXPLAINED = {
     "frames, all rounds": "mean over questions: what the answer cost",
     "decided at ": "share of questions whose answer this level decided",
     "without an answer": "none of the deciding round's completions gave one; counted as wrong",
+    "not asked": "questions of data.predict that are left out: all numbers here are of a part",
     "failed": "could not be asked, for a damaged video or a prompt that is too long",
 }
 """What the rows of the first table are; a name that ends with a blank is the beginning of one."""
