@@ -15,7 +15,7 @@ from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
 from vrts.files.predictions import prediction_to_json
 from vrts.models.qwen import QwenPolicy
-from vrts.types import Prediction, Question, Round
+from vrts.types import InputError, Prediction, Question, Round
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -119,6 +119,28 @@ class TestAsk:
         err = capsys.readouterr().err
         assert message in err
         assert "Traceback" not in err
+
+    def test_more_frames_than_the_model_has_room_for_are_told_before_it_is_loaded(
+        self, annotations, model, tmp_path, monkeypatch
+    ):
+        def load(policy):
+            raise InputError("loaded")
+
+        monkeypatch.setattr(QwenPolicy, "load", load)
+        video = str(next(annotations.parent.rglob("*.mp4")))
+        levels = "--trainer.callbacks=[{class_path: SparseToDense, init_args: {levels: [4, 300]}}]"
+        args = ask_args(model, tmp_path, f"--data.video={video}", "--data.question=?", levels)
+        with pytest.warns(UserWarning, match=r"300 frames are 19200 video tokens or more, .* 8192"):
+            assert (
+                main(
+                    [
+                        *args,
+                        "--data.resolution.min_pixels=100352",
+                        "--data.resolution.max_pixels=200704",
+                    ]
+                )
+                == 1
+            )
 
     def test_a_video_that_cannot_be_decoded_is_a_failure(self, model, tmp_path, capsys):
         assert main(ask_args(model, tmp_path, f"--data.video={__file__}", "--data.question=?")) == 1

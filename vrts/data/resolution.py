@@ -73,6 +73,14 @@ class Resolution:
         if self.max_pixels < TOKEN:
             raise InputError(f"resolution.max_pixels must be {TOKEN} (28x28) or more")
 
+    def fewest_tokens(self, num_frames: int) -> int:
+        """Return about how many video tokens a clip has at least, of whatever video it is.
+
+        Args:
+            num_frames: T, two of which make a temporal patch.
+        """
+        return math.ceil(num_frames / 2) * int(self.min_pixels // TOKEN)
+
     def size(
         self, height: int, width: int, num_frames: int, pixel_aspect: float = 1.0
     ) -> tuple[int, int]:

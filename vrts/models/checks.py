@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.models.rewards import Reward
 from vrts.models.temporal import TemporalReward
@@ -83,6 +84,24 @@ def check_reference(beta: float, has_reference: bool) -> None:
             f"model.objective has beta {beta} but model.reference is null; set "
             "model.reference to vrts.models.reference.AdapterOff (LoRA) or FrozenCopy (full), "
             "or beta to 0"
+        )
+
+
+def warn_of_length(num_tokens: int, num_frames: int, max_new_tokens: int, limit: int) -> None:
+    """Tell of a number of frames that no prompt has room for.
+
+    Args:
+        num_tokens: of the video at least.
+        num_frames: of the longest clip that is asked for.
+        max_new_tokens: of a completion.
+        limit: tokens of both together.
+    """
+    if num_tokens + max_new_tokens > limit:
+        rank_zero_warn(
+            f"{num_frames} frames are {num_tokens} video tokens or more, which with "
+            f"{max_new_tokens} new ones exceed the model's {limit}: questions on videos that have "
+            "so many will fail; lower data.num_frames (SparseToDense.levels) or "
+            "data.resolution.min_pixels"
         )
 
 

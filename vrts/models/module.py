@@ -34,6 +34,7 @@ from vrts.models.checks import (
     check_rewards,
     check_updates,
     check_validation,
+    warn_of_length,
 )
 from vrts.models.engine import Engine
 from vrts.models.evaluation import Evaluation
@@ -400,18 +401,23 @@ class VideoQAModule(LightningModule):
     # ---- setting up
 
     def setup(self, stage: str) -> None:
-        """Check what training needs, before anything is loaded.
+        """Check what can be checked before anything is loaded.
 
         Raises:
             InputError: a combination of options that cannot work.
         """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        resolution, limit = getattr(data, "resolution", None), self.policy.context_length()
+        if resolution is not None and limit is not None:
+            num_frames = max(self.plan.levels, default=data.num_frames)
+            num_tokens = resolution.fewest_tokens(num_frames)
+            warn_of_length(num_tokens, num_frames, self.max_new_tokens, limit)
         if stage != "fit":
             return
         check_comparable(self.num_generations)
         check_rewards(self.rewards, self.temporal)
         check_reference(self.objective.beta, self._reference is not None)
         check_updates(self.updates_per_rollout, str(self.trainer.precision))
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             check_groups(self.num_groups, data.batch_size)
             check_all(self.rewards, data.questions("train"))

@@ -103,6 +103,16 @@ class Policy(nn.Module, ABC):
             max_new_tokens: room that completions will need.
         """
 
+    def context_length(self) -> int | None:
+        """Tokens of a prompt and its completion together at most; None where nothing limits them.
+
+        It is asked before anything is loaded.
+
+        Raises:
+            InputError: the model is not there.
+        """
+        return None
+
     @abstractmethod
     def logprobs(
         self,

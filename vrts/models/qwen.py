@@ -35,6 +35,7 @@ from vrts.models.qwen_loading import (
     load_empty_model,
     load_model,
     load_processor,
+    read_context_length,
     weights_stamp,
 )
 from vrts.models.qwen_network import QwenNetwork
@@ -222,6 +223,10 @@ class QwenPolicy(Policy):
             "data.num_frames (SparseToDense.levels in prediction), data.resolution.max_pixels or "
             "model.max_new_tokens"
         )
+
+    def context_length(self) -> int | None:
+        """See `Policy.context_length`."""
+        return read_context_length(adapter_base(self.path) or self.path)
 
     def network(self) -> QwenNetwork:
         """See `Policy.network`."""

@@ -228,6 +228,21 @@ def load_model(
     return model
 
 
+def read_context_length(name_or_path: str) -> int:
+    """Positions that a model knows, from its configuration.
+
+    Raises:
+        InputError: it is not there, or is of another architecture.
+    """
+    find_model(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{PATH_KEY}: cannot load {name_or_path}: {error}") from error
+    check_type(config, name_or_path)
+    return int(config.text_config.max_position_embeddings)
+
+
 def _quantization(config: Any, dtype: Dtype) -> dict[str, Any]:
     """Options of loading in 4 bits; matrices are unpacked to the dtype of the other weights."""
     known = config.dtype if dtype == "auto" else getattr(torch, dtype)

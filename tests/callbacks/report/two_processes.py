@@ -18,7 +18,8 @@ def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None
         shuffle=False,
     )
     writer = CurveWriter()
-    trainer = make_trainer(folder, [writer], max_epochs=1, **parallel(devices))
+    validated = {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    trainer = make_trainer(folder, [writer], max_epochs=1, **validated, **parallel(devices))
     module = make_module(make_policy(model))
     module.objective.beta = 0.0
     trainer.fit(module, datamodule=data)
