@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -14,12 +15,14 @@ LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Forget where Lightning said that this process stands.
+    """Leave the group of processes, and forget where Lightning said that this one stands.
 
-    A run of one process under ``ddp`` or ``fsdp`` leaves it in the environment, and processes that
-    a later test starts would take themselves for ranks whose peers somebody else starts.
+    A run of one process under ``ddp`` or ``fsdp`` leaves both: later runs would meet in the group,
+    and processes that they start take themselves for ranks whose peers somebody else starts.
     """
     result = yield
+    if (group := sys.modules.get("torch.distributed")) and group.is_initialized():
+        group.destroy_process_group()
     for name in LAUNCHED:
         os.environ.pop(name, None)
     return result

@@ -1,6 +1,7 @@
 """Trains with validation, on one process or as one of several over gloo."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vrts.models.objectives import GRPO
 from vrts.models.qwen_loading import Lora
 from vrts.models.reference import AdapterOff
 from vrts.models.strategy import FullySharded
+from vrts.types import Prediction
 
 STRATEGIES = ("ddp", "fsdp")
 
@@ -32,11 +34,11 @@ class Trace(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
         if not trainer.sanity_checking:
-            self.depths += [len(p.rounds) for p in outputs["predictions"]]
+            self.depths += [len(prediction.rounds) for prediction in predictions]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
