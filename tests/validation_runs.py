@@ -34,11 +34,15 @@ class Trace(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
-    def on_predictions(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
-    ) -> None:
-        if not trainer.sanity_checking:
-            self.depths += [len(prediction.rounds) for prediction in predictions]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        count = pl_module._evaluation.count
+
+        def counting(predictions: Sequence[Prediction]) -> None:
+            if not trainer.sanity_checking:
+                self.depths += [len(prediction.rounds) for prediction in predictions]
+            count(predictions)
+
+        pl_module._evaluation.count = counting
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
