@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from vrts.models import checkpoint_files
+import vrts.models.checkpoint_files as checkpoint_files
 from vrts.models.checkpoint_files import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.models.latest import is_complete, newest, surviving
 from vrts.types import InputError

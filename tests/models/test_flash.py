@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrts.models import attention
+import vrts.models.attention as attention
 from vrts.models.attention import PackedLayout, completion_mask
 from vrts.models.flash import CompletionRows, SharedPrefixFlash, has_flash
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.conftest import make_sample
 from tests.models.engines import make_engine, make_requests
-from vrts.models import qwen_flops
+import vrts.models.qwen_flops as qwen_flops
 from vrts.models.flops import Matrices, attention_flops, frame_pairs, visible_pairs, window_pairs
 from vrts.models.qwen_loading import Lora
 from vrts.types import Completion, Sampling

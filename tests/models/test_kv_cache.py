@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrts.models import flash
+import vrts.models.flash as flash
 from vrts.models.attention import PackedLayout
 from vrts.models.kv_cache import CLASSES_AN_OCTAVE, KVCache, capacity_of
 

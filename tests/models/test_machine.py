@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from tests.test_configs import CONFIGS
 from vrts.cli import main
-from vrts.models import machine
+import vrts.models.machine as machine
 from vrts.models.machine import check_precision, check_strategy
 from vrts.types import InputError
 
