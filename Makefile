@@ -42,7 +42,7 @@ types: install ## Check types
 	$(VENV)/bin/mypy
 
 warmup: install ## Make the embedded checkpoint in assets/tiny again
-	$(PY) -m vrts.demo.warmup
+	$(PY) -m tools.tiny.warmup
 
 clean: ## Remove .venv, runs and caches
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,15 +26,15 @@ from transformers import (
 )
 
 from benchmarks.memory import allocator_peak
-from vrts.demo.model import build_config, build_model_folder
-from vrts.demo.tokenizer import build_tokenizer
-from vrts.models.attention import SHARED_PREFIX
-from vrts.models.engine import Request
-from vrts.models.native_engine import NativeEngine
+from tools.tiny.model import build_config, build_model_folder
+from tools.tiny.tokenizer import build_tokenizer
+from vrts.models.attention.shared_prefix import SHARED_PREFIX
+from vrts.models.attention.windows import BATCHED_WINDOWS
+from vrts.models.engines.engine import Request
+from vrts.models.engines.native import NativeEngine
 from vrts.models.policy import Policy, Prompt
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
-from vrts.models.vision_attention import BATCHED_WINDOWS
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, Question, Sample, Sampling
 

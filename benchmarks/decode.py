@@ -48,12 +48,12 @@ OURS = (
     """
 import sys
 import torch
-from vrts.data.decord_decoder import DecordDecoder
-from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.requests import Request
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import UniformSampler
-from vrts.data.worker import try_decode
+from vrts.data.video.decord import DecordDecoder
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.data.workers.requests import Request
+from vrts.data.video.resolution import Resolution
+from vrts.data.video.frames import UniformSampler
+from vrts.data.workers.worker import try_decode
 import decord
 torch.set_num_threads(1)
 decoder = {decoder}

@@ -29,12 +29,12 @@ from benchmarks.common import (
 from benchmarks.gpu_passes import use_checkpointing
 from benchmarks.gpu_rates import matmul_rate
 from benchmarks.step import write_model
-from vrts.callbacks.peaks import peak_flops
+from vrts.callbacks.monitoring.throughput import peak_flops
 from vrts.demo.videos import make_dataset
-from vrts.models.native_engine import NativeEngine
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
-from vrts.models.qwen_loading import Lora, add_lora
+from vrts.models.engines.native import NativeEngine
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.loading import Lora, add_lora
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Sample
 
 Row = dict[str, Any]

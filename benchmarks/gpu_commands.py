@@ -18,7 +18,7 @@ import torch.distributed as dist
 from benchmarks.gpu_bench import Bench, Row
 from benchmarks.step import measure
 from benchmarks.step_case import Case as StepCase
-from vrts.cli import main
+from vrts.cli.command import main
 from vrts.files.predictions import read_predictions
 
 CONFIGS = Path(__file__).parents[1] / "configs"

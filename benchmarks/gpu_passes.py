@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.common import random_completions
 from benchmarks.naive import naive_logprobs, naive_rows, token_rows
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Completion
 
 

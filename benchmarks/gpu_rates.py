@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import random_completions, seconds
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.policy import QwenPolicy
 
 
 def matmul_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -14,9 +14,9 @@ from benchmarks.gpu_bench import Bench, Row
 from benchmarks.gpu_passes import naive_update, shared_update, use_checkpointing
 from benchmarks.gpu_rates import bandwidth, decode_bytes, matmul_rate, update_flops
 from benchmarks.rollout import generate, ours
-from vrts.models.native_engine import NativeEngine
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
+from vrts.models.engines.native import NativeEngine
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.policy import QwenPolicy
 
 
 def rates(bench: Bench) -> Row:

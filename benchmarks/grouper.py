@@ -14,9 +14,9 @@ import torch.nn.functional as F  # noqa: N812
 from prefix_grouper import PrefixGrouper
 
 from benchmarks.naive import head_logprobs
-from vrts.models.attention import PackedLayout
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
+from vrts.models.attention.shared_prefix import PackedLayout
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.policy import QwenPolicy
 
 
 class GrouperLayout:
@@ -37,7 +37,7 @@ class GrouperLayout:
         value: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        """See `vrts.models.attention.Layout`."""
+        """See `vrts.models.attention.shared_prefix.Layout`."""
 
         def attention(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: torch.Tensor

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.common import QWEN_7B, Shape, random_policy, random_sample, report
 from tests.pretended_cuda import pretended_cuda
-from vrts.models.engine import Request
-from vrts.models.native_engine import NativeEngine
-from vrts.models.qwen_loading import Lora, add_lora
+from vrts.models.engines.engine import Request
+from vrts.models.engines.native import NativeEngine
+from vrts.models.qwen.loading import Lora, add_lora
 from vrts.types import Sampling
 
 SHAPE = Shape(64, 2, 4, 2, 128, 32, 2)

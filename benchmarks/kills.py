@@ -31,11 +31,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.common import report
-from vrts.callbacks.curves import POINTS
-from vrts.cli import main as vrts
+from vrts.callbacks.monitoring.curves import POINTS
+from vrts.cli.command import main as vrts
 from vrts.demo.videos import make_dataset
 from vrts.files.writing import GONE
-from vrts.models.latest import REST
+from vrts.models.checkpoints.finding import REST
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODEL = CONFIGS.parent / "assets/tiny"
@@ -323,7 +323,7 @@ def forked(root: Path) -> Iterator[Job]:
         root: for the model, the data and the runs.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.common", "vrts.cli"])
+    context.set_forkserver_preload(["benchmarks.common", "vrts.cli.command"])
     warm = context.Process(target=_free_port)  # the server starts with the first process
     warm.start()
     warm.join()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from vrts.models.head import token_logprobs
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.logprobs import token_logprobs
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Completion
 
 

@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.common import Shape, random_policy, random_sample, report
 from benchmarks.s2d import InMemory, make_data, predict
-from vrts.callbacks.densify import SparseToDense
-from vrts.models.native_engine import NativeEngine
-from vrts.models.qwen import QwenPolicy
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
+from vrts.models.engines.native import NativeEngine
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Clip, Prediction, Question
 
 SHAPE = Shape(96, 3, 4, 2, 192, 32, 2)

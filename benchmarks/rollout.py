@@ -31,8 +31,8 @@ from benchmarks.common import (
     write_results,
 )
 from benchmarks.s2d_model import load_policy
-from vrts.models.native_engine import NativeEngine
-from vrts.models.qwen import QwenPolicy
+from vrts.models.engines.native import NativeEngine
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Sample
 
 CPU = torch.device("cpu")

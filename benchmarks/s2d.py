@@ -30,18 +30,17 @@ from benchmarks.common import engine_of, report
 from benchmarks.operations import operations
 from benchmarks.s2d_model import KINDS, LEVELS, load_policy, talkative_policy
 from vrts.answers import parse_answer
-from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.decoding import Decoder
-from vrts.data.readers import Reader, VideoR1Reader
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import FrameSampler, NestedPairSampler, UniformSampler
-from vrts.data.windows import WHOLE, Window
+from vrts.data.readers.base import Reader, VideoR1Reader
+from vrts.data.video.decoder import Decoder
+from vrts.data.video.frames import WHOLE, FrameSampler, NestedPairSampler, UniformSampler, Window
+from vrts.data.video.resolution import Resolution
 from vrts.demo.videos import make_dataset
-from vrts.models.engine import Engine, Request
+from vrts.models.engines.engine import Engine, Request
+from vrts.models.engines.sampling import row_seed
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
-from vrts.models.sampling import row_seed
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
 from vrts.voting import is_unanimous, majority
 

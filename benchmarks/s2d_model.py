@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from vrts.demo.lessons import as_completions
+from tools.tiny.lessons import as_completions
+from tools.tiny.targets import warmup_target
+from tools.tiny.warmup import PROMPT, load_pool
 from vrts.demo.questions import FIRST, FLASH, LAST, MOTION, OBJECT
-from vrts.demo.targets import warmup_target
-from vrts.demo.warmup import PROMPT, load_pool
-from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen.policy import QwenPolicy
 
 MODEL = Path(__file__).parents[1] / "assets/tiny"
 KINDS = (OBJECT, FLASH, FIRST, LAST, MOTION)

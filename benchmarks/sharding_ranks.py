@@ -25,13 +25,13 @@ from torch.distributed.tensor import DTensor
 from benchmarks.common import random_sample
 from benchmarks.memory import allocator_peak
 from benchmarks.step_vrts import SameQuestions, Variety
-from vrts.models.engine import Request, Result
+from vrts.models.engines.engine import Request, Result
+from vrts.models.engines.native import NativeEngine
+from vrts.models.grpo.objectives import GRPO
 from vrts.models.module import VideoQAModule
-from vrts.models.native_engine import NativeEngine
-from vrts.models.objectives import GRPO
-from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.models.sharding import Sharder, Sharding
-from vrts.models.strategy import FullySharded
+from vrts.models.strategies.fully_sharded import FullySharded
 from vrts.prompts import PromptTemplate
 
 RANKS = 2

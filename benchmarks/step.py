@@ -36,7 +36,7 @@ from benchmarks.common import SMALL, Shape, print_table, random_policy, write_re
 from benchmarks.step_case import CLIP_NORM, LEARNING_RATE, SIDE, WEIGHT_DECAY, Case, trl_settings
 from benchmarks.step_vrts import vrts_steps
 from benchmarks.turns import take_turns
-from vrts.models.qwen_inputs import vision_token_ids
+from vrts.models.qwen.inputs import vision_token_ids
 
 REPEATS = 2
 """Timed steps of each side, of which the median counts; one more warms up."""

@@ -16,10 +16,10 @@ from lightning import Trainer
 
 from benchmarks.common import SMALL, Shape, peak_bytes, random_policy, random_sample, report
 from benchmarks.step_vrts import SameQuestions, Variety
-from vrts.models.kv_cache import capacity_of
+from vrts.models.attention.kv_cache import capacity_of
+from vrts.models.grpo.objectives import GRPO
 from vrts.models.module import VideoQAModule
-from vrts.models.objectives import GRPO
-from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen.policy import QwenPolicy
 
 CASES = [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (8, 4), (8, 8)]
 """Questions of a step, and of a micro-batch."""

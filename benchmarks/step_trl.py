@@ -31,8 +31,8 @@ from benchmarks.step_case import (
     variety,
 )
 from benchmarks.turns import Turn
-from vrts.models.qwen_inputs import vision_token_ids
-from vrts.models.qwen_loading import Lora
+from vrts.models.qwen.inputs import vision_token_ids
+from vrts.models.qwen.loading import Lora
 
 
 def pictures(case: Case, question: int) -> list[Image.Image]:

@@ -20,11 +20,11 @@ from benchmarks.step_case import (
     variety,
 )
 from benchmarks.turns import Turn
-from vrts.data.streaming import Batch
+from vrts.data.stream import Batch
+from vrts.models.grpo.objectives import GRPO
 from vrts.models.module import VideoQAModule
-from vrts.models.objectives import GRPO
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_loading import Lora
+from vrts.models.qwen.loading import Lora
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.models.rewards import Reward
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, ProblemType, Question, Sample

@@ -25,9 +25,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from benchmarks.common import SMALL, Shape, random_policy, random_sample, report
 from benchmarks.step_vrts import SameQuestions, Variety
-from vrts.callbacks.throughput import ThroughputLog
+from vrts.callbacks.monitoring.throughput import ThroughputLog
+from vrts.models.grpo.objectives import GRPO
 from vrts.models.module import VideoQAModule
-from vrts.models.objectives import GRPO
 
 PAIRS = 12
 """Steps with the callback, and as many without it; four more come first."""

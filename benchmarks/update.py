@@ -44,7 +44,7 @@ from benchmarks.common import (
 from benchmarks.memory import fit_line
 from benchmarks.naive import naive_backward, naive_rows, token_rows
 from vrts.models.policy import Prompt
-from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Completion, Sample
 
 CASES = [(24, 1, 48), (24, 4, 48), (24, 8, 48), (24, 16, 48), (48, 8, 48), (24, 8, 96)]

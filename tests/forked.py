@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vrts.cli import main
+from vrts.cli.command import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vrts.cli", "tests.callbacks.runs"])
+CONTEXT.set_forkserver_preload(["vrts.cli.command", "tests.callbacks.runs"])
 DEADLINE_S = 300.0
 
 

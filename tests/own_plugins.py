@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from vrts.data.decoding import Decoder
-from vrts.data.readers import Reader
-from vrts.data.sampling import FrameSampler
-from vrts.data.windows import WHOLE
-from vrts.models.objectives import GRPO
+from vrts.data.readers.base import Reader
+from vrts.data.video.decoder import Decoder
+from vrts.data.video.frames import WHOLE, FrameSampler
+from vrts.models.grpo.objectives import GRPO
 from vrts.models.rewards import Reward
 from vrts.types import Clip, Completion, InputError, Question
-from vrts.votes import Vote
+from vrts.voting import Vote
 
 
 class CharactersReward(Reward):

@@ -8,9 +8,9 @@ import torch
 
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import build_model, make_data, make_module, make_policy, make_trainer
-from vrts.data.decoding import Decoder
-from vrts.models.objectives import GRPO
-from vrts.models.qwen import QwenPolicy
+from vrts.data.video.decoder import Decoder
+from vrts.models.grpo.objectives import GRPO
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Clip
 
 PATIENCE_S = 60

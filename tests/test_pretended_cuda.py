@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.pretended_cuda import FLOAT32, LOWER, DeviceTensor, pretended_cuda
-from vrts.models.graphs import StepGraphs
+from vrts.models.engines.graphs import StepGraphs
 
 HOST = torch.arange(4.0)
 

@@ -8,8 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vrts.types import InputError, Question, Round
-from vrts.votes import LogProbVote, MajorityVote, Vote, VoteError, VotingRule, elect, naming
-from vrts.voting import agreement, decide, is_unanimous, majority
+from vrts.voting import (
+    LogProbVote,
+    MajorityVote,
+    Vote,
+    VoteError,
+    VotingRule,
+    agreement,
+    decide,
+    elect,
+    is_unanimous,
+    majority,
+    naming,
+)
 
 ANSWER = st.sampled_from(["A", "B", "C", None])
 # few values, so that ties come up, and logs of halves, whose weights add up exactly

@@ -27,14 +27,14 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import QWEN_7B, RESULTS, Shape, random_policy
 from benchmarks.scaling.shapes import ShapesDevice, shapes_only
-from vrts.data.resolution import Resolution
+from vrts.data.video.resolution import Resolution
+from vrts.models.engines.native import NativeEngine
+from vrts.models.grpo.guards import NonFiniteGuard
+from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.module import VideoQAModule
-from vrts.models.native_engine import NativeEngine
-from vrts.models.nonfinite import NonFiniteGuard
 from vrts.models.predictor import Plan
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_loading import Lora, add_lora
-from vrts.models.reference import AdapterOff, FrozenCopy
+from vrts.models.qwen.loading import Lora, add_lora
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Question, Sample, Sampling
 

@@ -10,8 +10,8 @@ from benchmarks.common import Shape
 from benchmarks.scaling.plan import Plan, Work, num_nodes
 from benchmarks.scaling.rates import USABLE
 from benchmarks.scaling.sizes import Model, num_patches
-from vrts.models.decode_batch import MAX_PREFILL_TOKENS
-from vrts.models.qwen_network import MAX_PATCHES
+from vrts.models.engines.decode_batch import MAX_PREFILL_TOKENS
+from vrts.models.qwen.network import MAX_PATCHES
 
 HEAD_CHUNK = 256
 """`QwenPolicy.head_chunk_size`."""

@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 
 from tests.pretended_cuda import Device, DeviceTensor, mapped, pretended_cuda, tensors_in
-from vrts.models.decode_batch import DecodeBatch
-from vrts.models.graphs import StepGraphs
+from vrts.models.engines.decode_batch import DecodeBatch
+from vrts.models.engines.graphs import StepGraphs
 
 BLOCK = 512
 """Bytes; torch's allocator on CUDA rounds up to a multiple of it."""

@@ -7,7 +7,7 @@ from benchmarks.common import engine_of
 from benchmarks.operations import operations
 from benchmarks.s2d_model import load_policy
 from tests.models.conftest import make_sample
-from vrts.models.engine import Request
+from vrts.models.engines.engine import Request
 from vrts.types import Sampling
 
 

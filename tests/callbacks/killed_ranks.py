@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.callbacks.plugins import ScriptedPolicy, ask
+from tests.callbacks.prediction.test_writer import SCRIPT, categorised, nine
 from tests.callbacks.runs import run_prediction
-from tests.callbacks.test_writer import SCRIPT, categorised, nine
 from tests.callbacks.two_processes import parallel
-from vrts.models.engine import Request
+from vrts.models.engines.engine import Request
 from vrts.types import Question
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
-from vrts.callbacks.interruption import SaveOnInterrupt
-from vrts.models.objectives import GRPO
-from vrts.models.strategy import FullySharded
+from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
+from vrts.models.grpo.objectives import GRPO
+from vrts.models.strategies.fully_sharded import FullySharded
 
 
 class Count(Callback):

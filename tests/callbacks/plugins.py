@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from tests.models.scripted_engine import ScriptedEngine, ScriptedPrompt
-from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.readers import Reader
-from vrts.data.sampling import UniformSampler
-from vrts.data.windows import WHOLE
-from vrts.models.engine import Engine, Request
+from vrts.data.readers.base import Reader
+from vrts.data.video.frames import WHOLE, UniformSampler
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.models.engines.engine import Engine, Request
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.rewards import Reward
 from vrts.types import Completion, Question, Sample, Sampling, VideoError

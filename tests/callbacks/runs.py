@@ -15,16 +15,16 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.callbacks.plugins import FragileDecoder, QuestionList, ScriptedPolicy, TextReward, ask
-from vrts.callbacks.curves import POINTS
-from vrts.callbacks.densify import SparseToDense
-from vrts.callbacks.writer import PredictionWriter
+from tools.tiny.model import build_model_folder
+from vrts.callbacks.monitoring.curves import POINTS
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
+from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.resolution import Resolution
-from vrts.demo.model import build_model_folder
-from vrts.models.latest import REST, newest
+from vrts.data.video.resolution import Resolution
+from vrts.models.checkpoints.finding import REST, newest
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
-from vrts.models.qwen import QwenPolicy
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Question
 

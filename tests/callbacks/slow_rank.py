@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
-from vrts.callbacks.throughput import ThroughputLog
-from vrts.models.objectives import GRPO
+from vrts.callbacks.monitoring.throughput import ThroughputLog
+from vrts.models.grpo.objectives import GRPO
 
 
 def run(folder: Path, model: Path, video: str, seconds: float) -> None:

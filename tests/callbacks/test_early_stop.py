@@ -6,11 +6,11 @@ from random import Random
 import pytest
 
 from tests.callbacks.plugins import AtMostFour, ask
+from tests.callbacks.prediction.test_sparse_to_dense import counted_frames, rounds, without_reuse
 from tests.callbacks.runs import make_policy, predict, questions, scripted
-from tests.callbacks.test_densify import counted_frames, rounds, without_reuse
-from vrts.callbacks.densify import SparseToDense
-from vrts.data.sampling import NestedPairSampler
-from vrts.votes import LogProbVote, MajorityVote, Vote, VoteError
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
+from vrts.data.video.frames import NestedPairSampler
+from vrts.voting import LogProbVote, MajorityVote, Vote, VoteError
 
 
 class LastVote(Vote):

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Callback
 
 from tests.data.plugins import ListReader
 from tests.data.test_datamodule import VALIDATED, Recorder, datamodule, fit, left, trainer
-from vrts.callbacks.interruption import SaveOnInterrupt
-from vrts.callbacks.step_checkpoint import StepCheckpoint
+from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
+from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
 
 VAL = {"val": ListReader(1, "v")}
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.callbacks.killed_ranks import SlowPolicy, asked
 from tests.callbacks.plugins import ScriptedPolicy
+from tests.callbacks.prediction.test_writer import SCRIPT
 from tests.callbacks.runs import by_id, predict, read_predictions
 from tests.callbacks.runs import started as run_module
-from tests.callbacks.test_writer import SCRIPT
 
 NUM_KILLS = 30
 STEP_S = 0.01

@@ -10,14 +10,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.callbacks.metrics.test_summary import PREDICTIONS, predicted
+from tests.callbacks.prediction.test_writer import SCRIPT, nine
 from tests.callbacks.runs import make_data, make_module, make_trainer, predict, scripted
-from tests.callbacks.test_summary import PREDICTIONS, predicted
-from tests.callbacks.test_writer import SCRIPT, nine
 from vrts.callbacks import progress
-from vrts.callbacks.densify import SparseToDense
+from vrts.callbacks.metrics.summary import summarise
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
+from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.callbacks.progress import FitProgress, PredictionProgress, Tally, clock_text, time_left_s
-from vrts.callbacks.summary import summarise
-from vrts.callbacks.writer import PredictionWriter
 
 
 def test_a_tally_comes_to_the_same_as_the_metrics():

@@ -7,10 +7,10 @@ from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from vrts.callbacks.curves import CurveWriter
-from vrts.callbacks.export import ExportPretrained
+from vrts.callbacks.export.callback import ExportPretrained
+from vrts.callbacks.monitoring.completion_log import CompletionLog
+from vrts.callbacks.monitoring.curves import CurveWriter
 from vrts.callbacks.results import tell_results
-from vrts.callbacks.samples import CompletionLog
 
 
 def trainer(folder, **options):

@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from tests.callbacks.plugins import ask
+from tests.callbacks.prediction.test_writer import SCRIPT, nine
 from tests.callbacks.runs import (
     History,
     make_data,
@@ -18,10 +19,9 @@ from tests.callbacks.runs import (
     run_prediction,
     scripted,
 )
-from tests.callbacks.test_writer import SCRIPT, nine
-from vrts.callbacks.samples import CompletionLog
-from vrts.models.objectives import DAPO, GRPO
-from vrts.models.reference import FrozenCopy
+from vrts.callbacks.monitoring.completion_log import CompletionLog
+from vrts.models.grpo.objectives import DAPO, GRPO
+from vrts.models.grpo.reference import FrozenCopy
 
 OBJECTIVES = {"grpo": GRPO(beta=0.1), "dapo": DAPO(beta=0.0)}
 

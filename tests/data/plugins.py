@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from vrts.data.decoding import Decoder
-from vrts.data.readers import Reader
-from vrts.data.windows import WHOLE
+from vrts.data.readers.base import Reader
+from vrts.data.video.decoder import Decoder
+from vrts.data.video.frames import WHOLE
 from vrts.types import Clip, Question, VideoError
 
 

@@ -14,17 +14,17 @@ from tests.data.benchmarks import (
     test_videomme,
     test_videommmu,
 )
-from tests.data.test_readers import R1, RTS
+from tests.data.readers.test_base import R1, RTS
 from vrts.answers import is_correct
 from vrts.data.benchmarks.cgbench import CGBenchReader
 from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
 from vrts.data.benchmarks.mmvu import MMVUReader
-from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.benchmarks.videoholmes import VideoHolmesReader
 from vrts.data.benchmarks.videomme import VideoMMEReader
 from vrts.data.benchmarks.videommmu import VideoMMMUReader
-from vrts.data.readers import VideoR1Reader, VideoRTSReader
-from vrts.data.recorded import RecordedReader
+from vrts.data.readers.base import VideoR1Reader, VideoRTSReader
+from vrts.data.readers.plain import PlainReader
+from vrts.data.readers.recorded import RecordedReader
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, ProblemType, letters
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.data.numbered import numbers, remux, write_numbered
-from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import UniformSampler
-from vrts.data.workers import DecodePool
+from vrts.data.video.frames import UniformSampler
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.data.video.resolution import Resolution
+from vrts.data.workers.pool import DecodePool
 from vrts.types import Question
 
 SMALL = Resolution(min_pixels=28 * 28, max_pixels=64 * 28 * 28)

@@ -6,11 +6,10 @@ import pytest
 
 from tests.data.numbered import numbers, remux, write_numbered
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import UniformSampler
-from vrts.data.windows import WHOLE, Window
-from vrts.data.workers import DecodePool
+from vrts.data.video.frames import WHOLE, UniformSampler, Window
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.data.video.resolution import Resolution
+from vrts.data.workers.pool import DecodePool
 from vrts.types import Question, VideoError
 
 SMALL = Resolution(min_pixels=28 * 28, max_pixels=64 * 28 * 28)

@@ -4,8 +4,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.data.plugins import FakeDecoder, ListReader
-from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.datamodule import VideoQADataModule
+from vrts.data.readers.plain import PlainReader
 from vrts.types import InputError, Sample
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from tests.data.numbered import number_of, numbers, paint, remux, upright, write_numbered
-from vrts.data.decord_decoder import DecordDecoder
-from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import UniformSampler
-from vrts.data.windows import WHOLE, Window
+from vrts.data.video.decord import DecordDecoder
+from vrts.data.video.frames import WHOLE, UniformSampler, Window
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.data.video.resolution import Resolution
 from vrts.types import VideoError
 
 SMALL = Resolution(min_pixels=28 * 28, max_pixels=64 * 28 * 28)

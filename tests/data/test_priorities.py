@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.data.plugins import FakeDecoder
-from vrts.data.requests import Priority, Request
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import UniformSampler
-from vrts.data.sharing import SharedClips
-from vrts.data.windows import WHOLE
-from vrts.data.workers import DecodePool
+from vrts.data.video.frames import WHOLE, UniformSampler
+from vrts.data.video.resolution import Resolution
+from vrts.data.workers.pool import DecodePool
+from vrts.data.workers.requests import Priority, Request
+from vrts.data.workers.sharing import SharedClips
 from vrts.types import Question
 
 

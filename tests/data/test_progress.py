@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vrts.data.progress import Layout, Position, TrainingProgress
-from vrts.data.streaming import TrainingStream
+from vrts.data.stream import TrainingStream
 from vrts.types import Question, Sample
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 5))

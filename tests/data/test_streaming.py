@@ -2,7 +2,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from vrts.data.streaming import Batch, SampleStream
+from vrts.data.stream import Batch, SampleStream
 from vrts.types import Question, Sample
 
 QUESTIONS = [Question(f"q{i}", "?", "v.mp4") for i in range(6)]

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.readers import VideoR1Reader
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import UniformSampler
+from vrts.data.readers.base import VideoR1Reader
+from vrts.data.video.frames import UniformSampler
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.data.video.resolution import Resolution
 from vrts.demo.questions import FIRST, FLASH, LAST, MOTION, OBJECT
 from vrts.demo.scenes import COLOURS, FPS, NUM_FRAMES, SIZE, random_scene, render
 from vrts.demo.videos import make_dataset, write_video

@@ -11,13 +11,13 @@ import pytest
 
 from tests.data.plugins import FakeDecoder, ListReader
 from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
-from vrts.data.benchmarks.plain import PlainReader
 from vrts.data.benchmarks.videommmu import VideoMMMUReader
-from vrts.data.cache import FrameCache
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.decord_decoder import DecordDecoder
-from vrts.data.readers import VideoRTSReader
-from vrts.data.resolution import Resolution
+from vrts.data.readers.base import VideoRTSReader
+from vrts.data.readers.plain import PlainReader
+from vrts.data.video.cache import FrameCache
+from vrts.data.video.decord import DecordDecoder
+from vrts.data.video.resolution import Resolution
 from vrts.files.fingerprints import (
     BLOCK_BYTES,
     NUM_BLOCKS,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.callbacks.runs import build_model, make_videos
-from vrts.demo.model import build_model_folder
-from vrts.models.qwen import QwenPolicy
+from tools.tiny.model import build_model_folder
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Question, Sample
 

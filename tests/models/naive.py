@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tests.models.conftest import make_sample
 from vrts.models.policy import Prompt, TokenLogprobs
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_inputs import QwenPrompt
+from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Completion, Sample
 
 WORDS = "what which colour red does the circle left square two after moves then seven it".split()

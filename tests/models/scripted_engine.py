@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vrts.models.engine import Engine, Request, Result
+from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.policy import Policy, Prompt
 from vrts.types import Completion, InputError, Sample
 

@@ -22,13 +22,13 @@ from tests.callbacks.runs import (
     questions,
     run_prediction,
 )
+from vrts.models.grpo.objectives import DAPO, GRPO
+from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.module import VideoQAModule
-from vrts.models.objectives import DAPO, GRPO
-from vrts.models.qwen_loading import Lora
-from vrts.models.reference import AdapterOff, FrozenCopy
+from vrts.models.qwen.loading import Lora
+from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import Sharding, unsharded
-from vrts.models.strategy import FullySharded
-from vrts.models.temporal import TemporalReward
+from vrts.models.strategies.fully_sharded import FullySharded
 from vrts.types import InputError
 
 GATHERED = {"count": 0}

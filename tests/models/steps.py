@@ -5,8 +5,8 @@ import copy
 from lightning import Callback, seed_everything
 
 from tests.callbacks.runs import make_data, make_module, make_trainer
-from vrts.models.qwen_loading import Lora
-from vrts.models.reference import AdapterOff, FrozenCopy
+from vrts.models.grpo.reference import AdapterOff, FrozenCopy
+from vrts.models.qwen.loading import Lora
 
 G = 4
 MAX_NEW_TOKENS = 8

@@ -13,7 +13,7 @@ from tests.callbacks.runs import (
     scripted,
 )
 from tests.models.steps import fit
-from vrts.models.objectives import GRPO
+from vrts.models.grpo.objectives import GRPO
 from vrts.models.predictor import Plan
 from vrts.types import Sampling
 

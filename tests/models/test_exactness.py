@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.models.conftest import make_sample
-from tests.models.engines import make_engine, make_requests, mask_of, sampled_logprobs
+from tests.models.engines.running import make_engine, make_requests, mask_of, sampled_logprobs
 from tests.models.naive import (
     keep_float64,
     plain_distributions,
@@ -16,9 +16,9 @@ from tests.models.naive import (
     random_samples,
     to_float64,
 )
-from tests.models.test_qwen import perturb_adapter
-from vrts.models.qwen import QwenPolicy
-from vrts.models.qwen_loading import Lora
+from tests.models.qwen.test_policy import perturb_adapter
+from vrts.models.qwen.loading import Lora
+from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import Sampling
 
 OPTIONS = {

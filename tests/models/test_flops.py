@@ -5,11 +5,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import vrts.models.qwen.flops as qwen_flops
 from tests.models.conftest import make_sample
-from tests.models.engines import make_engine, make_requests
-import vrts.models.qwen_flops as qwen_flops
+from tests.models.engines.running import make_engine, make_requests
 from vrts.models.flops import Matrices, attention_flops, frame_pairs, visible_pairs, window_pairs
-from vrts.models.qwen_loading import Lora
+from vrts.models.qwen.loading import Lora
 from vrts.types import Completion, Sampling
 
 LENGTHS = [[5, 9, 2], [1, 12, 7], [3, 3, 4]]
@@ -37,7 +37,7 @@ def computed_pairs(prompt_length: int, lengths: list[int]) -> float:
 @pytest.fixture(autouse=True)
 def _no_kernels_of_attention(monkeypatch):
     """Torch does not count inside of those that are called by name."""
-    monkeypatch.setattr("vrts.models.attention.has_flash", lambda *_: False)
+    monkeypatch.setattr("vrts.models.attention.shared_prefix.has_flash", lambda *_: False)
 
 
 KINDS = {

@@ -24,15 +24,15 @@ from tests.callbacks.runs import (
     make_trainer,
     questions,
 )
+from tests.models.grpo.test_functional import plain_advantages, plain_loss
 from tests.models.naive import plain_logprobs
+from tests.models.qwen.test_policy import perturb_adapter
 from tests.models.steps import KINDS, MAX_NEW_TOKENS, G, Snapshots, fit
-from tests.models.test_grpo import plain_advantages, plain_loss
-from tests.models.test_qwen import perturb_adapter
+from vrts.models.grpo.guards import Patience
+from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
+from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.metrics import TRAIN_METRICS
-from vrts.models.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
-from vrts.models.patience import Patience
-from vrts.models.qwen_loading import Lora
-from vrts.models.reference import AdapterOff, FrozenCopy
+from vrts.models.qwen.loading import Lora
 from vrts.models.rewards import AccuracyReward, FormatReward
 from vrts.models.sharding import Sharding
 from vrts.types import InputError

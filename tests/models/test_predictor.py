@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from tests.callbacks.runs import build_model, make_policy
 from tests.models.scripted_engine import ScriptedEngine
 from vrts.models import predictor as module
-from vrts.models.native_engine import NativeEngine
+from vrts.models.engines.native import NativeEngine
+from vrts.models.engines.sampling import row_seed
 from vrts.models.predictor import Plan, Predictor
-from vrts.models.sampling import row_seed
 from vrts.types import Clip, Prediction, Question, Sample, Sampling
-from vrts.votes import LogProbVote, MajorityVote, VotingRule
-from vrts.voting import decide, fail, make_round
+from vrts.voting import LogProbVote, MajorityVote, VotingRule, decide, fail, make_round
 
 LEVELS, SEED, L = (4, 8, 16), 3, 100
 OPTIONS = ("red", "green", "blue")

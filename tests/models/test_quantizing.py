@@ -7,11 +7,11 @@ import torch
 
 from tests.callbacks.runs import make_policy, questions
 from tests.models.conftest import make_sample
-from tests.models.engines import make_engine
+from tests.models.engines.running import make_engine
 from tests.models.steps import Snapshots, fit
-from vrts.models.objectives import GRPO
-from vrts.models.qwen_loading import Lora
-from vrts.models.reference import AdapterOff
+from vrts.models.grpo.objectives import GRPO
+from vrts.models.grpo.reference import AdapterOff
+from vrts.models.qwen.loading import Lora
 from vrts.types import Completion, InputError
 
 pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")

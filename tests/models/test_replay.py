@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vrts.files.predictions import prediction_to_json
-from vrts.models.engine import Request
+from vrts.models.engines.engine import Request
 from vrts.models.replay import Recording, ReplayPolicy
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
 

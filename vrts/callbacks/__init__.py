@@ -1,1 +1,8 @@
-"""Callbacks: sparse-to-dense prediction, writers, export."""
+"""Callbacks of training and prediction.
+
+What is listed in ``__init__.pyi`` is imported when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from vrts.callbacks.writer import PredictionWriter
+from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
 from vrts.files.predictions import read_predictions
 from vrts.types import Prediction

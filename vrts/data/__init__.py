@@ -1,1 +1,8 @@
-"""From annotation files and videos to batches of samples: read, sample, decode, stream."""
+"""Questions about videos: readers, decoding, and the data module that streams both.
+
+What is listed in ``__init__.pyi`` is imported when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,22 +9,27 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from vrts.data.asking import SingleQuestionReader
-from vrts.data.cache import FrameCache
-from vrts.data.caching_decoder import CachingDecoder
-from vrts.data.decoding import Decoder
-from vrts.data.fields import check_frame_rates
-from vrts.data.ordering import evaluation_batches
+from vrts.data.order import evaluation_batches
 from vrts.data.progress import Layout, TrainingProgress
-from vrts.data.pyav_decoder import PyAVDecoder
-from vrts.data.readers import Reader, checked
-from vrts.data.recorded import RecordedReader
-from vrts.data.requests import Priority
-from vrts.data.resolution import Resolution
-from vrts.data.sampling import FrameSampler, UniformSampler
-from vrts.data.sources import MadeSamples, MakeSample, SampleSource
-from vrts.data.streaming import Batch, SampleStream, TrainingStream
-from vrts.data.workers import DecodePool
+from vrts.data.readers.base import Reader, checked
+from vrts.data.readers.fields import check_frame_rates
+from vrts.data.readers.recorded import RecordedReader
+from vrts.data.readers.single import SingleQuestionReader
+from vrts.data.stream import (
+    Batch,
+    MadeSamples,
+    MakeSample,
+    SampleSource,
+    SampleStream,
+    TrainingStream,
+)
+from vrts.data.video.cache import CachingDecoder, FrameCache
+from vrts.data.video.decoder import Decoder
+from vrts.data.video.frames import FrameSampler, UniformSampler
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.data.video.resolution import Resolution
+from vrts.data.workers.pool import DecodePool
+from vrts.data.workers.requests import Priority
 from vrts.files.fingerprints import describe
 from vrts.types import InputError, Question, Sample
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from vrts.data.ordering import epoch_order
+from vrts.data.order import epoch_order
 from vrts.types import InputError
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from vrts.cli import run
+from vrts.cli.command import run
 from vrts.demo.report import comparison_table, predict_report
 from vrts.demo.videos import make_dataset
 

@@ -1,1 +1,8 @@
-"""Policies, references, rewards, objectives and the LightningModule that wires them."""
+"""Policies, engines that sample from them, and the module that trains them.
+
+What is listed in ``__init__.pyi`` is imported when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vrts.models.checkpoints import (
+from vrts.models.checkpoints.contents import (
     check_format,
     check_same_model,
     check_same_policy,
@@ -27,7 +27,11 @@ from vrts.models.checkpoints import (
     keep_trained,
     keep_trained_only,
 )
-from vrts.models.checks import (
+from vrts.models.engines.engine import Engine
+from vrts.models.engines.native import NativeEngine
+from vrts.models.engines.sampling import row_seed
+from vrts.models.flops import Workload
+from vrts.models.grpo.checks import (
     check_comparable,
     check_groups,
     check_reference,
@@ -36,22 +40,17 @@ from vrts.models.checks import (
     check_validation,
     warn_of_length,
 )
-from vrts.models.engine import Engine
-from vrts.models.evaluation import Evaluation
-from vrts.models.flops import Workload
-from vrts.models.metrics import log_means
-from vrts.models.micro_batches import MicroBatch
-from vrts.models.native_engine import NativeEngine
-from vrts.models.nonfinite import NonFiniteGuard
-from vrts.models.objectives import GRPO, LossTerms, Objective
-from vrts.models.patience import Patience, RewardWatch
+from vrts.models.grpo.guards import NonFiniteGuard, Patience, RewardWatch
+from vrts.models.grpo.micro_batches import MicroBatch
+from vrts.models.grpo.objectives import GRPO, LossTerms, Objective
+from vrts.models.grpo.reference import Reference
+from vrts.models.grpo.rollouts import Group, Rollout, RolloutWorker, StepWork
+from vrts.models.grpo.seeding import seed_globally
+from vrts.models.metrics import Evaluation, log_means
 from vrts.models.policy import Policy, Prompt
 from vrts.models.predictor import Plan, Predictor, TakesPredictions, checked
-from vrts.models.reference import Reference
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
-from vrts.models.rollouts import Group, Rollout, RolloutWorker
-from vrts.models.sampling import row_seed
-from vrts.models.seeding import seed_globally
+from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import (
     GradientSync,
     Sharder,
@@ -60,8 +59,6 @@ from vrts.models.sharding import (
     dummy_sample,
     gathered,
 )
-from vrts.models.temporal import TemporalReward
-from vrts.models.work import StepWork
 from vrts.types import Completion, InputError, Prediction, Sample, Sampling
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from vrts.models.flops import Workload
 from vrts.types import Completion, InputError, Question, Sample
 
 if TYPE_CHECKING:
-    from vrts.models.engine import Engine
-    from vrts.models.network import Network
+    from vrts.models.engines.engine import Engine
+    from vrts.models.engines.network import Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 from lightning import LightningModule, Trainer
 
 from vrts.answers import parse_answer
-from vrts.models.engine import Engine, Request, Result, ShouldStop
+from vrts.models.engines.engine import Engine, Request, Result, ShouldStop
+from vrts.models.engines.sampling import row_seed
 from vrts.models.policy import Prompt
-from vrts.models.sampling import row_seed
 from vrts.types import (
     FRAMES_PER_PATCH,
     Clip,
@@ -34,8 +34,7 @@ from vrts.types import (
     Sample,
     Sampling,
 )
-from vrts.votes import VotingRule, naming
-from vrts.voting import decide, fail, make_round
+from vrts.voting import VotingRule, decide, fail, make_round, naming
 
 AHEAD_BYTES = 512 * 2**20
 """Bytes of frames, estimated, that are decoded before it is known whether they are needed."""

@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from vrts.files.fingerprints import file_digest
 from vrts.files.predictions import SETTINGS_NAME, StoredPredictions
-from vrts.models.engine import Engine, Request, Result
+from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.types import (
     Clip,
@@ -236,7 +236,7 @@ class ReplayPolicy(Policy):
     """Takes completions of an earlier ``predictions.jsonl`` in place of a model.
 
     Another vote, threshold, extractor or set of levels is scored in seconds, without a GPU and
-    without videos: the callback `vrts.callbacks.replay.Replay` has samples made by `sample`.
+    without videos: the callback `vrts.callbacks.Replay` has samples made by `sample`.
     A round is found by its question and its number of frames; where a video has fewer frames than
     were asked for, the recorded run knows it. With fewer samples than recorded, the first ones are
     taken. Completions that an early stop cancelled are cancelled again where the replay's own stop

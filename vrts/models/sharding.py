@@ -2,7 +2,7 @@
 
 A sharded policy's `logprobs` is what FSDP takes for its forward: it gathers the weights that stand
 outside of vision blocks and decoder layers (embeddings, norms, head), each of which is a group of
-its own. Sampling needs no sharded weights: see `vrts.models.replica`.
+its own. Sampling needs no sharded weights: see `vrts.models.engines.weights`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vrts.models.engines.weights import groups_of, reshard
 from vrts.models.policy import Policy
-from vrts.models.replica import groups_of, reshard
 from vrts.types import Clip, InputError, Question, Sample
 
 

@@ -8,8 +8,8 @@ import torch
 from benchmarks.common import random_policy, random_sample
 from benchmarks.scaling.sizes import MODELS, Model, workload
 from tests.benchmarks.conftest import TINY
-from vrts.models.qwen_flops import qwen_workload
-from vrts.models.qwen_loading import Lora, add_lora
+from vrts.models.qwen.flops import qwen_workload
+from vrts.models.qwen.loading import Lora, add_lora
 
 SMALL_7B, LARGE_72B = MODELS
 

@@ -9,8 +9,7 @@ import pytest
 from tests.callbacks.report.predictions import decided, failed, make_round, question
 from vrts.callbacks.report.accuracies import level_accuracies
 from vrts.callbacks.report.items import report_item
-from vrts.votes import VotingRule
-from vrts.voting import agreement, decide
+from vrts.voting import VotingRule, agreement, decide
 
 
 def items():

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.callbacks.report.predictions import decided, failed, question
+from vrts.callbacks.metrics.summary import summarise
 from vrts.callbacks.report.items import TAGS, outline, report_item
 from vrts.callbacks.report.page import render_report
 from vrts.callbacks.report.thumbnails import make_strip
-from vrts.callbacks.summary import summarise
 from vrts.types import Clip, Round
 
 HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script>'\"&amp;{{ 7 * 7 }}\u2028"

@@ -17,12 +17,12 @@ from tests.callbacks.runs import (
     read_predictions,
     scripted,
 )
-from vrts.callbacks.densify import SparseToDense
-from vrts.callbacks.replay import Replay
+from vrts.callbacks.prediction.replay import Replay
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
+from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.callbacks.report.callback import ReportWriter
 from vrts.callbacks.report.thumbnails import strip_path
-from vrts.callbacks.writer import PredictionWriter
-from vrts.data.recorded import RecordedReader
+from vrts.data.readers.recorded import RecordedReader
 from vrts.models.replay import ReplayPolicy
 from vrts.types import InputError
 

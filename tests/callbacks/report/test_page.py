@@ -6,9 +6,9 @@ import tracemalloc
 import pytest
 
 from tests.callbacks.report.predictions import decided, question
+from vrts.callbacks.metrics.summary import summarise
 from vrts.callbacks.report.items import outline, report_item
 from vrts.callbacks.report.page import plain, render_report, report_title
-from vrts.callbacks.summary import summarise
 
 NUM_QUESTIONS, TEXT = 300, "x" * 20_000
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.callbacks.report.test_callback import predict_with_report
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
 from tests.callbacks.two_processes import parallel
-from vrts.callbacks.curves import CurveWriter
+from vrts.callbacks.monitoring.curves import CurveWriter
 
 
 def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None:

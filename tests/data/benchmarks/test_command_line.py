@@ -1,8 +1,8 @@
 import pytest
 from jsonargparse import ArgumentParser
 
-import vrts.cli  # noqa: F401 makes the short names known
-from vrts.data.readers import Reader
+import vrts.cli.command  # noqa: F401 makes the short names known
+from vrts.data.readers.base import Reader
 
 
 @pytest.mark.parametrize(

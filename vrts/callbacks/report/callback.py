@@ -12,10 +12,10 @@ from typing import Any, cast
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
+from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.callbacks.report.items import Item, by_priority, completion_limit, outline, report_item
 from vrts.callbacks.report.page import render_report, report_title
 from vrts.callbacks.report.thumbnails import keep_strip, strip_path
-from vrts.callbacks.writer import PredictionWriter
 from vrts.data.datamodule import VideoQADataModule
 from vrts.files.predictions import METRICS_NAME, SETTINGS_NAME, read_predictions
 from vrts.files.writing import make_folder, replacing

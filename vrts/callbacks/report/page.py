@@ -17,9 +17,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vrts.callbacks.metrics.tables import RESULT, metrics_tables
 from vrts.callbacks.report.charts import make_charts
 from vrts.callbacks.report.items import TAGS, Item
-from vrts.callbacks.tables import RESULT, metrics_tables
 
 PACKAGE = "vrts.callbacks.report"
 

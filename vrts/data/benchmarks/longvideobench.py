@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from jsonargparse.typing import PositiveInt
 
-from vrts.data.benchmarks.benchmark import BenchmarkReader
 from vrts.data.benchmarks.subtitles import cues_at, read_longvideobench, without_repeats
-from vrts.data.fields import bare_options, check_folder
-from vrts.data.records import Record
+from vrts.data.readers.fields import bare_options, check_folder
+from vrts.data.readers.records import Record
+from vrts.data.readers.rows import BenchmarkReader
 from vrts.types import InputError, Question, letters
 
 SUBTITLES = "Subtitles of the video, each with the second at which it begins:\n"

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from jsonargparse.typing import PositiveInt
 
-from vrts.data.benchmarks.benchmark import BenchmarkReader
-from vrts.data.fields import bare_options, keyed_options
-from vrts.data.records import Record
+from vrts.data.readers.fields import bare_options, keyed_options
+from vrts.data.readers.records import Record
+from vrts.data.readers.rows import BenchmarkReader
 from vrts.types import InputError, ProblemType, Question
 
 TYPES = {

@@ -8,11 +8,11 @@ import av
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from vrts.data.benchmarks.benchmark import BenchmarkReader
 from vrts.data.benchmarks.subtitles import Cue, cues_at, read_srt, without_repeats
-from vrts.data.fields import bare_options, check_folder
-from vrts.data.packets import open_video
-from vrts.data.records import Record
+from vrts.data.readers.fields import bare_options, check_folder
+from vrts.data.readers.records import Record
+from vrts.data.readers.rows import BenchmarkReader
+from vrts.data.video.timeline import open_video
 from vrts.types import InputError, Question
 
 SUBTITLES = "This video's subtitles are listed below:\n"

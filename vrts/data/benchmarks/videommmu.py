@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from jsonargparse.typing import PositiveInt
 
 from vrts.answers import DEFAULT_TOLERANCE, extract_number, numbers_match
-from vrts.data.benchmarks.benchmark import BenchmarkReader
-from vrts.data.fields import bare_options
-from vrts.data.records import Record, parse_json, read_text
-from vrts.data.tables import iterate_rows
+from vrts.data.readers.fields import bare_options
+from vrts.data.readers.records import Record, parse_json, read_text
+from vrts.data.readers.rows import BenchmarkReader
+from vrts.data.readers.tables import iterate_rows
 from vrts.types import InputError, ProblemType, Question
 
 TRACKS = ("perception", "comprehension", "adaptation")

@@ -1,0 +1,180 @@
+"""The numbers of metrics.json against values computed by hand."""
+
+import math
+import random
+
+import pytest
+
+from vrts.callbacks.metrics.summary import (
+    MOST_CHARACTERS,
+    MOST_REASONS,
+    check_answered,
+    failure_reasons,
+    summarise,
+)
+from vrts.types import InputError, Prediction, Question, Round
+
+
+def predicted(id, correct, *rounds, answer="A", error=None, video=None, damaged=0, **breakdown):
+    """A prediction; rounds are pairs of frames and agreement; a video of its own unless given."""
+    gold = None if correct is None else "A"
+    metadata = {"breakdown": breakdown}
+    return Prediction(
+        Question(id, "", video or f"{id}.mp4", gold=gold, metadata=metadata),
+        tuple(Round(T, (), (), share, num_damaged=damaged) for T, share in rounds),
+        answer,
+        error,
+        correct,
+    )
+
+
+PREDICTIONS = [
+    predicted("right", True, (4, 1.0), video="a.mp4", kind="easy", length="short"),
+    predicted("confident", False, (4, 0.5), (8, 1.0), answer="B", video="a.mp4", kind="easy"),
+    predicted(
+        "majority", True, (4, 0.5), (8, 0.5), (16, 0.75), video="b.mp4", damaged=2, kind="hard"
+    ),
+    predicted("unscored", None, (4, 0.5), (8, 0.5), (16, 1.0), video="c.mp4", kind="hard"),
+    predicted("silent", False, (4, 0.25), (6, 0.0), answer=None, video="b.mp4", kind="hard"),
+    predicted("damaged", False, answer=None, error="damaged", video="d.mp4", kind="hard"),
+    predicted("damaged later", False, (4, 0.75), answer=None, error="damaged", video="e.mp4"),
+    predicted("damaged, unscored", None, answer=None, error="damaged", video="d.mp4"),
+]
+
+
+def test_every_number_by_hand():
+    # residuals: a.mp4 2/3 - 1/3, b.mp4 2/3 - 1/3, d.mp4 -1/3, e.mp4 -1/3
+    stderr = math.sqrt(4 / 3 * 4 * (1 / 3) ** 2) / 6
+    # two videos with questions that are scored: 2/3 - 1/3 and -1/3
+    hard = math.sqrt(2 / 1 * (1 / 3) ** 2 * 2) / 3
+    assert summarise(PREDICTIONS, [4, 8, 16]) == {
+        "num_questions": 8,
+        "num_scored": 6,
+        "num_videos": 4,
+        "accuracy": 2 / 6,  # of right, confident, majority, silent, damaged, damaged later
+        "accuracy_stderr": pytest.approx(stderr),
+        "unanimous_and_wrong": 1 / 6,  # confident
+        "agreement": (1 + 1 + 0.75 + 1 + 0) / 5,
+        "num_abandoned": 0,
+        "mean_frames": (4 + 8 + 16 + 16 + 6) / 5,
+        "mean_frames_total": (4 + 12 + 28 + 28 + 10) / 5,
+        "decided_at": {"4": 1 / 8, "8": 2 / 8, "16": 2 / 8},  # three failed
+        "num_without_answer": 1,
+        "num_failed": 3,
+        "failed": ["damaged", "damaged later", "damaged, unscored"],
+        "failures": [{"reason": "damaged", "num_questions": 3, "example": "damaged"}],
+        "num_damaged": 1,
+        "damaged": ["majority"],
+        "breakdown": {
+            "kind": {
+                "easy": {
+                    "num_questions": 2,
+                    "num_failed": 0,
+                    "num_scored": 2,
+                    "num_videos": 1,
+                    "accuracy": 0.5,
+                    "accuracy_stderr": None,
+                },
+                "hard": {
+                    "num_questions": 4,
+                    "num_failed": 1,
+                    "num_scored": 3,
+                    "num_videos": 2,
+                    "accuracy": 1 / 3,
+                    "accuracy_stderr": pytest.approx(hard),
+                },
+            },
+            "length": {
+                "short": {
+                    "num_questions": 1,
+                    "num_failed": 0,
+                    "num_scored": 1,
+                    "num_videos": 1,
+                    "accuracy": 1.0,
+                    "accuracy_stderr": None,
+                }
+            },
+        },
+        "gain": None,
+    }
+
+
+def test_nothing_is_known_of_no_questions():
+    metrics = summarise([], [4, 8])
+    assert metrics["num_questions"] == metrics["num_scored"] == metrics["num_failed"] == 0
+    assert metrics["decided_at"] == {"4": None, "8": None}
+    assert metrics["breakdown"] == {}
+    assert metrics["failures"] == []
+    for name in (
+        "accuracy", "accuracy_stderr", "unanimous_and_wrong", "agreement", "mean_frames",
+    ):  # fmt: skip
+        assert metrics[name] is None
+
+
+def test_the_gain_is_over_the_run_before():
+    before = {"right": False, "confident": False, "majority": True, "silent": False, "other": True}
+    assert summarise(PREDICTIONS, [4, 8, 16], before)["gain"] == {
+        "num_scored": 4,
+        "accuracy_before": 1 / 4,
+        "accuracy_after": 2 / 4,
+        "gain": pytest.approx(1 / 3),
+    }
+
+
+def failed(id, error, video=None):
+    return predicted(id, False, answer=None, error=error, video=video)
+
+
+def test_a_cause_of_many_failures_is_one_reason():
+    predictions = [
+        failed("1", "v/a.mp4: no such file", "v/a.mp4"),
+        predicted("right", True, (4, 1.0)),
+        failed("2", "v/(b) [x].mp4: no such file", "v/(b) [x].mp4"),
+        failed("3", "f/0003.jpg: cannot be read as a picture (bad)", "f"),
+        failed("4", "g/12.jpg: cannot be read as a picture (bad)", "g"),
+        failed("5", "question 5: 5120 prompt tokens exceed 4096", "a.mp4"),
+        failed("51", "question 51: 9999 prompt tokens exceed 4096", "a.mp4"),
+        failed("6", "A: [Errno 36] File name too long: 'é\\n.mp4'", "é\\n.mp4"),
+        failed("7", "a: no frame within 60 s", "a"),
+    ]
+    want = [
+        ("cannot be read as a picture (bad)", 2),
+        ("no such file", 2),
+        ("question: # prompt tokens exceed #", 2),
+        ("A: [Errno 36] File name too long: 'é\\n.mp4'", 1),
+        ("no frame within 60 s", 1),
+    ]
+    assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
+    examples = [group["example"] for group in failure_reasons(predictions)]
+    assert examples[0] == "f/0003.jpg: cannot be read as a picture (bad)"
+    assert examples[2] == "question 5: 5120 prompt tokens exceed 4096", "it has the numbers"
+    random.Random(0).shuffle(predictions)
+    assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
+
+
+def test_reasons_and_their_number_are_bounded():
+    predictions = [failed(f"{c}", f"v: {c * 100_000}", "v") for c in "abcdefghijklmnopqrst"]
+    found = failure_reasons(
+        [*predictions, failed("x", "v: frequent", "v"), failed("y", "frequent")]
+    )
+    assert len(found) == MOST_REASONS
+    assert found[0] == {"reason": "frequent", "num_questions": 2, "example": "v: frequent"}
+    assert all(len(group["reason"]) < MOST_CHARACTERS + 50 for group in found)
+
+
+def test_a_run_without_any_answer_is_named_with_its_commonest_reason():
+    predictions = [
+        failed("1", "v: gone", "v"),
+        failed("2", "v: gone", "v"),
+        failed("3", "v: empty", "v"),
+    ]
+    with pytest.raises(
+        InputError,
+        match=r"for 2 of them because: gone \(such as v: gone\); .*delete p\.jsonl",
+    ):
+        check_answered(summarise(predictions, [4]), "p.jsonl")
+    with pytest.raises(InputError, match=r"all 2 failed, because: gone \(such as v: gone\); "):
+        check_answered(summarise(predictions[:2], [4]), "p.jsonl")
+    silent = predicted("4", False, (4, 0.0), answer=None)
+    check_answered(summarise([*predictions, silent], [4]), "p.jsonl")
+    check_answered(summarise([], [4]), "p.jsonl")

@@ -1,0 +1,70 @@
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from qwen_vl_utils.vision_process import (
+    FRAME_FACTOR,
+    MODEL_SEQ_LEN,
+    VIDEO_MAX_TOKEN_NUM,
+    VIDEO_MIN_TOKEN_NUM,
+    smart_resize,
+)
+
+from vrts.data.video.resolution import TOKEN, Resolution
+from vrts.types import InputError, VideoError
+
+
+def expected(height, width, num_frames, **ele):
+    """The sizes of `fetch_video`, qwen_vl_utils 0.0.14, with its own constants and rule."""
+    min_pixels = ele.get("min_pixels", VIDEO_MIN_TOKEN_NUM * TOKEN)
+    total_pixels = ele.get("total_pixels", MODEL_SEQ_LEN * TOKEN * 0.9)
+    limit = max(
+        min(VIDEO_MAX_TOKEN_NUM * TOKEN, total_pixels / num_frames * FRAME_FACTOR),
+        int(min_pixels * 1.05),
+    )
+    max_pixels = min(ele.get("max_pixels", limit), limit)
+    return smart_resize(height, width, 28, min_pixels=min_pixels, max_pixels=max_pixels)
+
+
+@given(
+    st.integers(16, 3000),
+    st.integers(16, 3000),
+    st.integers(1, 400).map(lambda n: 2 * n),
+    st.sampled_from(
+        [{}, {"max_pixels": 256 * TOKEN}, {"min_pixels": 4 * TOKEN, "max_pixels": 112 * TOKEN},
+         {"total_pixels": 4000 * TOKEN}, {"min_pixels": 600 * TOKEN}]
+    ),
+)  # fmt: skip
+def test_sizes_equal_those_of_qwen_vl_utils(height, width, num_frames, budget):
+    size = expected(height, width, num_frames, **budget)
+    assume(min(size) > 0)
+    assert Resolution(**budget).size(height, width, num_frames) == size
+
+
+@pytest.mark.parametrize(
+    ("resolution", "tokens"),
+    [
+        (Resolution(), 11_520),
+        (Resolution(max_pixels=256 * TOKEN), 4_032),
+        (Resolution(min_pixels=4 * TOKEN, short_side=224), 1_792),
+    ],
+)
+def test_video_tokens_of_a_720p_clip_with_32_frames(resolution, tokens):
+    height, width = resolution.size(720, 1280, 32)
+    assert 16 * height * width // TOKEN == tokens
+
+
+def test_short_side_never_enlarges_and_serves_both_orientations():
+    resolution = Resolution(min_pixels=4 * TOKEN, short_side=224)
+    assert resolution.size(112, 140, 32) == (112, 140)
+    assert resolution.size(1280, 720, 32) == (392, 224)
+
+
+def test_narrow_frames():
+    with pytest.raises(VideoError, match="5628x28 are too narrow"):
+        Resolution().size(28, 5628, 32)
+    assert Resolution(min_pixels=784, max_pixels=64 * TOKEN).size(10, 1900, 2)[0] == 28
+
+
+def test_an_empty_budget_names_the_keys():
+    with pytest.raises(InputError, match=r"max_pixels \(784\) is below resolution.min_pixels"):
+        Resolution(max_pixels=784)

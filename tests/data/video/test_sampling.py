@@ -1,0 +1,82 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qwen_vl_utils.vision_process import smart_nframes
+
+from vrts.data.video.frames import NestedPairSampler, UniformSampler
+from vrts.types import VideoError
+
+
+@given(st.integers(2, 400_000), st.integers(2, 256))
+def test_indices_equal_those_of_qwen_vl_utils(total, asked):
+    indices = UniformSampler().indices(total, asked, 25.0)
+    assert all(0 <= a <= b < total for a, b in pairwise(indices))
+    assert (indices[0], indices[-1]) == (0, total - 1)
+    assert len(indices) % 2 == 0
+    if round(asked / 2) * 2 <= total:
+        count = smart_nframes({"nframes": asked}, total, 25.0)
+        assert indices == torch.linspace(0, total - 1, count).round().long().tolist()
+    else:
+        assert indices == [*range(total), *[total - 1] * (total % 2)]
+
+
+@pytest.mark.parametrize(
+    ("total", "asked", "expected"),
+    [
+        (1, 32, [0, 0]),
+        (2, 32, [0, 1]),
+        (3, 32, [0, 1, 2, 2]),
+        (5, 32, [0, 1, 2, 3, 4, 4]),
+        (5, 6, [0, 1, 2, 3, 4, 4]),
+        (5, 4, [0, 1, 3, 4]),
+        (10, 1, [0, 9]),
+        (10, 3, [0, 3, 6, 9]),
+        (10, 5, [0, 3, 6, 9]),
+    ],
+)
+def test_short_clips_lose_no_frame(total, asked, expected):
+    assert UniformSampler().indices(total, asked, 25.0) == expected
+
+
+def test_no_frame():
+    with pytest.raises(VideoError, match="no frame"):
+        UniformSampler().indices(0, 32, 25.0)
+
+
+def pairs_of(indices: list[int]) -> list[tuple[int, int]]:
+    return list(zip(indices[::2], indices[1::2], strict=True))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 100_000), st.integers(1, 40), st.integers(1, 4))
+def test_pairs_of_a_level_are_among_those_of_denser_ones(total, first, doublings):
+    levels = [2 * first * 2**i for i in range(doublings + 1)]
+    sampler = NestedPairSampler(densest=levels[-1])
+    shown = [sampler.indices(total, level, 25.0) for level in levels]
+    for level, sparse, dense in zip(levels, shown, [*shown[1:], shown[-1]], strict=True):
+        uniform = UniformSampler().indices(total, level, 25.0)
+        assert len(sparse) == len(uniform)
+        assert set(pairs_of(sparse)) <= set(pairs_of(dense))
+        assert sparse == sorted(sparse)
+        # evenly spaced over the video: a pair begins less than one stride from its even place
+        stride = total / len(pairs_of(sparse))
+        assert all(abs(a - j * stride) <= stride + 2 for j, (a, _) in enumerate(pairs_of(sparse)))
+    assert shown[-1] == UniformSampler().indices(total, levels[-1], 25.0)
+
+
+def test_pairs_of_the_usual_levels():
+    sampler = NestedPairSampler(16)
+    assert sampler.indices(16, 4, 25.0) == [0, 1, 8, 9]
+    assert sampler.indices(16, 8, 25.0) == [0, 1, 4, 5, 8, 9, 12, 13]
+    assert sampler.indices(16, 16, 25.0) == list(range(16))
+    assert sampler.indices(6, 4, 25.0) == [0, 1, 2, 3]
+    assert sampler.indices(16, 1, 25.0) == [0, 1]
+    assert sampler.indices(64, 32, 25.0) == UniformSampler().indices(64, 32, 25.0)
+
+
+def test_pairs_of_no_frame():
+    with pytest.raises(VideoError, match="no frame"):
+        NestedPairSampler().indices(0, 32, 25.0)

@@ -1,0 +1,146 @@
+"""References: they stay what the policy was, or follow it where that is asked for."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.models.qwen.test_policy import perturb_adapter, roll
+from vrts.models.grpo.reference import AdapterOff, FrozenCopy
+from vrts.models.qwen.loading import Lora
+from vrts.types import InputError, Sampling
+
+
+def change(policy) -> None:
+    """As an optimizer would."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.1)
+
+
+def test_a_frozen_copy_does_not_move(load_policy, samples):
+    policy = load_policy().train()
+    reference = FrozenCopy()
+    reference.attach(policy)
+    prompts, completions = roll(policy, samples)
+    before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
+    change(policy)
+    got = reference.logprobs(policy, prompts, completions, 1.0)
+    assert torch.equal(got, before)
+    assert (policy.logprobs(prompts, completions, 1.0).logprobs - before).abs().max() > 1e-2
+    assert not got.requires_grad
+
+
+def test_a_frozen_copy_sees_with_its_own_vision_tower(load_policy, samples):
+    """Where the tower is trained too, the policy's features are not the reference's."""
+    policy = load_policy(freeze_vision=False)
+    reference = FrozenCopy()
+    reference.attach(policy)
+    prompts, completions = roll(policy, samples)
+    before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
+    change(policy)
+    prompts = policy.network().encode(samples)
+    torch.testing.assert_close(reference.logprobs(policy, prompts, completions, 1.0), before)
+
+
+def test_a_frozen_copy_takes_the_policys_dtype(load_policy, samples):
+    policy = load_policy()
+    reference = FrozenCopy()
+    reference.attach(policy)
+    policy.to(torch.bfloat16)
+    prompts, completions = roll(policy, samples)
+    want = policy.logprobs(prompts, completions, 1.0).logprobs
+    torch.testing.assert_close(reference.logprobs(policy, prompts, completions, 1.0), want)
+
+
+def test_a_frozen_copy_has_no_gradients_and_no_training_mode(load_policy):
+    policy = load_policy().train()
+    reference = FrozenCopy()
+    reference.attach(policy)
+    assert not any(p.requires_grad for p in reference._policy.parameters())
+    assert not reference._policy.training
+    assert policy.training
+    own = {id(p) for p in policy.parameters()}
+    assert not any(id(p) in own for p in reference._policy.parameters())
+
+
+def test_the_adapter_switched_off_is_the_base_model(load_policy, samples):
+    base, policy = load_policy(), load_policy(lora=Lora(rank=4)).train()
+    reference = AdapterOff()
+    reference.attach(policy)
+    perturb_adapter(policy)
+    prompts, completions = roll(policy, samples)
+    got = reference.logprobs(policy, prompts, completions, 0.7)
+    want = base.logprobs(prompts, completions, 0.7).logprobs
+    torch.testing.assert_close(got, want)
+    assert not got.requires_grad
+    scores = policy.logprobs(prompts, completions, 0.7).logprobs
+    assert (scores - got).abs().max() > 1e-3, "the adapter is on again"
+    assert scores.requires_grad
+
+
+def test_an_adapter_is_needed(load_policy):
+    with pytest.raises(InputError, match="AdapterOff needs an adapter"):
+        AdapterOff().attach(load_policy())
+
+
+def test_a_copied_policy_scores_alike(load_policy, samples):
+    policy = load_policy(lora=Lora(rank=4))
+    perturb_adapter(policy)
+    twin = copy.deepcopy(policy)
+    prompts, completions = roll(policy, samples)
+    want = policy.logprobs(prompts, completions, 1.0).logprobs
+    assert torch.equal(twin.logprobs(prompts, completions, 1.0).logprobs, want)
+
+
+def move(policy, seed: int) -> None:
+    """What training might do to the weights."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("options", [{}, {"freeze_vision": False}, {"lora": Lora(4, 8)}])
+def test_a_copy_is_mixed_with_the_policy_every_few_steps(load_policy, samples, options):
+    policy = load_policy(**options)
+    perturb_adapter(policy)
+    reference = FrozenCopy(sync_every_n_steps=2, mixup=0.3)
+    reference.attach(policy)
+    plain = copy.deepcopy(policy)
+    for step in range(1, 6):
+        move(policy, step)
+        reference.after_step(policy, step)
+        if step % 2 == 0:
+            moved = dict(policy.named_parameters())
+            for name, weight in plain.named_parameters():
+                weight.data = 0.3 * moved[name].data + 0.7 * weight.data
+    prompts, completions = roll(policy, samples, [Sampling()] * 2, length=8)
+    got = reference.logprobs(policy, prompts, completions, 1.0)
+    with torch.no_grad():
+        want = plain.logprobs(plain.network().encode(samples), completions, 1.0).logprobs
+        now = policy.logprobs(prompts, completions, 1.0).logprobs
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+    assert (got - now).abs().max() > 1e-2
+    assert set(reference.state_dict()) == {
+        name for name, weight in policy.named_parameters() if weight.requires_grad
+    }
+
+    again = FrozenCopy(sync_every_n_steps=2)
+    again.attach(policy)
+    again.load_state_dict(reference.state_dict())
+    torch.testing.assert_close(again.logprobs(policy, prompts, completions, 1.0), got)
+
+
+def test_a_reference_that_stays_has_nothing_in_checkpoints(load_policy):
+    policy = load_policy()
+    reference = FrozenCopy()
+    reference.attach(policy)
+    before = copy.deepcopy(dict(reference._moving()))
+    move(policy, 0)
+    reference.after_step(policy, 1)
+    for name, weight in reference._moving():
+        assert torch.equal(weight, before[name])
+    assert reference.state_dict() == {}
+    assert AdapterOff().state_dict() == {}

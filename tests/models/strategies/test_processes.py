@@ -1,0 +1,83 @@
+"""A process that fails ends the others soon, with its message; a taken port is named."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed import DistNetworkError
+
+from tests.ranks.test_two_processes import fit_args
+from tools.tiny.model import build_model_folder
+from vrts.demo.videos import make_dataset
+from vrts.models.strategies.environment import explain
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("inputs")
+    build_model_folder(root / "model", seed=0)
+    return root / "model", make_dataset(root / "data", num_videos=4, seed=5)
+
+
+def fails(log: Path, args: list[str], **variables: str) -> str:
+    """What a run of two processes says that ends by itself, long before processes time out."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vrts", *args],
+            cwd=Path(__file__).parents[3],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+        try:
+            assert process.wait(600) != 0
+            deadline = time.monotonic() + 10
+            while is_alive(process.pid):
+                assert time.monotonic() < deadline, f"a process is left; {log.read_text()[-2000:]}"
+                time.sleep(0.2)
+        finally:
+            if is_alive(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return log.read_text()
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_ends_the_others(rank, inputs, tmp_path):
+    reward = f"[{{class_path: tests.own_plugins.FailingReward, init_args: {{rank: {rank}}}}}]"
+    args = fit_args(*inputs, tmp_path / "run", 2, more_last=(f"--model.rewards={reward}",))
+    assert f"process {rank} cannot go on" in fails(tmp_path / "log", args)
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_named(inputs, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        args = fit_args(*inputs, tmp_path / "run", 2)
+        said = fails(tmp_path / "log", args, MASTER_PORT=port)
+    assert f"vrts: error: MASTER_PORT: port {port} is in use" in said
+
+
+def test_processes_that_do_not_meet(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    said = str(explain(DistNetworkError("The client socket has timed out after 60000ms\nat x")))
+    assert "did not meet at node1, port 29500 (The client socket has timed out" in said
+    assert "--trainer.num_nodes" in said

@@ -1,0 +1,1 @@
+"""Makes the embedded model of ``assets/tiny``: architecture, tokenizer and first lessons."""

@@ -1,0 +1,13 @@
+from .checkpoints.interruption import SaveOnInterrupt as SaveOnInterrupt
+from .checkpoints.step_checkpoint import StepCheckpoint as StepCheckpoint
+from .export.callback import ExportPretrained as ExportPretrained
+from .monitoring.completion_log import CompletionLog as CompletionLog
+from .monitoring.curves import CurveWriter as CurveWriter
+from .monitoring.throughput import ThroughputLog as ThroughputLog
+from .prediction.printer import AnswerPrinter as AnswerPrinter
+from .prediction.replay import Replay as Replay
+from .prediction.sparse_to_dense import SparseToDense as SparseToDense
+from .prediction.writer import PredictionWriter as PredictionWriter
+from .progress import FitProgress as FitProgress
+from .progress import PredictionProgress as PredictionProgress
+from .report.callback import ReportWriter as ReportWriter

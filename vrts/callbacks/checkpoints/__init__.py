@@ -1,0 +1,1 @@
+"""When a run saves, where its files go, and how signals end it."""

@@ -1,0 +1,1 @@
+"""The trained model as a Hugging Face folder, with its card."""

@@ -1,0 +1,172 @@
+"""The model card of an exported folder: ``README.md`` as Hugging Face's hub shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vrts.prompts import PromptTemplate
+
+ADAPTER, MERGED, FULL = "adapter", "merged", "full"
+"""What a folder holds: an adapter alone, a model with an adapter merged in, or a trained model."""
+SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
+"""What Markdown or HTML would read as more than text within a line."""
+
+
+def write_card(folder: Path, name: str, merge: bool, facts: Mapping[str, Any]) -> None:
+    """Write the card of an exported model.
+
+    Args:
+        folder: that the model was written to.
+        name: that the folder is going to have.
+        merge: whether an adapter, where there was one, was merged.
+        facts: see `render_card`.
+    """
+    kind = FULL
+    if (folder / "adapter_config.json").is_file():
+        kind = ADAPTER
+    elif merge and facts["recipe"].get("lora"):
+        kind = MERGED
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    text = render_card(name, kind, facts, settings.get("dtype"), settings.get("model_type"))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def render_card(
+    name: str,
+    kind: str,
+    facts: Mapping[str, Any],
+    dtype: str | None = None,
+    model_type: str | None = None,
+) -> str:
+    """Render a model card.
+
+    Names, paths and options come from outside; they stay text.
+
+    Args:
+        name: of the model.
+        kind: `ADAPTER`, `MERGED` or `FULL`.
+        facts: ``base_model``, ``recipe``, ``data``, ``versions``, ``steps``, ``metrics``; see
+            `recipe.training_facts`.
+        dtype: of the weights, where they are whole ones.
+        model_type: transformers' name of the architecture.
+    """
+    recipe = facts["recipe"]
+    environment = Environment(
+        loader=PackageLoader("vrts.callbacks.export", "."),
+        autoescape=False,  # this is Markdown, which `plain_text` and `code_text` escape for
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: "not known" if value is None else value,
+    )
+    environment.filters |= {"text": plain_text, "code": code_text, "python": python_text}
+    base = facts["base_model"] or "a base model"
+    prompt = {
+        key: value
+        for key, value in (recipe.get("prompt") or {}).items()
+        if value != getattr(PromptTemplate(), key, value)
+    }
+    arguments = ", ".join(f"{key}={python_text(value)}" for key, value in prompt.items())
+    resolution = {k: v for k, v in (recipe.get("resolution") or {}).items() if k != "class"}
+    return environment.get_template("model_card.md.j2").render(
+        metadata=_metadata(kind, facts, model_type),
+        name=name,
+        is_merged=kind == MERGED,
+        is_adapter=kind == ADAPTER,
+        dtype=dtype,
+        facts={"selected": None, **facts},
+        rows=list(_rows(recipe)),
+        rewards=[
+            (_class(reward), reward.get("weight"), _options({**reward, "weight": None}))
+            for reward in recipe["rewards"]
+        ],
+        prompt=shlex.quote(json.dumps(prompt)) if prompt else None,
+        template=f"PromptTemplate({arguments})",
+        resolution=", ".join(f"{key}={python_text(value)}" for key, value in resolution.items()),
+        resolution_option=shlex.quote(json.dumps(resolution)),
+        num_frames=recipe.get("num_frames", 32),
+        max_new_tokens=recipe.get("max_new_tokens", 768),
+        base=base,
+        base_source=base if "/" in base else "BASE",
+    )
+
+
+def _metadata(kind: str, facts: Mapping[str, Any], model_type: str | None) -> str:
+    """Front matter as the hub reads it."""
+    objective = facts["recipe"]["objective"]["class"].rpartition(".")[2].lower()
+    tags = ["vrts", "reinforcement-learning", objective, "video-question-answering"]
+    if kind != FULL:
+        tags.append("lora")
+    if model_type:
+        tags.append(model_type)
+    found = {
+        "base_model": facts["base_model"],
+        "base_model_relation": "adapter" if kind == ADAPTER else "finetune",
+        "library_name": "peft" if kind == ADAPTER else "transformers",
+        "pipeline_tag": "video-text-to-text",
+        "tags": tags,
+    }
+    if not facts["base_model"]:
+        del found["base_model"], found["base_model_relation"]
+    return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
+
+
+def _rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Options of the recipe as rows of a table."""
+    for name, value in recipe.items():
+        if name in ("rewards", "prompt") or value is None:
+            continue
+        if isinstance(value, Mapping):
+            kind = "" if name in ("lora", "resolution") else _class(value)  # it says no more
+            yield name, ", ".join([kind, *_options(value)] if kind else _options(value))
+        else:
+            yield name, value
+
+
+def _options(value: Mapping[str, Any]) -> list[str]:
+    """Options of an object, as text; of an object in it the class."""
+    found = {key: item for key, item in value.items() if key != "class" and item is not None}
+    return [
+        f"{key} = {_class(item) if isinstance(item, Mapping) else _one_line(item)}"
+        for key, item in found.items()
+    ]
+
+
+def _class(value: Mapping[str, Any]) -> str:
+    """Name of an object's class; torch's without its module."""
+    return re.sub(r"^torch\..*\.", "", str(value.get("class", "")))
+
+
+def plain_text(value: Any) -> str:
+    """Text from outside within a line of Markdown: nothing of it is markup."""
+    return SPECIAL.sub(r"\\\1", _one_line(value))
+
+
+def code_text(value: Any) -> str:
+    """Text from outside as code in a cell of a Markdown table."""
+    line = _one_line(value).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if line.startswith("`") or line.endswith("`") or not line.strip() else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def python_text(value: Any) -> str:
+    """A value as a line of Python has it, within a block of code."""
+    return ascii(value)
+
+
+def _one_line(value: Any) -> str:
+    """A value as text; a number with as many digits as matter."""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else f"{value:.4g}"
+    return "".join(c if c.isprintable() else " " for c in str(value))

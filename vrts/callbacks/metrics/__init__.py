@@ -1,0 +1,1 @@
+"""What a prediction run comes to: numbers and tables."""

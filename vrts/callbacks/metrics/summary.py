@@ -1,0 +1,148 @@
+"""What a prediction run comes to: ``metrics.json``. Pure functions of its predictions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vrts.callbacks.metrics.accuracy import accuracy, breakdown, gain, mean
+from vrts.terminal import shorten
+from vrts.types import InputError, Prediction
+
+MOST_REASONS = 10
+"""That are told apart; `num_failed` has all failures."""
+MOST_CHARACTERS = 300
+"""Of a reason."""
+NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?")
+
+
+def summarise(
+    predictions: Sequence[Prediction],
+    levels: Sequence[int],
+    before: Mapping[str, bool] | None = None,
+) -> dict[str, Any]:
+    """Compute the metrics of a run.
+
+    Everything is over all questions: a failed one has no answer and is wrong. Accuracy is over
+    those whose right answer is known. The same predictions in the same order give the same numbers
+    to the last digit, whichever runs and processes they came from.
+
+    Args:
+        predictions: of the run.
+        levels: frames asked for in each round.
+        before: whether each question was right in a run to compare with, by id.
+
+    Returns:
+        ``num_questions``, ``num_failed``, ``failed`` (ids) and ``failures`` (what
+        `failure_reasons` gives), ``num_damaged`` and ``damaged`` (ids) of those answered although
+        frames are damaged, ``num_without_answer``; what
+        `accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored questions whose
+        deciding round agreed on a wrong answer; ``agreement``, the mean share of
+        the deciding round's completions that gave its most frequent answer, and ``num_abandoned``,
+        completions of deciding rounds that an early stop gave up, any of which might have agreed
+        too; ``mean_frames`` of the deciding rounds and ``mean_frames_total`` of all rounds
+        together, over questions that did not fail, None without any; ``decided_at``, for each
+        level the share of questions that it decided; ``breakdown``, accuracy by category;
+        ``gain`` over the run before, None where there is none.
+    """
+    n = len(predictions)
+    failed = [p.question.id for p in predictions if p.error is not None]
+    done = [p for p in predictions if p.error is None]
+    damaged = [p.question.id for p in done if p.num_damaged]
+    scored = [p for p in predictions if p.correct is not None]
+    last = [p.rounds[-1] for p in done]
+    return {
+        "num_questions": n,
+        **accuracy(predictions),
+        "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(p)) for p in scored]),
+        "agreement": mean([r.agreement for r in last]),
+        "num_abandoned": sum(sum(r.abandoned) for r in last),
+        "mean_frames": mean([r.num_frames for r in last]),
+        "mean_frames_total": mean([sum(r.num_frames for r in p.rounds) for p in done]),
+        "decided_at": {
+            str(level): sum(len(p.rounds) == i for p in done) / n if n else None
+            for i, level in enumerate(levels, start=1)
+        },
+        "num_without_answer": sum(p.answer is None for p in done),
+        "num_failed": len(failed),
+        "failed": failed,
+        "failures": failure_reasons(predictions),
+        "num_damaged": len(damaged),
+        "damaged": damaged,
+        "breakdown": breakdown(predictions),
+        "gain": None if before is None else gain(predictions, before),
+    }
+
+
+def _is_unanimous_and_wrong(prediction: Prediction) -> bool:
+    rounds = prediction.rounds
+    return not prediction.correct and bool(rounds) and rounds[-1].agreement == 1
+
+
+def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Group failures by their reasons, so that one cause of many is seen as one.
+
+    A reason is the error without the question's video and id. Reasons that differ in their numbers
+    alone are one, shown with ``#`` in place of the numbers.
+
+    Args:
+        predictions: of the run.
+
+    Returns:
+        The most frequent ones, each with its ``reason``, ``num_questions``, and the whole error of
+        the first of these questions as ``example``: it has the numbers, the video and the id.
+    """
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    first: dict[str, str] = {}
+    for prediction in predictions:
+        if prediction.error is not None:
+            reason = _reason(prediction, prediction.error)
+            pattern = NUMBER.sub("#", reason)
+            found[pattern][reason] += 1
+            first.setdefault(pattern, prediction.error)
+    names = {p: p if len(reasons) > 1 else next(iter(reasons)) for p, reasons in found.items()}
+    ordered = sorted(found, key=lambda pattern: (-found[pattern].total(), names[pattern]))
+    return [
+        {
+            "reason": shorten(names[pattern], MOST_CHARACTERS),
+            "num_questions": found[pattern].total(),
+            "example": shorten(first[pattern], MOST_CHARACTERS),
+        }
+        for pattern in ordered[:MOST_REASONS]
+    ]
+
+
+def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
+    """See that a run came to something.
+
+    Args:
+        metrics: what `summarise` gave.
+        predictions: where the run's lines are, for the message.
+
+    Raises:
+        InputError: there were questions, and every one failed.
+    """
+    total = metrics["num_questions"]
+    if not total or metrics["num_failed"] < total:
+        return
+    first = metrics["failures"][0]
+    share = "" if first["num_questions"] == total else f" for {first['num_questions']} of them"
+    raise InputError(
+        f"no question was answered: all {total} failed,{share} because: {first['reason']} (such as "
+        f"{first['example']}); put it right and delete {predictions}, then give the same command "
+        "again"
+    )
+
+
+def _reason(prediction: Prediction, reason: str) -> str:
+    """An error without what is the question's own."""
+    video = prediction.question.video
+    if reason.startswith(video):
+        # a picture of a folder of frames goes with its folder
+        file, colon, rest = reason.removeprefix(video).partition(": ")
+        reason = rest if colon and (not file or file.startswith("/")) else reason
+    reason = reason.replace(f" {video}: ", " ").replace(repr(video), "its file")
+    reason = reason.replace(f"question {prediction.question.id}", "question")
+    return " ".join(reason.split())

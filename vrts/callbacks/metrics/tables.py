@@ -1,0 +1,127 @@
+"""The metrics of a prediction run as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from vrts.terminal import printable
+
+RESULT = "vrts predict"
+"""Title of the first table."""
+SHOWN_FAILURES = 5
+"""Ids of failed questions, and reasons of failures; ``metrics.json`` has more of them."""
+MOST_CHARACTERS = 60
+"""Of an id, a category or a reason in a table."""
+SHOWN_CATEGORIES = 40
+"""Names with more categories, such as a crossing of several, are in ``metrics.json`` alone."""
+
+
+def metrics_tables(metrics: Mapping[str, Any]) -> Group:
+    """Show metrics to people: the run's table, and below it reasons of failures and breakdowns.
+
+    A name all of whose questions are of one category breaks nothing down and is left out.
+
+    Args:
+        metrics: what `vrts.callbacks.metrics.summary.summarise` gave.
+    """
+    tables = [_overall(metrics)]
+    if metrics["failures"]:
+        tables.append(_failures(metrics["failures"]))
+    found = {
+        name: categories
+        for name, categories in metrics["breakdown"].items()
+        if len(categories) > 1
+        or next(iter(categories.values()))["num_questions"] < metrics["num_questions"]
+    }
+    if found:
+        tables.append(_breakdown(found))
+    return Group(*tables)
+
+
+def _overall(metrics: Mapping[str, Any]) -> Table:
+    table = Table(title=RESULT)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_row("questions", str(metrics["num_questions"]))
+    if metrics.get("num_not_asked"):
+        table.add_row("not asked", str(metrics["num_not_asked"]))
+    if metrics["accuracy"] is not None:
+        table.add_row(f"accuracy of {metrics['num_scored']}", f"{_accuracy(metrics)} %")
+        table.add_row("unanimous and wrong", f"{100 * metrics['unanimous_and_wrong']:.1f} %")
+    if metrics["gain"] is not None and metrics["gain"]["gain"] is not None:
+        table.add_row("knowledge gain", f"{100 * metrics['gain']['gain']:.1f} %")
+    if metrics["mean_frames"] is not None:
+        name = "agreement, at least" if metrics["num_abandoned"] else "agreement"
+        table.add_row(name, f"{100 * metrics['agreement']:.1f} %")
+        table.add_row("frames, deciding round", f"{metrics['mean_frames']:.1f}")
+        table.add_row("frames, all rounds", f"{metrics['mean_frames_total']:.1f}")
+    for level, share in metrics["decided_at"].items():
+        if share is not None:
+            table.add_row(f"decided at {level} frames", f"{100 * share:.1f} %")
+    table.add_row("without an answer", str(metrics["num_without_answer"]))
+    if metrics["num_damaged"]:
+        table.add_row("with damaged frames", str(metrics["num_damaged"]))
+    table.add_row("failed", str(metrics["num_failed"]))
+    if metrics["failed"]:
+        names = [_shown(name) for name in metrics["failed"][:SHOWN_FAILURES]]
+        more = ["…"] if len(metrics["failed"]) > SHOWN_FAILURES else []
+        table.add_row("failed questions", ",\n".join(names + more))
+    return table
+
+
+def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="why questions failed")
+    table.add_column("reason", overflow="fold")
+    table.add_column("questions", justify="right")
+    for group in found[:SHOWN_FAILURES]:
+        reason, example = (escape(printable(group[key])) for key in ("reason", "example"))
+        shown = reason if reason == example else f"{reason}\n[dim]such as {example}[/]"
+        table.add_row(shown, str(group["num_questions"]))
+    if len(found) > SHOWN_FAILURES:
+        table.add_row("…", "")
+    return table
+
+
+def _breakdown(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    """Accuracy by the categories of each name; a single name heads its column."""
+    only = next(iter(found)) if len(found) == 1 else None
+    by = _shown(only or "category")
+    table = Table(title=f"accuracy by {by}, %")
+    table.add_column(by, overflow="fold")
+    for name in ("accuracy", "questions", "failed"):
+        table.add_column(name, justify="right")
+    for name, categories in found.items():
+        if only is None:
+            table.add_row(f"[bold]{_shown(name)}[/]", "", "", "")
+        for row in _rows(categories, "" if only else "  "):
+            table.add_row(*row)
+        table.add_section()
+    return table
+
+
+def _rows(categories: Mapping[str, Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
+    if len(categories) > SHOWN_CATEGORIES:
+        yield f"{indent}{len(categories)} of them, see metrics.json", "", "", ""
+        return
+    for category, numbers in categories.items():
+        questions, failed = str(numbers["num_questions"]), str(numbers["num_failed"] or "")
+        yield f"{indent}{_shown(category)}", _accuracy(numbers), questions, failed
+
+
+def _accuracy(numbers: Mapping[str, Any]) -> str:
+    """Accuracy in percent with its standard error, where it has one."""
+    if numbers["accuracy"] is None:
+        return ""
+    share = f"{100 * numbers['accuracy']:.1f}"
+    error = numbers["accuracy_stderr"]
+    return share if error is None else f"{share} ± {100 * error:.1f}"
+
+
+def _shown(text: str) -> str:
+    """Text from outside without markup, control characters or very great length."""
+    return escape(printable(text, MOST_CHARACTERS))

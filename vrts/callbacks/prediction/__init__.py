@@ -1,0 +1,1 @@
+"""Sparse-to-dense prediction: its plan, and what is written and shown of it."""

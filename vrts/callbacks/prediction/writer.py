@@ -1,0 +1,191 @@
+"""Writing predictions as they are decided, so that an interrupted run resumes where it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from vrts.callbacks.metrics.summary import check_answered, summarise
+from vrts.callbacks.metrics.tables import metrics_tables
+from vrts.callbacks.prediction.folder import PredictionFolder
+from vrts.callbacks.prediction.sparse_to_dense import install_plan
+from vrts.callbacks.results import tell
+from vrts.callbacks.signals import Termination
+from vrts.data.datamodule import VideoQADataModule
+from vrts.files.fingerprints import folder_digests, sampled_digest
+from vrts.files.predictions import read_predictions
+from vrts.models.module import VideoQAModule
+from vrts.types import InputError, Prediction
+
+
+class PredictionWriter(Callback):
+    """Writes ``predictions.jsonl``, one line a question as soon as it is decided.
+
+    At the end come ``metrics.json`` and a table; questions that ``trainer.limit_predict_batches``
+    has left out are counted there as ``num_not_asked``. A run into a folder that holds predictions
+    of the same settings continues after them; other settings are refused. Processes other than the
+    first write to files of their own, which the first one merges.
+
+    Args:
+        output_dir: folder to write to, made where it is missing; ``trainer.default_root_dir``
+            where null.
+        before: ``predictions.jsonl`` of an earlier run on the same questions, whose accuracy the
+            gain in the metrics is over. For VideoMMMU's knowledge gain, that of the adaptation
+            track read with ``question_only``. Null for none.
+    """
+
+    def __init__(self, output_dir: str | None = None, before: str | None = None) -> None:
+        self.folder = PredictionFolder(Path(output_dir or "."), {})
+        """What is written; that of the run from `setup` on."""
+        self.before = None if before is None else Path(before)
+        self._follows_trainer = output_dir is None
+        self._levels: list[int] = []
+        self._num_questions = 0
+        self._parent = 0
+        self._termination = Termination()
+        self._right_before: dict[str, bool] | None = None
+        self._metrics: dict[str, Any] | None = None
+        self.checkpoint: str | None = None
+        """Whose weights take the place of the policy's own; ``vrts predict`` sets it, since
+        Lightning tells callbacks too late."""
+        self.is_unfinished = False
+        """Whether questions are left for this run."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find what an earlier run has decided, and leave it out of this one.
+
+        Raises:
+            InputError: the folder cannot be written to, or holds predictions of other settings or
+                of other questions; or the run before is not there or has none of the questions.
+        """
+        if stage != "predict":
+            return
+        self._parent = os.getppid()
+        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        densifier = install_plan(trainer, pl_module, stage)
+        self._levels = densifier.levels if densifier else [data.num_frames]
+        places = {question.id: i for i, question in enumerate(data.questions("predict"))}
+        self._num_questions = len(places)
+        path = Path(trainer.default_root_dir) if self._follows_trainer else self.folder.path
+        self.folder = PredictionFolder(path, places)
+        self._right_before = None if self.before is None else _read_before(self.before, places)
+        settings = {
+            **cast(VideoQAModule, pl_module).fingerprint(),
+            **data.fingerprint(),
+            "precision": str(trainer.precision),
+            "checkpoint": _content(self.checkpoint),
+            **(
+                densifier.fingerprint() if densifier else {"levels": self._levels, "num_samples": 1}
+            ),
+        }
+        # all processes raise what the first one found, so that none waits for it in vain
+        problem = self.folder.take(settings) if trainer.is_global_zero else None
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise InputError(problem)
+        decided = self.folder.decided()
+        data.exclude(decided)
+        self.is_unfinished = len(decided) < len(places)
+        if decided and trainer.is_global_zero:
+            count = f"{len(decided)} of {len(places)}"
+            tell(f"{self.folder.predictions_path}: {count} are decided already")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove metrics of an earlier run with fewer questions, which would pass for this one's.
+
+        From now on SIGTERM is an interruption too.
+        """
+        self._termination.take_over()
+        if trainer.is_global_zero and self.is_unfinished:
+            self.folder.metrics_path.unlink(missing_ok=True)
+
+    def on_predictions(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
+    ) -> None:
+        """Append what was decided.
+
+        Raises:
+            RuntimeError: the process that started this one is gone, and nobody would merge them.
+        """
+        if not trainer.is_global_zero and os.getppid() != self._parent:
+            # a run that goes on in this folder must not find another one writing
+            raise RuntimeError("the first process of this run is gone, so this one ends too")
+        self.folder.append(predictions, trainer.global_rank)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let what follows be finished: it takes little time."""
+        self._termination.give_back()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Tell what an interrupted run leaves: its lines, and no metrics of a part."""
+        self._termination.give_back()
+        self.folder.release()
+        is_interrupted = isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero
+        if is_interrupted and self._num_questions:
+            tell(
+                f"Interrupted: {self.folder.num_decided()} of {self._num_questions} questions "
+                f"are decided and kept in {self.folder.predictions_path}; the same command goes "
+                f"on after them, and writes {self.folder.metrics_path.name} at the end"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merge what the processes wrote; write the metrics and show them."""
+        if stage != "predict":
+            return
+        trainer.strategy.barrier("vrts predicted")
+        if not trainer.is_global_zero:
+            return
+        metrics = summarise(self.folder.predictions(), self._levels, self._right_before)
+        if num_not_asked := self._num_questions - metrics["num_questions"]:
+            metrics["num_not_asked"] = num_not_asked  # by trainer.limit_predict_batches
+        self.folder.write_metrics(metrics)
+        Console().print(metrics_tables(metrics))
+        self._metrics = metrics
+        self.folder.release()
+
+    def results(self, trainer: Trainer) -> list[Path]:
+        """Return the files of predictions and metrics."""
+        return [self.folder.predictions_path, self.folder.metrics_path]
+
+    def check_answered(self) -> None:
+        """See that the run came to something; for after all that it writes is written.
+
+        Raises:
+            InputError: there were questions, and every one failed.
+        """
+        if self._metrics is not None:  # of other processes than the first there are none
+            check_answered(self._metrics, str(self.folder.predictions_path))
+
+
+def _read_before(path: Path, ids: Collection[str]) -> dict[str, bool]:
+    """Whether each question was right in the run before.
+
+    Args:
+        path: its ``predictions.jsonl``.
+        ids: of this run's questions.
+    """
+    option = "PredictionWriter.before"
+    try:
+        known = {p.question.id: p.correct for p in read_predictions(path) if p.correct is not None}
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+    if known.keys().isdisjoint(ids):
+        raise InputError(
+            f"{option}: {path} has no answer to any question of data.predict; give another"
+        )
+    return known
+
+
+def _content(checkpoint: str | None) -> str | dict[str, str] | None:
+    """What tells a checkpoint from others."""
+    if checkpoint is None or "://" in checkpoint:
+        return checkpoint
+    path = Path(checkpoint)
+    return folder_digests(path) if path.is_dir() else sampled_digest(path)

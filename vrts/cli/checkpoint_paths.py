@@ -1,0 +1,173 @@
+"""Which checkpoint a run resumes from, and where it keeps its own."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
+from vrts.models.checkpoints.best import find_best
+from vrts.models.checkpoints.contents import check_format
+from vrts.models.checkpoints.finding import REST, is_complete, newest, surviving
+from vrts.models.checkpoints.reading import listed_weights, read_contents, read_file
+from vrts.models.strategies.fully_sharded import FullySharded
+from vrts.types import InputError
+
+
+def keep_in_run_folder(trainer: Any) -> None:
+    """Have checkpoints saved in the run's folder where no other is given.
+
+    ModelCheckpoint's own default is a new folder for each start of a run.
+
+    Args:
+        trainer: its configuration, which is changed.
+    """
+    for arguments in _arguments_of(trainer, ModelCheckpoint):
+        if not arguments.get("dirpath"):
+            arguments.dirpath = str(_run_folder(trainer))
+
+
+def find_checkpoint(config: Any, subcommand: str) -> None:
+    """Find out before the weights are loaded whether there is a checkpoint.
+
+    Args:
+        config: of a subcommand; its ``last`` or ``best`` is replaced by what that is.
+        subcommand: only ``fit`` may begin without a checkpoint.
+
+    Raises:
+        InputError: there is none, or a damaged one.
+    """
+    if config.get("weights_only") is False:
+        raise InputError(
+            "--weights_only: code in a checkpoint is never run; leave it null (a custom callback "
+            "has to keep tensors and plain values only)"
+        )
+    config.weights_only = True
+    given = config.get("ckpt_path")
+    if given == "best":
+        config.ckpt_path = str(find_best(_run_folder(config.trainer)))
+    if given == "last":
+        config.ckpt_path = _find_last(config.trainer, subcommand)
+        if config.ckpt_path is None:
+            config.overwrite = True  # what the run has left so far, which is no checkpoint
+    if config.get("ckpt_path") in (None, "last", "hpc") or "://" in str(given):
+        return
+    path = surviving(Path(str(config.ckpt_path)))
+    if not path.exists():
+        raise InputError(
+            f"--ckpt_path: no checkpoint {path}; give a file that fit wrote (in the checkpoints "
+            "folder of its run), or last for the newest one"
+        )
+    if not is_complete(path):
+        raise InputError(
+            f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
+            "the newest one that is complete"
+        )
+    if path.is_file():
+        _check_sums(path)
+    _check_content(path, subcommand)
+    config.ckpt_path = str(path)
+
+
+def _check_content(path: Path, subcommand: str) -> None:
+    """Refuse what is not a checkpoint, or not enough of one.
+
+    Raises:
+        InputError: it lacks what Lightning needs, or holds more than tensors and plain values.
+    """
+    found = read_file(path / REST if path.is_dir() else path)
+    if path.is_dir():
+        contents = read_contents(path)
+        names = contents.state_dict_metadata
+        found |= {"state_dict": listed_weights(contents)}
+        found["optimizer_states"] = [name for name in names if name.startswith("optimizer_")]
+    needed = ["state_dict", "pytorch-lightning_version"]
+    if subcommand == "fit":
+        needed += ["loops", "optimizer_states"]
+    missing = [name for name in needed if not found.get(name)]
+    if missing[:1] == ["optimizer_states"] or missing[:1] == ["loops"]:
+        raise InputError(
+            f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot go "
+            "on from it; write its model with vrts export and begin from that "
+            "(model.policy.init_args.path)"
+        )
+    if missing:
+        raise InputError(
+            f"--ckpt_path: {path} is no checkpoint of vrts fit: it has no {missing[0]}; give "
+            "another"
+        )
+    if subcommand == "fit":
+        check_format(path, found)
+
+
+@rank_zero_only
+def _check_sums(path: Path) -> None:
+    """See that a file's bytes are those that were written, which `torch.load` does not.
+
+    It takes reading all of it, which one process does for all.
+
+    Raises:
+        InputError: they are not.
+    """
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise InputError(
+            f"--ckpt_path: {path} is damaged: {damaged} in it does not match its checksum; give "
+            "another"
+        )
+
+
+def check_kind(path: str | None, strategy: Strategy) -> None:
+    """Refuse a sharded checkpoint where the strategy cannot read it.
+
+    Args:
+        path: of the checkpoint; None without one.
+        strategy: of the Trainer.
+
+    Raises:
+        InputError: the checkpoint is a folder, and the strategy knows files only.
+    """
+    if path and Path(path).is_dir() and not isinstance(strategy, FullySharded):
+        raise InputError(
+            f"--ckpt_path: {path} is a folder, as sharded training (FSDP2) writes it, but "
+            f"trainer.strategy is {type(strategy).__name__}; put --config configs/fsdp.yaml after "
+            "the others"
+        )
+
+
+def _find_last(trainer: Any, subcommand: str) -> str | None:
+    """Find the newest checkpoint that is complete, in the folders that callbacks save to."""
+    keepers = _arguments_of(trainer, (ModelCheckpoint, SaveOnInterrupt))
+    paths = sorted({Path(given.dirpath) for given in keepers if given.get("dirpath")})
+    if not paths and subcommand == "fit":
+        return "last"  # Lightning's own ModelCheckpoint knows where it saves
+    paths = paths or [_run_folder(trainer)]
+    found = newest(paths)
+    if found is not None:
+        return str(found)
+    where = ", ".join(map(str, paths))
+    if subcommand != "fit":
+        raise InputError(f"--ckpt_path last: no checkpoint in {where}; give the path of one")
+    rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, so the run begins anew")
+    return None
+
+
+def _arguments_of(trainer: Any, kinds: type | tuple[type, ...]) -> list[Namespace]:
+    """Arguments of the callbacks of some classes, out of the configuration of the Trainer."""
+    return [
+        callback.init_args
+        for callback in trainer.callbacks or []
+        if issubclass(resolve_name(callback.class_path), kinds)
+    ]
+
+
+def _run_folder(trainer: Any) -> Path:
+    return Path(trainer.default_root_dir or ".") / "checkpoints"

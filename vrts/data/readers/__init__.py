@@ -1,0 +1,1 @@
+"""Annotation files of many forms, read as questions."""

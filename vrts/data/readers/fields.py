@@ -1,0 +1,217 @@
+"""Fields that annotation formats share: options, gold answers, paths of videos."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from vrts.data.readers.records import Record, as_text, read_text
+from vrts.types import InputError, ProblemType, Question, letters
+
+OPTION = re.compile(r"\(?([A-Z])[.):：．]\s*(.*)", re.DOTALL)  # noqa: RUF001 full-width forms
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.):：．](.*))?", re.DOTALL)  # noqa: RUF001
+MAX_OPTIONS = 26
+
+
+def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
+    """Return option texts without their letters: ``["A. red", "B. blue"]`` gives red and blue.
+
+    Options without letters stay as they are: ``["C. elegans", "E. coli", "yeast"]``.
+
+    Raises:
+        InputError: fewer than two options, more than 26, an empty option, letters that do not run
+            A, B, C in order, or the right letters at some options only.
+    """
+    if len(options) < 2 or len(options) > MAX_OPTIONS:
+        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
+    matches = [OPTION.fullmatch(option.strip()) for option in options]
+    found = [match for match in matches if match]
+    got = "".join(match[1] if match else "-" for match in matches)
+    right = [a == b for a, b in zip(got, letters(options), strict=True)]
+    if all(right):
+        texts = tuple(match[2].strip() for match in found)
+    elif any(right) or len(found) == len(options):
+        raise InputError(f"options are lettered {got}, expected {letters(options)}")
+    else:
+        texts = tuple(option.strip() for option in options)
+    if not all(texts):
+        raise InputError(f"option {letters(options)[texts.index('')]} is empty")
+    return texts
+
+
+def bare_options(options: Sequence[str]) -> tuple[str, ...]:
+    """Return the option texts of a benchmark, where its own labels are not to be relied on.
+
+    Letters in front of the texts are taken off only where every option has one and they ascend
+    from A. MMVU has a question labelled A, B, D, E, F whose gold letter counts places, and
+    VideoMMMU has options that all begin with ``M:``, which is text.
+
+    Raises:
+        InputError: fewer than two options, more than 26, or an empty option.
+    """
+    if len(options) < 2 or len(options) > MAX_OPTIONS:
+        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
+    texts = [option.strip() for option in options]
+    labels = [match for text in texts if (match := OPTION.fullmatch(text)) and match[2].strip()]
+    found = [match[1] for match in labels]
+    if len(labels) == len(texts) and found[0] == "A" and found == sorted(set(found)):
+        texts = [match[2].strip() for match in labels]
+    if not all(texts):
+        raise InputError(f"option {letters(options)[texts.index('')]} is empty")
+    return tuple(texts)
+
+
+def keyed_options(record: Record, key: str) -> list[str]:
+    """Return option texts of a field like ``{"A": "red", "B": "blue"}``, in the order of letters.
+
+    Options without text at the end are left out, all of them for an open question.
+
+    Raises:
+        InputError: the field is no such object, or its keys do not run A, B, C.
+    """
+    value = record.fields.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"field {key!r} must be an object of letter to text")
+    texts = {
+        str(name).strip(): "" if text is None else as_text(text, key)
+        for name, text in value.items()
+    }
+    names = sorted(texts)
+    while names and not texts[names[-1]]:
+        names.pop()
+    if "".join(names) != letters(names):
+        raise InputError(f"field {key!r} has the letters {', '.join(names)}, expected A, B, C …")
+    return [texts[name] for name in names]
+
+
+def gold_answer(
+    solution: object, problem_type: ProblemType, options: Sequence[str], key: str = "solution"
+) -> str | None:
+    """Return the canonical gold answer of a ``<answer>…</answer>`` solution.
+
+    Args:
+        solution: Text with or without the tag; None where the answer is not known.
+        problem_type: Multiple choice gives a capital letter (``G`` for ``G.``), else stripped text.
+        options: Option texts, to check the letter against.
+        key: Name of the field, for messages.
+
+    Raises:
+        InputError: an empty solution, or a letter that is no option.
+    """
+    if solution is None:
+        return None
+    given = as_text(solution, key)
+    match = ANSWER_TAG.search(given)
+    answer = (match[1] if match else given).strip()
+    if not answer:
+        raise InputError(f"field {key!r} is empty; use null where the answer is not known")
+    if problem_type is not ProblemType.MULTIPLE_CHOICE:
+        return answer
+    letter = LETTER.fullmatch(answer)
+    if letter is None or letter[1].upper() not in letters(options):
+        raise InputError(f"answer {answer!r} is none of the letters {letters(options)}")
+    name, text = letter[1].upper(), (letter[2] or "").strip().casefold()
+    named = [n for n, o in zip(letters(options), options, strict=True) if o.casefold() == text]
+    if named and name not in named:
+        raise InputError(f"answer {answer!r} has the letter {name} and the text of {named[0]}")
+    return name
+
+
+def time_window(record: Record) -> tuple[float, float | None]:
+    """Return the optional fields ``start_s`` and ``end_s``, in seconds of the video.
+
+    Raises:
+        InputError: one is no number or is negative, or the window is empty or reversed.
+    """
+    start_s = record.number("start_s") if record.has("start_s") else 0.0
+    end_s = record.number("end_s") if record.has("end_s") else None
+    if start_s < 0:
+        raise InputError(f"start_s is {start_s:g}; give seconds from the video's start, 0 or more")
+    if end_s is not None and end_s <= start_s:
+        raise InputError(f"the window from start_s {start_s:g} to end_s {end_s:g} is empty")
+    return start_s, end_s
+
+
+def check_frame_rate(record: Record) -> None:
+    """Raise `InputError` for a field ``fps``, of a folder of frames, that is no rate."""
+    if record.has("fps") and record.number("fps") <= 0:
+        raise InputError(f"fps is {record.number('fps'):g}; give frames a second, above 0")
+
+
+def check_folder(folder: str | None, key: str, content: str = "videos") -> None:
+    """Raise `InputError` if a folder is given that does not exist."""
+    if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
+        raise InputError(
+            f"{folder}: no such folder; set {key} to the folder that holds the {content}"
+        )
+
+
+def load_video_map(video_map: Mapping[str, str] | str | None) -> dict[str, str]:
+    """Return the map from video ids to clip files, read from JSON where a path is given.
+
+    Raises:
+        InputError: no such file, or it is not a JSON object of text to text.
+    """
+    if video_map is None:
+        return {}
+    if not isinstance(video_map, str):
+        return dict(video_map)
+    try:
+        value = json.loads(read_text(video_map))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{video_map}: not valid JSON ({error})") from error
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise InputError(f"{video_map}: video_map must be a JSON object of video id to clip path")
+    return value
+
+
+def re_root(path: str, root: str | None) -> str:
+    """Place a path under a root: a relative one whole, an absolute (foreign) one by its name."""
+    if root is None:
+        return path
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return str(Path(root) / (pure.name if pure.is_absolute() else pure))
+
+
+def place_video(path: str, root: str | None, annotations: str) -> str:
+    """Place a path as `re_root` does; without a root, relative to the annotation file."""
+    if root is None and not PurePosixPath(path).is_absolute():
+        return str(Path(annotations).parent / path)
+    return re_root(path, root)
+
+
+def check_videos(questions: Sequence[Question], annotations: str, root: str | None) -> None:
+    """Raise `InputError` if not a single one of the videos is there.
+
+    One missing video is left to decoding, where it fails by name and the run continues.
+    """
+    videos = dict.fromkeys(question.video for question in questions)
+    # not Path.exists, which raises for a name that no file can have, such as a too long one
+    if not any(os.path.exists(video) for video in videos):  # noqa: PTH110
+        raise InputError(
+            f"{annotations}: none of its {len(videos)} videos exists; looked for "
+            f"{next(iter(videos))} first (video_root is {root!r}); set video_root to the folder "
+            "that holds them"
+        )
+
+
+def check_frame_rates(questions: Sequence[Question], option: str) -> None:
+    """See that folders of frames have a rate of their own, before anything is loaded.
+
+    Args:
+        questions: of one annotation file.
+        option: that names it, for the message.
+
+    Raises:
+        InputError: there are some without.
+    """
+    videos = dict.fromkeys(q.video for q in questions if not q.metadata.get("fps"))
+    # not Path's methods, as above
+    found = [video for video in videos if os.path.isdir(video)]  # noqa: PTH112
+    if found:
+        raise InputError(
+            f"{option}: {found[0]} is a folder of frames without a frame rate, one of {len(found)}"
+            "; give its rows a field 'fps', or set data.frames_fps"
+        )

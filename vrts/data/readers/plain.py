@@ -1,0 +1,331 @@
+"""Reader of one's own questions."""
+
+import json
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from jsonargparse.typing import PositiveInt
+
+from vrts.data.readers.base import PROBLEM_TYPES
+from vrts.data.readers.fields import (
+    check_frame_rate,
+    gold_answer,
+    keyed_options,
+    place_video,
+    strip_letters,
+    time_window,
+)
+from vrts.data.readers.records import Record
+from vrts.data.readers.rows import BenchmarkReader
+from vrts.types import InputError, ProblemType, Question, letters
+
+NAMES = {
+    "video": ("video", "video_path", "video_name", "video_id", "q_uid"),
+    "question": ("question",),
+    "options": ("options", "candidates", "choices", "option"),
+    "answer": ("answer", "correct_answer"),
+    "answer_id": (
+        "answer_id", "answer_idx", "answer_index", "correct_idx", "correct_index", "correct_choice",
+    ),
+    "type": ("type",),
+    "id": ("id",),
+    "start_s": ("start_s",),
+    "end_s": ("end_s",),
+    "fps": ("fps",),
+    "category": ("category",),
+}  # fmt: skip
+"""Names of columns in files as they are published, the first one that is filled counts."""
+OPTION_COLUMN = re.compile(
+    r"([A-Z])|(?:[Oo]ption|[Cc]hoice)(?:[ _]([A-Za-z])|[ _]?(\d{1,2}))|a(\d{1,2})"
+)
+LOOKS_LIKE_OPTIONS = re.compile(r"option|choice|candidate|distractor|alternative|\bopts?\b", re.I)
+NUMBERED = re.compile(r"(.+?)[ _]?(\d{1,2}|[a-eA-E])")
+SUFFIXES = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+
+class PlainReader(BenchmarkReader):
+    """A table of one's own questions: CSV, JSON Lines, JSON or parquet.
+
+    Columns, of which only two have to be there:
+
+    - ``video``: the file, or a folder of frames; relative paths start at ``video_root`` or else
+      at the table's folder, and the suffix may be left out;
+    - ``question``;
+    - ``options``: a list of texts (in CSV a JSON list, or texts with ``|`` between them), or a
+      column for each: ``A``, ``B``, … or ``option_a``, … or ``option_1``, … or ``option 0``, …
+      or ``a0``, …;
+    - ``answer``: the letter or the text of an option, a number or a text; empty where unknown;
+    - ``answer_id``: the place of the right option, the first one being 0. ``answer`` is read so
+      too where the columns of the options are numbered from 0;
+    - ``type``: ``multiple choice``, ``numerical`` or ``free-form``; where it is empty, a question
+      with options is multiple choice and another one free-form. Other values are a category;
+    - ``id``: the row's number where the table has none;
+    - ``start_s`` and ``end_s``: the part of the video that the question is about, in seconds;
+    - ``fps``: the rate of a folder of frames;
+    - ``category``: becomes the breakdown. Further columns go to the metadata.
+
+    The names that MLVU, STAR, NExT-QA, the Perception Test and EgoSchema give these are known
+    (``candidates``, ``choices``, ``video_id``, ``answer_idx``, …), and ``columns`` tells others. A
+    row without options that has something like them under another name is refused.
+
+    Example:
+        A file ``mine.csv``::
+
+            video,question,A,B,answer
+            clips/kitchen.mp4,What does she pick up?,a cup,a book,B
+            clips/kitchen.mp4,How many people are there?,,,
+
+    Args:
+        path: The table; ``.csv`` and ``.tsv`` name their columns in the first line.
+        video_root: Folder of the videos; the table's folder where it is null.
+        limit: Use only that many questions, the first ones. All rows are checked all the same.
+        columns: The file's name of a column by its name here; for ``options`` also a list of
+            names, a column for each option. Example: ``{question: query, options: [x, y]}``.
+    """
+
+    max_frames: ClassVar[int | None] = None
+    _number = 0
+
+    def __init__(
+        self,
+        path: str,
+        video_root: str | None = None,
+        limit: PositiveInt | None = None,
+        columns: dict[str, str | list[str]] | None = None,
+    ) -> None:
+        super().__init__(path, video_root, limit)
+        self._seen: dict[str, None] = {}
+        self.columns = columns
+        for name, column in (columns or {}).items():
+            if name not in NAMES or (isinstance(column, list) and name != "options"):
+                raise InputError(
+                    f"columns: {name!r}: {column!r} is not understood; give a name of the file's "
+                    f"for any of {', '.join(NAMES)}, and for options also a list of names"
+                )
+
+    def read(self) -> list[Question]:
+        """Return the questions in the order of the file; raises as `Reader.read` says."""
+        self._number, self._seen = 0, {}
+        return super().read()
+
+    def _rows(self) -> Iterator[tuple[str, Any]]:
+        """Yield rows; of one that is a video with a list of its questions, each of them."""
+        for source, row in super()._rows():
+            asked = _questions_of(row) if isinstance(row, dict) else None
+            if asked is None:
+                yield source, row
+            else:
+                yield from ((source, {"video": row["id"]} | item) for item in asked)
+
+    def _parse(self, record: Record) -> Question:
+        self._number += 1
+        self._seen |= dict.fromkeys(record.fields)
+        record, used = self._renamed(record)
+        options, columns, is_from_0 = self._options(record)
+        if not options and not record.has("type"):
+            self._check_no_options(record, used)
+        problem_type, category = self._type(record, bool(options))
+        start_s, end_s = time_window(record)
+        check_frame_rate(record)
+        breakdown = {"category": record.text("category")} if record.has("category") else {}
+        question = self._question(
+            record,
+            id=record.text("id") if record.has("id") else str(self._number),
+            text=record.text("question"),
+            video=self._video(record.text("video")),
+            problem_type=problem_type,
+            options=options,
+            answer=self._answer(record, problem_type, options, is_from_0),
+            answer_key="answer",
+            breakdown=breakdown | ({} if category is None else {"type": category}),
+            used=(
+                *(name for name in NAMES if name not in ("fps", "category")),
+                *columns,
+                *(used - {"category"}),
+            ),
+        )
+        return replace(question, start_s=start_s, end_s=end_s)
+
+    def _arrange(self, questions: list[Question]) -> list[Question]:
+        given = [name for value in (self.columns or {}).values() for name in _as_list(value)]
+        if absent := [name for name in given if name not in self._seen]:
+            raise InputError(
+                f"{self.path}: columns names {absent[0]!r}, which no row has; the rows have "
+                f"{textwrap.shorten(', '.join(self._seen), 200)}"
+            )
+        return questions
+
+    def _renamed(self, record: Record) -> tuple[Record, set[str]]:
+        """The row under the names used here, and the names of the file's that were taken."""
+        fields, used = dict(record.fields), set[str]()
+        for name, known in NAMES.items():
+            given = (self.columns or {}).get(name)
+            if isinstance(given, list):
+                fields[name] = [fields.pop(column) for column in given if record.has(column)]
+                used |= set(given)
+                continue
+            filled = [column for column in ((given,) if given else known) if record.has(column)]
+            if name == "options" and len(filled) > 1:
+                raise InputError(
+                    f"both {filled[0]!r} and {filled[1]!r} are given; use one of them, or set "
+                    "columns"
+                )
+            if filled and filled[0] != name:
+                fields[name] = fields.pop(filled[0])
+                used.add(filled[0])
+        return Record(record.source, fields), used
+
+    def _video(self, name: str) -> str:
+        path = place_video(name, self.video_root, self.path)
+        # not Path.exists, which raises for a name that no file can have
+        found = (path + suffix for suffix in SUFFIXES if os.path.exists(path + suffix))  # noqa: PTH110
+        return next(found, path)
+
+    @staticmethod
+    def _options(record: Record) -> tuple[tuple[str, ...], list[str], bool]:
+        """Option texts without letters, the columns they are in, and whether these begin at 0."""
+        columns = {key: match for key in record.fields if (match := OPTION_COLUMN.fullmatch(key))}
+        filled = [key for key in columns if record.has(key)]
+        if record.has("options") and filled:
+            raise InputError(f"both 'options' and {filled[0]!r} are given; use one of them")
+        value, is_from_0 = record.fields.get("options"), False
+        if filled:
+            places = {_place(columns[key]): key for key in filled}
+            is_from_0 = -1 in places
+            order = sorted(places)
+            expected = list(range(order[0], order[0] + len(filled)))
+            if order != expected or order[0] > 0:
+                raise InputError(f"options are in {', '.join(filled)}, expected A, B, C or 1, 2, 3")
+            texts = [record.text(places[place]) for place in order]
+        elif isinstance(value, str) and value.strip():
+            texts = _split(value)
+        elif isinstance(value, dict) and record.has("options"):
+            texts = keyed_options(record, "options")
+        else:
+            if isinstance(value, list):  # STAR's {"choice_id": 0, "choice": "The closet."}
+                value = [_choice_text(item) for item in value]
+            texts = Record(record.source, {"options": value}).texts("options")
+        return (strip_letters(texts) if texts else ()), list(columns), is_from_0
+
+    @staticmethod
+    def _check_no_options(record: Record, used: set[str]) -> None:
+        """Raise `InputError` where a row without options has a field that looks like them."""
+        rest = {key: value for key, value in record.fields.items() if record.has(key)}
+        rest = {key: value for key, value in rest.items() if key not in used and key not in NAMES}
+        answer = record.fields.get("answer")
+        numbered: dict[str, list[str]] = {}
+        for key, value in rest.items():
+            if (match := NUMBERED.fullmatch(key)) and isinstance(value, str):
+                numbered.setdefault(match[1].strip(" _"), []).append(key)
+        found = [
+            key for key, value in rest.items()
+            if (LOOKS_LIKE_OPTIONS.search(key) and not isinstance(value, bool | int | float))
+            or (isinstance(value, list) and answer is not None and answer in value)
+            or (isinstance(value, dict) and sorted(value) == list(letters(list(value)))[:26])
+        ]  # fmt: skip
+        found += [key for keys in numbered.values() if len(keys) > 1 for key in keys]
+        if record.has("answer_id"):
+            found += [key for key in NAMES["answer_id"] if key in used] or ["answer_id"]
+        if found:
+            raise InputError(
+                f"has no options, but {', '.join(map(repr, found))}; name the columns of the "
+                "options (columns: {options: …}), or give a type such as free-form"
+            )
+
+    @staticmethod
+    def _type(record: Record, has_options: bool) -> tuple[ProblemType, str | None]:
+        """The problem type, and what the column holds where that is a category."""
+        named = record.text("type") if record.has("type") else ""
+        problem_type = PROBLEM_TYPES.get(named.lower())
+        if problem_type is None:
+            guessed = ProblemType.MULTIPLE_CHOICE if has_options else ProblemType.FREE_FORM
+            return guessed, named or None
+        if has_options != (problem_type is ProblemType.MULTIPLE_CHOICE):
+            raise InputError(
+                f"type is {named.lower()!r}, but there are {'' if has_options else 'no '}options"
+            )
+        return problem_type, None
+
+    @staticmethod
+    def _answer(
+        record: Record, problem_type: ProblemType, options: Sequence[str], is_from_0: bool
+    ) -> str | None:
+        """The gold answer; for the place or the text of an option, its letter."""
+        by_id = None
+        if record.has("answer_id"):
+            by_id = _letter_at(record.text("answer_id"), options, "answer_id")
+        if not record.has("answer"):
+            return by_id
+        answer = record.text("answer")
+        if problem_type is not ProblemType.MULTIPLE_CHOICE:
+            return answer
+        if is_from_0 and answer.isdecimal():
+            return _letter_at(answer, options, "answer")
+        same = [i for i, text in enumerate(options) if text.casefold() == answer.casefold()]
+        if not same and answer.isdecimal():
+            raise InputError(
+                f"answer {answer!r} is none of the letters {letters(options)} nor an option; if it "
+                "is a place counted from 0, set columns: {answer_id: answer}"
+            )
+        by_text = letters(options)[same[0]] if same else None
+        is_letter = len(answer) == 1 and answer.upper() in letters(options)
+        if len(same) > 1 or (same and is_letter and answer.upper() != by_text):
+            raise InputError(f"answer {answer!r} names more than one option; give a letter")
+        found = gold_answer(by_text or answer, problem_type, options, "answer")
+        if by_id not in (None, found):
+            raise InputError(f"answer {answer!r} is {found}, but answer_id says {by_id}")
+        return found
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _place(match: re.Match[str]) -> int:
+    """Which option a column holds: from 0, and from -1 where columns are numbered from 0."""
+    letter = match[1] or match[2]
+    return ord(letter.upper()) - ord("A") if letter else int(match[3] or match[4]) - 1
+
+
+def _letter_at(place: str, options: Sequence[str], key: str) -> str:
+    """The letter of the option at a place that is counted from 0."""
+    if not place.isdecimal() or int(place) >= len(options):
+        raise InputError(f"{key} is {place!r}; give a place from 0 to {len(options) - 1}")
+    return letters(options)[int(place)]
+
+
+def _choice_text(item: Any) -> Any:
+    """The text of an option that is an object, such as ``{"choice_id": 0, "choice": "red"}``."""
+    if not isinstance(item, Mapping):
+        return item
+    texts = [item[key] for key in ("choice", "option", "text") if isinstance(item.get(key), str)]
+    return texts[0] if len(texts) == 1 else item
+
+
+def _questions_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The questions of a row that is a video, as the Perception Test has them, or None."""
+    if "question" in row or "id" not in row:
+        return None
+    lists = [
+        value for value in row.values()
+        if isinstance(value, list) and value
+        and all(isinstance(item, dict) and "question" in item for item in value)
+    ]  # fmt: skip
+    if len(lists) != 1:
+        return None
+    # ids within a video are not those of a file
+    return [{key: v for key, v in item.items() if key != "id"} for item in lists[0]]
+
+
+def _split(text: str) -> list[str]:
+    """Options of one cell: a JSON list, or texts with bars between them."""
+    if not text.lstrip().startswith("["):
+        return text.split("|")
+    try:
+        return Record("", {"options": json.loads(text)}).texts("options")
+    except ValueError as error:
+        raise InputError(f"field 'options' is not a valid JSON list ({error})") from error

@@ -1,0 +1,70 @@
+"""Reader of one question that comes from the command line."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vrts.data.readers.base import Reader
+from vrts.data.readers.fields import strip_letters
+from vrts.files.fingerprints import class_name, sampled_digest
+from vrts.types import InputError, ProblemType, Question
+
+
+class SingleQuestionReader(Reader):
+    """One question about one video or picture, without an annotation file.
+
+    Args:
+        video: The file.
+        question: What to ask.
+        options: Texts of the options with or without their letters, for a multiple choice; the
+            answer is free text where they are null.
+    """
+
+    def __init__(self, video: str, question: str, options: Sequence[str] | None = None) -> None:
+        self.video = str(video)
+        self.question = str(question)
+        self.options = None if options is None else list(options)
+
+    def read(self) -> list[Question]:
+        """Return the question.
+
+        Raises:
+            InputError: no such file, an empty question, or options that are none.
+        """
+        # not Path.exists, which raises for a name that no file can have
+        if not os.path.exists(self.video):  # noqa: PTH110
+            raise InputError(f"data.video: {self.video}: no such file; give the path of a video")
+        if not self.question.strip():
+            raise InputError("data.question is empty; give what to ask about the video")
+        is_open = self.options is None
+        return [
+            Question(
+                id=Path(self.video).name,
+                text=self.question.strip(),
+                video=self.video,
+                problem_type=ProblemType.FREE_FORM if is_open else ProblemType.MULTIPLE_CHOICE,
+                options=self._options(),
+                source="data.question",
+            )
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the answer depends on; of a long film not every byte is read for it."""
+        path = Path(self.video)
+        is_folder = path.is_dir()  # of frames
+        content = None if is_folder else sampled_digest(path, with_time=True)
+        return {
+            "class": class_name(self),
+            "video": self.video if is_folder else f"{path.name} {content}",
+            "question": self.question,
+            "options": self.options,
+        }
+
+    def _options(self) -> tuple[str, ...]:
+        if self.options is None:
+            return ()
+        try:
+            return strip_letters(self.options)
+        except InputError as error:
+            raise InputError(f"data.options: {error}") from error

@@ -1,0 +1,89 @@
+"""Rows of annotation files in any of their formats: JSON, JSON Lines, CSV and parquet."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vrts.data.readers.records import check_file, iterate_json, read_text
+from vrts.types import InputError
+
+DELIMITERS = ",;\t"
+
+
+def iterate_rows(path: str) -> Iterator[tuple[str, Any]]:
+    """Yield ``(file:line, row)`` of a file, which its ending tells: .parquet, .csv, .tsv or JSON.
+
+    A bad row comes as an `InputError` in place of the row, as `iterate_json` does it.
+
+    Raises:
+        InputError: the file is missing, empty or not readable, or pyarrow is not installed.
+    """
+    ending = Path(path).suffix.lower()
+    if ending == ".parquet":
+        return iterate_parquet(path)
+    text = read_text(path)
+    return iterate_csv(path, text) if ending in {".csv", ".tsv"} else iterate_json(path, text)
+
+
+def iterate_csv(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield ``(file:line, row)`` for each row of a table whose first line names the columns.
+
+    The delimiter is the one of comma, semicolon and tab that the first line has most of. Empty
+    cells are left out of the row. The line is the one where the row begins.
+    """
+    header_line = text.lstrip().partition("\n")[0]
+    delimiter = max(DELIMITERS, key=header_line.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    line = 1
+    try:
+        for cells in reader:
+            source, line = f"{path}:{line}", reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not columns:
+                columns = [cell.strip() for cell in cells]
+                twice = sorted({name for name in columns if name and columns.count(name) > 1})
+                if twice:
+                    yield source, InputError(f"column {twice[0]!r} is there twice")
+                    return
+            elif any(cell.strip() for cell in cells[len(columns) :]):
+                yield source, InputError(f"{len(cells)} cells under {len(columns)} columns")
+            else:
+                pairs = zip(columns, cells, strict=False)
+                yield source, {name: cell for name, cell in pairs if name and cell.strip()}
+    except csv.Error as error:
+        yield f"{path}:{line}", InputError(f"not valid CSV ({error})")
+
+
+def iterate_parquet(path: str) -> Iterator[tuple[str, Any]]:
+    """Yield ``(file:row number, row)`` of a parquet file, the first row being 1.
+
+    Columns that hold bytes, such as images, are left out.
+
+    Raises:
+        InputError: the file is missing or damaged, or pyarrow is not installed.
+    """
+    check_file(path)
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading parquet needs pyarrow; install it with pip install 'vrts[benchmarks]'"
+        ) from error
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return True
+        return any(holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [field.name for field in file.schema_arrow if not holds_bytes(field.type)]
+            rows = file.read(columns=columns).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: is not a readable parquet file ({error})") from error
+    return ((f"{path}:{number}", row) for number, row in enumerate(rows, start=1))

@@ -1,0 +1,1 @@
+"""Videos and images as frames for a model."""

@@ -1,0 +1,1 @@
+"""Processes that decode, each within a deadline."""

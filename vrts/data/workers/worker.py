@@ -1,0 +1,133 @@
+"""The child process of a decode worker: it decodes what its parent asks for, one at a time.
+
+The parent may kill it at any moment, so it holds nothing that matters. A message from the parent
+is first ``(decoder, sampler, resolution)``, then a `Request` for each clip. An answer is a `Reply`,
+followed by the bytes of the frames where there are some.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass, fields
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vrts.data.video.decoder import Decoder
+from vrts.data.video.frames import FrameSampler
+from vrts.data.video.images import decode_folder, decode_image, decode_picture, is_picture
+from vrts.data.video.resolution import Resolution
+from vrts.data.workers.requests import Request
+from vrts.types import Clip, VideoError
+
+PR_SET_PDEATHSIG = 1
+TOLD = [field.name for field in fields(Clip) if field.name != "frames"]
+"""What is known of a clip but its pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What comes back from a worker besides the bytes of the frames."""
+
+    error: str | None = None
+    shape: tuple[int, ...] = ()
+    """``T, C, H, W`` of the frames whose bytes follow."""
+    frame_indices: tuple[int, ...] = ()
+    fps: float = 0.0
+    num_source_frames: int = 0
+    times_s: tuple[float, ...] = ()
+    num_damaged: int = 0
+
+    @classmethod
+    def of(cls, clip: Clip) -> "Reply":
+        """Return what comes before the bytes of a clip's frames."""
+        told = {name: getattr(clip, name) for name in TOLD}
+        return cls(shape=tuple(clip.frames.shape), **told)
+
+    def clip(self, frames: torch.Tensor) -> Clip:
+        """Return the clip of these frames."""
+        return Clip(frames, **{name: getattr(self, name) for name in TOLD})
+
+
+def try_decode(
+    decoder: Decoder, sampler: FrameSampler, resolution: Resolution, request: Request
+) -> Clip | str:
+    """Return a clip, or the reason why there is none, which names the file."""
+    path = request.path
+    try:
+        if request.is_image:
+            return decode_image(path, resolution)
+        if Path(path).is_dir():
+            return decode_folder(
+                path,
+                request.num_frames,
+                sampler,
+                resolution,
+                request.window,
+                request.frames_fps,
+            )
+        decode = decode_picture if is_picture(path) else decoder.decode
+        return decode(path, request.num_frames, sampler, resolution, request.window)
+    except VideoError as error:
+        return str(error) if path in str(error) else f"{path}: {error}"
+    except Exception as error:  # noqa: BLE001 a bad video makes libraries raise anything
+        return f"{path}: {type(error).__name__}: {error}"
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the parent closes the connection."""
+    decoder, sampler, resolution = connection.recv()
+    connection.send(Reply())
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        result = try_decode(decoder, sampler, resolution, request)
+        if isinstance(result, str):
+            connection.send(Reply(error=result))
+            continue
+        connection.send(Reply.of(result))
+        connection.send_bytes(_bytes(result.frames.contiguous()))
+
+
+def receive(connection: Connection) -> Clip | str:
+    """Return the answer to one request: a clip, or the reason why there is none.
+
+    Raises:
+        EOFError, OSError: the worker is gone.
+    """
+    reply: Reply = connection.recv()
+    if reply.error is not None:
+        return reply.error
+    frames = torch.empty(reply.shape, dtype=torch.uint8)
+    connection.recv_bytes_into(_bytes(frames))
+    return reply.clip(frames)
+
+
+def _bytes(frames: torch.Tensor) -> memoryview:
+    array: Any = frames.numpy()  # numpy's annotations do not say that it is a buffer
+    return memoryview(array).cast("B")
+
+
+def main(fd: int, parent: int) -> None:
+    """Run a worker.
+
+    Args:
+        fd: File descriptor of the connection to the parent.
+        parent: Process id of the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # the end of the connection tells too, but not a decoder that spins in C
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
+    torch.set_num_threads(1)
+    try:
+        serve(Connection(fd))
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone or has given this worker up: nobody waits for an answer

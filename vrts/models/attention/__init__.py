@@ -1,0 +1,1 @@
+"""Attention over a prompt that many completions share."""

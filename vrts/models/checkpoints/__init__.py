@@ -1,0 +1,1 @@
+"""What checkpoints hold, and how they are written, found and read safely."""

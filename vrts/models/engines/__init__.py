@@ -1,0 +1,1 @@
+"""What samples completions: many rows in flight on one copy of the weights."""

@@ -1,0 +1,110 @@
+"""Requests of the native engine and their completions, as Python knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vrts.models.engines.engine import Request, Result
+from vrts.models.engines.rows import NewRow
+from vrts.types import Completion, Sampling
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A completion that is decoded or waits for its place."""
+
+    group: Group
+    index: int
+    """Among the group's G."""
+    place: int | None = None
+    """Among the rows in flight; None before and after."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    num_searched: int = 0
+    """Tokens that hold no stop text."""
+    completion: Completion | None = None
+    """Once it has ended."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens are drawn."""
+        return self.group.request.sampling[self.index]
+
+    def start(self, first_position: int) -> NewRow:
+        """What the device has to know of it.
+
+        Args:
+            first_position: of its first token.
+        """
+        request = self.group.request
+        seed = request.seeds[self.index]
+        return NewRow(self.sampling, seed, request.max_new_tokens, first_position)
+
+    def cut(self, num_tokens: int) -> None:
+        """Drop what was drawn beyond a stop text."""
+        del self.ids[num_tokens:], self.logprobs[num_tokens:]
+
+    def finish(self, tokenizer: Any, finished: bool, cancelled: bool = False) -> None:
+        """Make the completion of what was drawn.
+
+        Args:
+            tokenizer: of the model.
+            finished: whether it has come to its own end.
+            cancelled: whether it was stopped before, because it is not needed.
+        """
+        self.completion = Completion(
+            text=tokenizer.decode(self.ids, skip_special_tokens=True),
+            num_tokens=len(self.ids),
+            max_new_tokens=self.group.request.max_new_tokens,
+            finished=finished,
+            token_ids=torch.tensor(self.ids, dtype=torch.int64, device="cpu"),
+            logprobs=torch.tensor(self.logprobs, dtype=torch.float32, device="cpu"),
+            cancelled=cancelled,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A request with its completions."""
+
+    request: Request
+    rows: list[Row] = field(init=False)
+    capacity: int | None = None
+    """Of the pool that has its prompt, once it is prefilled. Not the pool itself: groups and rows
+    refer to each other, and would keep its memory until garbage is collected."""
+    slot: int = -1
+    """In that pool."""
+    logits: torch.Tensor | None = None
+    """``[V]``, of each completion's first token, until all have begun."""
+
+    def __post_init__(self) -> None:
+        """Make its G rows."""
+        self.rows = [Row(self, i) for i in range(len(self.request.sampling))]
+
+    @property
+    def num_tokens(self) -> int:
+        """P of its prompt."""
+        return self.request.prompt.num_tokens
+
+    @property
+    def open_rows(self) -> list[Row]:
+        """Those that have not ended."""
+        return [row for row in self.rows if row.completion is None]
+
+    def is_decided(self) -> bool:
+        """Whether the rows that have not ended are not needed any more."""
+        should_stop = self.request.should_stop
+        if should_stop is None:
+            return False
+        done = [row.completion for row in self.rows]
+        texts = [None if c is None else c.text for c in done]
+        return should_stop(texts, [0.0 if c is None else c.mean_logprob for c in done])
+
+    def result(self) -> Result:
+        """All its completions, which have ended."""
+        completions = [row.completion for row in self.rows if row.completion is not None]
+        assert len(completions) == len(self.rows)
+        return Result(self.request, tuple(completions))

@@ -1,0 +1,190 @@
+"""What training needs, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from vrts.models.rewards import Reward
+from vrts.models.rewards.temporal import TemporalReward
+from vrts.types import InputError, Question
+
+
+def check_comparable(num_generations: int) -> None:
+    """Refuse groups of one.
+
+    Args:
+        num_generations: G.
+
+    Raises:
+        InputError: a completion has no other one to be compared with.
+    """
+    if num_generations < 2:
+        raise InputError(
+            f"model.num_generations is {num_generations}; GRPO compares completions of "
+            "one question, so give 2 or more"
+        )
+
+
+def check_rewards(rewards: Sequence[Reward], temporal: TemporalReward | None) -> None:
+    """Refuse to train without rewards, and two of one name.
+
+    Args:
+        rewards: of completions.
+        temporal: has a name of its own.
+
+    Raises:
+        InputError: there is none, or the temporal one's name is taken.
+    """
+    if temporal and temporal.name in [reward.name for reward in rewards]:
+        raise InputError(
+            f"model.rewards has one of the name {temporal.name!r}, which is that of "
+            "model.temporal; rename it or set model.temporal to null"
+        )
+    if not rewards:
+        raise InputError("model.rewards is empty; give at least one reward")
+
+
+def check_step(trainer: Trainer) -> None:
+    """Refuse options of the Trainer in whose place the data or the model has one.
+
+    Args:
+        trainer: before `fit`, which has a message of its own for them.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but a batch is "
+            "an optimizer step: give the questions of a step on each rank as data.batch_size, and "
+            "those of one forward and backward, which bound the memory, as model.micro_batch_size"
+        )
+    if trainer.gradient_clip_val or trainer.gradient_clip_algorithm is not None:
+        raise InputError(
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but the model clips its "
+            "gradient itself; give model.max_grad_norm in its place"
+        )
+
+
+def check_reference(beta: float, has_reference: bool) -> None:
+    """Refuse a KL penalty without anything to hold on to.
+
+    Args:
+        beta: weight of the penalty.
+        has_reference: whether a reference is configured.
+
+    Raises:
+        InputError: there is a penalty and no reference.
+    """
+    if beta > 0 and not has_reference:
+        raise InputError(
+            f"model.objective has beta {beta} but model.reference is null; set "
+            "model.reference to vrts.models.grpo.reference.AdapterOff (LoRA) or FrozenCopy (full), "
+            "or beta to 0"
+        )
+
+
+def warn_of_length(num_tokens: int, num_frames: int, max_new_tokens: int, limit: int) -> None:
+    """Tell of a number of frames that no prompt has room for.
+
+    Args:
+        num_tokens: of the video at least.
+        num_frames: of the longest clip that is asked for.
+        max_new_tokens: of a completion.
+        limit: tokens of both together.
+    """
+    if num_tokens + max_new_tokens > limit:
+        rank_zero_warn(
+            f"{num_frames} frames are {num_tokens} video tokens or more, which with "
+            f"{max_new_tokens} new ones exceed the model's {limit}: questions on videos that have "
+            "so many will fail; lower data.num_frames (SparseToDense.levels) or "
+            "data.resolution.min_pixels"
+        )
+
+
+def check_groups(num_groups: int | None, batch_size: int) -> None:
+    """Refuse more groups than a batch has questions.
+
+    Args:
+        num_groups: that an update is made from; None takes all.
+        batch_size: questions of a batch.
+
+    Raises:
+        InputError: there are fewer questions.
+    """
+    if num_groups is not None and num_groups > batch_size:
+        raise InputError(
+            f"model.num_groups is {num_groups}, but a batch has {batch_size} questions; "
+            "set data.batch_size to a multiple of it: the further ones stand in for groups "
+            "whose rewards are all equal"
+        )
+
+
+def check_validation(
+    trainer: Trainer, questions: Sequence[Question] | None, steps_per_epoch: int
+) -> None:
+    """Refuse a validation that finds nothing, never comes, or comes at no step that is known.
+
+    Args:
+        trainer: of a run that trains.
+        questions: of ``data.val``; None without a reader.
+        steps_per_epoch: optimizer steps of a pass through the training questions.
+
+    Raises:
+        InputError: a callback watches what is not validated; no right answer is known; the
+            interval counts something else than steps, or more of them than the run has.
+    """
+    watching = [
+        type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if str(getattr(callback, "monitor", None)).startswith("val/")
+    ]
+    if questions is None or trainer.limit_val_batches == 0:
+        if watching:
+            raise InputError(
+                f"trainer.callbacks: {watching[0]} watches val/accuracy, but nothing is validated; "
+                "give data.val a reader (and trainer.limit_val_batches not 0)"
+            )
+        return
+    if all(question.gold is None for question in questions):
+        raise InputError(
+            f"data.val: none of its {len(questions)} questions has an answer, so that there is no "
+            "accuracy; give questions whose right answers are known, or no data.val"
+        )
+    interval = getattr(trainer, "val_check_interval", None)  # has none by time
+    if isinstance(interval, float) or trainer.check_val_every_n_epoch is not None:
+        raise InputError(
+            f"trainer.val_check_interval is {interval} and check_val_every_n_epoch "
+            f"{trainer.check_val_every_n_epoch}: with data.val, give the steps from one validation "
+            f"to the next (an epoch has {steps_per_epoch}), and check_val_every_n_epoch: null"
+        )
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    limit, max_epochs = trainer.limit_train_batches, trainer.max_epochs
+    if max_epochs is not None and max_epochs >= 0 and isinstance(limit, float):
+        limits.append(max_epochs * int(steps_per_epoch * limit))
+    if isinstance(interval, int) and limits and min(limits) < interval:
+        raise InputError(
+            f"trainer.val_check_interval is {interval} steps, but the run has {min(limits)}; give "
+            "fewer"
+        )
+
+
+def check_updates(updates_per_rollout: int, precision: str) -> None:
+    """Refuse several updates of a rollout under a gradient scaler, which counts each step.
+
+    Args:
+        updates_per_rollout: of the module.
+        precision: of the Trainer.
+
+    Raises:
+        InputError: there are several, in float16.
+    """
+    if updates_per_rollout > 1 and precision == "16-mixed":
+        raise InputError(
+            f"model.updates_per_rollout is {updates_per_rollout} and trainer.precision 16-mixed, "
+            "whose gradient scaler allows one update a step; set precision to bf16-mixed, or "
+            "updates_per_rollout to 1"
+        )

@@ -1,0 +1,1 @@
+"""Weights over several devices, and what a machine can do."""
