@@ -35,7 +35,7 @@ def sharded_training(bench: Bench) -> Row:
 
 
 def resumed(bench: Bench) -> Row:
-    """Save with DCP, go on from it, and compare with a run that was not interrupted."""
+    """Save with DCP, resume from it, and compare with a run that was not interrupted."""
     every = "--trainer.callbacks=[{class_path: StepCheckpoint, init_args: {every_n_steps: 1}}]"
     model = bench.model_folder(bench.scale.small_shape)
     with tempfile.TemporaryDirectory(dir=bench.folder) as root:
@@ -84,7 +84,7 @@ def tuned(bench: Bench, tuning: str) -> Row:
         "frames": scale.num_frames,
         **{key: last[f"throughput/{key}"] for key in (*keys, "mfu_update", "mfu_step")},
         "MFU is of TFLOP/s": bench.peak_tflops,
-        "log-probs, rollout from update, nats": last["train/rollout_logprob_gap"],
+        "log-probs, rollout from update, nats": last["train/sampling/logprob_diff"],
     }
 
 

@@ -5,7 +5,7 @@ micro-batches, alone and as two ranks over gloo, of which each has the whole mod
 of it (FSDP2), whose checkpoints are written at once or in the background. Of two ranks, one is
 killed or both. A sharded checkpoint is a folder, which gets its name when it is whole and loses it
 before it is removed: half the kills of sharded runs come right after one of these. Each run that
-was killed goes on with ``--ckpt_path last`` until it is finished; its curves, completions and
+was killed resumes with ``--ckpt_path last`` until it is finished; its curves, completions and
 adapter must then be those of the uninterrupted run, to the last bit.
 """
 

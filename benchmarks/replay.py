@@ -52,7 +52,7 @@ def predictions(num_questions: int, seed: int) -> Iterator[Prediction]:
                     times_s=tuple(60 * i / level for i in range(level)),
                     num_tokens=tuple(rng.randrange(200, 400) for _ in answers),
                     mean_logprobs=tuple(-rng.random() for _ in answers),
-                    abandoned=(False,) * M,
+                    cancelled=(False,) * M,
                 )
             )
             if len(set(answers)) == 1:

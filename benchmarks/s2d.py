@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.s2d`` asks a small model whose completions differ in length about synthetic
 videos, three times with the same seeds: as the published evaluation does it (every one of the M
-samples encodes the video and the prompt anew, and is generated to its end), with `SparseToDense`
+samples encodes the video and the prompt again, and is generated to its end), with `SparseToDense`
 without its early stop, and with it. All answers must be the same; the operations are counted by
 torch.
 
@@ -180,7 +180,7 @@ def count(
         "questions": len(questions),
         "same answers": len(expected),
         "tokens": f"{lengths.mean():.0f} ± {lengths.std():.0f}",
-        "completions given up": sum(sum(r.abandoned) for r in rounds[True]) / len(lengths),
+        "completions given up": sum(sum(r.cancelled) for r in rounds[True]) / len(lengths),
         "tokens given up": 1 - tokens[True] / tokens[False],
         "published GFLOP": theirs / 1e9,
         "ratio, sharing only": ours_by_stop[False] / theirs,

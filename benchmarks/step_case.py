@@ -38,7 +38,7 @@ class Case:
         return "float32" if self.device == "cpu" else "bfloat16"
 
 
-def images(case: Case, question: int) -> torch.Tensor:
+def frame_images(case: Case, question: int) -> torch.Tensor:
     """Random frames, uint8 ``[T, C, H, W]``, of one of the B questions."""
     generator = torch.Generator().manual_seed(question)
     shape = (case.num_images, 3, SIDE, SIDE)

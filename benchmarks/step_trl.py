@@ -26,7 +26,7 @@ from benchmarks.step_case import (
     WEIGHT_DECAY,
     Case,
     VisionPasses,
-    images,
+    frame_images,
     trl_settings,
     variety,
 )
@@ -35,9 +35,11 @@ from vrts.models.qwen.inputs import vision_token_ids
 from vrts.models.qwen.loading import Lora
 
 
-def pictures(case: Case, question: int) -> list[Image.Image]:
+def images(case: Case, question: int) -> list[Image.Image]:
     """A question's frames as images."""
-    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in images(case, question)]
+    return [
+        Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frame_images(case, question)
+    ]
 
 
 class StepClock(TrainerCallback):
@@ -71,10 +73,10 @@ def trl_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
     processor = AutoProcessor.from_pretrained(folder, padding_side="left")
     clock = StepClock(turn)
     rows = [
-        {"prompt": [{"role": "user", "content": TEXT}], "images": pictures(case, b)}
+        {"prompt": [{"role": "user", "content": TEXT}], "images": images(case, b)}
         for b in range(case.B)
     ]
-    content = [{"type": "image", "image": picture} for picture in pictures(case, 0)]
+    content = [{"type": "image", "image": image} for image in images(case, 0)]
     chat = [{"role": "user", "content": [*content, {"type": "text", "text": TEXT}]}]
     encoded = processor.apply_chat_template(
         [chat], tokenize=True, return_dict=True, add_generation_prompt=True

@@ -16,7 +16,7 @@ from benchmarks.step_case import (
     WEIGHT_DECAY,
     Case,
     VisionPasses,
-    images,
+    frame_images,
     variety,
 )
 from benchmarks.turns import Turn
@@ -84,7 +84,7 @@ def vrts_sample(case: Case, question: int) -> Sample:
     An image fills a temporal patch by being repeated, so every frame comes twice. Every image but
     the first one brings a start and an end token, for which further words stand in.
     """
-    frames = images(case, question).repeat_interleave(2, dim=0)
+    frames = frame_images(case, question).repeat_interleave(2, dim=0)
     T = len(frames)
     clip = Clip(frames, tuple(range(T)), fps=2.0, num_source_frames=T)
     text = TEXT + " and" * (case.num_images - 1)

@@ -55,7 +55,7 @@ class FailingReward(CharactersReward):
         self, completions: Sequence[Completion], questions: Sequence[Question]
     ) -> list[float]:
         if os.environ.get("LOCAL_RANK", "0") == self.rank:
-            raise InputError(f"process {self.rank} cannot go on")
+            raise InputError(f"process {self.rank} cannot continue")
         return super().score(completions, questions)
 
 

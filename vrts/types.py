@@ -13,7 +13,7 @@ C    colour channels, H height and W width of a frame in pixels
 V    vocabulary entries
 ===  ==================================================================
 
-Masks are boolean and True where something counts. Units stand in names:
+Masks are boolean and True where something counts. Names have units:
 ``start_s`` is in seconds, ``fps`` in frames a second.
 """
 
@@ -56,14 +56,14 @@ class ProblemType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one video or picture."""
+    """One question about one video or image."""
 
     id: str
     """Unique within an annotation file."""
     text: str
     """The question itself, without options and without instructions."""
     video: str
-    """Path of the video file, or of the picture."""
+    """Path of the video file, or of the image."""
     problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
     options: tuple[str, ...] = ()
     """Option texts without their letters; the first one is A. Empty unless multiple choice."""
@@ -75,7 +75,7 @@ class Question:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further fields of the record, such as its category."""
     is_image: bool = False
-    """Whether ``video`` is a picture, which makes a clip of one frame."""
+    """Whether ``video`` is an image, which makes a clip of one frame."""
     start_s: float = 0.0
     """Frames are sampled from here on."""
     end_s: float | None = None
@@ -99,7 +99,7 @@ class Clip:
     """Frames sampled from one video, resized for the model."""
 
     frames: torch.Tensor
-    """uint8 ``[T, C, H, W]``, T even, or 1 for a picture; H and W multiples of 28."""
+    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H and W multiples of 28."""
     frame_indices: tuple[int, ...]
     """Which frames of the source these are, T of them."""
     fps: float
@@ -107,7 +107,7 @@ class Clip:
     num_source_frames: int
     """Frames in the source, as counted by the decoder; of a time window, those in it."""
     times_s: tuple[float, ...] = ()
-    """When each frame is shown, from the first frame of the source on; empty for a picture."""
+    """When each frame is shown, from the first frame of the source on; empty for an image."""
     num_damaged: int = 0
     """Frames that are damaged, and replaced by the nearest sound ones."""
 
@@ -118,7 +118,7 @@ class Clip:
 
     @property
     def is_image(self) -> bool:
-        """Whether this is a picture and no video."""
+        """Whether this is an image and no video."""
         return self.num_frames == 1
 
     @property
@@ -230,7 +230,7 @@ class Round:
     """Tokens of each completion."""
     mean_logprobs: tuple[float, ...] = ()
     """Mean log-prob of each completion's tokens, at its temperature and before truncation."""
-    abandoned: tuple[bool, ...] = ()
+    cancelled: tuple[bool, ...] = ()
     """Which completions were cancelled unfinished, since they could not change the result; such a
     one has no answer."""
     is_last: bool = False

@@ -106,8 +106,8 @@ class VotingRule:
         What must stay: whether the question goes to the next level, the answer if it does not,
         and whether that answer was unanimous. With u completions unfinished, a round
 
-        - goes on for certain where not even u more votes make a consensus of any answer, and has
-          an answer for certain where it goes on for none, or is the last one, and nobody can
+        - continues for certain where not even u more votes make a consensus of any answer, and has
+          an answer for certain where it continues for none, or is the last one, and nobody can
           catch up with the leader: any other answer, a new one too, has less than the leader's
           weight with u more; where votes of weight 1 make it a tie, the leader also comes first;
         - can be unanimous as long as all finished completions agree, and is then not stopped.
@@ -257,7 +257,7 @@ def make_round(
     times_s: Sequence[float] = (),
     num_tokens: Sequence[int] = (),
     mean_logprobs: Sequence[float] = (),
-    abandoned: Sequence[bool] = (),
+    cancelled: Sequence[bool] = (),
     is_last: bool = False,
     num_damaged: int = 0,
 ) -> Round:
@@ -270,13 +270,13 @@ def make_round(
         times_s: when in the video they are.
         num_tokens: of each completion.
         mean_logprobs: of each completion.
-        abandoned: which completions were cancelled; they have no answer, whatever they say.
+        cancelled: which completions were cancelled; they have no answer, whatever they say.
         is_last: whether the video has no more frames to show.
         num_damaged: damaged frames, replaced by the nearest sound ones.
     """
     answers = tuple(
         None if given_up else parse_answer(text, question)
-        for text, given_up in zip(completions, abandoned or [False] * len(completions), strict=True)
+        for text, given_up in zip(completions, cancelled or [False] * len(completions), strict=True)
     )
     return Round(
         num_frames,
@@ -286,7 +286,7 @@ def make_round(
         tuple(times_s),
         tuple(num_tokens),
         tuple(mean_logprobs),
-        tuple(abandoned),
+        tuple(cancelled),
         is_last,
         num_damaged=num_damaged,
     )

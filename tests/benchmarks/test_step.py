@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import common, step
 from benchmarks.step import check_equal, measure, median, write_model
-from benchmarks.step_case import Case, VisionPasses, images, trl_settings, variety
+from benchmarks.step_case import Case, VisionPasses, trl_settings, variety
 from benchmarks.step_vrts import Variety, vrts_sample
 from tests.benchmarks.conftest import TINY
 from vrts.types import Completion
@@ -95,7 +95,7 @@ def test_vision_passes_are_counted_step_by_step():
 
 def test_a_frame_twice_gives_the_patches_of_an_image(tiny_policy):
     out = tiny_policy.processor.image_processor(
-        images=list(images(CASE, 1)),
+        images=list(frame_images(CASE, 1)),
         do_resize=False,
         input_data_format="channels_first",
         return_tensors="pt",

@@ -47,20 +47,20 @@ def test_an_early_stop_changes_no_result(tmp_path, videos, vote, consensus):
             num_samples=5, s2d=s2d, data={"eval_batch_size": 7},
         )  # fmt: skip
     (full, full_metrics), (early, early_metrics) = written.values()
-    assert early_metrics.pop("num_abandoned") > full_metrics.pop("num_abandoned") == 0
+    assert early_metrics.pop("num_cancelled") > full_metrics.pop("num_cancelled") == 0
     assert early_metrics.pop("agreement") < full_metrics.pop("agreement")
     assert early_metrics == full_metrics
-    abandoned = 0
+    cancelled = 0
     for a, b in zip(full, early, strict=True):
         assert {**a, "rounds": 0} == {**b, "rounds": 0}
         for of_all, left in zip(a["rounds"], b["rounds"], strict=True):
-            assert of_all["abandoned"] == [False] * 5
-            abandoned += sum(left["abandoned"])
+            assert of_all["cancelled"] == [False] * 5
+            cancelled += sum(left["cancelled"])
             kept = [None if gone else letter for gone, letter in
-                    zip(left["abandoned"], of_all["answers"], strict=True)]  # fmt: skip
+                    zip(left["cancelled"], of_all["answers"], strict=True)]  # fmt: skip
             assert left["answers"] == kept
             assert left["agreement"] <= of_all["agreement"]
-    assert abandoned > 20, "hardly anything was given up: the test shows nothing"
+    assert cancelled > 20, "hardly anything was given up: the test shows nothing"
     assert len({line["num_frames"] for line in full}) == 3
 
 

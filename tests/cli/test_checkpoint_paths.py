@@ -51,14 +51,18 @@ def test_a_whole_one_is_taken(tmp_path, subcommand):
 @pytest.mark.parametrize("subcommand", ["fit", "predict", "export"])
 def test_another_file_of_torch_is_refused(tmp_path, content, subcommand):
     torch.save(content, tmp_path / "foreign.ckpt")
-    with pytest.raises(InputError, match=r"foreign\.ckpt is no checkpoint of vrts fit: it has no"):
+    with pytest.raises(
+        InputError, match=r"foreign\.ckpt is not a checkpoint of vrts fit: it has no"
+    ):
         find_checkpoint(config(tmp_path, tmp_path / "foreign.ckpt"), subcommand)
 
 
 def test_a_pickle_is_refused_whatever_the_user_allows(tmp_path):
     torch.save(WHOLE | {"of a callback": {Path("x")}}, tmp_path / "own.ckpt")
     found = config(tmp_path, tmp_path / "own.ckpt")
-    with pytest.raises(InputError, match=r"own\.ckpt is no checkpoint .* code in it is never run"):
+    with pytest.raises(
+        InputError, match=r"own\.ckpt is not a checkpoint .* code in it is never run"
+    ):
         find_checkpoint(found, "fit")
     found.weights_only = False
     with pytest.raises(InputError, match="--weights_only: code in a checkpoint is never run"):

@@ -104,7 +104,7 @@ def test_lora_trains_validates_saves_exports_and_resumes(tmp_path, annotations):
     assert "_foreach_sqrt" not in device.operators, "AdamW holds a copy of all second moments"
     assert device.operators["_fused_adamw_"] == 1
     assert logged(tmp_path / "first", "train/kl") == [0.0]
-    (gap,) = logged(tmp_path / "first", "train/rollout_logprob_gap")
+    (gap,) = logged(tmp_path / "first", "train/sampling/logprob_diff")
     assert 0 < gap < 0.05
     (accuracy,) = logged(tmp_path / "first", "val/accuracy")
     assert 0 <= accuracy <= 1

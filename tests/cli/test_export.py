@@ -262,7 +262,7 @@ class TestBadInput:
     def test_a_damaged_checkpoint(self, refused, tmp_path):
         (tmp_path / "damaged.ckpt").write_bytes(b"no checkpoint")
         found = refused(f"--ckpt_path={tmp_path / 'damaged.ckpt'}")
-        assert "damaged.ckpt is no checkpoint, or a damaged one" in found
+        assert "damaged.ckpt is not a checkpoint, or a damaged one" in found
 
     def test_another_lora_rank(self, refused, trained):
         found = refused("--model.policy.init_args.lora={rank: 8, alpha: 8}")

@@ -160,7 +160,7 @@ def recorded_line(id: str, rounds: list[tuple[int, str]], error: str | None = No
             agreement=0.0,
             num_tokens=(1,) * len(letters),
             mean_logprobs=(0.0,) * len(letters),
-            abandoned=tuple(letter == "." for letter in letters),
+            cancelled=tuple(letter == "." for letter in letters),
             is_last=num_frames == 40,
         )
         for num_frames, letters in rounds

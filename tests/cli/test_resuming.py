@@ -91,7 +91,7 @@ def test_a_torn_checkpoint_that_is_named_is_refused(fit, tmp_path, capsys):
     torn = tmp_path / "checkpoints/last.ckpt"
     torn.write_bytes(torn.read_bytes()[:-1000])
     assert main(fit(f"--ckpt_path={torn}")) == 1
-    assert "last.ckpt is no checkpoint, or a damaged one" in capsys.readouterr().err
+    assert "last.ckpt is not a checkpoint, or a damaged one" in capsys.readouterr().err
     assert main(fit(KEEP_LAST, "--ckpt_path=last")) == 1
     assert "is complete; give the path of another one" in capsys.readouterr().err
 

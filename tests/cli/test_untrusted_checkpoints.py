@@ -88,7 +88,7 @@ def refuses(args: list[str], capsys: pytest.CaptureFixture[str], marker: Path) -
     capsys.readouterr()
     assert main(args) == 1
     error = capsys.readouterr().err
-    assert "is no checkpoint of vrts fit, or a damaged one (" in error
+    assert "is not a checkpoint of vrts fit, or a damaged one (" in error
     assert len(error[error.index("vrts: error:") :].splitlines()) <= 3
     assert not marker.exists(), "the code has run"
 

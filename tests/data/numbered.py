@@ -37,7 +37,7 @@ def numbers(clip) -> tuple[int, ...]:
 
 
 def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A picture ``[H, W, C]`` as a player shows it: each pixel put where the matrix says."""
+    """An image ``[H, W, C]`` as a player shows it: each pixel put where the matrix says."""
     height, width = pixels.shape[:2]
     a, b, c, d = ORIENTATIONS[orientation]
     y, x = np.mgrid[:height, :width]

@@ -35,7 +35,7 @@ RECORDED = {
     "rounds": [{
         "num_frames": 4, "times_s": [0.5], "completions": ["a", "b"], "answers": ["A", None],
         "agreement": 0.5, "num_tokens": [1, 2], "mean_logprobs": [-1.0, -2],
-        "abandoned": [False, True], "is_last": True,
+        "cancelled": [False, True], "is_last": True,
     }],
     "status": "ok", "error": None, "question": "Which?", "options": ["x", "y"],
     "problem_type": "multiple choice", "video": "abc.mp4", "breakdown": {"kind": "odd"},

@@ -103,7 +103,7 @@ def test_odd_but_sound_videos_come_out_right(tmp_path, pool, name):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_bit_rot_ends_in_a_clip_or_a_name(tmp_path, pool, good, seed):
-    """In the pictures, concealed as players do it, or anywhere in the file."""
+    """In the images, concealed as players do it, or anywhere in the file."""
     rng = random.Random(seed)
     data = bytearray(good)
     first = data.find(b"mdat") + 8 if seed % 2 else 0

@@ -46,7 +46,7 @@ def check(clip, lost, offset=0):
 
 
 def spoil(first, last=None):
-    """Damage the pictures' data in these packets, by decoding order, behind their heads."""
+    """Damage the images' data in these packets, by decoding order, behind their heads."""
 
     def change(number, packet):
         if not first <= number <= (first if last is None else last):

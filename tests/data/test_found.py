@@ -7,7 +7,7 @@ import torch
 
 from vrts.data.video.clips import resize_frame
 from vrts.data.video.frames import WHOLE, UniformSampler, Window
-from vrts.data.video.images import decode_image, decode_picture
+from vrts.data.video.images import decode_animation, decode_image
 from vrts.data.video.pyav import PyAVDecoder
 from vrts.data.video.resolution import Resolution
 from vrts.data.workers.pool import DecodePool
@@ -110,7 +110,7 @@ def test_pictures(found):
     image = clip.frames[0].float().mean(0)
     assert (image > 250).float().mean() > 0.5  # white ground
     assert image.min() < 60  # black text
-    clip = decode_picture(str(found / "circle.gif"), 32, UniformSampler(), SMALL)
+    clip = decode_animation(str(found / "circle.gif"), 32, UniformSampler(), SMALL)
     assert (clip.num_source_frames, clip.num_frames) == (30, 30)
     assert clip.fps == pytest.approx(100 / 7)
     assert torch.unique(clip.frames, dim=0).shape[0] >= 15

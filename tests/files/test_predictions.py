@@ -44,7 +44,7 @@ def test_the_line_of_an_answer():
                 "agreement": 0.3333,
                 "num_tokens": [9, 3],
                 "mean_logprobs": [-0.1234, -2.0],
-                "abandoned": [False, True],
+                "cancelled": [False, True],
                 "is_last": False,
                 "damaged": 0,
             },
@@ -56,7 +56,7 @@ def test_the_line_of_an_answer():
                 "agreement": 1.0,
                 "num_tokens": [],
                 "mean_logprobs": [],
-                "abandoned": [],
+                "cancelled": [],
                 "is_last": True,
                 "damaged": 0,
             },
@@ -213,7 +213,7 @@ DAMAGE = {
             "completions": "text",
             "answers": [3, 4],
             "num_tokens": [1, 2, 3],
-            "abandoned": None,
+            "cancelled": None,
             "times_s": None,
         }.items()
     },
@@ -243,4 +243,4 @@ def test_without_texts_metrics_have_what_they_need(tmp_path):
     bare = without_texts(found)
     assert (bare.question.text, bare.rounds[0].completions) == ("", ())
     assert (bare.answer, bare.correct, bare.num_frames) == ("B", True, 8)
-    assert [r.abandoned for r in bare.rounds] == [(False, True), ()]
+    assert [r.cancelled for r in bare.rounds] == [(False, True), ()]

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def vision_inputs(policy: QwenPolicy, prompt: QwenPrompt) -> dict[str, torch.Tensor]:
-    """What transformers' forward calls the patches of a video or a picture."""
+    """What transformers' forward calls the patches of a video or an image."""
     grid, patches = torch.tensor([prompt.grid]), prompt.patches(CPU)
     if (prompt.input_ids == policy.base.config.image_token_id).any():
         return {"pixel_values": patches, "image_grid_thw": grid}

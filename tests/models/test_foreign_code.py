@@ -115,7 +115,7 @@ def test_an_index_that_names_a_pickle_is_refused_by_name(load_policy, folder):
     with pytest.raises(InputError, match=r"index\.json names 'pytorch_model\.bin', which is no"):
         load_policy(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(InputError, match=r"index\.json is no index of weights"):
+    with pytest.raises(InputError, match=r"index\.json is not an index of weights"):
         load_policy(folder)
 
 
@@ -144,7 +144,7 @@ def test_a_chat_template_that_breaks_or_never_ends_is_named(
 
 @pytest.mark.parametrize(
     ("pattern", "problem"),
-    [("(([a-z_.0-9]+)+)+!", "did not end within 2 s"), ("(q_proj", "is no regular expression")],
+    [("(([a-z_.0-9]+)+)+!", "did not end within 2 s"), ("(q_proj", "is not a regular expression")],
 )
 def test_a_regular_expression_that_runs_away_is_named(
     load_policy, folder, tmp_path, monkeypatch, pattern, problem

@@ -97,8 +97,8 @@ def test_an_unknown_name_is_a_mistake_in_the_code():
 
 def test_names_of_the_issue_are_among_them():
     wanted = {
-        "reward_std", "zero_advantage_groups", "kl", "entropy", "completion_length", "clip_share",
-        "clamp_share", "tokens_per_s", "rollout_s",
+        "reward_std", "frac_reward_zero_std", "kl", "entropy", "completion_length", "clip_ratio",
+        "clamp_ratio", "tokens_per_s", "rollout_s",
     }  # fmt: skip
     assert wanted <= set(TRAIN_METRICS)
     assert [reward.name for reward in make_module(scripted(), rewards=None).rewards] == [

@@ -175,7 +175,7 @@ def test_a_run_logs_everything_and_trains_what_it_should(
     values = [{name: float(row[f"train/{name}"]) for name in names} for row in rows]
     for row in values:
         assert 0 < row["entropy"] < 6.5
-        assert row["skipped"] == row["clip_share"] == row["reward/format"] == 0
+        assert row["skipped"] == row["clip_ratio"] == row["reward/format"] == 0
         assert row["reward/total"] == pytest.approx(
             row["reward/text"] + row["reward/accuracy"] + 0.5 * row["reward/format"]
         )
@@ -186,7 +186,7 @@ def test_a_run_logs_everything_and_trains_what_it_should(
         assert row["update_s"] > 0
         assert row["nonfinite_steps"] == 0
         assert row["sampled_groups"] == 2
-        assert 0 < row["rollout_logprob_gap"] < 1e-5
+        assert 0 < row["sampling/logprob_diff"] < 1e-5
         tokens = row["completion_length"] * 2 * G
         assert row["tokens_per_s"] == pytest.approx(tokens / row["rollout_s"], rel=1e-3)
     assert values[0]["kl"] == pytest.approx(0, abs=1e-9)

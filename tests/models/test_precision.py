@@ -35,7 +35,7 @@ def test_reduced_precision_starts_on_the_reference(tmp_path, varied_model, video
     )  # fmt: skip
     assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-6)
     assert trainer.callback_metrics["train/entropy"] > 1
-    assert 1e-4 < trainer.callback_metrics["train/rollout_logprob_gap"] < 0.1
+    assert 1e-4 < trainer.callback_metrics["train/sampling/logprob_diff"] < 0.1
 
 
 def test_bf16_true_converts_weights_but_no_rotary_frequencies(tmp_path, varied_model, videos):

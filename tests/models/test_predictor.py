@@ -98,7 +98,7 @@ class World:
                 times_s=[i / 8 for i in range(T)],
                 num_tokens=[self.length(m, seeds) for m in range(self.M)],
                 mean_logprobs=[round(-(seed % 997) / 997, 4) for seed in seeds],
-                abandoned=[False] * self.M,
+                cancelled=[False] * self.M,
             ))  # fmt: skip
             is_end = level > T or sample.clip.num_source_frames == T
             if is_end or rule.is_settled(rounds[-1]):
@@ -193,7 +193,7 @@ def test_an_early_stop_changes_no_decision(world, rule, num_rows, batch_size, ra
         assert replace(prediction, rounds=()) == replace(want, rounds=())
         assert [r.num_frames for r in prediction.rounds] == [r.num_frames for r in want.rounds]
         for some, every in zip(prediction.rounds, want.rounds, strict=True):
-            pairs = zip(some.abandoned, every.answers, strict=True)
+            pairs = zip(some.cancelled, every.answers, strict=True)
             kept = [None if gone else answer for gone, answer in pairs]
             assert list(some.answers) == kept
             assert (some.agreement == 1) == (every.agreement == 1)

@@ -55,7 +55,7 @@ def test_a_step_trains_the_adapter_alone(tmp_path, varied_model, videos, precisi
     assert all("lora_" in n for n in moved)
     assert trainer.callback_metrics["train/kl"] >= 0
     limit = 1e-4 if precision == "32-true" else 0.1
-    assert trainer.callback_metrics["train/rollout_logprob_gap"] < limit
+    assert trainer.callback_metrics["train/sampling/logprob_diff"] < limit
     # what samples has the policy's own packed weights, and what unpacks them
     mine, theirs = policy.base, module.engine._replica.model
     assert len(packed(mine)) > 0

@@ -32,7 +32,7 @@ def line(id, *rounds, error=None):
             agreement=0.0,
             num_tokens=(1,) * len(letters),
             mean_logprobs=(0.0,) * len(letters),
-            abandoned=(False,) * len(letters),
+            cancelled=(False,) * len(letters),
         )
         for T, letters in rounds
     )
@@ -200,15 +200,15 @@ def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
     assert (second.error, texts(second)) == (None, "CABAC")
 
 
-def abandoned(tmp_path):
+def cancelled(tmp_path):
     recorded = line("a", (4, "AB-A"))
-    recorded["rounds"][0]["abandoned"] = [False, False, True, False]
+    recorded["rounds"][0]["cancelled"] = [False, False, True, False]
     with pytest.warns(match=r"1 of 2 questions have completions .* fail by name.*record\.yaml"):
         return load(write(tmp_path, recorded, line("b", (4, "AAA"))))
 
 
 def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_path):
-    policy = abandoned(tmp_path)
+    policy = cancelled(tmp_path)
     sample = policy.sample(question("a"), 4)
     asked = []
 
@@ -228,7 +228,7 @@ def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_p
 
 
 def test_it_cannot_be_trained_or_saved(tmp_path):
-    policy = abandoned(tmp_path)
+    policy = cancelled(tmp_path)
     for call in (
         lambda: policy.logprobs(None, None, 1.0),
         policy.adapter_disabled,

@@ -213,7 +213,7 @@ def canonical_gold(question: Question) -> str:
     gold = parse_answer(question.gold or "", question)
     if gold is None:
         raise InputError(
-            f"{_where(question)}: the gold answer {question.gold!r} is no answer to a "
+            f"{_where(question)}: the gold answer {question.gold!r} is not an answer to a "
             f"{question.problem_type} question; correct the record"
         )
     return gold

@@ -45,7 +45,7 @@ def spoken_number(text: str) -> float | None:
     """Read a number in words that is all of a text, but for one word behind it.
 
     Returns:
-        The number, or None where the text is no number or more than one.
+        The number, or None where the text is not a number or more than one.
 
     Example:
         >>> spoken_number("two hundred and five cars"), spoken_number("负三点五")

@@ -14,7 +14,7 @@ ENDING = (signal.SIGTERM,) if HANGUP is None else (signal.SIGTERM, HANGUP)
 
 
 class Termination:
-    """Has SIGTERM and SIGHUP end the run as Ctrl-C does; Lightning takes note and goes on.
+    """Has SIGTERM and SIGHUP end the run as Ctrl-C does; Lightning takes note and continues.
 
     What ``nohup`` has ignored stays so.
 
@@ -47,7 +47,7 @@ class Termination:
                 self._had.setdefault(number, had)
 
     def give_back(self) -> dict[int, Any]:
-        """End; harmless twice.
+        """End; idempotent.
 
         Returns:
             The handlers that are in place again, those from before the first `take_over`.

@@ -56,7 +56,7 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
     if given == "last":
         config.ckpt_path = _find_last(config.trainer, subcommand)
         if config.ckpt_path is None:
-            config.overwrite = True  # what the run has left so far, which is no checkpoint
+            config.overwrite = True  # what the run has left so far, which is not a checkpoint
     if config.get("ckpt_path") in (None, "last", "hpc") or "://" in str(given):
         return
     path = surviving(Path(str(config.ckpt_path)))
@@ -67,7 +67,7 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
         )
     if not is_complete(path):
         raise InputError(
-            f"--ckpt_path: {path} is no checkpoint, or a damaged one; give another, or last for "
+            f"--ckpt_path: {path} is not a checkpoint, or a damaged one; give another, or last for "
             "the newest one that is complete"
         )
     if path.is_file():
@@ -100,7 +100,7 @@ def _check_content(path: Path, subcommand: str) -> None:
         )
     if missing:
         raise InputError(
-            f"--ckpt_path: {path} is no checkpoint of vrts fit: it has no {missing[0]}; give "
+            f"--ckpt_path: {path} is not a checkpoint of vrts fit: it has no {missing[0]}; give "
             "another"
         )
     if subcommand == "fit":
@@ -156,7 +156,9 @@ def _find_last(trainer: Any, subcommand: str) -> str | None:
     where = ", ".join(map(str, paths))
     if subcommand != "fit":
         raise InputError(f"--ckpt_path last: no checkpoint in {where}; give the path of one")
-    rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, so the run begins anew")
+    rank_zero_info(
+        f"--ckpt_path last: no checkpoint in {where} yet, so the run starts from the beginning"
+    )
     return None
 
 

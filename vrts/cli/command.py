@@ -131,7 +131,7 @@ class VrtsCLI(LightningCLI):
         kept in memory. On a CPU, cores that decode are not computed on as well.
 
         Raises:
-            InputError: the checkpoint to go on from does not exist.
+            InputError: the checkpoint to resume from does not exist.
         """
         config = self.config[self.subcommand]
         strategy = usage.named_strategy(config.trainer.strategy)
@@ -175,7 +175,7 @@ class VrtsCLI(LightningCLI):
             rank_zero_warn(
                 f"nothing was trained: the checkpoint is of step {trainer.global_step}, where "
                 f"trainer.max_steps {trainer.max_steps} or trainer.max_epochs "
-                f"{trainer.max_epochs} ends the run; raise both to go on"
+                f"{trainer.max_epochs} ends the run; raise both to continue"
             )
         tell_results(self.trainer)
         if self.trainer.is_global_zero and (warning := module.reward_watch.warning()):
@@ -223,7 +223,7 @@ def _ask_what_is_replayed(config: Any) -> None:
     is_replay = policy is not None and policy.class_path.endswith(".ReplayPolicy")
     if is_replay and config.data.predict is None and config.data.video is None:
         reader = {
-            "class_path": "vrts.data.readers.recorded.RecordedReader",
+            "class_path": "vrts.data.RecordedReader",
             "init_args": {"path": policy.init_args.path},
         }
         config.data.predict = dict_to_namespace(reader)
@@ -319,7 +319,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         name = f"{error.filename}: " if error.filename else ""
         return _fail(
-            f"{name}{error.strerror}; put that right, then give the same command again (fit: with "
+            f"{name}{error.strerror}; fix this, then give the same command again (fit: with "
             "--ckpt_path last)"
         )
     except Exception as error:
@@ -347,7 +347,7 @@ def _hint(error: MisconfigurationException) -> str:
     if "deepspeed" in str(error).lower():  # Lightning would have it installed
         return "vrts shards with FSDP2 instead: --trainer.strategy=FullySharded"
     reason = why_no_cuda() if "CUDA" in str(error) else None
-    return reason or "without such a device, put --config configs/cpu.yaml behind the others"
+    return reason or "without such a device, put --config configs/cpu.yaml after the others"
 
 
 def _fail(message: object) -> int:

@@ -46,11 +46,11 @@ class VideoQADataModule(LightningDataModule):
     """Streams sampled, decoded and resized video questions, a share to each rank.
 
     A training batch is what a rank has of one optimizer step: all ranks together take the next
-    ``batch_size`` times the number of ranks questions of the epoch, which is shuffled anew each
+    ``batch_size`` times the number of ranks questions of the epoch, which is shuffled again each
     time. The last step of an epoch has what is left, so that every question comes once, in all
     stages. After an optimizer step the module calls `mark_trained`, which moves the position that
     checkpoints keep. A run that is resumed with Lightning's ``ckpt_path``, also with another
-    number of ranks or batch size, goes on with the questions of the epoch that were not trained on.
+    number of ranks or batch size, continues with the questions of the epoch that are left.
 
     A video that fails to decode gives a `Sample` with an error and never stops a run.
 
@@ -72,11 +72,11 @@ class VideoQADataModule(LightningDataModule):
         deadline_s: Seconds after which a video has failed.
         shuffle: Shuffle the training questions.
         seed: Seed of the shuffling.
-        cache: Keeps decoded frames on disk; null decodes anew in every run.
+        cache: Keeps decoded frames on disk; null decodes again in every run.
         frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
         max_damaged: Share of a clip's frames that may be damaged: the nearest sound ones are used
             for them. A video with more of them has failed; with 0 any of them fails it.
-        video: A video or picture to ask one question about, in place of ``predict``.
+        video: A video or image to ask one question about, in place of ``predict``.
         question: That question.
         options: Its options, for a multiple choice.
 
@@ -242,7 +242,7 @@ class VideoQADataModule(LightningDataModule):
         return self._layout().num_steps()
 
     def train_dataloader(self) -> TrainingStream:
-        """Return the rank's training stream, which goes on where training is.
+        """Return the rank's training stream, which continues where training is.
 
         Raises:
             InputError: the training questions were not read.

@@ -152,7 +152,7 @@ class TrainingProgress:
             )
         elif changed:
             rank_zero_info(
-                f"Going on with {changes}: {self.position.num_seen} of {now['num_questions']} "
+                f"Resuming with {changes}: {self.position.num_seen} of {now['num_questions']} "
                 f"questions of epoch {self.position.epoch} are done"
             )
 

@@ -29,7 +29,7 @@ class QuestionKind:
     """A sort of question, to be asked about many scenes."""
 
     name: str
-    """A noun for what is asked about; it stands in the annotations and in the reasoning."""
+    """A noun for what is asked about; it is used in the annotations and the reasoning."""
     ask: Callable[[Scene], Asked]
     choices: tuple[str, ...]
     """Possible answers, in their fixed order; options are drawn from them."""

@@ -1,4 +1,4 @@
-"""JSON Lines of runs that are interrupted and go on: the last line of a file may be torn."""
+"""JSON Lines of interrupted and resumed runs: the last line of a file may be torn."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class StoredPredictions:
         for source, line in whole_lines(path):
             found = _parse_line(source, line)
             self._offsets[found.question.id] = offset
-            self.num_cut_short += any(any(r.abandoned) for r in found.rounds)
+            self.num_cut_short += any(any(r.cancelled) for r in found.rounds)
             offset += len(line)
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
                 "agreement": round(r.agreement, DIGITS),
                 "num_tokens": list(r.num_tokens),
                 "mean_logprobs": [round(mean, DIGITS) for mean in r.mean_logprobs],
-                "abandoned": list(r.abandoned),
+                "cancelled": list(r.cancelled),
                 "is_last": r.is_last,
                 "damaged": r.num_damaged,
             }
@@ -206,7 +206,7 @@ def _round_from_json(found: dict[str, Any]) -> Round:
         "answers": _items(found, "answers", str | None),
         "num_tokens": _items(found, "num_tokens", int),
         "mean_logprobs": _items(found, "mean_logprobs", int | float),
-        "abandoned": _items(found, "abandoned", bool),
+        "cancelled": _items(found, "cancelled", bool),
     }
     for key, values in lists.items():
         if len(values) not in (0, len(completions)):

@@ -42,7 +42,7 @@ def make_folder(folder: Path, option: str) -> Path:
             probe.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
-            f"{option}: cannot use {folder} ({error}); put that right, or give another folder"
+            f"{option}: cannot use {folder} ({error}); fix this, or give another folder"
         ) from error
     return folder
 

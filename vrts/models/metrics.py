@@ -17,13 +17,13 @@ from vrts.types import Prediction
 TRAIN_METRICS = (
     "loss",
     "kl",
-    "clip_share",
-    "clamp_share",
+    "clip_ratio",
+    "clamp_ratio",
     "entropy",
     "skipped",
     "reward/total",
     "reward_std",
-    "zero_advantage_groups",
+    "frac_reward_zero_std",
     "sampled_groups",
     "completion_length",
     "truncated",
@@ -31,18 +31,18 @@ TRAIN_METRICS = (
     "rollout_s",
     "update_s",
     "tokens_per_s",
-    "rollout_logprob_gap",
+    "sampling/logprob_diff",
 )
 """Logged under ``train/`` at each step, next to ``reward/<name>`` of each reward and
 ``nonfinite_steps`` (how many were skipped so far). ``skipped`` counts questions of a batch that had
-no usable video; ``rollout_logprob_gap`` is the mean absolute difference between the log-probs of
+no usable video; ``sampling/logprob_diff`` is the mean absolute difference between the log-probs of
 engine and policy: about 1e-6 in float32; much more than bfloat16's rounding (some 0.01) means that
 they do not compute the same model."""
 
 SHOWN = ("reward/total", "kl", "completion_length")
 """Those in the progress bar."""
 
-TOKEN_MEANS = ("kl", "entropy", "clip_share", "clamp_share", "rollout_logprob_gap")
+TOKEN_MEANS = ("kl", "entropy", "clip_ratio", "clamp_ratio", "sampling/logprob_diff")
 """Means over tokens, so a process counts by how many it has; elsewhere all count alike."""
 
 

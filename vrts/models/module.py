@@ -281,7 +281,7 @@ class VideoQAModule(LightningModule):
                 loss = terms.loss
                 step.add(terms)
                 entropy = entropy + scores.entropy.where(inputs.mask, 0.0).sum()
-                gap = gap + micro_batch.sampling_gap(inputs.old_logprobs)
+                gap = gap + micro_batch.sampling_logprob_diff(inputs.old_logprobs)
                 self._count(micro_batch, self.work.update)
             with self._sync.backward(is_last=i + 1 == len(passes)):
                 self.manual_backward(loss)
@@ -292,7 +292,7 @@ class VideoQAModule(LightningModule):
         if not micro_batches:
             return {"loss": 0.0}  # which counts in the mean over the ranks
         count = step.num_tokens.clamp(min=1)
-        return step.metrics() | {"entropy": entropy / count, "rollout_logprob_gap": gap / count}
+        return step.metrics() | {"entropy": entropy / count, "sampling/logprob_diff": gap / count}
 
     def _optimizer_step(self, is_last: bool) -> None:
         """Clip, step and schedule. A step of Lightning's is counted once a batch."""
@@ -432,7 +432,7 @@ class VideoQAModule(LightningModule):
         if self.sharding != Sharding() and mesh is None and self._fitting:
             _log.warning(
                 "model.sharding has no effect: trainer.strategy does not shard; put --config "
-                "configs/fsdp.yaml behind the others"
+                "configs/fsdp.yaml after the others"
             )
         if mesh is not None:
             self.policy.load_empty()

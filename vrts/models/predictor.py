@@ -44,7 +44,7 @@ FrameSource = Callable[[Question, int, bool], "Future[Sample]"]
 soon) to where its sample will be."""
 
 Refuses = Callable[[Sample, int], str | None]
-"""See `vrts.models.policy.Policy.refuses`."""
+"""See `vrts.models.Policy.refuses`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +198,8 @@ class Predictor:
         """Decide by the last round: the model has seen all frames that the sampler finds."""
         pending.is_exhausted = True
         last = pending.rounds.pop()
-        if any(last.abandoned):
-            # These were cancelled since the question seemed to go on to more frames, and are needed
+        if any(last.cancelled):
+            # These were cancelled since the question seemed to need more frames, and are needed
             # after all. Same seeds, same completions.
             self._waiting.appendleft(pending)
             return
@@ -245,7 +245,7 @@ class Predictor:
             times_s=clip.times_s or [index / clip.fps for index in clip.frame_indices],
             num_tokens=[completion.num_tokens for completion in completions],
             mean_logprobs=[completion.mean_logprob for completion in completions],
-            abandoned=[completion.cancelled for completion in completions],
+            cancelled=[completion.cancelled for completion in completions],
             is_last=pending.is_exhausted or shows_all_frames(question, clip),
             num_damaged=clip.num_damaged,
         )

@@ -67,7 +67,7 @@ class Recording:
         return (
             f"{self.path}: {self._stored.num_cut_short} of {len(self._stored)} questions have "
             "completions that an early stop cancelled; those whose vote needs them here fail by "
-            "name. For any vote record with --config configs/record.yaml behind the others"
+            "name. For any vote record with --config configs/record.yaml after the others"
         )
 
     def find(self, id: str, num_frames: int) -> Round | str:
@@ -192,7 +192,7 @@ class ReplayEngine(Engine):
         found = request.prompt.found
         G = len(request.sampling)
         rows = zip(
-            found.completions, found.num_tokens, found.mean_logprobs, found.abandoned, strict=True
+            found.completions, found.num_tokens, found.mean_logprobs, found.cancelled, strict=True
         )
         return Result(
             request,
@@ -221,7 +221,7 @@ class ReplayEngine(Engine):
                 f"{where} has {len(found.completions)} completions, and {G} are asked for; "
                 "give SparseToDense.num_samples no more than were recorded"
             )
-        gone = found.abandoned[:G]
+        gone = found.cancelled[:G]
         known = [None if g else text for text, g in zip(found.completions, gone, strict=False)]
         stop = request.should_stop
         if any(gone) and (stop is None or not stop(known, found.mean_logprobs[:G])):

@@ -55,7 +55,7 @@ def test_every_number_by_hand():
         "accuracy_stderr": pytest.approx(stderr),
         "unanimous_and_wrong": 1 / 6,  # confident
         "agreement": (1 + 1 + 0.75 + 1 + 0) / 5,
-        "num_abandoned": 0,
+        "num_cancelled": 0,
         "mean_frames": (4 + 8 + 16 + 16 + 6) / 5,
         "mean_frames_total": (4 + 12 + 28 + 28 + 10) / 5,
         "decided_at": {"4": 1 / 8, "8": 2 / 8, "16": 2 / 8},  # three failed
@@ -130,15 +130,15 @@ def test_a_cause_of_many_failures_is_one_reason():
         failed("1", "v/a.mp4: no such file", "v/a.mp4"),
         predicted("right", True, (4, 1.0)),
         failed("2", "v/(b) [x].mp4: no such file", "v/(b) [x].mp4"),
-        failed("3", "f/0003.jpg: cannot be read as a picture (bad)", "f"),
-        failed("4", "g/12.jpg: cannot be read as a picture (bad)", "g"),
+        failed("3", "f/0003.jpg: cannot be read as an image (bad)", "f"),
+        failed("4", "g/12.jpg: cannot be read as an image (bad)", "g"),
         failed("5", "question 5: 5120 prompt tokens exceed 4096", "a.mp4"),
         failed("51", "question 51: 9999 prompt tokens exceed 4096", "a.mp4"),
         failed("6", "A: [Errno 36] File name too long: 'é\\n.mp4'", "é\\n.mp4"),
         failed("7", "a: no frame within 60 s", "a"),
     ]
     want = [
-        ("cannot be read as a picture (bad)", 2),
+        ("cannot be read as an image (bad)", 2),
         ("no such file", 2),
         ("question: # prompt tokens exceed #", 2),
         ("A: [Errno 36] File name too long: 'é\\n.mp4'", 1),
@@ -146,7 +146,7 @@ def test_a_cause_of_many_failures_is_one_reason():
     ]
     assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
     examples = [group["example"] for group in failure_reasons(predictions)]
-    assert examples[0] == "f/0003.jpg: cannot be read as a picture (bad)"
+    assert examples[0] == "f/0003.jpg: cannot be read as an image (bad)"
     assert examples[2] == "question 5: 5120 prompt tokens exceed 4096", "it has the numbers"
     random.Random(0).shuffle(predictions)
     assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want

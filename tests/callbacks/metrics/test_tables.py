@@ -72,7 +72,7 @@ def test_they_leave_out_what_is_not_known():
 
 def test_agreement_is_a_lower_bound_where_completions_were_given_up():
     early = predicted("early", True, (4, 0.6))
-    last = replace(early.rounds[0], abandoned=(False, False, False, False, True))
+    last = replace(early.rounds[0], cancelled=(False, False, False, False, True))
     early = replace(early, rounds=(last,))
     assert ["agreement, at least", "60.0 %"] in rows(summarise([early], [4]))
 

@@ -1,4 +1,4 @@
-"""Curves of real training runs: what loggers get, in a picture, over interruptions too."""
+"""Curves of real training runs: what loggers get, in an image, over interruptions too."""
 
 import json
 import math
@@ -237,7 +237,7 @@ def test_many_values_and_such_that_are_not_finite_are_drawn(tmp_path):
 
 
 def drawn(monkeypatch, path, points):
-    """The figure of a picture."""
+    """The figure of an image."""
     kept, save = [], Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *args, **kw: (save(self, *args, **kw), kept.append(self))

@@ -53,7 +53,7 @@ def test_of_very_many_frames_the_first_and_the_last_times_are_shown():
 
 def test_completions_that_were_given_up_are_no_missing_answers():
     prediction = decided((4, [completion("A"), completion("B"), "I th"]))
-    found = dataclasses.replace(prediction.rounds[0], abandoned=(False, False, True))
+    found = dataclasses.replace(prediction.rounds[0], cancelled=(False, False, True))
     out = shown(dataclasses.replace(prediction, rounds=(found,)))
     assert "A: 1, B: 1, cancelled: 1" in out
 

@@ -179,9 +179,9 @@ def test_what_is_needed_and_lacks_fails_alone_at_any_level(
 
     def spoil(line):
         if line["id"] == "q2":
-            line["rounds"][place]["abandoned"][1] = True
+            line["rounds"][place]["cancelled"][1] = True
         if line["id"] == "q4":
-            for name in ("completions", "answers", "num_tokens", "mean_logprobs", "abandoned"):
+            for name in ("completions", "answers", "num_tokens", "mean_logprobs", "cancelled"):
                 line["rounds"][place][name].pop()
         return line
 
@@ -235,7 +235,7 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 40)
 
 @pytest.fixture(scope="module")
 def ragged(videos, tmp_path_factory, make_video):
-    """Questions about videos of different lengths, a picture and videos that fail, and a script
+    """Questions about videos of different lengths, an image and videos that fail, and a script
     of 5 answers for each number of frames."""
     folder, rng = tmp_path_factory.mktemp("ragged"), random.Random(7)
     asked = [ask("fragile", videos["fragile"]), ask("damaged", videos["damaged"])]

@@ -84,7 +84,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
                 "agreement": 0.3333,
                 "num_tokens": [1, 1, 1],
                 "mean_logprobs": means[0],
-                "abandoned": [False] * 3,
+                "cancelled": [False] * 3,
                 "is_last": False,
                 "damaged": 0,
             },
@@ -96,7 +96,7 @@ def test_each_question_has_one_line_of_the_schema(whole, videos):
                 "agreement": 1,
                 "num_tokens": [1, 1, 1],
                 "mean_logprobs": means[1],
-                "abandoned": [False] * 3,
+                "cancelled": [False] * 3,
                 "is_last": False,
                 "damaged": 0,
             },
@@ -332,7 +332,7 @@ def test_the_gain_over_a_run_before_is_among_the_metrics(tmp_path, videos, whole
         "num_scored": 3, "accuracy_before": 0, "accuracy_after": 2 / 3, "gain": 2 / 3,
     }  # fmt: skip
     other = questions(videos["long"], 2, prefix="other")
-    with pytest.raises(InputError, match=r"PredictionWriter\.before: .*has no answer to any"):
+    with pytest.raises(InputError, match=r"PredictionWriter\.baseline: .*has no answer to any"):
         predict_after(tmp_path / "other", before, other)
-    with pytest.raises(InputError, match=r"PredictionWriter\.before: no file .*none\.jsonl"):
+    with pytest.raises(InputError, match=r"PredictionWriter\.baseline: no file .*none\.jsonl"):
         predict_after(tmp_path / "none", tmp_path / "none.jsonl", seven(videos))

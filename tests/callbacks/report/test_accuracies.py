@@ -72,8 +72,8 @@ def stopped_early(asked, votes, rule, order):
             known = [a if d else None for a, d in zip(whole.answers, done, strict=True)]
             if rule.may_stop(known, [], done, is_last=is_last):
                 break
-        abandoned = tuple(not d for d in done)
-        cut = replace(whole, answers=tuple(known), agreement=agreement(known), abandoned=abandoned)
+        cancelled = tuple(not d for d in done)
+        cut = replace(whole, answers=tuple(known), agreement=agreement(known), cancelled=cancelled)
         rounds.append(cut if rule.early_stop else whole)
         if rule.is_settled(rounds[-1]):
             break
@@ -122,5 +122,5 @@ def test_whether_a_round_is_right_is_known_or_not(letters, given_up, right):
     whole = make_round(asked, 4, letters.replace("_", "-"))
     gone = tuple(letter == "_" for letter in letters)
     assert sum(gone) == given_up
-    item = report_item(decide(asked, [replace(whole, abandoned=gone), whole]), 10)
+    item = report_item(decide(asked, [replace(whole, cancelled=gone), whole]), 10)
     assert item["rounds"][0]["right"] is right

@@ -41,7 +41,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
                 "votes": [("B", 2), ("A", 1)],
                 "right": False,
                 "completions": [
-                    {"text": completion(c), "answer": c, "abandoned": False} for c in "ABB"
+                    {"text": completion(c), "answer": c, "cancelled": False} for c in "ABB"
                 ],
             },
             {
@@ -52,7 +52,7 @@ def test_an_item_has_what_was_asked_answered_and_voted():
                 "votes": [("B", 1), ("A", 1), (None, 1)],
                 "right": False,
                 "completions": [
-                    {"text": completion(c), "answer": None if c == "-" else c, "abandoned": False}
+                    {"text": completion(c), "answer": None if c == "-" else c, "cancelled": False}
                     for c in "BA-"
                 ],
             },
@@ -71,10 +71,10 @@ def test_damaged_frames_are_shown_and_can_be_filtered_by():
 
 def test_fields_of_a_round_are_shown_where_it_has_them():
     found = decided(RIGHT, f4="AA-")
-    later = {"abandoned": (False, False, True), "times_s": (0.5, float("nan"), 7.256)}
+    later = {"cancelled": (False, False, True), "times_s": (0.5, float("nan"), 7.256)}
     item = report_item(replace(found, rounds=(replace(found.rounds[0], **later),)), 1000)
     assert item["rounds"][0]["votes"] == [("A", 2)], "one that was given up is no vote"
-    assert [c["abandoned"] for c in item["rounds"][0]["completions"]] == [False, False, True]
+    assert [c["cancelled"] for c in item["rounds"][0]["completions"]] == [False, False, True]
     assert item["rounds"][0]["span_s"] == [0.5, 7.26]
 
 

@@ -157,7 +157,7 @@ def test_the_least_recently_used_go_first(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_after_a_while(cache):
-    for name, age_s in (("old", cache_module.ABANDONED_S + 60), ("new", 0)):
+    for name, age_s in (("old", cache_module.STALE_S + 60), ("new", 0)):
         part = cache.folder / "clips" / f"{name}.safetensors.1.1.part"
         part.write_bytes(b"half")
         os.utime(part, (part.stat().st_mtime - age_s,) * 2)

@@ -186,7 +186,7 @@ def test_a_name_that_no_file_can_have_fails_by_name(decoder):
 
 
 def test_music_with_a_cover_is_no_video(tmp_path):
-    """An ID3 tag with a picture (id3.org/id3v2.4.0-frames, section 4.14) before silent MP3."""
+    """An ID3 tag with an image (id3.org/id3v2.4.0-frames, section 4.14) before silent MP3."""
     with av.open(str(tmp_path / "plain.mp3"), "w") as container:
         stream = container.add_stream("mp3", rate=16000, layout="mono")
         for i in range(20):
@@ -211,7 +211,7 @@ def test_music_with_a_cover_is_no_video(tmp_path):
     (tmp_path / "song.mp3").write_bytes(data)
     with open_video(str(tmp_path / "song.mp3")) as container:
         assert len(container.streams.video) == 1
-    with pytest.raises(VideoError, match=r"song\.mp3: has no video stream, only a cover picture"):
+    with pytest.raises(VideoError, match=r"song\.mp3: has no video stream, only a cover image"):
         decode(PyAVDecoder(), tmp_path / "song.mp3")
 
 

@@ -49,7 +49,7 @@ def test_names_are_ordered_naturally(tmp_path):
 
 def test_bad_folders_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(VideoError, match="empty: is a folder without pictures"):
+    with pytest.raises(VideoError, match="empty: is a folder without images"):
         decode(str(tmp_path / "empty"))
     path = make_folder(tmp_path / "clip", 8)
     for fps in (None, 0.0, -1.0, float("nan"), float("inf")):
@@ -60,8 +60,8 @@ def test_bad_folders_are_named(tmp_path):
     Image.fromarray(paint(3, 80, 48)).save(tmp_path / "clip" / "3.jpg")
     with pytest.raises(VideoError, match=r"3\.jpg: is 80x48, earlier frames are 160x96"):
         decode(path)
-    (tmp_path / "clip" / "3.jpg").write_bytes(b"no picture")
-    with pytest.raises(VideoError, match=r"3\.jpg: cannot be read as a picture"):
+    (tmp_path / "clip" / "3.jpg").write_bytes(b"no image")
+    with pytest.raises(VideoError, match=r"3\.jpg: cannot be read as an image"):
         decode(path)
 
 

@@ -1,4 +1,4 @@
-"""Pictures as clips of one frame."""
+"""Images as clips of one frame."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from tests.data.numbered import numbers, oriented, paint
 from vrts.data.datamodule import VideoQADataModule
 from vrts.data.video.frames import UniformSampler, Window
-from vrts.data.video.images import decode_image, decode_picture, is_picture
+from vrts.data.video.images import decode_animation, decode_image, is_image
 from vrts.data.video.pyav import PyAVDecoder
 from vrts.data.video.resolution import Resolution
 from vrts.data.workers.pool import DecodePool
@@ -18,7 +18,7 @@ SMALL = Resolution(min_pixels=28 * 28, max_pixels=112 * 112)
 
 
 def save(path, size=(84, 56), mode="RGB", seed=0, **options) -> np.ndarray:
-    """Save a random picture and return its pixels ``[H, W, C]``."""
+    """Save a random image and return its pixels ``[H, W, C]``."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, **options)
     return pixels
@@ -91,7 +91,7 @@ def test_greys_of_unknown_range_are_refused(tmp_path, mode):
     Image.fromarray(np.full((56, 84), 70_000, np.int32 if mode == "I" else np.float32)).save(
         tmp_path / "a.tif"
     )
-    with pytest.raises(VideoError, match=r"a\.tif: cannot be read as a picture \(has greys"):
+    with pytest.raises(VideoError, match=r"a\.tif: cannot be read as an image \(has greys"):
         decode_image(str(tmp_path / "a.tif"), SMALL)
 
 
@@ -117,12 +117,12 @@ def test_animated_pictures_are_videos(tmp_path, name):
     else:
         first, *others = frames
         first.save(path, save_all=True, append_images=others, duration=durations, **options)
-    assert is_picture(str(path))
-    clip = decode_picture(str(path), 32, UniformSampler(), SMALL)
+    assert is_image(str(path))
+    clip = decode_animation(str(path), 32, UniformSampler(), SMALL)
     assert numbers(clip) == clip.frame_indices == tuple(range(12))
     assert clip.num_source_frames == 12
     assert clip.times_s[3:5] == (0.3, 1.3)
-    window = decode_picture(str(path), 32, UniformSampler(), SMALL, Window(0.5, 1.0))
+    window = decode_animation(str(path), 32, UniformSampler(), SMALL, Window(0.5, 1.0))
     assert numbers(window) == (3, 3)
     pool = DecodePool(PyAVDecoder(), UniformSampler(), SMALL, 0)
     data = VideoQADataModule(video=str(path), question="?", num_workers=0, resolution=SMALL)
@@ -136,7 +136,7 @@ def test_animated_pictures_are_videos(tmp_path, name):
 def test_an_animated_picture_without_durations_is_shown_at_ten_a_second(tmp_path):
     first, *others = [Image.fromarray(paint(i)) for i in range(4)]
     first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=0)
-    clip = decode_picture(str(tmp_path / "a.gif"), 4, UniformSampler(), SMALL)
+    clip = decode_animation(str(tmp_path / "a.gif"), 4, UniformSampler(), SMALL)
     assert (clip.fps, clip.times_s) == (10.0, (0.0, 0.1, 0.2, 0.3))
 
 
@@ -147,14 +147,14 @@ def test_still_pictures_are_images_wherever_they_are_asked_about(tmp_path, name)
     found = pool.submit(Question("1", "?", str(tmp_path / name)), 32).result()
     assert found.clip.is_image
     windowed = pool.submit(Question("2", "?", str(tmp_path / name), start_s=1.0), 32).result()
-    assert windowed.error == f"{tmp_path / name}: is a still picture, which has no part from 1 s on"
+    assert windowed.error == f"{tmp_path / name}: is a still image, which has no part from 1 s on"
 
 
 def test_bad_files_are_named(tmp_path):
     save(tmp_path / "cut.png", size=(300, 300))
     data = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     save(tmp_path / "narrow.png", size=(1000, 2))
     for name in ("cut", "text", "empty", "narrow", "absent"):
@@ -165,7 +165,7 @@ def test_bad_files_are_named(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_pool_decodes_pictures_beside_videos(tmp_path, make_video, num_workers):
     save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "b.png").write_text("no image")
     video = make_video(tmp_path / "a.mp4")
     pool = DecodePool(PyAVDecoder(), UniformSampler(), SMALL, num_workers)
     try:
@@ -175,9 +175,9 @@ def test_the_pool_decodes_pictures_beside_videos(tmp_path, make_video, num_worke
             Question("3", "Which?", str(tmp_path / "b.png"), is_image=True),
         ]
         futures = [pool.submit(question, 4) for question in questions]
-        picture, clip, failed = [future.result() for future in futures]
+        image, clip, failed = [future.result() for future in futures]
     finally:
         pool.close()
-    assert picture.clip.num_frames == 1
+    assert image.clip.num_frames == 1
     assert clip.clip.num_frames == 4
-    assert "b.png: cannot be read as a picture" in failed.error
+    assert "b.png: cannot be read as an image" in failed.error

@@ -127,5 +127,5 @@ def test_a_request_is_capped_and_has_the_window():
     assert request_for(ask("3", metadata={"fps": "12.5"}), 4, 2.0).frames_fps == 12.5
     assert request_for(ask("4"), 4, 2.0).frames_fps == 2.0
     assert request_for(ask("5", metadata={"fps": "fast"}), 4, 2.0).frames_fps is None
-    picture = ask("6", is_image=True)
-    assert request_for(picture, 4) == request_for(picture, 8)
+    image = ask("6", is_image=True)
+    assert request_for(image, 4) == request_for(image, 8)

@@ -187,6 +187,8 @@ class MakesFolder:
 @pytest.mark.parametrize("kind", KINDS)
 def test_code_in_a_file_does_not_run_whatever_is_asked_for(tmp_path, kind):
     torch.save({"value": MakesFolder(tmp_path / "marker")}, tmp_path / "last.ckpt")
-    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint .* code in it is never run"):
+    with pytest.raises(
+        InputError, match=r"last\.ckpt is not a checkpoint .* code in it is never run"
+    ):
         kind().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
     assert not (tmp_path / "marker").exists()

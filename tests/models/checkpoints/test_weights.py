@@ -82,7 +82,7 @@ def test_another_model_is_named(tmp_path, kind):
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path, kind):
     path = save(make(), tmp_path / "last.ckpt", kind, callbacks=Hostile())
-    with pytest.raises(InputError, match="is no checkpoint of vrts fit, or a damaged one"):
+    with pytest.raises(InputError, match="is not a checkpoint of vrts fit, or a damaged one"):
         load_trained(make(), path)
     assert not RAN
 
@@ -109,7 +109,7 @@ def test_what_the_list_calls_no_tensor_is_not_unpickled(tmp_path):
 def test_a_folder_that_lacks_something_is_named(tmp_path, name):
     path = save(make(), tmp_path / "last.ckpt", "folder")
     (path / name).unlink()
-    with pytest.raises(InputError, match=f"is no checkpoint.*{name}"):
+    with pytest.raises(InputError, match=f"is not a checkpoint.*{name}"):
         load_trained(make(), path)
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_folder_is_named(tmp_path, name):
     path = save(make(), tmp_path / "last.ckpt", "folder")
     content = (path / name).read_bytes()
     (path / name).write_bytes(content[: len(content) // 3])
-    with pytest.raises(InputError, match="is no checkpoint of vrts fit, or a damaged one"):
+    with pytest.raises(InputError, match="is not a checkpoint of vrts fit, or a damaged one"):
         load_trained(make(), path)
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_folder_is_named(tmp_path, name):
 def test_a_damaged_file_is_named(tmp_path, content):
     path = save(make(), tmp_path / "last.ckpt", "file")
     path.write_bytes(path.read_bytes()[:600] if content is None else content)
-    with pytest.raises(InputError, match="is no checkpoint of vrts fit, or a damaged one"):
+    with pytest.raises(InputError, match="is not a checkpoint of vrts fit, or a damaged one"):
         load_trained(make(), path)
 
 

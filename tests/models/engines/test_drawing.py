@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrts.models.engines.sampling import CHUNK, FEW, invert_cdf
+from vrts.models.engines.sampling import CHUNK, FEW, inverse_transform_sample
 
 
 def plain(probs, uniforms):
@@ -32,7 +32,7 @@ def test_the_token_is_that_of_one_long_sum(V, share_of_zeros, seed):
     probs = probs.masked_fill(dropped, 0.0)
     uniforms = torch.rand(6, dtype=torch.float64, generator=generator)
     uniforms[0], uniforms[1] = 0.0, 1 - 2**-53
-    got = invert_cdf(probs, uniforms)
+    got = inverse_transform_sample(probs, uniforms)
     assert (probs.gather(1, got[:, None]) > 0).all()
     # the order of summation differs: a number on an edge may fall on either side of it
     moved = [plain(probs, (uniforms + d).clamp(0, 1 - 2**-53)) for d in (-1e-12, 0.0, 1e-12)]
@@ -43,7 +43,7 @@ def test_frequencies_are_the_probabilities():
     probs = torch.zeros(1, 9 * CHUNK)
     probs[0, [3, CHUNK, 2 * CHUNK + 9]] = torch.tensor([0.2, 0.5, 0.3])
     uniforms = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    tokens = invert_cdf(probs.expand(1000, -1), uniforms)
+    tokens = inverse_transform_sample(probs.expand(1000, -1), uniforms)
     assert [int((tokens == t).sum()) for t in (3, CHUNK, 2 * CHUNK + 9)] == [200, 500, 300]
 
 
@@ -51,5 +51,5 @@ def test_frequencies_are_the_probabilities():
 def test_a_broken_distribution_gives_a_valid_token(V):
     """The loss of it is not finite and skipped; an index out of range would end a CUDA process."""
     probs = torch.full((2, V), float("nan"))
-    tokens = invert_cdf(probs, torch.tensor([0.1, 0.9], dtype=torch.float64))
+    tokens = inverse_transform_sample(probs, torch.tensor([0.1, 0.9], dtype=torch.float64))
     assert ((tokens >= 0) & (tokens < V)).all()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU, make_engine, tokens_of
-from tests.models.qwen.test_policy import perturb_adapter, picture
+from tests.models.qwen.test_policy import perturb_adapter
 from vrts.models.attention.kv_cache import KVCache, capacity_of
 from vrts.models.engines.engine import Request
 from vrts.models.engines.native import NativeEngine
@@ -51,7 +51,7 @@ def prompts(policy):
             make_sample(0, 4, (56, 56), "Which?"),
             make_sample(1, 4, (56, 56), "Which one?"),
             make_sample(2, 16, (84, 84), "What colour is the circle after seven seconds?"),
-            picture(3, (56, 84)),
+            image_sample(3, (56, 84)),
         ]
     )
     sizes = [capacity_of(p.num_tokens) for p in found]

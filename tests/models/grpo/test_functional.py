@@ -188,7 +188,7 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens_and_ppo_does_not():
         (gradient,) = torch.autograd.grad(terms.loss, c.logprobs)
         assert gradient[0, 0] == pytest.approx(expected)
         assert terms.clipped == 0.5 * terms.num_tokens
-        assert terms.metrics()["clip_share"] == 0.5
+        assert terms.metrics()["clip_ratio"] == 0.5
 
 
 def plain_advantages(rewards: list[float], num_generations: int, kind: str) -> list[float]:
@@ -331,10 +331,10 @@ def test_the_clamp_share_counts_what_is_beyond_the_bounds():
     old = torch.tensor([[-1.0, -1.0 - far, -1.0, -1.0]])
     reference = torch.tensor([[-1.0, -1.0, 1.5, 1.0]])  # k3 of 2.5 is 8.7, of 2.0 it is 4.4
     c = Completions(logprobs, old, reference, torch.tensor([1.0]), mask, 4)
-    assert step(GRPO(beta=0.1), c).metrics()["clamp_share"] == 0.25
+    assert step(GRPO(beta=0.1), c).metrics()["clamp_ratio"] == 0.25
     near = dataclasses.replace(c, reference_logprobs=reference + torch.tensor([0, 0, 0.5, 0]))
-    assert step(GRPO(beta=0.1), near).metrics()["clamp_share"] == 0.5
-    assert step(GRPO(beta=0.0), near).metrics()["clamp_share"] == 0.25
+    assert step(GRPO(beta=0.1), near).metrics()["clamp_ratio"] == 0.5
+    assert step(GRPO(beta=0.0), near).metrics()["clamp_ratio"] == 0.25
 
 
 def test_within_the_bounds_nothing_changes():

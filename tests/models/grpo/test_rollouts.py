@@ -121,7 +121,7 @@ def test_useful_groups_are_sampled_until_there_are_enough(seed):
     metrics = found.metrics()
     assert metrics["sampled_groups"] == len(tried)
     share = sum(not useful(said, s) for s in tried) / len(tried)
-    assert metrics["zero_advantage_groups"] == pytest.approx(share)
+    assert metrics["frac_reward_zero_std"] == pytest.approx(share)
     every = [float(len(t)) for s in tried for t in said[s.question.id]]
     assert metrics["reward/length"] == pytest.approx(sum(every) / len(every))
     assert found.sampled.num_completions == len(tried) * G

@@ -108,7 +108,7 @@ def test_weights_that_are_used_twice_are_refused(load_policy):
 
 def test_modules_that_are_trained_whole_are_refused(load_policy):
     config = LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"])
-    with pytest.raises(InputError, match="is no low-rank adapter"):
+    with pytest.raises(InputError, match="is not a low-rank adapter"):
         check_mergeable(get_peft_model(load_policy().model, config))
 
 

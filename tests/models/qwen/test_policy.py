@@ -276,8 +276,8 @@ def test_qwen2_vl_runs_through_the_same_code(load_policy, samples, model_folder,
     assert temporal.unique().diff().tolist() == [1] * 3
 
 
-def picture(index: int, size: tuple[int, int]) -> Sample:
-    """A question about a random picture."""
+def image_sample(index: int, size: tuple[int, int]) -> Sample:
+    """A question about a random image."""
     video = make_sample(index, 2, size, "Which colour is it?")
     clip = Clip(video.clip.frames[:1], (0,), 1.0, 1)
     return Sample(dataclasses.replace(video.question, is_image=True), clip)
@@ -288,7 +288,7 @@ class TestPictures:
 
     def test_prompt_is_that_of_the_processor(self, load_policy):
         policy = load_policy()
-        asked = picture(3, (84, 112))
+        asked = image_sample(3, (84, 112))
         (prompt,) = policy.network().encode([asked])
         content = [
             {"type": "image"},
@@ -305,7 +305,7 @@ class TestPictures:
         assert prompt.grid == tuple(want["image_grid_thw"][0].tolist()) == (1, 6, 8)
         assert torch.equal(prompt.patches(CPU), want["pixel_values"])
         assert policy._encoder.length(asked) == (len(prompt.input_ids), 12)
-        # for pictures all releases of transformers agree with the rule of the weights
+        # for images all releases of transformers agree with the rule of the weights
         positions, _ = policy.base.model.get_rope_index(
             want["input_ids"],
             mm_token_type_ids=(want["input_ids"] == policy.base.config.image_token_id).int(),
@@ -317,7 +317,7 @@ class TestPictures:
     @pytest.mark.parametrize("freeze_vision", [True, False])
     def test_shared_prompts_equal_plain_forwards(self, load_policy, samples, freeze_vision):
         policy = load_policy(freeze_vision=freeze_vision).train()
-        mixed = [picture(3, (56, 84)), samples[0], picture(4, (112, 56)), samples[1]]
+        mixed = [image_sample(3, (56, 84)), samples[0], image_sample(4, (112, 56)), samples[1]]
         prompts, completions = roll(policy, mixed)
         completions = ragged(completions)
         got = policy.logprobs(prompts, completions, 1.0).logprobs[mask_of(completions)]
@@ -334,7 +334,7 @@ class TestPictures:
 
     def test_sampled_logprobs_equal_scored_ones(self, load_policy, samples):
         policy = load_policy().eval()
-        prompts, completions = roll(policy, [picture(3, (56, 84)), samples[0]], length=24)
+        prompts, completions = roll(policy, [image_sample(3, (56, 84)), samples[0]], length=24)
         scores = policy.logprobs(prompts, completions, 1.0).logprobs[mask_of(completions)]
         assert (scores - sampled_logprobs(completions)).abs().max() < 1e-4
 

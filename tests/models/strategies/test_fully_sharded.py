@@ -83,7 +83,7 @@ def test_a_file_of_an_earlier_run_is_replaced_too(tmp_path, written):
 
 def test_an_incomplete_checkpoint_is_named(tmp_path, written):
     (tmp_path / "last.ckpt").mkdir()
-    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint, or an incomplete one"):
+    with pytest.raises(InputError, match=r"last\.ckpt is not a checkpoint, or an incomplete one"):
         FullySharded().load_checkpoint(tmp_path / "last.ckpt")
 
 

@@ -32,7 +32,7 @@ def refused(capsys, *args: str) -> str:
 def test_overlays_that_need_cuda(overlay, capsys):
     error = refused(capsys, f"--config={CONFIGS / overlay}.yaml")
     assert "`CUDAAccelerator` can not run" in error
-    assert "put --config configs/cpu.yaml behind the others" in error
+    assert "put --config configs/cpu.yaml after the others" in error
 
 
 @pytest.mark.parametrize(

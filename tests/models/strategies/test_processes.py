@@ -61,7 +61,7 @@ def is_alive(group: int) -> bool:
 def test_a_process_that_fails_ends_the_others(rank, inputs, tmp_path):
     reward = f"[{{class_path: tests.own_plugins.FailingReward, init_args: {{rank: {rank}}}}}]"
     args = fit_args(*inputs, tmp_path / "run", 2, more_last=(f"--model.rewards={reward}",))
-    assert f"process {rank} cannot go on" in fails(tmp_path / "log", args)
+    assert f"process {rank} cannot continue" in fails(tmp_path / "log", args)
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ class SaveOnInterrupt(Callback):
         path = self.path(trainer)
         trainer.save_checkpoint(path)
         finish_saves(trainer.strategy)
-        rank_zero_info(f"Interrupted: saved {path}; go on with --ckpt_path {path}")
+        rank_zero_info(f"Interrupted: saved {path}; resume with --ckpt_path {path}")
         raise KeyboardInterrupt
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,7 +38,7 @@ def check_run_folders(trainer: Trainer) -> None:
         if "://" not in folder:
             make_folder(Path(folder), option)
     for keeper in trainer.checkpoint_callbacks:
-        # written anew in its place; other names are new ones, or have a number added
+        # written again in its place; other names are new ones, or have a number added
         if isinstance(keeper, StepCheckpoint) and keeper.dirpath and _writes_files(trainer):
             check_file(Path(keeper.dirpath) / FILE_NAME, "StepCheckpoint.dirpath")
 

@@ -69,7 +69,7 @@ class ExportPretrained(Callback):
         if self.best and _keeper(trainer) is None:
             raise InputError(
                 "ExportPretrained.best is true, but no ModelCheckpoint watches val/accuracy; put "
-                "--config configs/validate.yaml behind the others, or set it to null"
+                "--config configs/validate.yaml after the others, or set it to null"
             )
         policy = cast(VideoQAModule, pl_module).policy
         problem = self._problem(trainer, policy) if trainer.is_global_zero else None
@@ -210,7 +210,7 @@ class ExportPretrained(Callback):
 def check_base_stays(policy: Policy, folder: Path, option: str) -> None:
     """See that an export does not take the place of the model that training begins from.
 
-    An adapter would be left without it, and so would a run that is to go on.
+    An adapter would be left without it, and so would a resumed run.
 
     Args:
         policy: tells what it is loaded from.

@@ -65,7 +65,7 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         part.mkdir()
     except OSError as error:
         raise InputError(
-            f"cannot write the model to {part} ({error}); put that right or give another folder, "
+            f"cannot write the model to {part} ({error}); fix this or give another folder, "
             "then write the model from the run's checkpoint with vrts export"
         ) from error
     try:

@@ -40,7 +40,7 @@ def summarise(
         frames are damaged, ``num_without_answer``; what
         `accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored questions whose
         deciding round agreed on a wrong answer; ``agreement``, the mean share of
-        the deciding round's completions that gave its most frequent answer, and ``num_abandoned``,
+        the deciding round's completions that gave its most frequent answer, and ``num_cancelled``,
         completions of deciding rounds that an early stop gave up, any of which might have agreed
         too; ``mean_frames`` of the deciding rounds and ``mean_frames_total`` of all rounds
         together, over questions that did not fail, None without any; ``decided_at``, for each
@@ -58,7 +58,7 @@ def summarise(
         **accuracy(predictions),
         "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(p)) for p in scored]),
         "agreement": mean([r.agreement for r in last]),
-        "num_abandoned": sum(sum(r.abandoned) for r in last),
+        "num_cancelled": sum(sum(r.cancelled) for r in last),
         "mean_frames": mean([r.num_frames for r in last]),
         "mean_frames_total": mean([sum(r.num_frames for r in p.rounds) for p in done]),
         "decided_at": {
@@ -131,7 +131,7 @@ def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
     share = "" if first["num_questions"] == total else f" for {first['num_questions']} of them"
     raise InputError(
         f"no question was answered: all {total} failed,{share} because: {first['reason']} (such as "
-        f"{first['example']}); put it right and delete {predictions}, then give the same command "
+        f"{first['example']}); fix this and delete {predictions}, then give the same command "
         "again"
     )
 
@@ -140,7 +140,7 @@ def _reason(prediction: Prediction, reason: str) -> str:
     """An error without what is the question's own."""
     video = prediction.question.video
     if reason.startswith(video):
-        # a picture of a folder of frames goes with its folder
+        # an image of a folder of frames goes with its folder
         file, colon, rest = reason.removeprefix(video).partition(": ")
         reason = rest if colon and (not file or file.startswith("/")) else reason
     reason = reason.replace(f" {video}: ", " ").replace(repr(video), "its file")

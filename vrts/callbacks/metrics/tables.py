@@ -56,7 +56,7 @@ def _overall(metrics: Mapping[str, Any]) -> Table:
     if metrics["gain"] is not None and metrics["gain"]["gain"] is not None:
         table.add_row("knowledge gain", f"{100 * metrics['gain']['gain']:.1f} %")
     if metrics["mean_frames"] is not None:
-        name = "agreement, at least" if metrics["num_abandoned"] else "agreement"
+        name = "agreement, at least" if metrics["num_cancelled"] else "agreement"
         table.add_row(name, f"{100 * metrics['agreement']:.1f} %")
         table.add_row("frames, deciding round", f"{metrics['mean_frames']:.1f}")
         table.add_row("frames, all rounds", f"{metrics['mean_frames_total']:.1f}")

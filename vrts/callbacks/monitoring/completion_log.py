@@ -26,7 +26,7 @@ class CompletionLog(Callback):
 
     A line is ``{"step", "id", "question", "gold", "completion", "rewards": {name: value},
     "advantage"}``. Only the first process writes, its own rollouts. A run that resumes from a
-    checkpoint drops what lies behind it; one that begins anew, everything.
+    checkpoint drops what lies behind it; one that starts over, everything.
 
     Args:
         output_dir: folder to write to; ``trainer.default_root_dir`` where null.
@@ -53,7 +53,7 @@ class CompletionLog(Callback):
         """Make the folder.
 
         Raises:
-            InputError: it cannot be made, or a folder stands in the place of the file.
+            InputError: it cannot be made, or a folder is in the place of the file.
         """
         if stage == "fit" and trainer.is_global_zero:
             make_folder(self.path(trainer).parent, "CompletionLog.output_dir")

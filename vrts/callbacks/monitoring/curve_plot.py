@@ -26,13 +26,13 @@ PANELS = (
     ("entropy of tokens", "train/entropy"),
     ("tokens of a completion", "train/completion_length"),
     ("spread of rewards within a question", "train/reward_std"),
-    ("share of questions whose rewards are all equal", "train/zero_advantage_groups"),
+    ("share of questions whose rewards are all equal", "train/frac_reward_zero_std"),
     ("share of completions cut off", "train/truncated"),
-    ("share of tokens clipped", "train/clip_share"),
+    ("share of tokens clipped", "train/clip_ratio"),
     ("learning rate", "lr"),
     ("seconds: rollout, update", "train/rollout_s train/update_s"),
     ("tokens sampled a second", "train/tokens_per_s"),
-    ("log-probs of rollout and update: gap", "train/rollout_logprob_gap"),
+    ("log-probs of rollout and update: gap", "train/sampling/logprob_diff"),
     ("questions sampled until enough differed", "train/sampled_groups"),
     ("questions without a usable video", "train/skipped"),
     ("steps skipped as not finite", "train/nonfinite_steps"),
@@ -107,7 +107,7 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
     """Draw one panel for each kind of metric into a PNG, and name below what never changed.
 
     Args:
-        path: of the picture, written whole or not at all.
+        path: of the image, written whole or not at all.
         points: of a run.
     """
     curves = series(points)

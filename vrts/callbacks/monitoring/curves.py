@@ -40,14 +40,14 @@ class CurveWriter(Callback):
         self._learning_rate: float | None = None
 
     def results(self, trainer: Trainer) -> list[Path]:
-        """Return the picture."""
+        """Return the image."""
         return [self.path(trainer)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder.
 
         Raises:
-            InputError: it cannot be made, or a folder stands in the place of a file.
+            InputError: it cannot be made, or a folder is in the place of a file.
         """
         if stage != "fit":
             return
@@ -116,7 +116,7 @@ class CurveWriter(Callback):
         """Draw the curves, after other callbacks have saved the model.
 
         Raises:
-            InputError: the picture cannot be written.
+            InputError: the image cannot be written.
         """
         if not self._training or not trainer.is_global_zero:
             return

@@ -64,7 +64,7 @@ class ThroughputLog(Callback):
         self.clock: Callable[[], float] = time.perf_counter
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count; of a run that goes on, from its present step on."""
+        """Begin to count; of a resumed run, from its present step on."""
         self._peak_flops = self._peak(trainer)
         self._interval = Interval()
         self._logged_step = trainer.global_step

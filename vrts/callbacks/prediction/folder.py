@@ -90,11 +90,11 @@ class PredictionFolder:
             return None
         return (
             f"{self.path}: holds predictions of other settings ({'; '.join(changed)}); "
-            "give another output_dir, or delete the folder to begin anew"
+            "give another output_dir, or delete the folder to start over"
         )
 
     def release(self) -> None:
-        """Let another run take it; harmless twice."""
+        """Let another run take it; idempotent."""
         if self._lock is not None:
             self._lock.release()
 

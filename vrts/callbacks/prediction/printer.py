@@ -99,7 +99,7 @@ def times_text(times_s: Sequence[float]) -> str:
 def votes_text(found: Round) -> str:
     """How the completions voted, the most frequent answer first."""
     votes = Counter(answer for answer in found.answers if answer is not None)
-    gone = sum(found.abandoned)
+    gone = sum(found.cancelled)
     silent = len(found.answers) - votes.total() - gone
     parts = [f"{answer}: {count}" for answer, count in votes.most_common()]
     parts += [f"no answer: {silent}"] if silent else []

@@ -29,7 +29,7 @@ class SparseToDense(Callback):
     one that came first. A completion without an answer is no vote and breaks unanimity.
 
     With `early_stop`, completions that can no longer change the result are cancelled and recorded
-    as such: which questions go on, what is answered and which answers are unanimous is the same
+    as such: which questions continue, what is answered and which answers are unanimous is the same
     without. The agreement of such a round counts the votes that were cast.
 
     With ``data.sampler: NestedPairSampler`` a level encodes only the pairs of frames that the one
@@ -124,7 +124,7 @@ class SparseToDense(Callback):
 
 
 def install_plan(trainer: Trainer, pl_module: LightningModule, stage: str) -> SparseToDense | None:
-    """Return the run's `SparseToDense` with its plan in place, wherever it stands in the list."""
+    """Return the run's `SparseToDense` with its plan in place, wherever it is in the list."""
     for callback in cast(list[Callback], trainer.callbacks):  # type: ignore[attr-defined]
         if isinstance(callback, SparseToDense):
             callback.setup(trainer, pl_module, stage)

@@ -34,21 +34,21 @@ class PredictionWriter(Callback):
     Args:
         output_dir: folder to write to, made where it is missing; ``trainer.default_root_dir``
             where null.
-        before: ``predictions.jsonl`` of an earlier run on the same questions, whose accuracy the
+        baseline: ``predictions.jsonl`` of an earlier run on the same questions, whose accuracy the
             gain in the metrics is over. For VideoMMMU's knowledge gain, that of the adaptation
             track read with ``question_only``. Null for none.
     """
 
-    def __init__(self, output_dir: str | None = None, before: str | None = None) -> None:
+    def __init__(self, output_dir: str | None = None, baseline: str | None = None) -> None:
         self.folder = PredictionFolder(Path(output_dir or "."), {})
         """What is written; that of the run from `setup` on."""
-        self.before = None if before is None else Path(before)
+        self.baseline = None if baseline is None else Path(baseline)
         self._follows_trainer = output_dir is None
         self._levels: list[int] = []
         self._num_questions = 0
         self._parent = 0
         self._termination = Termination()
-        self._right_before: dict[str, bool] | None = None
+        self._baseline_correct: dict[str, bool] | None = None
         self._metrics: dict[str, Any] | None = None
         self.checkpoint: str | None = None
         """Whose weights take the place of the policy's own; ``vrts predict`` sets it, since
@@ -61,7 +61,7 @@ class PredictionWriter(Callback):
 
         Raises:
             InputError: the folder cannot be written to, or holds predictions of other settings or
-                of other questions; or the run before is not there or has none of the questions.
+                of other questions; or the baseline is not there or has none of the questions.
         """
         if stage != "predict":
             return
@@ -73,7 +73,9 @@ class PredictionWriter(Callback):
         self._num_questions = len(places)
         path = Path(trainer.default_root_dir) if self._follows_trainer else self.folder.path
         self.folder = PredictionFolder(path, places)
-        self._right_before = None if self.before is None else _read_before(self.before, places)
+        self._baseline_correct = (
+            None if self.baseline is None else _read_baseline(self.baseline, places)
+        )
         settings = {
             **cast(VideoQAModule, pl_module).fingerprint(),
             **data.fingerprint(),
@@ -113,7 +115,7 @@ class PredictionWriter(Callback):
             RuntimeError: the process that started this one is gone, and nobody would merge them.
         """
         if not trainer.is_global_zero and os.getppid() != self._parent:
-            # a run that goes on in this folder must not find another one writing
+            # a run resumed in this folder must not find another one writing
             raise RuntimeError("the first process of this run is gone, so this one ends too")
         self.folder.append(predictions, trainer.global_rank)
 
@@ -131,8 +133,8 @@ class PredictionWriter(Callback):
         if is_interrupted and self._num_questions:
             tell(
                 f"Interrupted: {self.folder.num_decided()} of {self._num_questions} questions "
-                f"are decided and kept in {self.folder.predictions_path}; the same command goes "
-                f"on after them, and writes {self.folder.metrics_path.name} at the end"
+                f"are decided and kept in {self.folder.predictions_path}; the same command "
+                f"continues after them, and writes {self.folder.metrics_path.name} at the end"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -142,7 +144,7 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("vrts predicted")
         if not trainer.is_global_zero:
             return
-        metrics = summarise(self.folder.predictions(), self._levels, self._right_before)
+        metrics = summarise(self.folder.predictions(), self._levels, self._baseline_correct)
         if num_not_asked := self._num_questions - metrics["num_questions"]:
             metrics["num_not_asked"] = num_not_asked  # by trainer.limit_predict_batches
         self.folder.write_metrics(metrics)
@@ -164,14 +166,14 @@ class PredictionWriter(Callback):
             check_answered(self._metrics, str(self.folder.predictions_path))
 
 
-def _read_before(path: Path, ids: Collection[str]) -> dict[str, bool]:
-    """Whether each question was right in the run before.
+def _read_baseline(path: Path, ids: Collection[str]) -> dict[str, bool]:
+    """Whether each question was right in the baseline.
 
     Args:
         path: its ``predictions.jsonl``.
         ids: of this run's questions.
     """
-    option = "PredictionWriter.before"
+    option = "PredictionWriter.baseline"
     try:
         known = {p.question.id: p.correct for p in read_predictions(path) if p.correct is not None}
     except InputError as error:

@@ -44,7 +44,7 @@ def report_item(prediction: Prediction, most_characters: int) -> Item:
         ``rounds``: each with its ``frames``, how many are ``damaged``, ``span_s``, ``agreement``,
         ``votes`` (pairs of answer and count, the leader first; None is no answer), whether its
         majority is ``right`` (None where that is not known), and ``completions`` (``text``,
-        ``answer``, ``abandoned``).
+        ``answer``, ``cancelled``).
     """
     question = prediction.question
     rounds = [_round(r, question, most_characters) for r in prediction.rounds]
@@ -119,8 +119,8 @@ def by_priority(items: Sequence[Item]) -> list[Item]:
 
 
 def _round(found: Round, question: Question, most_characters: int) -> Item:
-    abandoned = found.abandoned or (False,) * len(found.completions)
-    voted = [a for a, given_up in zip(found.answers, abandoned, strict=True) if not given_up]
+    cancelled = found.cancelled or (False,) * len(found.completions)
+    voted = [a for a, given_up in zip(found.answers, cancelled, strict=True) if not given_up]
     times = [time for time in found.times_s if math.isfinite(time)]
     return {
         "frames": found.num_frames,
@@ -130,9 +130,9 @@ def _round(found: Round, question: Question, most_characters: int) -> Item:
         "votes": sorted(Counter(voted).most_common(), key=lambda vote: vote[0] is None),
         "right": _is_right(found, question),
         "completions": [
-            {"text": shorten(text, most_characters), "answer": answer, "abandoned": given_up}
+            {"text": shorten(text, most_characters), "answer": answer, "cancelled": given_up}
             for text, answer, given_up in zip(
-                found.completions, found.answers, abandoned, strict=True
+                found.completions, found.answers, cancelled, strict=True
             )
         ],
     }
@@ -143,7 +143,7 @@ def _is_right(found: Round, question: Question) -> bool | None:
     outcomes = set()
     for missing in (None, NEW_ANSWER, question.gold, *found.answers):
         # all of them for one answer: whatever they might have said, no other could do better
-        given_up = found.abandoned or (False,) * len(found.answers)
+        given_up = found.cancelled or (False,) * len(found.answers)
         votes = [missing if g else a for a, g in zip(found.answers, given_up, strict=True)]
         winner = majority(votes)
         outcomes.add(winner != NEW_ANSWER and is_correct(winner, question))

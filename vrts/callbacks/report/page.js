@@ -19,7 +19,7 @@ const roundRow = (round) => {
   const span = round.span_s ? ` (${round.span_s[0]} to ${round.span_s[1]} s)` : "";
   const damaged = round.damaged ? `, ${round.damaged} damaged` : "";
   const votes = round.votes.map(([answer, count]) => `${answerText(answer)} × ${count}`);
-  const givenUp = round.completions.filter((c) => c.abandoned).length;
+  const givenUp = round.completions.filter((c) => c.cancelled).length;
   if (givenUp) votes.push(`given up early × ${givenUp}`);
   const right = round.right === null ? "not known" : round.right ? "right" : "wrong";
   return make("tr", "", make("td", "", round.frames + span + damaged), make("td", "text", votes.join(", ")),
@@ -38,7 +38,7 @@ const reasoning = (rounds) => {
     for (const round of rounds) {
       box.append(make("h4", "", `${round.frames} frames`));
       for (const c of round.completions) {
-        const note = c.abandoned ? "given up early" : `read as: ${answerText(c.answer)}`;
+        const note = c.cancelled ? "given up early" : `read as: ${answerText(c.answer)}`;
         box.append(make("p", "quiet", note), make("pre", "", c.text));
       }
     }

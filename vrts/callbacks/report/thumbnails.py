@@ -1,4 +1,4 @@
-"""Small pictures of the frames that a question was decided on."""
+"""Small images of the frames that a question was decided on."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class VideoR1Reader(Reader):
             by their file name. Without it, relative paths start at the annotation file's folder.
         limit: Use only that many questions, the first ones. All rows are checked all the same.
         skip_images: Leave out rows whose ``data_type`` is ``image``; otherwise ``path`` names a
-            picture there, which the model sees as one.
+            image there, which the model sees as one.
     """
 
     def __init__(

@@ -123,7 +123,7 @@ def time_window(record: Record) -> tuple[float, float | None]:
     """Return the optional fields ``start_s`` and ``end_s``, in seconds of the video.
 
     Raises:
-        InputError: one is no number or is negative, or the window is empty or reversed.
+        InputError: one is not a number or is negative, or the window is empty or reversed.
     """
     start_s = record.number("start_s") if record.has("start_s") else 0.0
     end_s = record.number("end_s") if record.has("end_s") else None

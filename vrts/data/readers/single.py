@@ -12,7 +12,7 @@ from vrts.types import InputError, ProblemType, Question
 
 
 class SingleQuestionReader(Reader):
-    """One question about one video or picture, without an annotation file.
+    """One question about one video or image, without an annotation file.
 
     Args:
         video: The file.

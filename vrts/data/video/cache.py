@@ -25,7 +25,7 @@ from vrts.files.fingerprints import describe, json_digest, sampled_digest
 from vrts.files.writing import replacing
 from vrts.types import Clip, InputError
 
-ABANDONED_S = 3600.0
+STALE_S = 3600.0
 """Age from which a file that is still being written belongs to a process that was killed."""
 
 
@@ -35,8 +35,8 @@ class FrameCache:
     A clip is kept under the content of its video (`vrts.files.fingerprints`), window, number
     of frames, sampler and resolution with their options, decoder and version of vrts: these decide
     which frames it has and how large they are. Entries are safetensors files with a checksum,
-    written beside and moved into place; one that is damaged is removed and decoded anew. After
-    each write the entries that were used least recently are removed until the rest fits. Pictures
+    written beside and moved into place; one that is damaged is removed and decoded again. After
+    each write the entries that were used least recently are removed until the rest fits. Images
     and folders of frames are not kept.
 
     Args:
@@ -74,7 +74,7 @@ class FrameCache:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-            with contextlib.suppress(OSError):  # it stays, and is decoded anew each time
+            with contextlib.suppress(OSError):  # it stays, and is decoded again each time
                 path.unlink()
             return None
         with contextlib.suppress(OSError):  # another user's file counts as used when it was made
@@ -108,7 +108,7 @@ class FrameCache:
                     continue  # another process has removed it
                 if file.name.endswith(".safetensors"):
                     entries.append((state.st_mtime, state.st_size, file.path))
-                elif time.time() - state.st_mtime > ABANDONED_S:
+                elif time.time() - state.st_mtime > STALE_S:
                     Path(file.path).unlink(missing_ok=True)
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):

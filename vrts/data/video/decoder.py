@@ -23,7 +23,7 @@ class Decoder(ABC):
     ) -> Clip:
         """Return a clip of the video, turned as a player shows it.
 
-        No frame that is known to be damaged is among its frames: the nearest sound one stands in,
+        No frame that is known to be damaged is among its frames: the nearest sound one replaces it,
         and is counted in `Clip.num_damaged`.
 
         Args:

@@ -134,7 +134,7 @@ class Selection:
     num_source_frames: int
     """Frames in the window."""
     num_damaged: int
-    """Chosen frames that the nearest sound one stands in for."""
+    """Chosen frames that the nearest sound one replaces."""
 
 
 def select(

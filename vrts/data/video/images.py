@@ -1,4 +1,4 @@
-"""Pictures: still ones as clips of one frame, animated ones as videos."""
+"""Images: still ones as clips of one frame, animated ones as videos."""
 
 import os
 import re
@@ -16,11 +16,11 @@ from vrts.data.video.resolution import Resolution
 from vrts.types import Clip, VideoError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-"""Of pictures that are never videos; files of `ANIMATED` are known by their first bytes."""
+"""Of images that are never videos; files of `ANIMATED` are known by their first bytes."""
 ANIMATED = (b"GIF8", b"\x89PNG\r\n\x1a\n", b"RIFF")
 """How GIF, PNG and WebP files begin, the last one like AVI's."""
 UNSET_MS = 20.0
-"""Frames of animated pictures that are shown for less have no time set,"""
+"""Frames of animated images that are shown for less have no time set,"""
 DEFAULT_MS = 100.0
 """and players show them for this long."""
 
@@ -28,8 +28,8 @@ PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.Decompressio
 """What Pillow raises for damaged files."""
 
 
-def is_picture(path: str) -> bool:
-    """Whether a file is a picture, by its ending or, of a kind that may be animated, its content.
+def is_image(path: str) -> bool:
+    """Whether a file is an image, by its ending or, of a kind that may be animated, its content.
 
     Raises:
         OSError: it cannot be read.
@@ -44,7 +44,7 @@ def is_picture(path: str) -> bool:
 
 
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return a picture as a viewer shows it, uint8 ``[H, W, 3]``.
+    """Return an image as a viewer shows it, uint8 ``[H, W, 3]``.
 
     Turned as its EXIF data tell, on white where it is transparent (as qwen_vl_utils does), and
     greys of 16 bits scaled to 8.
@@ -66,31 +66,31 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def read_picture(path: str) -> npt.NDArray[np.uint8]:
-    """Return a picture, of an animated one the first frame, uint8 ``[H, W, 3]``.
+def read_image(path: str) -> npt.NDArray[np.uint8]:
+    """Return an image, of an animated one the first frame, uint8 ``[H, W, 3]``.
 
     Raises:
-        VideoError: the file is no picture, or is damaged.
+        VideoError: the file is not an image, or is damaged.
     """
     try:
         with Image.open(path) as file:
             return to_rgb(file)
     except PICTURE_ERRORS as error:
-        raise VideoError(f"{path}: cannot be read as a picture ({error})") from error
+        raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def decode_image(path: str, resolution: Resolution) -> Clip:
-    """Return a picture as a clip of one frame.
+    """Return an image as a clip of one frame.
 
     Args:
         path: Image file, of any format that Pillow reads.
         resolution: Chooses the size; the budget of one frame.
 
     Raises:
-        VideoError: the file is no picture, is damaged or too narrow.
+        VideoError: the file is not an image, is damaged or too narrow.
     """
     check_video_file(path)
-    image = read_picture(path)
+    image = read_image(path)
     try:
         size = resolution.size(image.shape[0], image.shape[1], num_frames=1)
     except VideoError as error:
@@ -99,26 +99,26 @@ def decode_image(path: str, resolution: Resolution) -> Clip:
     return Clip(resize_frame(frame, *size)[None], (0,), fps=1.0, num_source_frames=1)
 
 
-def decode_picture(
+def decode_animation(
     path: str,
     num_frames: int,
     sampler: FrameSampler,
     resolution: Resolution,
     window: Window = WHOLE,
 ) -> Clip:
-    """Return an animated picture as a clip of its frames, a still one as `decode_image` does.
+    """Return an animated image as a clip of its frames, a still one as `decode_image` does.
 
     Raises:
-        VideoError: the file is no picture, is damaged or too narrow, or has no frame in the window.
+        VideoError: the file is not an image, is damaged or too narrow, or the window is empty.
     """
     try:
         with Image.open(path) as file:
             if file.format not in ("GIF", "PNG", "WEBP") or not getattr(file, "is_animated", False):
                 if window != WHOLE:
                     since = f"from {window.start_s:g} s on"
-                    raise VideoError(f"{path}: is a still picture, which has no part {since}")
+                    raise VideoError(f"{path}: is a still image, which has no part {since}")
                 return decode_image(path, resolution)
-            # a PNG may begin with a picture for viewers that do not know of animated ones
+            # a PNG may begin with an image for viewers that do not know of animated ones
             first = int(bool(file.info.get("default_image")))
             durations_ms = []
             for index in range(first, getattr(file, "n_frames", 1)):
@@ -135,7 +135,7 @@ def decode_picture(
                 builder.add(index, to_rgb(file))
             return builder.build()
     except PICTURE_ERRORS as error:
-        raise VideoError(f"{path}: cannot be read as a picture ({error})") from error
+        raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def decode_folder(
@@ -146,7 +146,7 @@ def decode_folder(
     window: Window = WHOLE,
     fps: float | None = None,
 ) -> Clip:
-    """Return a clip of the pictures in a folder, which are the frames of a video.
+    """Return a clip of the images in a folder, which are the frames of a video.
 
     They are in the order of their names, numbers in them by value: ``2.jpg`` before ``10.jpg``.
     Other files and hidden ones are left out.
@@ -160,11 +160,11 @@ def decode_folder(
         fps: Frames a second.
 
     Raises:
-        VideoError: no picture, no frame rate, a damaged picture, or pictures of different sizes.
+        VideoError: no image, no frame rate, a damaged image, or images of different sizes.
     """
     files = frame_files(path)
     if not files:
-        raise VideoError(f"{path}: is a folder without pictures")
+        raise VideoError(f"{path}: is a folder without images")
     if fps is None or not 0 < fps < float("inf"):
         raise VideoError(
             f"{path}: is a folder of frames without a frame rate; give its row a field 'fps' or "
@@ -174,7 +174,7 @@ def decode_folder(
     builder = ClipBuilder(path, source, num_frames, sampler, resolution, window)
     first_shape: tuple[int, ...] | None = None
     for index in builder.wanted:
-        image = read_picture(str(files[index]))
+        image = read_image(str(files[index]))
         first_shape = first_shape or image.shape
         if image.shape != first_shape:
             raise VideoError(
@@ -186,7 +186,7 @@ def decode_folder(
 
 
 def frame_files(path: str) -> list[Path]:
-    """Return the pictures of a folder in the order of their frames.
+    """Return the images of a folder in the order of their frames.
 
     Raises:
         VideoError: the folder cannot be read.

@@ -57,7 +57,7 @@ class Timeline:
 def open_video(path: str) -> InputContainer:
     """Open a file with FFmpeg, by its path and never as a URL (``12:30.mp4``, ``concat:a.ts``).
 
-    Metadata that is not UTF-8 is no fault of the pictures.
+    Metadata that is not UTF-8 is no fault of the images.
 
     Raises:
         av.FFmpegError, OSError: it cannot be opened.
@@ -79,7 +79,7 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
     if not isinstance(stream, VideoStream):
         raise VideoError(f"{path}: has no video stream")
     if stream.disposition & Disposition.attached_pic:
-        raise VideoError(f"{path}: has no video stream, only a cover picture")
+        raise VideoError(f"{path}: has no video stream, only a cover image")
     if stream.codec_context is None:
         raise VideoError(f"{path}: has a video stream of a codec that FFmpeg does not know")
     stream.thread_type = "NONE"
@@ -184,7 +184,7 @@ def missing_frames(
         if len(missing) == count:
             return missing
     elif (kind in ("avi", MATROSKA) and _is_shorter_than_stated(path)) or (
-        # a header that tells the duration and no size; sound may be longer than the pictures
+        # a header that tells the duration and no size; sound may be longer than the images
         kind == "flv" and left_s > SLACK_S and stated_s - _longest_s(path) > SLACK_S
     ):
         count = round(left_s / (step * unit_s))

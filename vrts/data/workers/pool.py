@@ -39,7 +39,7 @@ class DecodePool:
         max_damaged: Share of a clip's frames that may be damaged; with more, the video has failed.
 
     Raises:
-        InputError: the class of a plug-in stands in the main module, where no child finds it.
+        InputError: the class of a plug-in is defined in the main module, where no child finds it.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class DecodePool:
         return future
 
     def close(self) -> None:
-        """End the workers at once; what was not decoded yet is cancelled. Harmless twice."""
+        """End the workers at once; what was not decoded yet is cancelled. Idempotent."""
         with self._lock:
             self._closed = True
             for process in self._processes:

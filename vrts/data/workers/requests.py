@@ -25,11 +25,11 @@ class Request:
     """One clip to decode."""
 
     path: str
-    """Video file, picture, or folder of frames."""
+    """Video file, image, or folder of frames."""
     num_frames: int = 1
     """Frames asked for."""
     is_image: bool = False
-    """Whether it is a picture."""
+    """Whether it is an image."""
     window: Window = WHOLE
     """Part of the video that frames are chosen from."""
     frames_fps: float | None = None

@@ -18,7 +18,7 @@ import torch
 
 from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import FrameSampler
-from vrts.data.video.images import decode_folder, decode_image, decode_picture, is_picture
+from vrts.data.video.images import decode_animation, decode_folder, decode_image, is_image
 from vrts.data.video.resolution import Resolution
 from vrts.data.workers.requests import Request
 from vrts.types import Clip, VideoError
@@ -69,7 +69,7 @@ def try_decode(
                 request.window,
                 request.frames_fps,
             )
-        decode = decode_picture if is_picture(path) else decoder.decode
+        decode = decode_animation if is_image(path) else decoder.decode
         return decode(path, request.num_frames, sampler, resolution, request.window)
     except VideoError as error:
         return str(error) if path in str(error) else f"{path}: {error}"

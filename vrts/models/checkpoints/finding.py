@@ -50,7 +50,7 @@ def surviving(path: Path) -> Path:
 
 
 def newest(folders: Sequence[Path]) -> Path | None:
-    """Find the checkpoint to go on from: the newest complete one of those named ``last``.
+    """Find the checkpoint to resume from: the newest complete one of those named ``last``.
 
     Where none of them is complete, the newest complete one of any name is taken. Others are
     passed over with a warning.
@@ -83,7 +83,7 @@ def newest(folders: Sequence[Path]) -> Path | None:
     if ordered:
         raise InputError(
             f"--ckpt_path last: no checkpoint in {ordered[0].parent} is complete; give the path of "
-            "another one, or begin anew without --ckpt_path"
+            "another one, or start over without --ckpt_path"
         )
     return None
 

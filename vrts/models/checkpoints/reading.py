@@ -71,7 +71,8 @@ def read_file(path: Path, mmap: bool = True) -> dict[str, Any]:
         raise _unreadable(path, error) from error
     if not isinstance(found, dict):
         raise InputError(
-            f"--ckpt_path: {path} is no checkpoint of vrts fit: it has no state_dict; give another"
+            f"--ckpt_path: {path} is not a checkpoint of vrts fit: it has no state_dict; give "
+            "another"
         )
     return found
 
@@ -136,7 +137,7 @@ def _unreadable(path: Path, error: BaseException) -> InputError:
     if isinstance(error, pickle.UnpicklingError) and reason.startswith("Weights only"):
         reason = "it holds more than tensors and plain values, and code in it is never run"
     return InputError(
-        f"--ckpt_path: {path} is no checkpoint of vrts fit, or a damaged one ({reason}); give "
+        f"--ckpt_path: {path} is not a checkpoint of vrts fit, or a damaged one ({reason}); give "
         "another"
     )
 

@@ -59,7 +59,7 @@ def _load_folder(module: nn.Module, path: Path) -> dict[str, Any]:
     for name in (SHARDS, REST):
         if not (path / name).is_file():
             raise InputError(
-                f"--ckpt_path: {path} is no checkpoint, or an incomplete one: it has no {name}; "
+                f"--ckpt_path: {path} is not a checkpoint, or an incomplete one: it has no {name}; "
                 "give another"
             )
     tensors = listed_weights(read_contents(path))

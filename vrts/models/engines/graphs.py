@@ -62,7 +62,7 @@ class StepGraphs:
         """The step as a graph, which has not run yet; None where it cannot be recorded."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Other threads, such as the one that pins batches, may go on with what they do.
+            # Other threads, such as the one that pins batches, may continue.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 step()
         except RuntimeError as error:

@@ -149,7 +149,7 @@ class MergedLayer:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Merge anew, in place, from the base's own weights."""
+        """Merge again, in place, from the base's own weights."""
         update = sum(self._layer.get_delta_weight(n).float() for n in self._layer.active_adapters)
         exact = self._base.weight.float() + update
         self._merged.copy_(exact)

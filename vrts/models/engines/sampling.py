@@ -117,7 +117,9 @@ class RowSampler:
         probs = scaled.softmax(-1)
         if self.truncates:
             probs = truncate(probs, top_p, top_k)
-        tokens = torch.where(is_greedy[:, 0], logits.argmax(-1), invert_cdf(probs, uniforms))
+        tokens = torch.where(
+            is_greedy[:, 0], logits.argmax(-1), inverse_transform_sample(probs, uniforms)
+        )
         if self.penalises:
             self._counts[rows, tokens] += 1
         return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
@@ -173,7 +175,7 @@ FEW = 8 * CHUNK
 """Tokens that are summed at once."""
 
 
-def invert_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def inverse_transform_sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token at which the cumulative distribution passes a number.
 
     In two levels, chunks of the vocabulary and the tokens of one chunk: a cumulative sum over 150

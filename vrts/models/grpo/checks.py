@@ -82,7 +82,7 @@ def check_reference(beta: float, has_reference: bool) -> None:
     if beta > 0 and not has_reference:
         raise InputError(
             f"model.objective has beta {beta} but model.reference is null; set "
-            "model.reference to vrts.models.grpo.reference.AdapterOff (LoRA) or FrozenCopy (full), "
+            "model.reference to vrts.models.AdapterOff (LoRA) or FrozenCopy (full), "
             "or beta to 0"
         )
 
@@ -118,7 +118,7 @@ def check_groups(num_groups: int | None, batch_size: int) -> None:
     if num_groups is not None and num_groups > batch_size:
         raise InputError(
             f"model.num_groups is {num_groups}, but a batch has {batch_size} questions; "
-            "set data.batch_size to a multiple of it: the further ones stand in for groups "
+            "set data.batch_size to a multiple of it: the further ones replace groups "
             "whose rewards are all equal"
         )
 

@@ -32,7 +32,7 @@ def bounded(log_ratios: torch.Tensor) -> torch.Tensor:
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def have_signal(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
+def rewards_differ(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
     """Which groups teach something: those whose rewards are not all equal.
 
     Args:
@@ -58,7 +58,7 @@ def centred(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
     """
     groups = rewards.view(len(rewards) // num_generations, num_generations)
     # A mean of equal floats may be off by rounding, which scaling would blow up.
-    uneven = have_signal(rewards, num_generations)
+    uneven = rewards_differ(rewards, num_generations)
     return torch.where(uneven[:, None], groups - groups.mean(1, keepdim=True), 0.0).flatten()
 
 

@@ -66,7 +66,7 @@ class MicroBatch:
             max_new_tokens,
         )
 
-    def sampling_gap(self, old_logprobs: torch.Tensor) -> torch.Tensor:
+    def sampling_logprob_diff(self, old_logprobs: torch.Tensor) -> torch.Tensor:
         """Sum over tokens of how far apart the log-probs of engine and policy are.
 
         Args:

@@ -48,8 +48,8 @@ class LossTerms:
         return {
             "loss": self.loss.detach(),
             "kl": self.kl / count,
-            "clip_share": self.clipped / count,
-            "clamp_share": self.clamped / count,
+            "clip_ratio": self.clipped / count,
+            "clamp_ratio": self.clamped / count,
         }
 
 

@@ -35,7 +35,7 @@ class Group:
     """``[G, L]`` of the policy that sampled; the first update fills it in."""
 
     @property
-    def has_signal(self) -> bool:
+    def rewards_differ(self) -> bool:
         """Whether it teaches something: its rewards are not all equal."""
         return bool((self.total != self.total[0]).any())
 
@@ -113,7 +113,7 @@ class Rollout:
             },
             "reward/total": float(totals.mean()),
             "reward_std": float(totals.std(1).mean()),
-            "zero_advantage_groups": sum(not g.has_signal for g in self.tried) / len(self.tried),
+            "frac_reward_zero_std": sum(not g.rewards_differ for g in self.tried) / len(self.tried),
             "sampled_groups": float(len(self.tried)),
             "completion_length": sum(c.num_tokens for c in completions) / len(completions),
             "truncated": sum(not c.finished for c in completions) / len(completions),
@@ -175,10 +175,10 @@ class RolloutWorker:
         count = SampledCount()
         for start in range(0, len(samples), size):
             tried += self._sample(samples[start : start + size], epoch, count)
-            if sum(group.has_signal for group in tried) >= size:
+            if sum(group.rewards_differ for group in tried) >= size:
                 break
         # Useful ones first; others only fill up. In order where all are taken.
-        useful_first = sorted(tried, key=lambda group: not group.has_signal)
+        useful_first = sorted(tried, key=lambda group: not group.rewards_differ)
         return Rollout(useful_first[:size] if self._num_groups else tried, tried, count)
 
     def _sample(self, samples: Sequence[Sample], epoch: int, count: SampledCount) -> list[Group]:

@@ -8,21 +8,21 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def ban(logits: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
-    """Put banned tokens at minus infinity.
+def suppress(logits: torch.Tensor, suppressed: torch.Tensor) -> torch.Tensor:
+    """Put suppressed tokens at minus infinity.
 
     Args:
         logits: ``[N, V]``.
-        banned: int64 token ids.
+        suppressed: int64 token ids.
     """
-    return logits.index_fill(-1, banned, float("-inf"))
+    return logits.index_fill(-1, suppressed, float("-inf"))
 
 
 def token_logprobs(
     hidden: torch.Tensor,
     targets: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
-    banned: torch.Tensor,
+    suppressed: torch.Tensor,
     temperature: float,
     chunk_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +34,7 @@ def token_logprobs(
         hidden: ``[M, D]``, the hidden states that predict the targets.
         targets: int64 ``[M]``.
         head: maps ``[m, D]`` to logits ``[m, V]``.
-        banned: int64 token ids that are never sampled.
+        suppressed: int64 token ids that are never sampled.
         temperature: logits are divided by it.
         chunk_size: positions in one chunk.
 
@@ -43,10 +43,10 @@ def token_logprobs(
     """
 
     def chunk(h: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = ban(head(h).float() / temperature, banned)
+        logits = suppress(head(h).float() / temperature, suppressed)
         logprobs = logits.log_softmax(-1)
         with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs.index_fill(-1, banned, 0.0)).sum(-1)
+            entropy = -(logprobs.exp() * logprobs.index_fill(-1, suppressed, 0.0)).sum(-1)
         return logprobs.gather(-1, t[:, None])[:, 0], entropy
 
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []

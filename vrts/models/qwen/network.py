@@ -16,7 +16,7 @@ from vrts.models.attention.shared_prefix import Layout, PackedLayout
 from vrts.models.engines.network import Network
 from vrts.models.policy import Prompt
 from vrts.models.qwen.inputs import PatchKey, PromptEncoder, QwenPrompt, vision_token_ids
-from vrts.models.qwen.logprobs import ban
+from vrts.models.qwen.logprobs import suppress
 from vrts.types import Sample
 
 MAX_PATCHES = 2**15
@@ -193,7 +193,7 @@ class QwenNetwork(Network):
         """Float32 logits ``[R, V]`` of hidden states ``[R, D]``."""
         # moved once, outside of what a CUDA graph records
         self.suppressed_ids = self.suppressed_ids.to(hidden.device)
-        return ban(self.model.lm_head(hidden).float(), self.suppressed_ids)
+        return suppress(self.model.lm_head(hidden).float(), self.suppressed_ids)
 
 
 def _by_size(prompts: Sequence[QwenPrompt]) -> list[list[QwenPrompt]]:

@@ -223,6 +223,8 @@ class QwenPolicy(Policy):
 
     def context_length(self) -> int | None:
         """See `Policy.context_length`."""
+        if self.loaded:
+            return int(self.base.config.text_config.max_position_embeddings)
         return read_context_length(adapter_base(self.path) or self.path)
 
     def network(self) -> QwenNetwork:

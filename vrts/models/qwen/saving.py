@@ -125,7 +125,7 @@ def check_mergeable(base: nn.Module) -> None:
     uses = Counter(id(p) for _, p in base.named_parameters(remove_duplicate=False))
     for name, module in base.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
-            raise InputError(f"merge: {name} is no low-rank adapter; write the adapter instead")
+            raise InputError(f"merge: {name} is not a low-rank adapter; write the adapter instead")
         if isinstance(module, BaseTunerLayer):
             shared = [p for p in module.get_base_layer().parameters() if uses[id(p)] > 1]
             if shared:

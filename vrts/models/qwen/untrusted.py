@@ -57,10 +57,10 @@ def check_index(folder: Path) -> None:
         files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
         wrong = sorted(str(name) for name in files if not str(name).endswith(".safetensors"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{PATH_KEY}: {path} is no index of weights ({error!r})") from error
+        raise InputError(f"{PATH_KEY}: {path} is not an index of weights ({error!r})") from error
     if wrong:
         raise InputError(
-            f"{PATH_KEY}: {path} names {wrong[0]!r}, which is no safetensors file; convert the "
+            f"{PATH_KEY}: {path} names {wrong[0]!r}, which is not a safetensors file; convert the "
             "weights to safetensors first (pickled weights are not loaded)"
         )
 
@@ -71,7 +71,7 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) ->
     They are tried in a process of their own: Python cannot stop a match that runs away.
 
     Raises:
-        InputError: one is no regular expression, or takes too long.
+        InputError: one is not a regular expression, or takes too long.
     """
     patterns = list(patterns)
     if not patterns:
@@ -92,7 +92,9 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) ->
         ) from None
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines()[-1]
-        raise InputError(f"{where}: {patterns[0]!r} is no regular expression ({reason})") from None
+        raise InputError(
+            f"{where}: {patterns[0]!r} is not a regular expression ({reason})"
+        ) from None
 
 
 def adapter_patterns(config: dict[str, Any]) -> list[str]:

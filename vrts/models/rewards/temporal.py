@@ -16,7 +16,7 @@ class TemporalReward:
 
     Each question is asked again on its frames in random order. The bonus goes to the right
     completions of a group whose mean accuracy is at least `mu` times that on the shuffled frames
-    (T-GRPO, Video-R1, Feng et al., 2025, arXiv 2503.21776). Pictures get none. Logged as
+    (T-GRPO, Video-R1, Feng et al., 2025, arXiv 2503.21776). Images get none. Logged as
     ``train/reward/temporal``.
     """
 

@@ -159,7 +159,7 @@ class FullySharded(ModelParallelStrategy):
             return super().load_checkpoint(path, weights_only=True)
         if not is_complete(path):
             raise InputError(
-                f"--ckpt_path: {path} is no checkpoint, or an incomplete one; give another"
+                f"--ckpt_path: {path} is not a checkpoint, or an incomplete one; give another"
             )
         contents = read_contents(path)
         _check_shards(path, contents)
