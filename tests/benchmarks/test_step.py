@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import common, step
 from benchmarks.step import check_equal, measure, median, write_model
-from benchmarks.step_case import Case, VisionPasses, trl_settings, variety
+from benchmarks.step_case import Case, VisionPasses, frame_images, trl_settings, variety
 from benchmarks.step_vrts import Variety, vrts_sample
 from tests.benchmarks.conftest import TINY
 from vrts.types import Completion

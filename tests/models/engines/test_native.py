@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU, make_engine, tokens_of
-from tests.models.qwen.test_policy import perturb_adapter
+from tests.models.qwen.test_policy import image_sample, perturb_adapter
 from vrts.models.attention.kv_cache import KVCache, capacity_of
 from vrts.models.engines.engine import Request
 from vrts.models.engines.native import NativeEngine
