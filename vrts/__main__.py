@@ -2,7 +2,7 @@
 
 import sys
 
-from vrts.cli.command import main
+from vrts.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,45 @@
+"""What the command answers without its libraries."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vrts.cli import SUBCOMMANDS, main
+from vrts.cli.command import VrtsCLI
+
+LIBRARIES = """
+import sys
+from vrts.cli import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+found = {"torch", "lightning", "transformers", "numpy"} & sys.modules.keys()
+sys.exit(status if not found else f"imported {found}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["--help"], 0, "predict   answer the questions"),
+        ([], 0, "usage: vrts {fit,"),
+        (["--version"], 0, "vrts 0."),
+        (["fitt"], 2, "vrts: error: fitt: no such subcommand; did you mean fit?"),
+        (["answer"], 2, "no such subcommand; there are fit, validate, test, predict, export"),
+    ],
+)
+def test_it_answers_at_once(words, status, text):
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES, *words], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status, done.stderr
+    assert text in (done.stderr if status else done.stdout)
+
+
+def test_each_subcommand_is_listed(capsys):
+    assert SUBCOMMANDS.keys() == VrtsCLI.subcommands().keys()
+    assert main(["-h"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in SUBCOMMANDS)
