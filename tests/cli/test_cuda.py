@@ -130,14 +130,15 @@ def test_tgrpo(tmp_path, annotations):
 
 @pytest.mark.parametrize("recipe", ["s2d tiny gpu", "s2d video_rts tiny gpu"])
 def test_predict(tmp_path, annotations, recipe):
+    two = annotations.with_name("two.jsonl")
+    two.write_text("".join(annotations.read_text().splitlines(keepends=True)[:2]))
     code, device = vrts(
         "predict",
         recipe,
         tmp_path,
         "--model.max_new_tokens=8",
         "--data.eval_batch_size=2",
-        "--trainer.limit_predict_batches=1",
-        f"--data.predict.init_args.path={annotations}",
+        f"--data.predict.init_args.path={two}",
         "--data.predict.init_args.video_root=null",
     )
     check(code, device)
