@@ -18,6 +18,7 @@ ALLOWED = {
     "models": COMMON,
     "callbacks": COMMON | {"data", "models"},
     "cli": COMMON | {"data", "models", "callbacks"},
+    "api": {"types", "data", "models", "callbacks"},
     "__main__": {"cli"},
     "demo": COMMON | {"data", "models", "cli"},
 }

@@ -49,7 +49,7 @@ from vrts.models.grpo.seeding import seed_globally
 from vrts.models.metrics import Evaluation, log_means
 from vrts.models.policy import Policy, Prompt
 from vrts.models.predictor import Plan, Predictor, TakesPredictions, checked
-from vrts.models.rewards import AccuracyReward, FormatReward, Reward, check_all
+from vrts.models.rewards import AccuracyReward, FormatReward, Reward, as_reward, check_all
 from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import (
     GradientSync,
@@ -73,7 +73,8 @@ class VideoQAModule(LightningModule):
     Args:
         policy: the model that is trained and scored.
         engine: what samples completions; the policy's own where null (`NativeEngine` for a model).
-        rewards: what completions are rewarded for; accuracy and format where none are given.
+        rewards: what completions are rewarded for, from Python also plain functions (see
+            `FunctionReward`); accuracy and format where none are given.
         objective: the loss.
         reference: what the policy is regularised towards; needed where ``objective.beta`` is above
             0.
@@ -131,7 +132,9 @@ class VideoQAModule(LightningModule):
         self.automatic_optimization = False
         self.policy = policy
         self.engine = engine or policy.default_engine() or NativeEngine()
-        self.rewards = rewards if rewards is not None else [AccuracyReward(), FormatReward()]
+        self.rewards = (
+            [AccuracyReward(), FormatReward()] if rewards is None else list(map(as_reward, rewards))
+        )
         self.objective = objective or GRPO()
         self.temporal = temporal
         self.num_generations = int(num_generations)
