@@ -148,7 +148,7 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save_pretrained(self, folder: Path, merge: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, merge: bool = False) -> None:
         """Write weights (or adapter), tokenizer and processor as a Hugging Face folder.
 
         Where weights are sharded every process has to call it; the first one writes.

@@ -323,7 +323,7 @@ class ReplayPolicy(Policy):
         """Refuse; raises `InputError`."""
         self._refuse()
 
-    def save_pretrained(self, folder: Path, merge: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, merge: bool = False) -> None:
         """Refuse; raises `InputError`."""
         self._refuse()
 

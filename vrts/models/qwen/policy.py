@@ -282,11 +282,11 @@ class QwenPolicy(Policy):
         with self.model.disable_adapter():
             yield
 
-    def save_pretrained(self, folder: Path, merge: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, merge: bool = False) -> None:
         """See `Policy.save_pretrained`."""
         if merge:
             check_mergeable_weights(self.quantize)
-        save_model(self.model, self.processor, folder, merge, isinstance(self, FSDPModule))
+        save_model(self.model, self.processor, Path(folder), merge, isinstance(self, FSDPModule))
 
     def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
         """See `Policy.layers`."""
