@@ -1,7 +1,7 @@
 """Processes that begin at once: forked from a server that has the libraries imported.
 
-A cold start costs ten seconds of imports. What tests of the launch itself need (Lightning's own
-copies, ``torchrun``, a terminal) is started with `subprocess` instead.
+A cold start costs ten seconds of imports. The processes that Lightning's launcher adds are forked
+too, in place of the commands that it would start; all else of the launch is its own.
 """
 
 import multiprocessing
@@ -10,10 +10,14 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 from vrts.cli.command import main
 
@@ -128,11 +132,61 @@ def _begin(
 ) -> None:
     """Become the leader of a session whose output goes to the log."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    function(*args)
+    begin = _BeginAgain(function, args)
+    subprocess_script.subprocess = SimpleNamespace(Popen=begin)  # type: ignore[assignment]
+    begin.run(environment)
+
+
+class _BeginAgain:
+    """Stands for `subprocess.Popen` in Lightning's launcher: begins the same in a fork."""
+
+    def __init__(self, function: Callable[..., Any], args: Any) -> None:
+        self._function, self._args = function, args
+
+    def run(self, environment: dict[str, str]) -> None:
+        """Call the function as a process that has just begun."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.clear()
+        os.environ.update(environment)
+        self._function(*self._args)
+
+    def __call__(self, command: list[str], env: dict[str, str], cwd: str | None) -> "_Child":
+        pid = os.fork()
+        if pid:
+            return _Child(pid)
+        status = 1
+        try:
+            self.run(env)
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:  # noqa: BLE001 what ends a process
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+class _Child:
+    """What the launcher asks of a process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)

@@ -1,9 +1,7 @@
-"""Predicts on two gloo processes, of which some kill themselves; the argument is a job as JSON."""
+"""Predicts on two gloo processes, of which some kill themselves."""
 
-import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,8 @@ def asked(videos: dict[str, str]) -> list[Question]:
     return nine(videos) + [categorised(ask(f"q{i}", videos["long"])) for i in range(9, 30)]
 
 
-if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    dies = int(os.environ.get("LOCAL_RANK", "0")) in job["ranks"]
+def run(folder: Path, videos: dict[str, str], ranks: list[int]) -> None:
+    """Predict, until these ranks kill themselves."""
+    dies = int(os.environ.get("LOCAL_RANK", "0")) in ranks
     policy = SlowPolicy(SCRIPT, step_s=0.2, stop_after=4 if dies else None, signal=signal.SIGKILL)
-    run_prediction(Path(job["folder"]), policy, asked(job["videos"]), trainer=parallel(2))
+    run_prediction(folder, policy, asked(videos), trainer=parallel(2))

@@ -1,10 +1,6 @@
-"""Trains for a long time, on two processes with decode workers, and counts its steps.
-
-It is forked, or started as a module whose arguments are those of `run`.
-"""
+"""Trains for a long time, on two processes with decode workers, and counts its steps."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +32,3 @@ def run(folder: str, model: str, video: str, strategy: str) -> None:
     )
     data = make_data(train=questions(video, 4), num_workers=1)
     trainer.fit(module, datamodule=data)
-
-
-if __name__ == "__main__":
-    run(*sys.argv[1:])

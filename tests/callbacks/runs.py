@@ -1,12 +1,7 @@
 """Runs of the real Trainer on the tiny model or a script, with small real videos."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +163,3 @@ def by_id(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def scripted(script: dict[str, dict[int, str]] | None = None, **options: Any) -> ScriptedPolicy:
     """A policy that answers by a script."""
     return ScriptedPolicy(script, **options)
-
-
-@contextlib.contextmanager
-def started(module: str, log: Path, *args: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A module that runs in a session of its own; whatever is left of it ends with the context."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *args],
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()

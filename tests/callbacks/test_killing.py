@@ -9,11 +9,12 @@ import time
 
 import pytest
 
+from tests.callbacks import killed_ranks
 from tests.callbacks.killed_ranks import SlowPolicy, asked
 from tests.callbacks.plugins import ScriptedPolicy
 from tests.callbacks.prediction.test_writer import SCRIPT
 from tests.callbacks.runs import by_id, predict, read_predictions
-from tests.callbacks.runs import started as run_module
+from tests.forked import forked
 
 NUM_KILLS = 30
 STEP_S = 0.01
@@ -97,9 +98,8 @@ def wait_for(text, log, seconds=60):
 def test_two_processes_of_which_some_are_killed_go_on_as_one(tmp_path, videos, ranks):
     """None is left behind that writes on, and what both have decided is kept."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    job = {"folder": str(folder), "videos": videos, "ranks": ranks}
-    with run_module("tests.callbacks.killed_ranks", log, json.dumps(job)) as process:
-        assert process.wait(600) != 0, log.read_text()
+    with forked(log, killed_ranks.run, folder, videos, ranks) as processes:
+        assert processes.wait_for_each() != [0], log.read_text()
         if ranks == [0]:
             wait_for("RuntimeError: the first process of this run is gone", log)
     assert not (folder / "metrics.json").exists()

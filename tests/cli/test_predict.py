@@ -353,7 +353,7 @@ class TestFailures:
 
         monkeypatch.setattr("vrts.cli.command.run", run)
         assert main(["predict"]) == 1
-        expected = f"vrts: error: runs/mine/x.jsonl: {os.strerror(number)}; put that right"
+        expected = f"vrts: error: runs/mine/x.jsonl: {os.strerror(number)}; fix this"
         assert expected in capsys.readouterr().err
 
     def test_names_that_a_terminal_would_act_on_are_escaped(

@@ -1,11 +1,10 @@
 """The overlay for FSDP2, through the command, on two processes over gloo."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests.forked import command, forked
 from tests.ranks.test_two_processes import CONFIGS, fit, fit_args
 from tools.tiny.model import build_model_folder
 from vrts.demo.videos import make_dataset
@@ -46,10 +45,8 @@ def test_the_overlay_trains_as_one_process_does_and_resumes(inputs, tmp_path):
 def test_a_process_that_dies_ends_the_others(inputs, tmp_path):
     dying = ("--model.rewards=[{class_path: tests.own_plugins.DyingReward}]",)
     args = fit_args(*inputs, tmp_path / "2", 2, more_last=(*SHARDED, *dying))
-    done = subprocess.run(
-        [sys.executable, "-m", "vrts", *args], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode != 0
+    with forked(tmp_path / "log", command, args) as processes:
+        assert processes.wait_for_each() != [0]
     # the other one finds out itself, or Lightning ends it before it can say so
     ended = r"(?i)connection closed|timed out|reset by peer|terminated with code -?9"
-    assert re.search(ended, done.stderr), done.stderr[-3000:]
+    assert re.search(ended, (tmp_path / "log").read_text()), processes.text()

@@ -21,7 +21,6 @@ from tests.callbacks.runs import (
     make_policy,
     make_trainer,
     questions,
-    started,
 )
 from tests.forked import forked
 from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
@@ -370,13 +369,12 @@ def test_a_signal_to_one_of_two_processes_at_their_start_ends_both(
 ):
     log = tmp_path / "log"
     args = (str(tmp_path), str(model_folder), videos["long"], "ddp")
-    with started("tests.callbacks.long_fit", log, *args) as process:
+    with forked(log, long_fit.run, *args) as processes:
         for each in (0, 1):
-            wait_for(f"rank {each} is ", log, lambda: process.poll() is None)
+            wait_for(f"rank {each} is ", log, processes.running)
         (pid,) = {int(pid) for pid in re.findall(rf"rank {rank} is (\d+)", log.read_text())}
         os.kill(pid, signal.SIGTERM)
-        status = process.wait(240)
-        assert status != 0, log.read_text()
+        assert processes.wait_for_each() != [0], log.read_text()
         wait_until_gone(log)
     assert "step 1" not in log.read_text()
     assert not (tmp_path / "last.ckpt").exists()
@@ -396,7 +394,7 @@ def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
         wait_for("step 2", log, processes.running)
         os.kill(processes.pids[rank], signal.SIGTERM)
         assert processes.wait_for_each() == [1, 1], log.read_text()
-    assert "go on with --ckpt_path" in log.read_text()
+    assert "resume with --ckpt_path" in log.read_text()
     path = tmp_path / "last.ckpt"
     assert is_complete(path)
     assert path.is_dir() == (strategy == "fsdp")
@@ -438,12 +436,11 @@ def test_ctrl_c_in_a_terminal_interrupts_two_processes(tmp_path, model_folder, v
     """There the signal goes to all processes of the group, decode workers among them."""
     log = tmp_path / "log"
     args = (str(tmp_path), str(model_folder), videos["long"], "ddp")
-    with started("tests.callbacks.long_fit", log, *args) as process:
-        wait_for("step 2", log, lambda: process.poll() is None)
-        os.killpg(process.pid, signal.SIGINT)
-        status = process.wait(240)
-    assert status == 1, log.read_text()
-    assert "go on with --ckpt_path" in log.read_text()
+    with forked(log, long_fit.run, *args) as processes:
+        wait_for("step 2", log, processes.running)
+        os.killpg(processes.pids[0], signal.SIGINT)
+        assert processes.wait_for_each() == [1], log.read_text()
+    assert "resume with --ckpt_path" in log.read_text()
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] >= 2
 
 

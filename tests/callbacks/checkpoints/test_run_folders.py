@@ -67,7 +67,7 @@ def interrupt_in(folder: Path) -> list[str]:
         ("lightning_logs", None, "trainer.logger: cannot use {} ("),
         ("csv", csv_in, "trainer.logger: cannot use {}/lightning_logs ("),
         ("kept", interrupt_in, "SaveOnInterrupt.dirpath: cannot use {} ("),
-        ("lightning_logs/version_0", None, "{}: File exists; put that right"),
+        ("lightning_logs/version_0", None, "{}: File exists; fix this"),
     ],
 )
 def test_a_file_in_the_place_of_a_folder(fails, tmp_path, file, options, named):
@@ -76,7 +76,7 @@ def test_a_file_in_the_place_of_a_folder(fails, tmp_path, file, options, named):
     place.write_text("")
     err = fails(*(options(place) if options else ()), root=tmp_path / "run")
     assert f"vrts: error: {named.format(place)}" in err
-    assert "put that right" in err
+    assert "fix this" in err
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,14 @@
 """A process that fails ends the others soon, with its message; a taken port is named."""
 
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from torch.distributed import DistNetworkError
 
+from tests.forked import command, forked
 from tests.ranks.test_two_processes import fit_args
 from tools.tiny.model import build_model_folder
 from vrts.demo.videos import make_dataset
@@ -26,25 +24,13 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
 
 def fails(log: Path, args: list[str], **variables: str) -> str:
     """What a run of two processes says that ends by itself, long before processes time out."""
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vrts", *args],
-            cwd=Path(__file__).parents[3],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-        try:
-            assert process.wait(600) != 0
-            deadline = time.monotonic() + 10
-            while is_alive(process.pid):
-                assert time.monotonic() < deadline, f"a process is left; {log.read_text()[-2000:]}"
-                time.sleep(0.2)
-        finally:
-            if is_alive(process.pid):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with forked(log, command, args, **variables) as processes:
+        assert processes.wait_for_each() != [0]
+        (group,) = processes.pids
+        deadline = time.monotonic() + 10
+        while is_alive(group):
+            assert time.monotonic() < deadline, f"a process is left; {processes.text()}"
+            time.sleep(0.2)
     return log.read_text()
 
 
