@@ -29,6 +29,12 @@ class CharactersReward(Reward):
         return [len(completion.text) / 100 for completion in completions]
 
 
+def brevity(completions: Sequence[Completion], questions: Sequence[Question]) -> list[float]:
+    """A plain function as a reward."""
+    assert len(completions) == len(questions)
+    return [1 / (1 + completion.num_tokens) for completion in completions]
+
+
 class DyingReward(CharactersReward):
     """Ends the second process of a run, as running out of memory does."""
 

@@ -265,7 +265,8 @@ class TestSwapping:
             f"--data.train={own}.OneQuestionReader",
             f"--data.sampler={own}.FirstFrames",
             f"--data.decoder={own}.GreyDecoder",
-            f"--model.rewards=[{{class_path: {own}.CharactersReward, init_args: {{weight: 0.5}}}}]",
+            f"--model.rewards=[{{class_path: {own}.CharactersReward, init_args: {{weight: 0.5}}}}, "
+            f"{{class_path: FunctionReward, init_args: {{function: {own}.brevity}}}}]",
             f"--model.objective={own}.NoKL",
             "--model.reference=null",
             "--data.batch_size=2",
@@ -273,7 +274,7 @@ class TestSwapping:
         cli = run(args)
         assert cli.trainer.global_step == 1
         names = set(cli.trainer.callback_metrics)
-        assert "train/reward/length" in names
+        assert {"train/reward/length", "train/reward/brevity"} <= names
         assert "train/reward/accuracy" not in names
         assert type(cli.model.objective).__name__ == "NoKL"
 

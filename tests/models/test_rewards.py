@@ -9,12 +9,14 @@ import torch
 from vrts.models.rewards import (
     AccuracyReward,
     FormatReward,
+    FunctionReward,
     LengthReward,
     Reward,
     RewardError,
     SoftOverlongPenalty,
     accuracy,
     accuracy_score,
+    as_reward,
     format,
     length,
     total_reward,
@@ -217,3 +219,26 @@ def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+class TestFunctions:
+    def test_a_function_is_a_reward_of_its_name(self):
+        def brevity(completions, questions):
+            return [1 / completion.num_tokens for completion in completions]
+
+        reward = as_reward(brevity)
+        total, parts = total_reward([reward], completions("a", "four"), [COLOUR, COLOUR])
+        assert reward.name == "brevity"
+        assert total.tolist() == parts["brevity"].tolist() == [1.0, 0.25]
+
+    def test_a_reward_stays_what_it_is(self):
+        reward = FormatReward()
+        assert as_reward(reward) is reward
+
+    def test_other_things_are_refused(self):
+        with pytest.raises(InputError, match=r"model\.rewards: 'no' is neither a Reward nor a fun"):
+            as_reward("no")
+
+    def test_what_it_gives_is_checked_as_of_any_reward(self):
+        with pytest.raises(RewardError, match="one number for each completion: a list of 1"):
+            total_reward([FunctionReward(lambda c, q: 1.0)], completions("a"), [COLOUR])

@@ -28,6 +28,7 @@ from .qwen.policy import QwenPolicy as QwenPolicy
 from .replay import ReplayPolicy as ReplayPolicy
 from .rewards import AccuracyReward as AccuracyReward
 from .rewards import FormatReward as FormatReward
+from .rewards import FunctionReward as FunctionReward
 from .rewards import LengthReward as LengthReward
 from .rewards import Reward as Reward
 from .rewards import SoftOverlongPenalty as SoftOverlongPenalty
