@@ -25,7 +25,7 @@ test: install ## Lint, types and all tests but those that need a GPU
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu" --durations=20
 
 test-fast: install ## The tests that take no more than a few seconds each
 	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu and not slow"

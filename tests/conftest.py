@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -7,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from filelock import FileLock
 
 SHARED = Path(__file__).parents[1] / "../shared"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,6 +37,27 @@ def _signals():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder that the workers of pytest-xdist share: ``made_once(name, make)``."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def find(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt has left
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -80,14 +80,17 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, model, videos) -> tuple[Path, Path]:
-    """What one process and two left; all cases at once, since starting takes longest."""
-    root = tmp_path_factory.mktemp("sharded")
-    for name in ("one", "two"):
-        (root / name).mkdir()
-    run(root / "one", model, videos, TRAINED | MATRIX | ANSWERED, devices=1)
-    ddp = {f"{name}, ddp": case | {"ddp": True} for name, case in MATRIX.items()}
-    start(root / "two", model, videos, TRAINED | MATRIX | ddp | ANSWERED | TOGETHER)
+def folders(made_once, model, videos) -> tuple[Path, Path]:
+    """What one process and two left, all cases at once."""
+
+    def make(root: Path) -> None:
+        for name in ("one", "two"):
+            (root / name).mkdir()
+        run(root / "one", model, videos, TRAINED | MATRIX | ANSWERED, devices=1)
+        ddp = {f"{name}, ddp": case | {"ddp": True} for name, case in MATRIX.items()}
+        start(root / "two", model, videos, TRAINED | MATRIX | ddp | ANSWERED | TOGETHER)
+
+    root = made_once("sharded", make)
     return root / "one", root / "two"
 
 

@@ -16,16 +16,18 @@ from vrts.models.qwen.loading import Lora
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, make_video):
-    root = tmp_path_factory.mktemp("validation")
-    model, videos = Path(__file__).parents[2] / "assets/tiny", root / "videos"
-    for folder in (one := root / "one", two := root / "two", videos):
-        folder.mkdir()
-    clips = make_videos(videos, make_video)
-    run(one, model, clips, devices=1)
-    with forked(root / "log", run, two, model, clips, 2, ranks=2) as processes:
-        processes.succeed()
-    return one, two
+def folders(made_once, make_video):
+    def make(root: Path) -> None:
+        model, videos = Path(__file__).parents[2] / "assets/tiny", root / "videos"
+        for folder in (one := root / "one", two := root / "two", videos):
+            folder.mkdir()
+        clips = make_videos(videos, make_video)
+        run(one, model, clips, devices=1)
+        with forked(root / "log", run, two, model, clips, 2, ranks=2) as processes:
+            processes.succeed()
+
+    root = made_once("validation", make)
+    return root / "one", root / "two"
 
 
 def read(folder, name, rank=0):
