@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from tools.tiny.model import build_model_folder
+from vrts.demo.questions import FLASH, OBJECT
+from vrts.demo.videos import make_dataset
+
 SHARED = Path(__file__).parents[1] / "../shared"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -58,6 +62,21 @@ def made_once(
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's architecture with random weights."""
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    build_model_folder(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions about four videos, as Video-R1 writes them."""
+    folder = tmp_path_factory.mktemp("cli-data")
+    return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
 
 
 @pytest.fixture(scope="session")

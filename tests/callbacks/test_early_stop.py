@@ -1,4 +1,4 @@
-"""Completions that can no longer change a vote are given up, and votes of other kinds."""
+"""Completions that can no longer change a vote are cancelled, and votes of other kinds."""
 
 import math
 from random import Random
@@ -34,7 +34,7 @@ def random_script(num_questions: int, M: int, levels, seed: int):
 def test_an_early_stop_changes_no_result(tmp_path, videos, vote, consensus):
     """Random answers that end in random order: what is decided, where, and all metrics.
 
-    What was given up cannot agree any more, so agreement alone is no more than a lower bound.
+    What was cancelled cannot agree any more, so agreement alone is no more than a lower bound.
     """
     levels = [4, 8, 16]
     script = random_script(60, 5, levels, seed=consensus or 0)
@@ -60,7 +60,7 @@ def test_an_early_stop_changes_no_result(tmp_path, videos, vote, consensus):
                     zip(left["cancelled"], of_all["answers"], strict=True)]  # fmt: skip
             assert left["answers"] == kept
             assert left["agreement"] <= of_all["agreement"]
-    assert cancelled > 20, "hardly anything was given up: the test shows nothing"
+    assert cancelled > 20, "hardly anything was cancelled: the test shows nothing"
     assert len({line["num_frames"] for line in full}) == 3
 
 

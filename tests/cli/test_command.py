@@ -19,30 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
 
-from tools.tiny.model import build_model_folder
 from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
 from vrts.cli.command import main, run
 from vrts.data.readers.base import VideoR1Reader
-from vrts.demo.questions import FLASH, OBJECT
-from vrts.demo.videos import make_dataset
 from vrts.models.checkpoints.contents import FORMAT, FORMAT_KEY
 from vrts.models.grpo.guards import DivergenceError
 from vrts.models.module import VideoQAModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "model"
-    build_model_folder(folder, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def annotations(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cli-data")
-    return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
 
 
 def fit_args(model: Path, root: Path, *more: str) -> list[str]:

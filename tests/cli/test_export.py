@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.cli.test_command import CONFIGS, annotations, fit_args, model, own_train  # noqa: F401
+from tests.cli.test_command import CONFIGS, fit_args, own_train
 from tests.models.conftest import make_sample
 from tests.models.engines.running import sample, tokens_of
 from tests.ranks.test_sharded import SHARDED
@@ -29,7 +29,7 @@ PLAIN = PromptTemplate(*[""] * 7)
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def trained(request, model, annotations, tmp_path_factory):  # noqa: F811
+def trained(request, model, annotations, tmp_path_factory):
     """A run: its module, its folder, and whether it trained an adapter."""
     root = tmp_path_factory.mktemp(request.param)
     args = fit_args(
@@ -90,7 +90,7 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize("ckpt_path", [None, "last", "file"])
-def test_it_writes_what_the_callback_writes(trained, model, tmp_path, capsys, ckpt_path):  # noqa: F811
+def test_it_writes_what_the_callback_writes(trained, model, tmp_path, capsys, ckpt_path):
     module, root, kind = trained
     more = []
     if ckpt_path:
@@ -158,12 +158,12 @@ def test_a_run_without_the_callback_gets_a_card_too(trained, tmp_path):
     assert "| `train` | `VideoR1Reader` | `questions.jsonl` | not known |" in card
 
 
-def test_the_snippet_of_the_card_answers_as_the_policy_does(trained, model, annotations, tmp_path):  # noqa: F811
+def test_the_snippet_of_the_card_answers_as_the_policy_does(trained, model, annotations, tmp_path):
     """Greedily, on a real video, through transformers alone but for prompt and positions."""
     module, root, kind = trained
     card = (root / "model/README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    video = str(next(annotations.parent.rglob("*.mp4")))
+    video = str(annotations.parent / "videos/00000.mp4")
     replaced = {
         '"FOLDER"': repr(str(root / "model")),
         '"VIDEO"': repr(video),
@@ -188,7 +188,7 @@ def test_the_snippet_of_the_card_answers_as_the_policy_does(trained, model, anno
     torch.testing.assert_close(got, want.detach(), rtol=0, atol=1e-4)
 
 
-def test_predict_takes_it(trained, annotations, tmp_path):  # noqa: F811
+def test_predict_takes_it(trained, annotations, tmp_path):
     _, root, _ = trained
     args = [
         "predict",
@@ -207,8 +207,8 @@ def test_predict_takes_it(trained, annotations, tmp_path):  # noqa: F811
 
 def test_predictions_of_a_checkpoint_are_not_mixed_with_those_of_the_model(
     trained,
-    model,  # noqa: F811
-    annotations,  # noqa: F811
+    model,
+    annotations,
     tmp_path,
     capsys,
 ):
@@ -270,7 +270,7 @@ class TestBadInput:
         if trained[2] == "lora":
             assert re.search(r"lora_A.*: \(64, \d+\) in the checkpoint, \(8, \d+\) in ", found)
 
-    def test_another_vocabulary(self, refused, trained, model, tmp_path_factory):  # noqa: F811
+    def test_another_vocabulary(self, refused, trained, model, tmp_path_factory):
         if trained[2] == "lora":
             pytest.skip("an adapter of the linear layers does not depend on the vocabulary")
         folder = tmp_path_factory.mktemp("other") / "model"
@@ -334,7 +334,7 @@ def test_the_newest_complete_one_is_taken(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_checkpoints_are_exported_by_one_process(model, annotations, tmp_path):  # noqa: F811
+def test_sharded_checkpoints_are_exported_by_one_process(model, annotations, tmp_path):
     """Two gloo ranks under the overlay; the merged model of their callback is the command's too."""
     root = tmp_path / "run"
     more = (

@@ -9,28 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.tiny.model import build_model_folder
 from vrts.cli.command import main, run
-from vrts.demo.questions import FLASH, OBJECT
-from vrts.demo.videos import make_dataset
 from vrts.files.predictions import prediction_to_json
 from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import InputError, Prediction, Question, Round
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "model"
-    build_model_folder(folder, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cli-data")
-    return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
 
 
 @pytest.fixture
@@ -62,7 +46,7 @@ class TestAsk:
         handler.emit = lambda record: logged.append(record.getMessage())
         logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
         logger.addHandler(handler)
-        video = str(next(annotations.parent.rglob("*.mp4")))
+        video = str(annotations.parent / "videos/00000.mp4")
         more = ["--data.video", video, "--data.question", "What is shown?"]
         assert main(ask_args(model, tmp_path, *more)) == 0
         logger.removeHandler(handler)
@@ -96,7 +80,7 @@ class TestAsk:
         monkeypatch.setattr(
             "vrts.cli.command.VrtsCLI._run_subcommand", lambda self, subcommand: None
         )
-        video = str(next(annotations.parent.rglob("*.mp4")))
+        video = str(annotations.parent / "videos/00000.mp4")
         args = ask_args(Path("none"), Path("none"), "--data.video", video)
         cli = run([*args, "--data.question", question])
         cli.datamodule.setup("predict")
@@ -129,7 +113,7 @@ class TestAsk:
             raise InputError("loaded")
 
         monkeypatch.setattr(QwenPolicy, "load", load)
-        video = str(next(annotations.parent.rglob("*.mp4")))
+        video = str(annotations.parent / "videos/00000.mp4")
         levels = "--trainer.callbacks=[{class_path: SparseToDense, init_args: {levels: [4, 300]}}]"
         args = ask_args(model, tmp_path, f"--data.video={video}", "--data.question=?", levels)
         with pytest.warns(UserWarning, match=r"300 frames are 19200 video tokens or more, .* 8192"):
@@ -150,7 +134,7 @@ class TestAsk:
 
 
 def recorded_line(id: str, rounds: list[tuple[int, str]], error: str | None = None) -> dict:
-    """A line of predictions.jsonl; a dot is a completion that was given up."""
+    """A line of predictions.jsonl; a dot is a completion that was cancelled."""
     asked = Question(id, "Which?", f"{id}.mp4", options=("red", "green", "blue"), gold="A")
     seen = tuple(
         Round(

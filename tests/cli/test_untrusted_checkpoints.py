@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from tests.cli.test_command import annotations, fit_args, model, own_train, predict_args  # noqa: F401
+from tests.cli.test_command import fit_args, own_train, predict_args
 from vrts.cli.command import main
 from vrts.models.checkpoints.reading import read_contents
 
@@ -49,17 +49,17 @@ def trained(root: Path, folder: Path, data: Path, *more: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def file(model, annotations, tmp_path_factory) -> Path:  # noqa: F811
+def file(model, annotations, tmp_path_factory) -> Path:
     return trained(tmp_path_factory.mktemp("file"), model, annotations)
 
 
 @pytest.fixture(scope="module")
-def folder(model, annotations, tmp_path_factory) -> Path:  # noqa: F811
+def folder(model, annotations, tmp_path_factory) -> Path:
     return trained(tmp_path_factory.mktemp("folder"), model, annotations, SHARDED)
 
 
 @pytest.fixture
-def command(model, annotations, tmp_path):  # noqa: F811
+def command(model, annotations, tmp_path):
     """Arguments of a subcommand that reads a checkpoint."""
 
     def args(subcommand: str, path: Path, *more: str) -> list[str]:

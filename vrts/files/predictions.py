@@ -89,7 +89,7 @@ class StoredPredictions:
         self._path = path
         self._offsets: dict[str, int] = {}
         self.num_cut_short = 0
-        """Questions with completions that an early stop gave up."""
+        """Questions with completions that an early stop cancelled."""
         self._read = lru_cache(KEPT_QUESTIONS)(self._read_line)
         offset = 0
         for source, line in whole_lines(path):

@@ -282,11 +282,11 @@ class Predictor:
         if future is None or not future.done():
             num_frames = self._plan.levels[len(pending.rounds)]
             future = self._plan.frames(pending.question, num_frames, True)
-        self._drop_ahead(pending)  # after asking again, so that decoding is not given up between
+        self._drop_ahead(pending)  # after asking again, so that decoding is not cancelled between
         self._fetching[future] = pending
 
     def _decide(self, pending: _Pending, prediction: Prediction) -> None:
-        """Settle a question, and give up what was decoded ahead for it."""
+        """Settle a question, and cancel what is decoded ahead for it."""
         self._drop_ahead(pending)
         self._decided.append(prediction)
 

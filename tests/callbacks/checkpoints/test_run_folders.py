@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.cli.test_command import annotations, fit_args, model, own_train  # noqa: F401
+from tests.cli.test_command import fit_args, own_train
 from tests.permissions import permissions_count
 from vrts.callbacks.monitoring.completion_log import FILE_NAME as COMPLETIONS
 from vrts.cli.command import main
@@ -40,7 +40,7 @@ def fill(folder: Path) -> None:
 
 
 @pytest.fixture
-def fails(model, annotations, tmp_path, capsys, monkeypatch):  # noqa: F811
+def fails(model, annotations, tmp_path, capsys, monkeypatch):
     """Run and return the error, which has to come before the model is loaded."""
     monkeypatch.setattr(QwenPolicy, "load", lambda self: pytest.fail("the model is loaded"))
 
@@ -132,7 +132,7 @@ KEEPER = "{class_path: StepCheckpoint, init_args: {every_n_steps: 1}}"
     ids=["CompletionLog", "CSVLogger"],
 )  # fmt: skip
 def test_a_disk_that_is_full_later_is_named_and_the_run_goes_on(
-    model, annotations, tmp_path, capsys, monkeypatch, options, named  # noqa: F811
+    model, annotations, tmp_path, capsys, monkeypatch, options, named
 ):  # fmt: skip
     args = [*fit_args(model, tmp_path, *own_train(annotations)), "--trainer.logger=false"]
     assert main([*args, f"--trainer.callbacks=[{KEEPER}]", "--trainer.max_steps=1"]) == 0
@@ -175,7 +175,7 @@ def test_what_another_run_has_left_is_not_replaced(fails, tmp_path, left):
     assert place.read_text() == "{}"
 
 
-def test_a_second_run_resumes_or_says_that_it_replaces(model, annotations, tmp_path, capsys):  # noqa: F811
+def test_a_second_run_resumes_or_says_that_it_replaces(model, annotations, tmp_path, capsys):
     args = fit_args(model, tmp_path, *own_train(annotations))
     assert main([*args, "--trainer.max_steps=1"]) == 0
     weights = (tmp_path / "model/model.safetensors").read_bytes()
@@ -193,13 +193,13 @@ def test_a_second_run_resumes_or_says_that_it_replaces(model, annotations, tmp_p
     assert checkpoint["global_step"] == 1
 
 
-def test_a_run_that_left_no_checkpoint_is_begun_again_with_last(model, annotations, tmp_path):  # noqa: F811
+def test_a_run_that_left_no_checkpoint_is_begun_again_with_last(model, annotations, tmp_path):
     (tmp_path / COMPLETIONS).write_text("")
     args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=1")
     assert main([*args, "--ckpt_path=last"]) == 0
 
 
-def test_an_export_that_fails_loses_no_step(model, annotations, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_an_export_that_fails_loses_no_step(model, annotations, tmp_path, capsys, monkeypatch):
     """The last step is saved before, whatever every_n_steps is."""
     args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=3")
     with monkeypatch.context() as patch:

@@ -175,7 +175,7 @@ def copy_with(folder, recorded, change):
 def test_what_is_needed_and_lacks_fails_alone_at_any_level(
     tmp_path, recorded, place, rounds, batch_size
 ):
-    """q2 lacks a completion or has one given up; its neighbours are as they were."""
+    """q2 lacks a completion or has one cancelled; its neighbours are as they were."""
 
     def spoil(line):
         if line["id"] == "q2":
@@ -257,7 +257,7 @@ def ragged(videos, tmp_path_factory, make_video):
 
 
 def fresh(folder, ragged, levels, num_samples, consensus=None, vote=None):
-    """What the model says by itself, and none of it given up; lines and metrics."""
+    """What the model says by itself, and none of it cancelled; lines and metrics."""
     asked, script = ragged
     cut = {id: {T: said[:num_samples] for T, said in own.items()} for id, own in script.items()}
     s2d = {"consensus": consensus, "vote": vote, "early_stop": False}

@@ -125,7 +125,7 @@ def test_a_benchmarks_cap_ends_a_question_there(tmp_path, videos):
 
 @pytest.mark.parametrize("cap", [8, 9, 7])
 def test_the_level_of_a_cap_is_known_to_be_the_last_one(tmp_path, videos, cap):
-    """Else its unfinished completions would be given up, and asked for again."""
+    """Else its unfinished completions would be cancelled, and asked for again."""
     policy = scripted({"q": {4: "ABCAB", 8: "ABBCC"}}, one_by_one=True)
     asked = [replace(ask("q", videos["long"]), metadata={"max_frames": cap})]
     lines, _ = predict(tmp_path, policy, asked, num_samples=5, s2d={"early_stop": True})

@@ -61,7 +61,7 @@ LEVELS = (4, 8, 16)
 
 
 def stopped_early(asked, votes, rule, order):
-    """The same question with the completions given up that the rule gives up."""
+    """The same question with the completions cancelled that the rule cancels."""
     rounds = []
     for level, letters in zip(LEVELS, votes, strict=True):
         is_last = level == LEVELS[-1]

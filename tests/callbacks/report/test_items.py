@@ -73,7 +73,7 @@ def test_fields_of_a_round_are_shown_where_it_has_them():
     found = decided(RIGHT, f4="AA-")
     later = {"cancelled": (False, False, True), "times_s": (0.5, float("nan"), 7.256)}
     item = report_item(replace(found, rounds=(replace(found.rounds[0], **later),)), 1000)
-    assert item["rounds"][0]["votes"] == [("A", 2)], "one that was given up is no vote"
+    assert item["rounds"][0]["votes"] == [("A", 2)], "a cancelled one is not a vote"
     assert [c["cancelled"] for c in item["rounds"][0]["completions"]] == [False, False, True]
     assert item["rounds"][0]["span_s"] == [0.5, 7.26]
 

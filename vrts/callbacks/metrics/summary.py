@@ -41,7 +41,7 @@ def summarise(
         `accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored questions whose
         deciding round agreed on a wrong answer; ``agreement``, the mean share of
         the deciding round's completions that gave its most frequent answer, and ``num_cancelled``,
-        completions of deciding rounds that an early stop gave up, any of which might have agreed
+        completions of deciding rounds that an early stop cancelled, any of which might have agreed
         too; ``mean_frames`` of the deciding rounds and ``mean_frames_total`` of all rounds
         together, over questions that did not fail, None without any; ``decided_at``, for each
         level the share of questions that it decided; ``breakdown``, accuracy by category;

@@ -18,7 +18,7 @@ class LevelAccuracy:
     """Of all rounds so far, over questions that had one."""
     lowest: float
     highest: float
-    """Between these is the accuracy, whatever the completions that an early stop gave up would
+    """Between these is the accuracy, whatever the completions that an early stop cancelled would
     have said. They are the same where none of those mattered."""
     num_scored: int
 

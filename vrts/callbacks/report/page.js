@@ -19,8 +19,8 @@ const roundRow = (round) => {
   const span = round.span_s ? ` (${round.span_s[0]} to ${round.span_s[1]} s)` : "";
   const damaged = round.damaged ? `, ${round.damaged} damaged` : "";
   const votes = round.votes.map(([answer, count]) => `${answerText(answer)} × ${count}`);
-  const givenUp = round.completions.filter((c) => c.cancelled).length;
-  if (givenUp) votes.push(`given up early × ${givenUp}`);
+  const numCancelled = round.completions.filter((c) => c.cancelled).length;
+  if (numCancelled) votes.push(`cancelled × ${numCancelled}`);
   const right = round.right === null ? "not known" : round.right ? "right" : "wrong";
   return make("tr", "", make("td", "", round.frames + span + damaged), make("td", "text", votes.join(", ")),
     make("td", "", `${Math.round(100 * round.agreement)} %`), make("td", right, right));
@@ -38,7 +38,7 @@ const reasoning = (rounds) => {
     for (const round of rounds) {
       box.append(make("h4", "", `${round.frames} frames`));
       for (const c of round.completions) {
-        const note = c.cancelled ? "given up early" : `read as: ${answerText(c.answer)}`;
+        const note = c.cancelled ? "cancelled" : `read as: ${answerText(c.answer)}`;
         box.append(make("p", "quiet", note), make("pre", "", c.text));
       }
     }

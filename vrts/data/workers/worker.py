@@ -130,4 +130,4 @@ def main(fd: int, parent: int) -> None:
     try:
         serve(Connection(fd))
     except (BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone or has given this worker up: nobody waits for an answer
+        return  # the parent is gone or has replaced this worker: nobody waits for an answer
