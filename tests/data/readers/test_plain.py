@@ -103,9 +103,9 @@ ROW = {"video": "one.mp4", "question": "What?", "A": "red", "B": "blue", "answer
         ({"start_s": "soon"}, "field 'start_s' must be a number, got 'soon'"),
         ({"end_s": "nan"}, "field 'end_s' must be a number, got 'nan'"),
         ({"fps": 0}, "fps is 0; give frames a second"),
-        ({"answer": "1"}, "answer '1' is none of the letters AB nor an option; if it is a place"),
-        ({"answer": None, "answer_id": 2}, "answer_id is '2'; give a place from 0 to 1"),
-        ({"answer": "red", "correct_idx": 1}, "answer 'red' is A, but answer_id says B"),
+        ({"answer": "1"}, "answer '1' is none of the letters AB nor an option; if it is an index"),
+        ({"answer": None, "answer_id": 2}, "answer_id is '2'; give an index from 0 to 1"),
+        ({"answer": "red", "correct_idx": 1}, "answer 'red' is A, but answer_id is B"),
         (
             {"A": None, "B": None, "choices": ["x", "y"], "options": ["x", "y"]},
             "both 'options' and",

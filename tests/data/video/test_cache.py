@@ -145,7 +145,7 @@ def test_the_least_recently_used_go_first(tmp_path):
     cache.prepare()
     for i, key in enumerate("abc"):
         cache.store(key, clip(i))
-        os.utime(cache.folder / "clips" / f"{key}.safetensors", (i, i))
+        os.utime(cache.folder / "clips" / f"{key}.clip", (i, i))
     assert same(cache.load("a"), clip(0))
     cache.store("d", clip(3))
     assert sorted(file.stem for file in entries(cache)) == ["a", "c", "d"]
@@ -158,13 +158,13 @@ def test_the_least_recently_used_go_first(tmp_path):
 
 def test_what_a_killed_process_left_is_removed_after_a_while(cache):
     for name, age_s in (("old", cache_module.STALE_S + 60), ("new", 0)):
-        part = cache.folder / "clips" / f"{name}.safetensors.1.1.part"
+        part = cache.folder / "clips" / f"{name}.clip.1.1.part"
         part.write_bytes(b"half")
         os.utime(part, (part.stat().st_mtime - age_s,) * 2)
     cache.store("a", clip(1))
     names = [file.name for file in entries(cache)]
-    assert "new.safetensors.1.1.part" in names
-    assert "old.safetensors.1.1.part" not in names
+    assert "new.clip.1.1.part" in names
+    assert "old.clip.1.1.part" not in names
     assert cache.load("new") is None
 
 

@@ -1,14 +1,14 @@
-"""How large frames are for the model: the pixel budget of Qwen2-VL and Qwen2.5-VL."""
+"""Frame sizes for the model: the pixel budget of Qwen2-VL and Qwen2.5-VL."""
 
 import math
 from dataclasses import dataclass
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from vrts.types import InputError, VideoError
+from vrts.types import FRAMES_PER_PATCH, InputError, VideoError
 
 PATCH = 28
-"""Pixels of a side of one video token: patches of 14, merged 2 by 2."""
+"""Side of one video token in pixels: patches of 14, merged 2 by 2."""
 TOKEN = PATCH * PATCH
 VIDEO_MAX_PIXELS = 768 * TOKEN
 MAX_RATIO = 200
@@ -17,11 +17,8 @@ MAX_RATIO = 200
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
     """Return the size nearest in shape whose sides are multiples of 28, within a pixel budget.
 
-    The rule of qwen_vl_utils 0.0.14, factor 28. It stands here since importing it from
-    transformers takes longer than decoding many clips.
-
-    Raises:
-        VideoError: one side is more than 200 times the other.
+    The rule of qwen_vl_utils 0.0.14, factor 28; importing it from transformers takes longer than
+    decoding many clips. Raises `VideoError` if one side is more than 200 times the other.
     """
     if max(height, width) > MAX_RATIO * min(height, width):
         raise VideoError(f"frames of {width}x{height} are too narrow: more than {MAX_RATIO} to 1")
@@ -29,7 +26,7 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) ->
     columns = max(PATCH, round(width / PATCH) * PATCH)
     if rows * columns > max_pixels:
         beta = math.sqrt(height * width / max_pixels)
-        # a very narrow frame would come out with no row at all in qwen_vl_utils
+        # a very narrow frame would get no row at all in qwen_vl_utils
         rows = max(PATCH, math.floor(height / beta / PATCH) * PATCH)
         columns = max(PATCH, math.floor(width / beta / PATCH) * PATCH)
     elif rows * columns < min_pixels:
@@ -49,22 +46,18 @@ class Resolution:
     """
 
     min_pixels: PositiveInt = 128 * TOKEN
-    """Pixels that a frame has at least: smaller ones are enlarged."""
+    """Minimum per frame: smaller ones are enlarged."""
     max_pixels: PositiveInt = VIDEO_MAX_PIXELS
-    """Pixels that a frame has at most. The model's own limit of 768 tokens a frame holds too."""
+    """Maximum per frame, next to the model's own limit of 768 tokens."""
     total_pixels: PositiveFloat = 128000 * TOKEN * 0.9
-    """Pixels of all temporal patches (pairs of frames) of a clip together."""
+    """Maximum of all temporal patches (pairs of frames) of a clip together."""
     short_side: PositiveInt | None = None
     """Shrink frames to this many pixels on their shorter side first; never enlarges."""
     square_pixels: bool = True
-    """Show pixels that are not square as a player does; qwen_vl_utils takes all to be square."""
+    """Correct for non-square pixels as a player does; qwen_vl_utils takes all to be square."""
 
     def __post_init__(self) -> None:
-        """Check that the budget is not empty.
-
-        Raises:
-            InputError: ``max_pixels`` is below ``min_pixels`` or below one token.
-        """
+        """Raise `InputError` if ``max_pixels`` is below ``min_pixels`` or below one token."""
         if self.max_pixels < self.min_pixels:
             raise InputError(
                 f"resolution.max_pixels ({self.max_pixels}) is below resolution.min_pixels "
@@ -74,26 +67,22 @@ class Resolution:
             raise InputError(f"resolution.max_pixels must be {TOKEN} (28x28) or more")
 
     def fewest_tokens(self, num_frames: int) -> int:
-        """Return about how many video tokens a clip has at least, of whatever video it is.
-
-        Args:
-            num_frames: T, two of which make a temporal patch.
-        """
-        return math.ceil(num_frames / 2) * int(self.min_pixels // TOKEN)
+        """Return about how many video tokens a clip of T frames of any video has at least."""
+        return math.ceil(num_frames / FRAMES_PER_PATCH) * int(self.min_pixels // TOKEN)
 
     def size(
         self, height: int, width: int, num_frames: int, pixel_aspect: float = 1.0
     ) -> tuple[int, int]:
-        """Return the height and width, in pixels, of each frame of a clip for the model.
+        """Return the height and width in pixels of the frames of a clip for the model.
 
         Args:
             height: Of the source, in pixels.
             width: Of the source, in pixels.
-            num_frames: T, the frames of the clip.
+            num_frames: T.
             pixel_aspect: Width of the source's pixels over their height.
 
         Raises:
-            VideoError: one side is more than 200 times the other.
+            VideoError: as `smart_resize`.
         """
         if self.square_pixels:
             height = round(height / min(pixel_aspect, 1.0))
@@ -101,6 +90,7 @@ class Resolution:
         if self.short_side is not None and min(height, width) > self.short_side:
             scale = self.short_side / min(height, width)
             height, width = round(height * scale), round(width * scale)
-        share = min(VIDEO_MAX_PIXELS, self.total_pixels / num_frames * 2)
+        # as in qwen_vl_utils: the total is shared by temporal patches
+        share = min(VIDEO_MAX_PIXELS, self.total_pixels / num_frames * FRAMES_PER_PATCH)
         limit = max(share, int(self.min_pixels * 1.05))
         return smart_resize(height, width, self.min_pixels, min(self.max_pixels, limit))
