@@ -8,8 +8,7 @@ ACTIVE = re.compile(
     "\ud800-\udfff]"  # lone surrogates, as in file names that cannot be decoded
 )
 """Characters that a terminal acts on or cannot encode."""
-MOST_CHARACTERS = 1000
-"""Per line: names and paths are shorter."""
+MOST_CHARACTERS = 1000  # per line: names and paths are shorter
 
 
 def printable(text: str, most_characters: int | None = MOST_CHARACTERS) -> str:

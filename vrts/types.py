@@ -54,27 +54,19 @@ class ProblemType(StrEnum):
 class Question:
     """One question about one video or image."""
 
-    id: str
-    """Unique within an annotation file."""
-    text: str
-    """Without options and instructions."""
-    video: str
-    """Path of the video file, folder of frames or image."""
+    id: str  # unique within an annotation file
+    text: str  # without options and instructions
+    video: str  # path of the video file, folder of frames or image
     problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
     options: tuple[str, ...] = ()
     """Option texts without their letters; the first one is A. Empty unless multiple choice."""
     gold: str | None = None
     """The right answer in canonical form (a letter, a number as text, a text), if it is known."""
-    source: str = ""
-    """``file:line`` of the record, for error messages."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the record."""
-    is_image: bool = False
-    """Whether ``video`` is an image: a clip of one frame."""
-    start_s: float = 0.0
-    """Start of the part of the video that frames are sampled from."""
-    end_s: float | None = None
-    """Its end; None is the video's end."""
+    source: str = ""  # ``file:line`` of the record, for error messages
+    metadata: dict[str, Any] = field(default_factory=dict)  # the fields of its record
+    is_image: bool = False  # whether ``video`` is an image: a clip of one frame
+    start_s: float = 0.0  # start of the part of the video that frames are sampled from
+    end_s: float | None = None  # its end; None is the video's end
 
     @property
     def max_frames(self) -> int | None:
@@ -95,16 +87,12 @@ class Clip:
 
     frames: torch.Tensor
     """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H and W multiples of 28."""
-    frame_indices: tuple[int, ...]
-    """T indices into the source's frames."""
-    fps: float
-    """Frames per second of the source."""
-    num_source_frames: int
-    """Frames in the source, or in the question's time window."""
+    frame_indices: tuple[int, ...]  # T indices into the source's frames
+    fps: float  # frames per second of the source
+    num_source_frames: int  # frames in the source, or in the question's time window
     times_s: tuple[float, ...] = ()
     """Presentation times, counted from the source's first frame; empty for an image."""
-    num_damaged: int = 0
-    """Damaged frames, each replaced by the nearest intact one."""
+    num_damaged: int = 0  # damaged frames, each replaced by the nearest intact one
 
     @property
     def num_frames(self) -> int:
@@ -138,12 +126,10 @@ class Sample:
 class Sampling:
     """Sampling parameters; the defaults sample from the model's own distribution."""
 
-    temperature: float = 1.0
-    """Logits are divided by it; 0 is greedy decoding."""
+    temperature: float = 1.0  # logits are divided by it; 0 is greedy decoding
     top_p: float = 1.0
     """Sample from the smallest set of tokens whose probability reaches it; 1 is all of them."""
-    top_k: int = 0
-    """Sample from that many most likely tokens; 0 is all of them."""
+    top_k: int = 0  # sample from that many most likely tokens; 0 is all of them
     presence_penalty: float = 0.0
     """Subtracted from the logit of every token that already occurs in the completion."""
     frequency_penalty: float = 0.0
@@ -176,21 +162,16 @@ class Sampling:
 class Completion:
     """One sampled completion."""
 
-    text: str
-    """Without special tokens."""
-    num_tokens: int
-    """L of this completion, the end token included."""
-    max_new_tokens: int
-    """Limit of its length."""
-    finished: bool = True
-    """False if it was truncated or cancelled."""
+    text: str  # without special tokens
+    num_tokens: int  # L of this completion, the end token included
+    max_new_tokens: int  # limit of its length
+    finished: bool = True  # False if it was truncated or cancelled
     token_ids: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """int64 ``[L]`` on the CPU, or None if not known."""
     logprobs: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """Float ``[L]`` on the CPU, or None if not known: of the sampled tokens, at the sampling
     temperature and before penalties and truncation (top-k, top-p)."""
-    cancelled: bool = False
-    """Whether it was stopped early because its result was no longer needed."""
+    cancelled: bool = False  # whether it was stopped early because its result was no longer needed
 
     @property
     def mean_logprob(self) -> float:
@@ -208,25 +189,17 @@ class Completion:
 class Round:
     """M completions sampled for one question at one number of frames."""
 
-    num_frames: int
-    """Frames that the model saw; fewer than the level's if the video is shorter."""
+    num_frames: int  # frames that the model saw; fewer than the level's if the video is shorter
     completions: tuple[str, ...]
-    answers: tuple[str | None, ...]
-    """Canonical answers, M; None for a completion without one."""
-    agreement: float
-    """Fraction of the completions that gave the most frequent answer."""
-    times_s: tuple[float, ...] = ()
-    """Presentation times of the frames."""
-    num_tokens: tuple[int, ...] = ()
-    """M lengths."""
-    mean_logprobs: tuple[float, ...] = ()
-    """M, see `Completion.mean_logprob`."""
+    answers: tuple[str | None, ...]  # canonical answers, M; None for a completion without one
+    agreement: float  # fraction of the completions that gave the most frequent answer
+    times_s: tuple[float, ...] = ()  # presentation times of the frames
+    num_tokens: tuple[int, ...] = ()  # M lengths
+    mean_logprobs: tuple[float, ...] = ()  # M, see `Completion.mean_logprob`
     cancelled: tuple[bool, ...] = ()
     """M: which were cancelled, since they could not change the result; these have no answer."""
-    is_last: bool = False
-    """Whether denser levels would show no further frames of this video."""
-    num_damaged: int = 0
-    """See `Clip.num_damaged`."""
+    is_last: bool = False  # whether denser levels would show no further frames of this video
+    num_damaged: int = 0  # see `Clip.num_damaged`
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +210,7 @@ class Prediction:
     rounds: tuple[Round, ...] = ()
     answer: str | None = None
     """Canonical answer, or None if no completion gave one or the question failed."""
-    error: str | None = None
-    """Why the question failed, or None."""
+    error: str | None = None  # why the question failed, or None
     correct: bool | None = None
     """Whether the answer is right; None if the gold answer is not known. A failure is wrong."""
     clip: Clip | None = field(default=None, compare=False, repr=False)

@@ -66,8 +66,7 @@ class VotingRule:
     vote: Vote = field(default_factory=MajorityVote)
     consensus: int | None = None
     """Completions that must agree before the last level; None is all of them."""
-    early_stop: bool = True
-    """Whether completions that cannot change the result are cancelled."""
+    early_stop: bool = True  # whether completions that cannot change the result are cancelled
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a consensus below 1."""

@@ -16,14 +16,12 @@ from vrts.answers.spans import canonical_span, extract_span, span_iou
 from vrts.answers.tags import final_answer, strip_lead_in
 from vrts.types import InputError, ProblemType, Question, letters
 
-DEFAULT_TOLERANCE = 1e-2
-"""Of numerical answers, see `vrts.answers.numbers.numbers_match`."""
+DEFAULT_TOLERANCE = 1e-2  # of numerical answers, see `vrts.answers.numbers.numbers_match`
 
 MAX_RELATIVE_ERROR = 0.05
 """A regression answer with a smaller error is right (the top step of VSI-Bench's accuracy)."""
 
-MIN_IOU = 0.5
-"""A time span with this IoU is right (recall at 1 of temporal grounding)."""
+MIN_IOU = 0.5  # a time span with this IoU is right (recall at 1 of temporal grounding)
 
 _WRAPPED = re.compile(r"\\(?:boxed|text|mathrm|textbf)\s?\{([^{}]{0,2000})\}")
 _TERM = re.compile(r"(?:(?<!\w)[-+])?\d+(?:[.,/]\d+)*%?|[^\W_]+(?:\+\+|\#)?")

@@ -25,10 +25,8 @@ def epoch_order(num_questions: int, seed: int, epoch: int, shuffle: bool) -> lis
 class Position(NamedTuple):
     """What all ranks together were trained on; the same on each."""
 
-    epoch: int
-    """Counted from 0."""
-    num_seen: int
-    """Questions of the epoch's order."""
+    epoch: int  # counted from 0
+    num_seen: int  # questions of the epoch's order
 
 
 class RankShare(NamedTuple):
@@ -36,8 +34,7 @@ class RankShare(NamedTuple):
 
     indices: list[int]
     """Of questions; fewer than on other ranks, or none, in the last step of an epoch."""
-    end: Position | None
-    """After the step; None outside of training."""
+    end: Position | None  # after the step; None outside of training
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +78,7 @@ class TrainingProgress:
     """
 
     def __init__(self, plan: StepPlan, rank: int = 0, trainer: Trainer | None = None) -> None:
-        self.position = Position(0, 0)
-        """After the last optimizer step."""
+        self.position = Position(0, 0)  # after the last optimizer step
         self._plan = plan
         self._rank = rank
         self._trainer = trainer

@@ -113,8 +113,7 @@ class SampleStream:
         self._num_frames = num_frames
         # without workers, decoding ahead would only delay the first batch
         self._prefetch_batches = prefetch_batches if pool.num_workers else 0
-        self.waited_s = 0.0
-        """Time spent waiting for batches so far, in all epochs."""
+        self.waited_s = 0.0  # time spent waiting for batches so far, in all epochs
 
     def __len__(self) -> int:
         return len(self._batches)

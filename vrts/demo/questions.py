@@ -28,11 +28,9 @@ class Asked:
 class QuestionKind:
     """A sort of question, to be asked about many scenes."""
 
-    name: str
-    """A noun for what is asked about; it is used in the annotations and the reasoning."""
+    name: str  # a noun for what is asked about; it is used in the annotations and the reasoning
     ask: Callable[[Scene], Asked]
-    choices: tuple[str, ...]
-    """Possible answers, in their fixed order; options are drawn from them."""
+    choices: tuple[str, ...]  # possible answers, in their fixed order; options are drawn from them
     changes: bool | None = None
     """Whether the shape's colour must change (True) or must not (False) in the scene."""
 

@@ -29,8 +29,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 """Steps in x and y; y grows downwards."""
 
 RADIUS, BORDER = 10, 9
-TRAVEL = 14.0
-"""Pixels that a shape moves from the first frame to the last."""
+TRAVEL = 14.0  # pixels that a shape moves from the first frame to the last
 
 Frames = NDArray[np.uint8]
 Offsets = NDArray[np.float64]
@@ -62,8 +61,7 @@ class Scene:
     """What happens in one video."""
 
     shape: str
-    colour: str
-    """Of the shape, up to `change_frame`."""
+    colour: str  # of the shape, up to `change_frame`
     later_colour: str
     """Of the shape, from `change_frame` on; the same as `colour` where it does not change."""
     change_frame: int
@@ -71,10 +69,8 @@ class Scene:
     flash_start: int
     flash_length: int
     direction: str
-    start: tuple[float, float]
-    """x and y of the shape's centre in the first frame, in pixels."""
-    background: int
-    """Grey level."""
+    start: tuple[float, float]  # x and y of the shape's centre in the first frame, in pixels
+    background: int  # grey level
 
     @property
     def changes(self) -> bool:

@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-NUM_BLOCKS, BLOCK_BYTES = 16, 256 * 1024
-"""What `sampled_digest` reads of a large file."""
+NUM_BLOCKS, BLOCK_BYTES = 16, 256 * 1024  # what `sampled_digest` reads of a large file
 
 
 def file_digest(path: Path) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 from vrts.files.writing import naming_file, replacing, to_disk
 from vrts.types import InputError
 
-Step = dict[str, Any]
-"""A line with ``step``, of a training run."""
+Step = dict[str, Any]  # a line with ``step``, of a training run
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:

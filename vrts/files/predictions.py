@@ -20,8 +20,7 @@ from vrts.types import InputError, Prediction, ProblemType, Question, Round
 FILE_NAME, SETTINGS_NAME, METRICS_NAME = "predictions.jsonl", "settings.json", "metrics.json"
 """Files of a prediction run: its lines, the settings that they depend on, and their summary."""
 
-DIGITS = 4
-"""Of recorded numbers: files stay small, and `Round.mean_logprobs` have no more."""
+DIGITS = 4  # of recorded numbers: files stay small, and `Round.mean_logprobs` have no more
 
 CACHED_PREDICTIONS = 256
 """Kept in memory by `StoredPredictions`, more than a batch: some 20 kB each."""
@@ -65,8 +64,7 @@ class StoredPredictions:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets: dict[str, int] = {}
-        self.num_cut_short = 0
-        """Questions with completions that an early stop cancelled."""
+        self.num_cut_short = 0  # questions with completions that an early stop cancelled
         self._read = lru_cache(CACHED_PREDICTIONS)(self._read_line)
         offset = 0
         for source, line in whole_lines(path):

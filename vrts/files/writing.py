@@ -16,8 +16,7 @@ from vrts.types import InputError
 PART, OLD, GONE = ".part", ".old", ".gone"
 """Suffixes of what is being written, what is being replaced and what is being removed."""
 
-PROBE = bytes(4096)
-"""Written to see whether there is room: an empty file fits on a full disk."""
+PROBE = bytes(4096)  # written to see whether there is room: an empty file fits on a full disk
 
 
 def make_folder(folder: Path, option: str) -> Path:

@@ -33,7 +33,6 @@ class CGBenchReader(RowReader):
             answer=record.text("right_answer"),
             answer_key="right_answer",
             breakdown={k: record.text(k) for k in ("domain", "sub_category") if record.has(k)},
-            used=("question", "choices", "right_answer"),
         )
         if record.has("answer"):  # its text must not be that of another option
             answer = record.text("answer").casefold()

@@ -53,7 +53,6 @@ class LongVideoBenchReader(SubtitledReader):
                 key: record.text(key)
                 for key in ("duration_group", "question_category", "topic_category")
             },
-            used=("id", "question", "candidates", *(f"option{i}" for i in range(5))),
         )
 
     @staticmethod

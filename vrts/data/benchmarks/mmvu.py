@@ -82,13 +82,11 @@ class MMVUReader(RowReader):
             problem_type=TYPES[name],
             options=bare_options(choices) if multiple_choice else (),
             answer=record.text("answer"),
-            answer_key="answer",
             breakdown={
                 "discipline": DISCIPLINE_OF[subject],
                 "subject": subject,
                 "type": "multiple choice" if multiple_choice else "open",
             },
-            used=("id", "question", "choices", "answer", "metadata"),
         )
         return None if self.multiple_choice_only and not multiple_choice else question
 

@@ -40,5 +40,4 @@ class VideoHolmesReader(RowReader):
             answer=record.text("Answer"),
             answer_key="Answer",
             breakdown={"task": task},
-            used=("Question", "Options", "Answer"),
         )

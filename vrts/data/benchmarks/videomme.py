@@ -19,8 +19,7 @@ from vrts.data.readers.records import Record
 from vrts.data.video.timeline import open_video
 from vrts.types import InputError, Question
 
-SUBTITLES = "This video's subtitles are listed below:\n"
-"""Heading of the official prompt."""
+SUBTITLES = "This video's subtitles are listed below:\n"  # heading of the official prompt
 DURATIONS = ("short", "medium", "long")
 SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm")
 
@@ -74,7 +73,6 @@ class VideoMMEReader(SubtitledReader):
             video=place,
             options=bare_options(record.texts("options")),
             answer=record.text("answer"),
-            answer_key="answer",
             breakdown={
                 "duration": duration,
                 "domain": domain,
@@ -82,7 +80,6 @@ class VideoMMEReader(SubtitledReader):
                 "task": task,
                 "duration x domain x task": f"{duration} x {domain} x {task}",
             },
-            used=("question_id", "question", "options", "answer"),
         )
 
     def _subtitle_text(self, video: str, place: str) -> str:

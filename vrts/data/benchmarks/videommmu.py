@@ -139,7 +139,6 @@ class VideoMMMUReader(RowReader):
             problem_type=problem_type,
             options=bare_options(options) if multiple_choice else (),
             answer=answer,
-            answer_key="answer",
             breakdown={
                 "track": shown,
                 "discipline": discipline,
@@ -147,7 +146,6 @@ class VideoMMMUReader(RowReader):
                 "subject": subject,
                 "type": "multiple choice" if multiple_choice else "open",
             },
-            used=("question", "options", "answer", "track"),
         )
 
     def _prompt(self, track: str, multiple_choice: bool) -> str:

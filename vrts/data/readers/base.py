@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -126,7 +126,7 @@ class RowReader(Reader):
         return iterate_rows(self.path)
 
     @abstractmethod
-    def _parse(self, record: Record) -> Question | None:
+    def _parse(self, record: Record, /) -> Question | None:
         """Make a question of a row, or None to leave it out; raises `InputError` for a bad row."""
 
     def _find_video(self, *names: str) -> str:
@@ -144,19 +144,13 @@ class RowReader(Reader):
         id: str,
         text: str,
         video: str,
-        answer_key: str,
-        used: Collection[str],
-        breakdown: Mapping[str, str],
+        breakdown: dict[str, str],
         options: Sequence[str] = (),
         answer: object = None,
+        answer_key: str = "answer",
         problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE,
     ) -> Question:
-        """Make a question of a benchmark, and check its gold answer.
-
-        Fields that are not ``used`` go to its metadata, next to the breakdown. ``answer_key`` is
-        the field of the answer, for messages.
-        """
-        rest = {key: value for key, value in record.fields.items() if key not in used}
+        """Make a question of a benchmark; ``answer_key`` is the answer's field, for messages."""
         return Question(
             id=id,
             text=text,
@@ -165,7 +159,7 @@ class RowReader(Reader):
             options=tuple(options),
             gold=gold_answer(answer, problem_type, options, answer_key),
             source=record.source,
-            metadata=rest | {"max_frames": self.max_frames, "breakdown": dict(breakdown)},
+            metadata=record.fields | {"max_frames": self.max_frames, "breakdown": breakdown},
         )
 
 
@@ -175,8 +169,7 @@ class VideoR1Reader(RowReader):
     A row is ``{"problem_id", "problem", "data_type", "problem_type", "options": ["A. x", …] or
     null, "solution": "<answer>A</answer>" or null, "path"}``. Problem types are those of
     `vrts.types.ProblemType`. ``start_s`` and ``end_s`` limit the question to a part of its video,
-    in seconds. ``path`` may be a folder of frames, whose rate is in a field ``fps``. Further
-    fields go to the metadata.
+    in seconds. ``path`` may be a folder of frames, whose rate is in a field ``fps``.
 
     Args:
         path: The annotation file.
@@ -213,7 +206,6 @@ class VideoR1Reader(RowReader):
         if is_image and (record.has("start_s") or record.has("end_s")):
             raise InputError("data_type is 'image', but start_s or end_s is given; remove one")
         check_frame_rate(record)
-        used = {"problem_id", "problem", "options", "solution", "path", "start_s", "end_s"}
         return Question(
             id=record.text("problem_id"),
             text=record.text("problem"),
@@ -222,7 +214,7 @@ class VideoR1Reader(RowReader):
             options=options,
             gold=gold_answer(record.nullable("solution"), problem_type, options),
             source=record.source,
-            metadata={key: value for key, value in record.fields.items() if key not in used},
+            metadata=record.fields,
             is_image=is_image,
             start_s=start_s,
             end_s=end_s,
@@ -287,7 +279,6 @@ class VideoRTSReader(RowReader):
         options = strip_letters(option_lines)
         video = record.text("video")
         name = PurePosixPath(video.replace("\\", "/"))
-        used = {"problem", "solution", "video"}
         return Question(
             id=f"{name.stem}-{record.text('qid')}",
             text=text,
@@ -295,7 +286,7 @@ class VideoRTSReader(RowReader):
             options=options,
             gold=gold_answer(record.nullable("solution"), ProblemType.MULTIPLE_CHOICE, options),
             source=record.source,
-            metadata={key: value for key, value in record.fields.items() if key not in used},
+            metadata=record.fields,
         )
 
     def _place(self, video: str, name: PurePosixPath) -> str:

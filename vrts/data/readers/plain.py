@@ -60,7 +60,7 @@ class PlainReader(RowReader):
     - ``id``: by default the number of the row;
     - ``start_s`` and ``end_s``: the part of the video that the question is about, in seconds;
     - ``fps``: the rate of a folder of frames;
-    - ``category``: becomes the breakdown. Further columns go to the metadata.
+    - ``category``: becomes the breakdown.
 
     The names in MLVU, STAR, NExT-QA, the Perception Test and EgoSchema are known (``candidates``,
     ``choices``, ``video_id``, ``answer_idx``, …); others are given by ``columns``. A row without
@@ -113,13 +113,13 @@ class PlainReader(RowReader):
             else:
                 yield from ((source, {"video": row["id"]} | item) for item in questions)
 
-    def _parse(self, record: Record) -> Question:
+    def _parse(self, row: Record) -> Question:
         self._number += 1
-        self._seen |= dict.fromkeys(record.fields)
-        record, used = self._renamed(record)
-        options, columns, is_from_0 = self._options(record)
+        self._seen |= dict.fromkeys(row.fields)
+        record = self._renamed(row)
+        options, is_from_0 = self._options(record)
         if not options and not record.has("type"):
-            self._check_no_options(record, used)
+            self._check_no_options(record, row)
         problem_type, category = self._type(record, bool(options))
         start_s, end_s = time_window(record)
         check_frame_rate(record)
@@ -133,10 +133,7 @@ class PlainReader(RowReader):
             problem_type=problem_type,
             options=options,
             answer=self._answer(record, problem_type, options, is_from_0),
-            answer_key="answer",
             breakdown=breakdown,
-            # the metadata keeps the rate, and the category under its own name
-            used=({*NAMES} - {"fps", "category"}) | {*columns} | (used - {"category"}),
         )
         return replace(question, start_s=start_s, end_s=end_s)
 
@@ -150,14 +147,13 @@ class PlainReader(RowReader):
             )
         return questions
 
-    def _renamed(self, record: Record) -> tuple[Record, set[str]]:
-        """The row under the names used here, and the file's names that were replaced."""
-        fields, used = dict(record.fields), set[str]()
+    def _renamed(self, record: Record) -> Record:
+        """The row under the names used here."""
+        fields = dict(record.fields)
         for name, known in NAMES.items():
             given = (self.columns or {}).get(name)
             if isinstance(given, list):
                 fields[name] = [fields.pop(column) for column in given if record.has(column)]
-                used |= set(given)
                 continue
             filled = [column for column in ((given,) if given else known) if record.has(column)]
             if name == "options" and len(filled) > 1:
@@ -167,8 +163,7 @@ class PlainReader(RowReader):
                 )
             if filled and filled[0] != name:
                 fields[name] = fields.pop(filled[0])
-                used.add(filled[0])
-        return Record(record.source, fields), used
+        return Record(record.source, fields)
 
     def _video(self, name: str) -> str:
         path = place_video(name, self.video_root, self.path)
@@ -177,8 +172,8 @@ class PlainReader(RowReader):
         return next(found, path)
 
     @staticmethod
-    def _options(record: Record) -> tuple[tuple[str, ...], list[str], bool]:
-        """Option texts without letters, their columns, and whether these count from 0."""
+    def _options(record: Record) -> tuple[tuple[str, ...], bool]:
+        """Option texts without letters, and whether their columns count from 0."""
         columns = {key: match for key in record.fields if (match := OPTION_COLUMN.fullmatch(key))}
         filled = [key for key in columns if record.has(key)]
         if record.has("options") and filled:
@@ -200,13 +195,12 @@ class PlainReader(RowReader):
             if isinstance(value, list):  # STAR's {"choice_id": 0, "choice": "The closet."}
                 value = [_choice_text(item) for item in value]
             texts = Record(record.source, {"options": value}).texts("options")
-        return (strip_letters(texts) if texts else ()), list(columns), is_from_0
+        return (strip_letters(texts) if texts else ()), is_from_0
 
     @staticmethod
-    def _check_no_options(record: Record, used: set[str]) -> None:
+    def _check_no_options(record: Record, row: Record) -> None:
         """Raise `InputError` if a row without options has a field that looks like them."""
-        rest = {key: value for key, value in record.fields.items() if record.has(key)}
-        rest = {key: value for key, value in rest.items() if key not in used and key not in NAMES}
+        rest = {k: v for k, v in record.fields.items() if record.has(k) and k not in NAMES}
         answer = record.fields.get("answer")
         numbered: dict[str, list[str]] = {}
         for key, value in rest.items():
@@ -220,7 +214,7 @@ class PlainReader(RowReader):
         ]  # fmt: skip
         found += [key for keys in numbered.values() if len(keys) > 1 for key in keys]
         if record.has("answer_id"):
-            found += [key for key in NAMES["answer_id"] if key in used] or ["answer_id"]
+            found += [key for key in NAMES["answer_id"] if row.has(key)] or ["answer_id"]
         if found:
             raise InputError(
                 f"has no options, but {', '.join(map(repr, found))}; name the columns of the "

@@ -12,8 +12,7 @@ from typing import Any
 from vrts.answers import is_correct
 from vrts.types import InputError, Question
 
-SHOWN = 5
-"""Bad rows that an error message lists; the rest is counted."""
+SHOWN = 5  # bad rows that an error message lists; the rest is counted
 SIGNATURES = {
     "VideoR1Reader": {"problem_id", "problem", "problem_type", "solution", "path"},
     "VideoRTSReader": {"problem", "solution", "video", "qid"},
@@ -31,8 +30,7 @@ HAS = "the row has"
 class Record:
     """One row of an annotation file."""
 
-    source: str
-    """``file:line``, or ``file: item number`` of a JSON array."""
+    source: str  # ``file:line``, or ``file: item number`` of a JSON array
     fields: dict[str, Any]
 
     def text(self, key: str) -> str:

@@ -11,6 +11,7 @@ import zlib
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -128,10 +129,11 @@ def _from_bytes(data: bytearray) -> Clip:
     if zlib.crc32(memoryview(data)[4:]) != int.from_bytes(data[:4], "big"):
         raise ValueError("checksum differs")
     end = data.index(b"\n", 4)
-    values = json.loads(data[4:end])
+    values: dict[str, Any] = json.loads(data[4:end])
     pixels = torch.frombuffer(data, dtype=torch.uint8, offset=end + 1)  # no copy
     values["frames"] = pixels.view(values["frames"])
-    return Clip(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Clip(**values)
 
 
 class CachingDecoder(Decoder):

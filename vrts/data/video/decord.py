@@ -11,8 +11,7 @@ from vrts.data.video.frames import WHOLE, FrameSampler, Source, Window
 from vrts.data.video.resolution import Resolution
 from vrts.types import Clip, VideoError
 
-PLACE = re.compile(r"\[[\d:]+\] \S+\.(?:cc|h):\d+: ")
-"""Source location in decord's messages."""
+PLACE = re.compile(r"\[[\d:]+\] \S+\.(?:cc|h):\d+: ")  # source location in decord's messages
 
 
 class DecordDecoder(Decoder):

@@ -76,8 +76,7 @@ class NestedPairSampler(FrameSampler):
         return [index for j in range(K) for index in pairs[j * len(pairs) // K]]
 
 
-CLOCK_S = 1e-3
-"""Tolerance of times: Matroska's clock ticks in milliseconds."""
+CLOCK_S = 1e-3  # tolerance of times: Matroska's clock ticks in milliseconds
 HELD_S = 1.0
 """If a window's first frame comes later than this, the frame shown at its start belongs to it."""
 RATE_TOLERANCE = 0.01
@@ -89,8 +88,7 @@ class Window:
     """A part of a video in seconds from its first frame, both ends included."""
 
     start_s: float = 0.0
-    end_s: float | None = None
-    """None, or any later time, is the video's end."""
+    end_s: float | None = None  # None, or any later time, is the video's end
 
 
 WHOLE = Window()
@@ -100,16 +98,11 @@ WHOLE = Window()
 class Source:
     """The frames of a video."""
 
-    times_s: Sequence[float] | npt.NDArray[np.float64]
-    """Presentation times, ascending."""
-    fps: float
-    """Frame rate stated by the container; `select` corrects a wrong or missing one."""
-    end_s: float | None = None
-    """End of the last frame, if known."""
-    tick_s: float = 0.0
-    """Unit that the times are rounded to."""
-    damaged: Collection[int] = ()
-    """Indices of frames that cannot be shown."""
+    times_s: Sequence[float] | npt.NDArray[np.float64]  # presentation times, ascending
+    fps: float  # frame rate stated by the container; `select` corrects a wrong or missing one
+    end_s: float | None = None  # end of the last frame, if known
+    tick_s: float = 0.0  # unit that the times are rounded to
+    damaged: Collection[int] = ()  # indices of frames that cannot be shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,13 +110,10 @@ def _clip_by_time(builder: ClipBuilder, timeline: Timeline) -> Clip | None:
 class _Decoded:
     """Result of decoding in order: a frame, or a packet that failed."""
 
-    time: int | None
-    """In units of the stream's time base."""
-    order: int
-    """Index of its packet."""
+    time: int | None  # in units of the stream's time base
+    order: int  # index of its packet
     frame: VideoFrame | None = None
-    place: int | None = None
-    """Index among the decoded frames; None for a lost one."""
+    place: int | None = None  # index among the decoded frames; None for a lost one
     is_key: bool = False
     is_b: bool = False
     is_damaged: bool = True

@@ -7,8 +7,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from vrts.types import FRAMES_PER_PATCH, InputError, VideoError
 
-PATCH = 28
-"""Side of one video token in pixels: patches of 14, merged 2 by 2."""
+PATCH = 28  # side of one video token in pixels: patches of 14, merged 2 by 2
 TOKEN = PATCH * PATCH
 VIDEO_MAX_PIXELS = 768 * TOKEN
 MAX_RATIO = 200
@@ -45,8 +44,7 @@ class Resolution:
     ``min_pixels: 3136`` (as Video-RTS trains) gives 1,792.
     """
 
-    min_pixels: PositiveInt = 128 * TOKEN
-    """Minimum per frame: smaller ones are enlarged."""
+    min_pixels: PositiveInt = 128 * TOKEN  # minimum per frame: smaller ones are enlarged
     max_pixels: PositiveInt = VIDEO_MAX_PIXELS
     """Maximum per frame, next to the model's own limit of 768 tokens."""
     total_pixels: PositiveFloat = 128000 * TOKEN * 0.9

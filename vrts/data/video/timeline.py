@@ -18,8 +18,7 @@ from vrts.types import VideoError
 
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 MATROSKA = "matroska,webm"
-SLACK_S = 0.5
-"""Tolerance of FLV's stated duration before the file counts as truncated."""
+SLACK_S = 0.5  # tolerance of FLV's stated duration before the file counts as truncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +26,12 @@ class Timeline:
     """Presentation times of a stream's frames (pts), in units of its time base, ascending."""
 
     frames: list[int]
-    keys: list[int]
-    """Those that the container flags as key frames; the decoder has the last word."""
-    order: list[int]
-    """Decoding order: the packet of each frame."""
-    unit_s: float
-    """The time base in seconds."""
-    fps: float
-    """Frame rate stated by the container, 0 if none."""
-    end: int
-    """End of the last frame."""
-    has_hidden_head: bool
-    """Whether an edit list hides the first frame, which later ones refer to."""
+    keys: list[int]  # those that the container flags as key frames; the decoder has the last word
+    order: list[int]  # decoding order: the packet of each frame
+    unit_s: float  # the time base in seconds
+    fps: float  # frame rate stated by the container, 0 if none
+    end: int  # end of the last frame
+    has_hidden_head: bool  # whether an edit list hides the first frame, which later ones refer to
 
     @property
     def times_s(self) -> npt.NDArray[np.float64]:
