@@ -58,10 +58,8 @@ class Question:
     text: str  # without options and instructions
     video: str  # path of the video file, folder of frames or image
     problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
-    options: tuple[str, ...] = ()
-    """Option texts without their letters; the first one is A. Empty unless multiple choice."""
-    gold: str | None = None
-    """The right answer in canonical form (a letter, a number as text, a text), if it is known."""
+    options: tuple[str, ...] = ()  # texts of A, B, … without their letters, if multiple choice
+    gold: str | None = None  # the right answer in canonical form, such as a letter, if known
     source: str = ""  # ``file:line`` of the record, for error messages
     metadata: dict[str, Any] = field(default_factory=dict)  # the fields of its record
     is_image: bool = False  # whether ``video`` is an image: a clip of one frame
@@ -85,13 +83,11 @@ class Question:
 class Clip:
     """Frames sampled from one video, resized for the model."""
 
-    frames: torch.Tensor
-    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H and W multiples of 28."""
+    frames: torch.Tensor  # uint8 [T, C, H, W], T even, or 1 for an image; H, W multiples of 28
     frame_indices: tuple[int, ...]  # T indices into the source's frames
     fps: float  # frames per second of the source
     num_source_frames: int  # frames in the source, or in the question's time window
-    times_s: tuple[float, ...] = ()
-    """Presentation times, counted from the source's first frame; empty for an image."""
+    times_s: tuple[float, ...] = ()  # since the source's first frame; empty for an image
     num_damaged: int = 0  # damaged frames, each replaced by the nearest intact one
 
     @property
@@ -127,16 +123,12 @@ class Sampling:
     """Sampling parameters; the defaults sample from the model's own distribution."""
 
     temperature: float = 1.0  # logits are divided by it; 0 is greedy decoding
-    top_p: float = 1.0
-    """Sample from the smallest set of tokens whose probability reaches it; 1 is all of them."""
+    top_p: float = 1.0  # sample from the smallest set of tokens with this probability; 1 is all
     top_k: int = 0  # sample from that many most likely tokens; 0 is all of them
-    presence_penalty: float = 0.0
-    """Subtracted from the logit of every token that already occurs in the completion."""
-    frequency_penalty: float = 0.0
-    """Subtracted from a token's logit once per occurrence in the completion."""
+    presence_penalty: float = 0.0  # subtracted from the logit of tokens already in the completion
+    frequency_penalty: float = 0.0  # subtracted from a token's logit once per occurrence
+    # a completion ends with the token that completes one of these texts; its text stays complete
     stop: tuple[str, ...] = ()
-    """A completion ends with the token that completes one of these texts, which stay in it with
-    the rest of that token's text."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value outside its range."""
@@ -166,11 +158,10 @@ class Completion:
     num_tokens: int  # L of this completion, the end token included
     max_new_tokens: int  # limit of its length
     finished: bool = True  # False if it was truncated or cancelled
+    # [L] int64 and float on the CPU, if known; log-probs are at the sampling temperature and before
+    # penalties and truncation (top-k, top-p)
     token_ids: torch.Tensor | None = field(default=None, compare=False, repr=False)
-    """int64 ``[L]`` on the CPU, or None if not known."""
     logprobs: torch.Tensor | None = field(default=None, compare=False, repr=False)
-    """Float ``[L]`` on the CPU, or None if not known: of the sampled tokens, at the sampling
-    temperature and before penalties and truncation (top-k, top-p)."""
     cancelled: bool = False  # whether it was stopped early because its result was no longer needed
 
     @property
@@ -196,8 +187,7 @@ class Round:
     times_s: tuple[float, ...] = ()  # presentation times of the frames
     num_tokens: tuple[int, ...] = ()  # M lengths
     mean_logprobs: tuple[float, ...] = ()  # M, see `Completion.mean_logprob`
-    cancelled: tuple[bool, ...] = ()
-    """M: which were cancelled, since they could not change the result; these have no answer."""
+    cancelled: tuple[bool, ...] = ()  # M: could not change the result; these have no answer
     is_last: bool = False  # whether denser levels would show no further frames of this video
     num_damaged: int = 0  # see `Clip.num_damaged`
 
@@ -208,13 +198,11 @@ class Prediction:
 
     question: Question
     rounds: tuple[Round, ...] = ()
-    answer: str | None = None
-    """Canonical answer, or None if no completion gave one or the question failed."""
+    answer: str | None = None  # canonical; None if no completion gave one or the question failed
     error: str | None = None  # why the question failed, or None
-    correct: bool | None = None
-    """Whether the answer is right; None if the gold answer is not known. A failure is wrong."""
+    correct: bool | None = None  # None if the gold answer is not known; a failure is wrong
+    # of the deciding round, for callbacks; dropped after them, and never recorded
     clip: Clip | None = field(default=None, compare=False, repr=False)
-    """Frames of the deciding round, for callbacks; dropped after them, and never recorded."""
 
     @property
     def num_frames(self) -> int:

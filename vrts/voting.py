@@ -40,7 +40,7 @@ class Vote(ABC):
 
 
 class MajorityVote(Vote):
-    """Every completion that gives an answer has weight 1."""
+    """Every completion that gives an answer counts the same."""
 
     def weight(self, mean_logprob: float) -> float:
         """Return 1."""
@@ -64,8 +64,7 @@ class VotingRule:
     """What M completions decide: an answer, or that more frames are needed."""
 
     vote: Vote = field(default_factory=MajorityVote)
-    consensus: int | None = None
-    """Completions that must agree before the last level; None is all of them."""
+    consensus: int | None = None  # completions that must agree before the last level; None is all
     early_stop: bool = True  # whether completions that cannot change the result are cancelled
 
     def __post_init__(self) -> None:
@@ -97,11 +96,11 @@ class VotingRule:
     ) -> bool:
         """Whether the unfinished completions of a round cannot change what it decides.
 
-        That is whether the question goes on to the next level, the answer if it does not, and
+        That is whether the question continues with the next level, the answer if it does not, and
         whether that answer is unanimous. With u completions unfinished:
 
-        - The question goes on for certain if u more votes make no answer a consensus.
-        - Its answer is certain if the question does not go on, or this is the last level, and no
+        - The question continues for certain if u more votes cannot make any answer a consensus.
+        - Its answer is certain if the question does not continue, or this is the last level, and no
           other answer (one not yet given included) can catch up with the leader by u votes of
           weight 1. Of equals the one that came first leads.
         - A round whose finished completions all agree may still be unanimous and is not stopped.
@@ -202,7 +201,7 @@ def cannot_be_caught(
     """
     votes = tally(answers, weights)
     next_place = next((i for i, flag in enumerate(is_open) if flag), len(answers))
-    # an answer that nobody has given yet starts from no votes
+    # an answer that has not been given yet has no votes
     rivals = [(votes[a], answers.index(a)) for a in votes if a != leader]
     rivals.append((Fraction(0), next_place))
     # more weight wins, at equal weight the earlier place

@@ -30,7 +30,7 @@ _OPTION_LINE = re.compile(r"[ \t>*\-\u2022]{0,6}\(?([A-Z])[*)]{0,3}[.):][*\s]{0,
 _RESTATED = re.compile(r"(?:\([A-Z]\)\s{0,3}[,;.]?\s{0,3}(?:(?:and|or)\s)?){2,}+")
 _SENTENCES = re.compile(r"[.!?;\n]\s*+\S")
 _POLAR = frozenset("yes no true false 是 否 不是 对 不对 有 没有 正确 错误".split())
-_BEHIND_TEXT = r"\s{0,2}(?:[.!;:\n\u2014]|,?\s(?:because|since|as)\b"
+_AFTER_TEXT = r"\s{0,2}(?:[.!;:\n\u2014]|,?\s(?:because|since|as)\b"
 
 
 def extract_choice(text: str, options: Sequence[str]) -> str | None:
@@ -143,7 +143,7 @@ def _leading_text(answer: str, texts: dict[str, str], bare: bool) -> set[str]:
     folded = " ".join(strip_lead_in(answer).casefold().split(" ")).lstrip("\"'* ")
     for letter, text in sorted(texts.items(), key=lambda item: -len(item[1])):
         option = _folded(text)
-        end = _BEHIND_TEXT + (r"|,)" if option in _POLAR else ")")
+        end = _AFTER_TEXT + (r"|,)" if option in _POLAR else ")")
         if not option or not re.match(rf"{article}{re.escape(option)}{end}", folded):
             continue
         rest = folded[len(option) :]
@@ -164,12 +164,12 @@ def _contradicts(answer: str, letter: str, texts: dict[str, str]) -> bool:
         if other == letter or not words:
             continue
         words = rf"(?:(?:an?|the)\s)?{words}"
-        behind = (
+        after = (
             rf"(?<![A-Za-z0-9]){letter}[\s.):\]\-\u2013\u2014,(\"'=]{{1,6}}{words}"
             r"(?=\s{0,2}(?:\Z|[.;!?\n)\]\"']|(?:because|since)\b))"
         )
         before = rf"(?:\A|[.:;!?\n]\s?|\bis\s){words}\s?[\(\[]{letter}[\)\]]"
-        if re.search(rf"{behind}|{before}", answer, re.IGNORECASE):
+        if re.search(rf"{after}|{before}", answer, re.IGNORECASE):
             return True
     return False
 

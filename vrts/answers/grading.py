@@ -121,10 +121,17 @@ def answer_score(
             return 1 - _relative_error(answer, question)
         case ProblemType.TEMPORAL_GROUNDING:
             return _iou(answer, question)
-        case ProblemType.OCR:
-            return _ocr(answer, question)
-        case ProblemType.FREE_FORM:
-            return _free_form(answer, question)
+        case ProblemType.OCR | ProblemType.FREE_FORM:
+            gold = parse_answer(question.gold, question)
+            if gold is None:
+                raise InputError(
+                    f"{_where(question)}: the gold answer {question.gold!r} is not an answer to a "
+                    f"{question.problem_type} question; correct the record"
+                )
+            if answer is None:
+                return 0.0
+            score = _word_accuracy if question.problem_type is ProblemType.OCR else _rouge
+            return score(_by_character(answer), _by_character(gold))
     return float(bool(is_correct(answer, question, tolerance)))
 
 
@@ -171,17 +178,6 @@ def gold_numbers(question: Question) -> list[float]:
     return [right, right / 100] if "%" in gold else [right]
 
 
-def canonical_gold(question: Question) -> str:
-    """The right answer as `parse_answer` returns it; raises `InputError` if it is empty."""
-    gold = parse_answer(question.gold or "", question)
-    if gold is None:
-        raise InputError(
-            f"{_where(question)}: the gold answer {question.gold!r} is not an answer to a "
-            f"{question.problem_type} question; correct the record"
-        )
-    return gold
-
-
 def _where(question: Question) -> str:
     return question.source or f"question {question.id}"
 
@@ -207,31 +203,20 @@ def _iou(answer: str | None, question: Question) -> float:
     return 0.0 if span is None else span_iou(span, right)
 
 
-def _ocr(answer: str | None, question: Question) -> float:
+def _word_accuracy(answer: str, gold: str) -> float:
     from torchmetrics.functional.text import word_error_rate  # torch only where a score needs it
 
-    gold = _by_character(canonical_gold(question))
-    if answer is None:
-        return 0.0
-    return max(0.0, 1 - float(word_error_rate(_by_character(answer), gold)))
+    return max(0.0, 1 - float(word_error_rate(answer, gold)))
 
 
-def _free_form(answer: str | None, question: Question) -> float:
+def _rouge(answer: str, gold: str) -> float:
     from torchmetrics.functional.text import rouge_score
 
-    gold = canonical_gold(question)
-    if answer is None:
-        return 0.0
     if answer == gold:
         return 1.0  # a single word has no ROUGE-2
     # both are normalised already; no stemming, which knows English only
     scores = rouge_score(
-        _by_character(answer),
-        _by_character(gold),
-        normalizer=str,
-        tokenizer=str.split,
-        rouge_keys=_ROUGE,
-        accumulate="best",
+        answer, gold, normalizer=str, tokenizer=str.split, rouge_keys=_ROUGE, accumulate="best"
     )
     return sum(float(scores[f"{key}_fmeasure"]) for key in _ROUGE) / len(_ROUGE)
 

@@ -335,17 +335,17 @@ class _Tokens:
 
     def stance(self, index: int, end: int) -> Stance:
         """Stance of the clause on the letters from ``index`` to ``end``."""
-        before = self._said_before(index)
+        before = self._stance_before(index)
         if before is Stance.DENIED:
             return before
-        after = self._said_after(index, end)
+        after = self._stance_after(index, end)
         if after is Stance.DENIED or self._is_denied_by_which(end):
             return Stance.DENIED
         if before is Stance.DISCUSSED or self._is_asked(index):
             return Stance.DISCUSSED
         return after
 
-    def _said_before(self, index: int) -> Stance:
+    def _stance_before(self, index: int) -> Stance:
         """Look for "not", "we can eliminate", "the wrong answer is" before the letter."""
         directly, removes = True, False
         for position in range(index - 1, max(index - 1 - _MAX_CLAUSE, -1), -1):
@@ -364,7 +364,7 @@ class _Tokens:
                 break
         return Stance.DENIED if removes else Stance.AFFIRMED
 
-    def _said_after(self, index: int, end: int) -> Stance:
+    def _stance_after(self, index: int, end: int) -> Stance:
         """Look at the predicate: "is correct", "cannot be right", ": false", "shows a car"."""
         position = end
         while self._word(position) in _CLOSERS:
@@ -390,7 +390,7 @@ class _Tokens:
             return Stance.AFFIRMED
         if self._ends_clause(first) or word in _REASONS:
             return Stance.AFFIRMED
-        # something else is said of the letter: "option A shows a red car", "A: the car is red"
+        # another predicate: "option A shows a red car", "A: the car is red"
         before = index - 1
         while before >= 0 and (self.words[before] in _OPENERS or self.words[before] in "-*\u2022"):
             before -= 1
@@ -402,7 +402,7 @@ class _Tokens:
         return Stance.DESCRIBED if opens or labelled else Stance.AFFIRMED
 
     def _declares(self, index: int) -> bool:
-        """Whether "answer" or "choose" stands before the letter, and not "option" alone."""
+        """Whether "answer" or "choose" is before the letter, and not only "option"."""
         for position in range(index - 1, max(index - 1 - _MAX_FILLERS, -1), -1):
             word = self._lower[position]
             if word in _KEYWORDS and word not in _LABEL_KEYWORDS:

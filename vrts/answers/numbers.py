@@ -17,7 +17,7 @@ _VULGAR = {
     chr(code): unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
     for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
 }
-_VULGAR_FRACTION = re.compile(rf"(?:(?P<whole>\d)\s?)?(?P<fraction>[{''.join(_VULGAR)}])")
+_VULGAR_FRACTION = re.compile(rf"(?:(?P<integer>\d)\s?)?(?P<fraction>[{''.join(_VULGAR)}])")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _FRAC = re.compile(r"(\w?)\\[dt]?frac\s?\{(-?[\d.,]{1,40})\}\s?\{([\d.,]{1,40})\}", re.ASCII)
@@ -165,7 +165,7 @@ def canonical_number(value: float) -> str:
 def _simplify(answer: str) -> str:
     """Rewrite fractions, powers, signs and groups of thousands in one ASCII form."""
     answer = _VULGAR_FRACTION.sub(
-        lambda match: f"{match['whole'] or ''} {_VULGAR[match['fraction']]}".strip(), answer
+        lambda match: f"{match['integer'] or ''} {_VULGAR[match['fraction']]}".strip(), answer
     )
     answer = _RAISED.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), answer)
     answer = _FRAC.sub(lambda match: f"{match[1]} {match[2]}/{match[3]}".strip(), answer)
@@ -198,7 +198,7 @@ def _only_value(text: str) -> float | None:
 
 
 def _in_words(text: str) -> float | None:
-    # digits that were not read are no number in words
+    # unparsed digits are not a number in words
     return None if any(map(str.isdecimal, text)) else spoken_number(strip_lead_in(text))
 
 
@@ -253,8 +253,8 @@ def _value(match: re.Match[str]) -> float | None:
 
 def _plain(text: str, exponent: str) -> float | None:
     """Value of digits with separators, None if the groups are not thousands."""
-    whole, point, fraction = text.rstrip(",").partition(".")
-    first, *groups = whole.split(",")
+    integer, point, fraction = text.rstrip(",").partition(".")
+    first, *groups = integer.split(",")
     if groups:
         *inner, last = groups
         if not (1 <= len(first) <= 3 and len(last) == 3 and all(len(g) in (2, 3) for g in inner)):

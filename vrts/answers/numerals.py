@@ -116,8 +116,8 @@ def _chinese(match: re.Match[str]) -> float | None:
         return 0.5
     if text.endswith("千") and rest[:1] in ("米", "公"):
         return None  # three kilometres or three thousand metres
-    whole, point, fraction = text.partition("点")
-    value = _chinese_whole(whole)
+    integer, point, fraction = text.partition("点")
+    value = _chinese_integer(integer)
     if value is None or "半" in text:
         return None
     if point:
@@ -127,7 +127,7 @@ def _chinese(match: re.Match[str]) -> float | None:
     return -value if match["sign"] else value
 
 
-def _chinese_whole(text: str) -> float | None:
+def _chinese_integer(text: str) -> float | None:
     """``一万二千三百``; "一百五" is 150, as in speech."""
     total, section, digit, last_power = 0.0, 0.0, None, 0
     for character in text:

@@ -107,7 +107,7 @@ class VideoQADataModule(LightningDataModule):
         if video is not None or question is not None or options is not None:
             if predict is not None or video is None or question is None:
                 raise InputError(
-                    "data.video and data.question ask one question (with data.options a multiple "
+                    "data.video and data.question are one question (with data.options multiple "
                     "choice), in place of data.predict; give both of them, and no reader"
                 )
             predict = SingleQuestionReader(video, question, options)
@@ -127,10 +127,9 @@ class VideoQADataModule(LightningDataModule):
         self.cache = cache
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.max_damaged = float(max_damaged)
-        self.predict_num_frames: int | None = None
-        """Frames per video in all stages but training, if not ``num_frames``."""
+        self.predict_num_frames: int | None = None  # in all stages but training, if it differs
+        # replaces the decoder if a model needs no frames; to be set before the first stream
         self.make_sample: MakeSample | None = None
-        """Replaces the decoder if a model needs no frames; to be set before the first stream."""
         self._excluded: frozenset[str] = frozenset()
         self._questions: dict[str, list[Question]] = {}
         self._pool: SampleSource | None = None

@@ -133,8 +133,8 @@ class TrainingProgress:
         if state.keys() != now.keys() | set(Position._fields):
             raise InputError(
                 "--ckpt_path: the checkpoint was made before a batch was an optimizer step, and "
-                "its place in the data means something else; export its model with the version of "
-                "vrts that made it, and train on from that"
+                "its position in the data is counted differently; export its model with the version "
+                "of vrts that made it, and train on from that"
             )
         self.position = Position(state["epoch"], state["num_seen"])
         if (loop := self._fit_loop()) is not None:

@@ -64,13 +64,13 @@ def checked(reader: Reader) -> list[Question]:
     if not isinstance(questions, list | tuple):
         raise InputError(f"{name} gave {type(questions).__name__}; {remedy}")
     seen: set[str] = set()
-    for place, question in enumerate(questions):
+    for index, question in enumerate(questions):
         if not isinstance(question, Question):
-            raise InputError(f"{name} gave {type(question).__name__} at place {place}; {remedy}")
+            raise InputError(f"{name} gave {type(question).__name__} at index {index}; {remedy}")
         if question.id in seen:
             raise InputError(
-                f"{name} gave the id {question.id!r} twice, again at place {place}; give each "
-                "question an id of its own"
+                f"{name} gave the id {question.id!r} twice, again at index {index}; give each "
+                "question an unique id"
             )
         seen.add(question.id)
     return list(questions)

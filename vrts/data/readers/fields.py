@@ -134,7 +134,7 @@ def time_window(record: Record) -> tuple[float, float | None]:
 def check_frame_rate(record: Record) -> None:
     """Raise `InputError` for a field ``fps``, of a folder of frames, that is not a rate."""
     if record.has("fps") and record.number("fps") <= 0:
-        raise InputError(f"fps is {record.number('fps'):g}; give frames a second, above 0")
+        raise InputError(f"fps is {record.number('fps'):g}; give frames per second, above 0")
 
 
 def check_folder(folder: str | None, key: str, content: str = "videos") -> None:

@@ -132,7 +132,7 @@ def read_text(path: str) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if not text.strip():
-        raise InputError(f"{path}: is empty; it should hold one row a question")
+        raise InputError(f"{path}: is empty; it should have one row per question")
     return text
 
 
@@ -177,8 +177,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | InputError:
         keys = [key for key, _ in pairs]
         twice = next(key for key in value if keys.count(key) > 1)
         return InputError(f"field {twice!r} is there twice")
-    for held in value.values():
-        for item in held if isinstance(held, list) else [held]:
+    for child in value.values():
+        for item in child if isinstance(child, list) else [child]:
             if isinstance(item, InputError):
                 return item
     return value
@@ -222,7 +222,7 @@ def _check_text(question: Question) -> None:
         texts = [q.id, q.text, q.video, *q.options, q.gold, q.metadata]
         json.dumps(texts, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"text that is no Unicode ({error.reason})") from error
+        raise InputError(f"text that is not valid Unicode ({error.reason})") from error
 
 
 def parse_questions(
@@ -272,5 +272,5 @@ def parse_questions(
             + more
         )
     if not questions:
-        raise InputError(f"{path}: holds no video question")
+        raise InputError(f"{path}: has no video question")
     return list(questions.values())

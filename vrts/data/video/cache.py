@@ -21,8 +21,8 @@ from vrts.data.video.decoder import Decoder, check_video_file
 from vrts.data.video.frames import WHOLE, FrameSampler, Window
 from vrts.data.video.resolution import Resolution
 from vrts.files.fingerprints import describe, json_digest, sampled_digest
-from vrts.files.writing import PART, replacing
-from vrts.types import Clip, InputError
+from vrts.files.writing import make_folder, replacing
+from vrts.types import Clip
 
 SUFFIX = ".clip"
 STALE_S = 3600.0
@@ -51,16 +51,7 @@ class FrameCache:
 
     def prepare(self) -> None:
         """Make the folder; raises `InputError` if it cannot be made or written to."""
-        probe = self._path(uuid4().hex).with_suffix(PART)
-        try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()  # permissions alone do not tell, on a network drive for example
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"data.cache.folder: cannot use {self.folder} ({error.strerror}); give another "
-                "folder, or leave data.cache out"
-            ) from error
+        make_folder(self.folder / "clips", "data.cache.folder")
 
     def load(self, key: str) -> Clip | None:
         """Return a clip, or None if there is none or a damaged one, which is removed."""

@@ -47,7 +47,7 @@ class DecordDecoder(Decoder):
             source = Source(shown[:, 0], float(reader.get_avg_fps()), float(shown[-1, 1]))
             builder = ClipBuilder(path, source, num_frames, sampler, resolution, window)
             for index in builder.wanted:
-                # one at a time: a batch would hold all of them at full size
+                # one at a time: a batch would keep all of them at full size
                 builder.add(index, reader.get_batch([index]).asnumpy()[0])
             return builder.build()
         except (decord.DECORDError, RuntimeError, IndexError) as error:

@@ -77,10 +77,8 @@ class NestedPairSampler(FrameSampler):
 
 
 CLOCK_S = 1e-3  # tolerance of times: Matroska's clock ticks in milliseconds
-HELD_S = 1.0
-"""If a window's first frame comes later than this, the frame shown at its start belongs to it."""
-RATE_TOLERANCE = 0.01
-"""Relative difference of the container's frame rate from that of the frames' times."""
+HELD_S = 1.0  # if a window's first frame comes later, the one shown at its start belongs to it
+RATE_TOLERANCE = 0.01  # of the container's frame rate relative to that of the frames' times
 
 
 @dataclass(frozen=True, slots=True)

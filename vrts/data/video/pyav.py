@@ -63,9 +63,9 @@ class PyAVDecoder(Decoder):
             timeline = read_timeline(path)
             clip = None
             if timeline is not None:
-                source = Source(
-                    timeline.times_s, timeline.fps, timeline.end * timeline.unit_s, timeline.unit_s
-                )
+                unit_s = timeline.unit_s
+                times_s = np.asarray(timeline.frames) * unit_s
+                source = Source(times_s, timeline.fps, timeline.end * unit_s, unit_s)
                 # by key frames; if that fails, without them: from the start
                 for keys in (timeline.keys, []):
                     clip = clip or _clip_by_time(builder(source), replace(timeline, keys=keys))

@@ -45,14 +45,10 @@ class Resolution:
     """
 
     min_pixels: PositiveInt = 128 * TOKEN  # minimum per frame: smaller ones are enlarged
-    max_pixels: PositiveInt = VIDEO_MAX_PIXELS
-    """Maximum per frame, next to the model's own limit of 768 tokens."""
-    total_pixels: PositiveFloat = 128000 * TOKEN * 0.9
-    """Maximum of all temporal patches (pairs of frames) of a clip together."""
-    short_side: PositiveInt | None = None
-    """Shrink frames to this many pixels on their shorter side first; never enlarges."""
-    square_pixels: bool = True
-    """Correct for non-square pixels as a player does; qwen_vl_utils takes all to be square."""
+    max_pixels: PositiveInt = VIDEO_MAX_PIXELS  # maximum per frame; the model's is 768 tokens
+    total_pixels: PositiveFloat = 128000 * TOKEN * 0.9  # maximum of all pairs of frames together
+    short_side: PositiveInt | None = None  # first shrink (never enlarge) the shorter side to this
+    square_pixels: bool = True  # correct for non-square pixels; qwen_vl_utils does not
 
     def __post_init__(self) -> None:
         """Raise `InputError` if ``max_pixels`` is below ``min_pixels`` or below one token."""

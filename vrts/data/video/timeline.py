@@ -8,7 +8,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -32,11 +31,6 @@ class Timeline:
     fps: float  # frame rate stated by the container, 0 if none
     end: int  # end of the last frame
     has_hidden_head: bool  # whether an edit list hides the first frame, which later ones refer to
-
-    @property
-    def times_s(self) -> npt.NDArray[np.float64]:
-        """The frames' times in seconds."""
-        return np.asarray(self.frames, dtype=np.float64) * self.unit_s
 
     def last_before(self, index: int) -> int:
         """The last frame by time that is decoded no later than this one."""
