@@ -174,12 +174,7 @@ def tally(answers: Sequence[str | None], weights: Sequence[float]) -> dict[str, 
 
 
 def elect(answers: Sequence[str | None], weights: Sequence[float]) -> str | None:
-    """The answer with the most weight, of equals the one that came first; None without a vote.
-
-    Args:
-        answers: M canonical answers; None is no vote.
-        weights: M.
-    """
+    """The answer with the most weight, of equals the first; None without a vote."""
     votes = tally(answers, weights)
     # dicts keep the order of first appearance, and max takes the first of equals
     return max(votes, key=votes.__getitem__, default=None)
@@ -191,14 +186,7 @@ def cannot_be_caught(
     weights: Sequence[float],
     is_open: Sequence[bool],
 ) -> bool:
-    """Whether a leader wins whatever votes of weight 0 to 1 are still to come.
-
-    Args:
-        leader: one of the answers.
-        answers: M; None where there is no vote, or none yet.
-        weights: M.
-        is_open: M; where a vote may still come.
-    """
+    """Whether a leader wins whatever votes of weight 0 to 1 are cast where ``is_open``."""
     votes = tally(answers, weights)
     next_place = next((i for i, flag in enumerate(is_open) if flag), len(answers))
     # an answer that has not been given yet has no votes
@@ -210,7 +198,7 @@ def cannot_be_caught(
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer, of equals the one that came first; None without a vote."""
+    """The most frequent answer, of equals the first; None without a vote."""
     return elect(answers, [1.0] * len(answers))
 
 
@@ -266,14 +254,8 @@ def decide(
 ) -> Prediction:
     """Answer a question by the vote of its last round, or fail if its log-probs are not finite.
 
-    Args:
-        question: The question.
-        rounds: At least one.
-        rule: How votes are counted; by majority if None.
-        clip: Frames of the last round.
-
-    Raises:
-        VoteError: as in `VotingRule.answer`.
+    ``clip`` has the frames of that round. Raises as `VotingRule.answer`; votes are by majority if
+    there is no rule.
     """
     if not all(map(math.isfinite, rounds[-1].mean_logprobs)):
         # what such a model samples is not an answer, not even a wrong one
@@ -289,12 +271,6 @@ def decide(
 
 
 def fail(question: Question, error: str | None, rounds: Sequence[Round] = ()) -> Prediction:
-    """Return a failed prediction: wrong, not missing, if the gold answer is known.
-
-    Args:
-        question: The question.
-        error: Why there is no answer.
-        rounds: Those that were completed before.
-    """
+    """Return a failed prediction: wrong, not missing, if the gold answer is known."""
     correct = None if question.gold is None else False
     return Prediction(question, tuple(rounds), error=error, correct=correct)

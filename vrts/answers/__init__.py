@@ -39,16 +39,16 @@ Choices (:mod:`~vrts.answers.choices`, :mod:`~vrts.answers.mentions`):
 8. **A named letter is denied** if its clause negates it ("not B", "cannot be B", "we can eliminate
    B", "the wrong answer is B", 不选B, 排除B) or its predicate does ("B is wrong", "B: false",
    B不对). It is only *discussed* in a question ("Could it be B?"), in a discarded thought ("At
-   first I thought B"), and if something other than a verdict follows ("Option B: the car is red …") in a
-   longer text. Neither is an answer, nor is a letter that is both affirmed and denied.
+   first I thought B"), and if something other than a verdict follows ("Option B: the car is red …")
+   in a longer text. Neither is an answer, nor is a letter that is both affirmed and denied.
 9. If exactly one letter is affirmed and an option has it, it is the answer. A letter that no option
    has is ignored only if it is named by nothing but its position among punctuation (the initial in
    "J. Smith is shown. The answer is C.").
 
 Numbers (:mod:`~vrts.answers.numbers`): one value with sign and magnitude, in digits or words; two
 values, a range, a bound ("<5") and forms that would lose a part of the value are not answers.
-Denied numbers and corrections are treated like those of letters. Time spans (:mod:`~vrts.answers.spans`):
-two times. Texts: see :func:`normalise_text`.
+Denied numbers and corrections are treated like those of letters. Time spans
+(:mod:`~vrts.answers.spans`): two times. Texts: see :func:`normalise_text`.
 """
 
 from vrts.answers.choices import extract_choice, option_texts

@@ -68,10 +68,7 @@ def is_correct(
     Letters and texts must be equal, numbers by `numbers_match`, regression by `MAX_RELATIVE_ERROR`,
     time spans by `MIN_IOU`. A gold value in percent also allows the fraction: 50% allows 0.5.
 
-    Args:
-        answer: From `parse_answer`. No answer is wrong.
-        question: With its gold answer.
-        tolerance: Of numbers.
+    No answer is wrong.
 
     Raises:
         InputError: the gold answer is not a valid answer to the question.
@@ -101,10 +98,7 @@ def answer_score(
 ) -> float | None:
     """Score a canonical answer from 0 to 1; None if the gold answer is not known.
 
-    Args:
-        answer: From `parse_answer`. No answer scores 0.
-        question: With its gold answer.
-        tolerance: Of numerical answers.
+    No answer scores 0.
 
     Raises:
         InputError: the gold answer is not a valid answer to the question.

@@ -164,11 +164,7 @@ class Mentions:
 
 
 def read_mentions(text: str, options: str) -> Mentions:
-    """Find the letters that a text names, and their stance.
-
-    Args:
-        text: Plain text, without emphasis.
-        options: Letters of the options, such as ``"ABCD"``.
+    """Find the letters that a text without emphasis names, and their stance.
 
     Example:
         >>> found = read_mentions("I choose B, not (C).", "ABCD")
@@ -207,12 +203,8 @@ def corrected(text: str, names: Callable[[str], bool], no_is_an_answer: bool = F
     """Return the part of a text that counts after its corrections (rule 6).
 
     That is the part from the last correction on that names an answer, if a part before it names one
-    too; nothing if the answer is taken back and not replaced; else the text.
-
-    Args:
-        text: An answer.
-        names: Whether a part of it names an answer.
-        no_is_an_answer: Whether "no" is an answer, and so not a correction.
+    too; nothing if the answer is taken back and not replaced; else the text. ``names`` is whether a
+    part names an answer; if "no" is one, it is not a correction.
 
     Example:
         >>> corrected("It is 5. Wait, no. It is 6.", lambda part: any(map(str.isdigit, part)))
@@ -408,7 +400,7 @@ class _Tokens:
             if word in _KEYWORDS and word not in _LABEL_KEYWORDS:
                 return True
             if word not in _FILLERS and word not in _LABEL_KEYWORDS and word != "\n":
-                return word in _BEFORE and word not in (".", ",")
+                return word in _BEFORE
         return False
 
     def _is_denied_by_which(self, end: int) -> bool:

@@ -133,7 +133,7 @@ class TrainingProgress:
         if state.keys() != now.keys() | set(Position._fields):
             raise InputError(
                 "--ckpt_path: the checkpoint was made before a batch was an optimizer step, and "
-                "its position in the data is counted differently; export its model with the version "
+                "its position in the data is counted otherwise; export its model with the version "
                 "of vrts that made it, and train on from that"
             )
         self.position = Position(state["epoch"], state["num_seen"])

@@ -134,10 +134,6 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
 def prediction_from_json(line: dict[str, Any], source: str = "") -> Prediction:
     """Return the prediction that `prediction_to_json` turned into this line.
 
-    Args:
-        line: Plain JSON values.
-        source: ``file:line``, for the question.
-
     Raises:
         InputError: a field is missing or of another type; the message names it.
     """

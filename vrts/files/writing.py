@@ -20,15 +20,7 @@ PROBE = bytes(4096)  # written to see whether there is room: an empty file fits 
 
 
 def make_folder(folder: Path, option: str) -> Path:
-    """Make a folder, before the run has cost anything, and check that it can be written to.
-
-    Args:
-        folder: Where files are written later.
-        option: Its option, for the message.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
+    """Make a folder for later output and check that it can be written to, else `InputError`."""
     probe = folder / ".vrts"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,12 +38,7 @@ def make_folder(folder: Path, option: str) -> Path:
 
 
 def check_file(file: Path, option: str) -> None:
-    """Raise `InputError` if there is a folder where a file will be written.
-
-    Args:
-        file: In a folder that `make_folder` has made.
-        option: The folder's option, for the message.
-    """
+    """Raise `InputError` if there is a folder where a file will be written."""
     if file.is_dir():
         raise InputError(
             f"{option}: {file} is a folder, in the place of a file that the run writes; move it "

@@ -85,10 +85,7 @@ def read_longvideobench(path: Path, start_s: float, duration_s: float) -> list[C
     A row is ``{"start": "00:00:01.5", "end": …, "line"}`` or ``{"timestamp": [1.5, 3.0 or null],
     "text"}``, in times of the video that the clip was cut from.
 
-    Args:
-        path: The file.
-        start_s: Start of the clip in that video.
-        duration_s: Length of the clip; a cue without end lasts until the clip ends.
+    The clip starts at ``start_s`` there; a cue without an end lasts until it ends.
 
     Raises:
         InputError: the file cannot be read or has another form.
@@ -107,16 +104,11 @@ def read_longvideobench(path: Path, start_s: float, duration_s: float) -> list[C
 
 
 def cues_at(cues: Sequence[Cue], times_s: Iterable[float], at_least_s: float = 0.0) -> list[Cue]:
-    """Return the cues that are shown at one of these times, without consecutive repeats.
-
-    Args:
-        cues: All cues, in order.
-        times_s: The times.
-        at_least_s: A shorter cue counts as shown for so long, around its middle.
-    """
+    """Return the cues that are shown at one of these times, without consecutive repeats."""
     times = list(times_s)
 
     def is_shown(cue: Cue) -> bool:
+        # a shorter cue is extended around its middle
         lacking = max(0.0, at_least_s - (cue.end_s - cue.start_s)) / 2
         return any(cue.start_s - lacking <= time < cue.end_s + lacking for time in times)
 

@@ -190,12 +190,7 @@ def check_videos(questions: Sequence[Question], annotations: str, root: str | No
 
 
 def check_frame_rates(questions: Sequence[Question], option: str) -> None:
-    """Raise `InputError` for folders of frames whose rows have no ``fps``, before the long work.
-
-    Args:
-        questions: Of one annotation file.
-        option: Its option, for the message.
-    """
+    """Raise `InputError` for folders of frames whose rows have no ``fps``, before the long work."""
     videos = dict.fromkeys(q.video for q in questions if not q.metadata.get("fps"))
     found = [video for video in videos if os.path.isdir(video)]  # noqa: PTH112 as above
     if found:

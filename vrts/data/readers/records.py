@@ -230,12 +230,9 @@ def parse_questions(
     rows: Iterable[tuple[str, Any]],
     parse: Callable[[Record], Question | None],
 ) -> list[Question]:
-    """Turn rows into questions, and report all bad rows together.
+    """Turn rows of `iterate_json` into questions, and report all bad rows together.
 
-    Args:
-        path: The file, for messages.
-        rows: ``(position, value)``, as `iterate_json` yields them.
-        parse: Makes a question of a record, or None for a record to leave out; raises `InputError`.
+    ``parse`` returns None for a record to leave out, and raises `InputError` for a bad one.
 
     Raises:
         InputError: bad rows, ids that occur twice, or no question at all.

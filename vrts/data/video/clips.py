@@ -45,12 +45,7 @@ class ClipBuilder:
         self._frames: torch.Tensor | None = None
 
     def add(self, index: int, image: npt.NDArray[np.uint8], pixel_aspect: float = 1.0) -> None:
-        """Add a source frame.
-
-        Args:
-            index: Its index in the source.
-            image: uint8 ``[H, W, C]``.
-            pixel_aspect: Width of its pixels over their height.
+        """Add a source frame, uint8 ``[H, W, C]``; ``pixel_aspect`` is pixel width over height.
 
         Raises:
             VideoError: frames that are too narrow for the model.

@@ -132,15 +132,7 @@ def decode_folder(
     window: Window = WHOLE,
     fps: float | None = None,
 ) -> Clip:
-    """Return a clip of the images in a folder (`frame_files`), which are the frames of a video.
-
-    Args:
-        path: The folder.
-        num_frames: Number of frames requested; the sampler has the last word.
-        sampler: Chooses the frames.
-        resolution: Chooses their size.
-        window: Part of the video to sample from.
-        fps: Frames per second.
+    """Return a clip of the images in a folder (`frame_files`), the frames of a video, as a decoder.
 
     Raises:
         VideoError: no image, no frame rate, a damaged image, or images of different sizes.

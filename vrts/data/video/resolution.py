@@ -67,16 +67,10 @@ class Resolution:
     def size(
         self, height: int, width: int, num_frames: int, pixel_aspect: float = 1.0
     ) -> tuple[int, int]:
-        """Return the height and width in pixels of the frames of a clip for the model.
+        """Return the height and width of T frames for the model from those of the source.
 
-        Args:
-            height: Of the source, in pixels.
-            width: Of the source, in pixels.
-            num_frames: T.
-            pixel_aspect: Width of the source's pixels over their height.
-
-        Raises:
-            VideoError: as `smart_resize`.
+        ``pixel_aspect`` is the width of the source's pixels over their height. Raises as
+        `smart_resize`.
         """
         if self.square_pixels:
             height = round(height / min(pixel_aspect, 1.0))

@@ -143,13 +143,7 @@ def missing_frames(
 ) -> list[int]:
     """Return the times of frames that a truncated file promises beyond its last packet.
 
-    Args:
-        path: The file.
-        container: The open file, all packets read.
-        stream: Its video stream.
-        num_packets: Number of packets read.
-        frames: Times of the frames that exist, ascending.
-        unit_s: Unit of these times.
+    All ``num_packets`` are read; ``frames`` are the ascending times of existing ones in ``unit_s``.
     """
     kind, stated_s = container.format.name, (container.duration or 0) / av.time_base
     step = float(np.median(np.diff(frames))) if len(frames) > 1 else 1.0
