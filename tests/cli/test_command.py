@@ -577,7 +577,7 @@ class TestFoundByAttack:
         path = annotations.parent / "half.jsonl"
         path.write_text(json.dumps(row) + "\n")
         args = predict_args(model, tmp_path, path)
-        self.fails(args, capsys, "half.jsonl:1", "not valid Unicode")
+        self.fails(args, capsys, "half.jsonl:1", "no Unicode")
 
     def test_errors_of_constructors_are_one_message(self, model, annotations, tmp_path, capsys):
         args = predict_args(model, tmp_path, annotations, "--model.evaluation.top_p=7")

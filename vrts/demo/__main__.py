@@ -18,17 +18,26 @@ from vrts.demo.report import comparison_table, predict_report
 from vrts.demo.videos import make_dataset
 
 FOLDER = Path("runs/demo")
-"""All output of the demo, deleted first; also set in the configurations."""
+"""Everything that the demo makes; emptied first. The configurations name it too."""
 CONFIGS = Path("configs/demo")
 BASE_MODEL, TRAINED_MODEL = Path("assets/tiny"), FOLDER / "model"
 OVERLAYS: dict[str, list[str]] = {"sparse": ["sparse.yaml"], "dense": ["dense.yaml"], "s2d": []}
-"""Configurations on top of ``predict.yaml`` by mode."""
+"""What comes on top of ``predict.yaml`` for each way to predict."""
 NUM_TRAIN_VIDEOS, TRAIN_SEED = 1600, 101
 NUM_HELD_OUT_VIDEOS, HELD_OUT_SEED = 200, 102
 
 
 def predict(model: Path, overlays: list[str], folder: Path) -> dict[str, Any]:
-    """Run ``vrts predict`` on the held-out questions and return its `predict_report`."""
+    """Run ``vrts predict`` on the held-out questions.
+
+    Args:
+        model: folder of the model.
+        overlays: configurations on top of ``predict.yaml``.
+        folder: gets the predictions.
+
+    Returns:
+        What `predict_report` says of the run.
+    """
     start_s = time.perf_counter()
     configs = [f"--config={CONFIGS / name}" for name in ["predict.yaml", *overlays]]
     path = f"--model.policy.init_args.path={model}"
@@ -38,7 +47,12 @@ def predict(model: Path, overlays: list[str], folder: Path) -> dict[str, Any]:
 
 
 def predict_all(name: str, model: Path) -> dict[str, Any]:
-    """Predict in all modes, to a folder of the model's name."""
+    """Predict in all three ways.
+
+    Args:
+        name: of the model, for its folder.
+        model: folder of the model.
+    """
     return {
         mode: predict(model, overlays, FOLDER / "predictions" / name / mode)
         for mode, overlays in OVERLAYS.items()
@@ -47,7 +61,7 @@ def predict_all(name: str, model: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the demo, show its table and write ``summary.json``."""
-    # next to decode workers on few cores, several threads are many times slower than one
+    # beside decode workers on few cores, several threads are many times slower than one
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     disable_progress_bar()

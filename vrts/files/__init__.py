@@ -1,4 +1,4 @@
-"""Files that vrts writes and reads: atomic writes, and one owner for each format."""
+"""Files that vrts writes and reads: whole or not there, with one owner for each format."""
 
 from vrts.files.predictions import read_predictions
 

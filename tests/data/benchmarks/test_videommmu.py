@@ -166,7 +166,7 @@ def test_bad_rows_name_file_line_and_fault(write, touch, change, message):
         ('{"Adaptation": {"0": 3}}', ": Adaptation 0: expected a JSON object, got int"),
         ('{"Rows": {"0": {"id": "x"}}}', "unknown track 'rows'"),
         ('[{"id": 1}]', r"expected \{"),
-        ("{}", "has no video question"),
+        ("{}", "holds no video question"),
     ],
 )
 def test_damaged_json(write, text, message):

@@ -214,7 +214,7 @@ def test_duplicate_ids_name_both_lines(tmp_path, videos):
         (b'[{"a": 1}\n {"a": 2}]', r"not valid JSON \(.*line 2"),
         (b'[{"a": 1},\n', r"not valid JSON \(.*line 2"),
         (b"[3]", ": item 1: expected a JSON object, got int"),
-        (b"[]", "has no video question"),
+        (b"[]", "holds no video question"),
     ],
 )
 def test_damaged_files(tmp_path, content, message):

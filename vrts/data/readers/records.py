@@ -222,7 +222,7 @@ def _check_text(question: Question) -> None:
         texts = [q.id, q.text, q.video, *q.options, q.gold, q.metadata]
         json.dumps(texts, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"text that is not valid Unicode ({error.reason})") from error
+        raise InputError(f"text that is no Unicode ({error.reason})") from error
 
 
 def parse_questions(
@@ -269,5 +269,5 @@ def parse_questions(
             + more
         )
     if not questions:
-        raise InputError(f"{path}: has no video question")
+        raise InputError(f"{path}: holds no video question")
     return list(questions.values())
