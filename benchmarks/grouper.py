@@ -15,8 +15,8 @@ from prefix_grouper import PrefixGrouper
 
 from benchmarks.naive import head_logprobs
 from vrts.models.attention.shared_prefix import PackedLayout
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.vlm.policy import TransformersPolicy
 
 
 class GrouperLayout:
@@ -56,7 +56,9 @@ class GrouperLayout:
         return cast(torch.Tensor, self._grouper.forward(attention, query, key, value))
 
 
-def grouper_logprobs(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> torch.Tensor:
+def grouper_logprobs(
+    policy: TransformersPolicy, prompt: VideoPrompt, ids: torch.Tensor
+) -> torch.Tensor:
     """Log-probs ``[G, L]`` of completions of a prompt, from features that it has already."""
     device, (G, L), P = policy.device, ids.shape, prompt.num_tokens
     whole = torch.ones(1, P, dtype=torch.bool, device=device), torch.ones_like(ids).bool()
@@ -75,6 +77,6 @@ def grouper_logprobs(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) 
     return head_logprobs(policy, states[:, :-1], ids)
 
 
-def grouper_backward(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> None:
+def grouper_backward(policy: TransformersPolicy, prompt: VideoPrompt, ids: torch.Tensor) -> None:
     """Gradient of completions ``[G, L]``."""
     (-grouper_logprobs(policy, prompt, ids).sum()).backward()

@@ -31,8 +31,8 @@ from benchmarks.step_case import (
     variety,
 )
 from benchmarks.turns import Turn
-from vrts.models.qwen.inputs import vision_token_ids
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.inputs import vision_token_ids
+from vrts.models.vlm.loading import Lora
 
 
 def images(case: Case, question: int) -> list[Image.Image]:

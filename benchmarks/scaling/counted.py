@@ -33,8 +33,8 @@ from vrts.models.grpo.guards import NonFiniteGuard
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.module import VideoQAModule
 from vrts.models.predictor import Plan
-from vrts.models.qwen.loading import Lora, add_lora
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.loading import Lora, add_lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Question, Sample, Sampling
 
@@ -48,7 +48,7 @@ PHASES = {
     "encode": (NativeEngine, "encode"),
     "rollout": (NativeEngine, "step"),
     "reference": (VideoQAModule, "_score_reference"),
-    "forward": (QwenPolicy, "logprobs"),
+    "forward": (TransformersPolicy, "logprobs"),
     "backward": (VideoQAModule, "manual_backward"),
     "optimizer": (VideoQAModule, "_optimizer_step"),
 }

@@ -113,7 +113,7 @@ MODELS = (Model("7B", QWEN_7B), Model("72B", QWEN_72B))
 def workload(
     model: Model, rank: int | None, grid: Grid, num_prompt_tokens: int, lengths: Sequence[int]
 ) -> Workload:
-    """Operations of one question; `vrts.models.qwen.flops` counts the same from a loaded model.
+    """Operations of one question; `vrts.models.vlm.flops` counts the same from a loaded model.
 
     Args:
         model: whose vision tower is frozen.

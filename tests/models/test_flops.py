@@ -5,11 +5,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import vrts.models.qwen.flops as qwen_flops
+import vrts.models.vlm.flops as qwen_flops
 from tests.models.conftest import make_sample
 from tests.models.engines.running import make_engine, make_requests
 from vrts.models.flops import Matrices, attention_flops, frame_pairs, visible_pairs, window_pairs
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import Completion, Sampling
 
 LENGTHS = [[5, 9, 2], [1, 12, 7], [3, 3, 4]]

@@ -26,15 +26,15 @@ from tests.callbacks.runs import (
 )
 from tests.models.grpo.test_functional import plain_advantages, plain_loss
 from tests.models.naive import plain_logprobs
-from tests.models.qwen.test_policy import perturb_adapter
 from tests.models.steps import KINDS, MAX_NEW_TOKENS, G, Snapshots, fit
+from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.grpo.guards import Patience
 from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.metrics import TRAIN_METRICS
-from vrts.models.qwen.loading import Lora
 from vrts.models.rewards import AccuracyReward, FormatReward
 from vrts.models.sharding import Sharding
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
 
 

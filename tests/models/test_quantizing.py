@@ -11,7 +11,7 @@ from tests.models.engines.running import make_engine
 from tests.models.steps import Snapshots, fit
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import Completion, InputError
 
 pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")

@@ -19,7 +19,7 @@ from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.models.checkpoints.contents import check_same_model, keep_trained
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
 
 KINDS = {

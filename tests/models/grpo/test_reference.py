@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from tests.models.qwen.test_policy import perturb_adapter, roll
+from tests.models.vlm.test_policy import perturb_adapter, roll
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError, Sampling
 
 

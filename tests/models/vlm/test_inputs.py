@@ -7,7 +7,7 @@ import torch
 
 from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU
-from vrts.models.qwen.inputs import Patcher
+from vrts.models.vlm.inputs import Patcher
 from vrts.types import Clip, InputError
 
 

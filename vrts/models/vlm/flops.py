@@ -16,11 +16,11 @@ from vrts.models.flops import (
     visible_pairs,
     window_pairs,
 )
-from vrts.models.qwen.inputs import QwenPrompt
+from vrts.models.vlm.inputs import VideoPrompt
 
 
-def qwen_workload(
-    model: Any, prompts: Sequence[QwenPrompt], lengths: Sequence[Sequence[int]]
+def count_workload(
+    model: Any, prompts: Sequence[VideoPrompt], lengths: Sequence[Sequence[int]]
 ) -> Workload:
     """Count tokens and operations.
 

@@ -15,8 +15,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from torch import nn
 
-from vrts.models.qwen.loading import is_adapted
 from vrts.models.sharding import full_state
+from vrts.models.vlm.loading import is_adapted
 from vrts.types import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def save_model(model: Any, processor: Any, folder: Path, merge: bool, is_sharded
     """
     merge = merge and is_adapted(model)
     if merge:
-        from vrts.models.qwen.saving import check_mergeable, merge_adapters  # with peft
+        from vrts.models.vlm.saving import check_mergeable, merge_adapters  # with peft
 
         model = model.get_base_model()
         check_mergeable(model)

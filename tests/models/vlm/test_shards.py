@@ -8,25 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vrts.models.qwen.loading import Lora
-from vrts.models.qwen.policy import QwenPolicy
-from vrts.models.qwen.shards import INDEX, weights_digest
+from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.policy import TransformersPolicy
+from vrts.models.vlm.shards import INDEX, weights_digest
 from vrts.types import InputError
 
 
-def load_empty(folder, **options) -> QwenPolicy:
-    policy = QwenPolicy(str(folder), **({"dtype": "float32"} | options))
+def load_empty(folder, **options) -> TransformersPolicy:
+    policy = TransformersPolicy(str(folder), **({"dtype": "float32"} | options))
     policy.load_empty()
     return policy
 
 
-def load(folder, **options) -> QwenPolicy:
-    policy = QwenPolicy(str(folder), **({"dtype": "float32"} | options))
+def load(folder, **options) -> TransformersPolicy:
+    policy = TransformersPolicy(str(folder), **({"dtype": "float32"} | options))
     policy.load()
     return policy
 
 
-def check_same(got: QwenPolicy, want: QwenPolicy) -> None:
+def check_same(got: TransformersPolicy, want: TransformersPolicy) -> None:
     left, right = got.state_dict(), want.state_dict()
     assert left.keys() == right.keys()
     for name, value in right.items():

@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 from vrts.models.flops import Workload
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
-from vrts.models.qwen.flops import qwen_workload
-from vrts.models.qwen.inputs import PromptEncoder, QwenPrompt, end_token_ids, pack
-from vrts.models.qwen.layers import chunk_mlps, fuse_norms, multiply_patches
-from vrts.models.qwen.loading import (
+from vrts.models.vlm.flops import count_workload
+from vrts.models.vlm.inputs import PromptEncoder, VideoPrompt, end_token_ids, pack
+from vrts.models.vlm.layers import chunk_mlps, fuse_norms, multiply_patches
+from vrts.models.vlm.loading import (
     Dtype,
     Lora,
     adapter_base,
@@ -34,10 +34,10 @@ from vrts.models.qwen.loading import (
     read_context_length,
     weights_stamp,
 )
-from vrts.models.qwen.logprobs import token_logprobs
-from vrts.models.qwen.network import QwenNetwork
-from vrts.models.qwen.saving import save_model
-from vrts.models.qwen.shards import (
+from vrts.models.vlm.logprobs import token_logprobs
+from vrts.models.vlm.network import TransformersNetwork
+from vrts.models.vlm.saving import save_model
+from vrts.models.vlm.shards import (
     fill,
     known_folder,
     local_folder,
@@ -51,7 +51,7 @@ MOST_CHARACTERS_PER_TOKEN = 32
 """Of a text on average: a longer one than a model's tokens could hold is not even tokenized."""
 
 
-class QwenPolicy(Policy):
+class TransformersPolicy(Policy):
     """Qwen2.5-VL (or Qwen2-VL) from a folder or a hub id, full or with LoRA.
 
     Args:
@@ -175,7 +175,7 @@ class QwenPolicy(Policy):
         self._encoder = PromptEncoder(self.processor, model.config, self._template)
         tokenizer = self.processor.tokenizer
         end_ids = end_token_ids(model.generation_config, tokenizer)
-        self._network = QwenNetwork(model, self._encoder, end_ids, tokenizer)
+        self._network = TransformersNetwork(model, self._encoder, end_ids, tokenizer)
         self.model = model
 
     @property
@@ -227,7 +227,7 @@ class QwenPolicy(Policy):
             return int(self.base.config.text_config.max_position_embeddings)
         return read_context_length(adapter_base(self.path) or self.path)
 
-    def network(self) -> QwenNetwork:
+    def network(self) -> TransformersNetwork:
         """See `Policy.network`."""
         return self._network
 
@@ -238,7 +238,7 @@ class QwenPolicy(Policy):
         temperature: float,
     ) -> TokenLogprobs:
         """See `Policy.logprobs`. Every prompt is forwarded once, packed with its completions."""
-        own = cast(Sequence[QwenPrompt], prompts)
+        own = cast(Sequence[VideoPrompt], prompts)
         packed = pack(own, completions, self.device)
         if self.freeze_vision:
             features = torch.cat([p.features for p in own]).to(self.device)
@@ -269,7 +269,7 @@ class QwenPolicy(Policy):
     ) -> Workload:
         """See `Policy.workload`."""
         lengths = [[c.num_tokens for c in group] for group in completions]
-        return qwen_workload(self.base, cast(Sequence[QwenPrompt], prompts), lengths)
+        return count_workload(self.base, cast(Sequence[VideoPrompt], prompts), lengths)
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:

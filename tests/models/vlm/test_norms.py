@@ -1,8 +1,8 @@
 import pytest
 import torch
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+from transformers.models.vlm2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
-from vrts.models.qwen.layers import fuse_norms
+from vrts.models.vlm.layers import fuse_norms
 
 
 def pair(dtype):
@@ -58,7 +58,7 @@ def test_autocast_casts_nothing_where_dtypes_agree(weight_dtype):
         return kernel(x, *args)
 
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
-        patch.setattr("vrts.models.qwen.layers.F.rms_norm", spy)
+        patch.setattr("vrts.models.vlm.layers.F.rms_norm", spy)
         ours(torch.randn(2, 48, dtype=torch.bfloat16))
         ours(torch.randn(2, 48))
         assert torch.is_autocast_enabled("cpu")

@@ -22,8 +22,8 @@ from vrts.files.fingerprints import folder_digests
 from vrts.models.attention.shared_prefix import SHARED_PREFIX
 from vrts.models.attention.windows import BATCHED_WINDOWS
 from vrts.models.quantizing import Quantize, keep_packing, quantization_options
-from vrts.models.qwen.shards import PATH_KEY, build_empty, local_folder
-from vrts.models.qwen.untrusted import (
+from vrts.models.vlm.shards import PATH_KEY, build_empty, local_folder
+from vrts.models.vlm.untrusted import (
     adapter_patterns,
     check_index,
     check_patterns,
@@ -281,7 +281,7 @@ def check_type(config: Any, name: str) -> None:
     if config.model_type not in MODEL_TYPES:
         raise InputError(
             f"{PATH_KEY}: {name} is of type {config.model_type!r}; "
-            f"QwenPolicy loads {' and '.join(MODEL_TYPES)}"
+            f"TransformersPolicy loads {' and '.join(MODEL_TYPES)}"
         )
 
 

@@ -16,15 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU, mask_of, sample, sampled_logprobs, tokens_of
 from tests.models.naive import plain_logprobs
-from vrts.models.qwen.loading import Lora, load_processor
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.loading import Lora, load_processor
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Clip, Completion, InputError, Sample, Sampling
 
 G = 3
 MAX_NEW_TOKENS = 12
 
 
-def roll(policy: QwenPolicy, samples, sampling=None, seed: int = 0, length: int = MAX_NEW_TOKENS):
+def roll(
+    policy: TransformersPolicy, samples, sampling=None, seed: int = 0, length: int = MAX_NEW_TOKENS
+):
     """Prompts, and the completions of each that an engine has sampled."""
     return sample(policy, samples, sampling or [Sampling()] * G, length, seed)
 
@@ -46,7 +48,7 @@ def ragged(completions) -> list[list[Completion]]:
     return cut
 
 
-def perturb_adapter(policy: QwenPolicy) -> None:
+def perturb_adapter(policy: TransformersPolicy) -> None:
     """Give LoRA's second factor values; it starts at zero and would hide errors."""
     generator = torch.Generator().manual_seed(7)
     for name, parameter in policy.named_parameters():
@@ -342,16 +344,16 @@ class TestPictures:
 class TestBadModels:
     def test_missing_folder(self, tmp_path):
         with pytest.raises(InputError, match="no folder"):
-            QwenPolicy(str(tmp_path / "absent")).load()
+            TransformersPolicy(str(tmp_path / "absent")).load()
 
     def test_no_weights(self, model_folder, tmp_path):
         shutil.copy(model_folder / "config.json", tmp_path)
         with pytest.raises(InputError, match="no weights"):
-            QwenPolicy(str(tmp_path)).load()
+            TransformersPolicy(str(tmp_path)).load()
 
     def test_no_config(self, tmp_path):
         with pytest.raises(InputError, match=r"no config\.json"):
-            QwenPolicy(str(tmp_path)).load()
+            TransformersPolicy(str(tmp_path)).load()
 
     def test_incomplete_weights(self, load_policy, model_folder, tmp_path):
         shutil.copytree(model_folder, tmp_path / "m")

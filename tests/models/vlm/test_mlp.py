@@ -9,8 +9,8 @@ from benchmarks.memory import allocator_peak
 from tests.callbacks.runs import make_policy
 from tests.models.conftest import make_sample
 from tests.models.engines.running import make_engine
-from vrts.models.qwen.layers import ChunkedMLP
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.layers import ChunkedMLP
+from vrts.models.vlm.loading import Lora
 from vrts.types import Completion
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vrts.models.qwen.positions import VideoGrid, prompt_positions, video_positions
+from vrts.models.families.positions import VideoGrid, prompt_positions, video_positions
 
 
 def positions_after(prefix: int, grid: VideoGrid, suffix: int) -> tuple[torch.Tensor, int]:

@@ -8,15 +8,15 @@ from itertools import accumulate
 from typing import Any, cast
 
 import torch
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
-from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.vlm2_5_vl import modeling_qwen2_5_vl
+from transformers.models.vlm2_vl import modeling_qwen2_vl
 
-import vrts.models.qwen.network  # noqa: F401 a decoding step takes fewer kernels
+import vrts.models.vlm.network  # noqa: F401 a decoding step takes fewer kernels
 from vrts.models.attention.shared_prefix import Layout, PackedLayout
 from vrts.models.engines.network import Network
 from vrts.models.policy import Prompt
-from vrts.models.qwen.inputs import PatchKey, PromptEncoder, QwenPrompt, vision_token_ids
-from vrts.models.qwen.logprobs import suppress
+from vrts.models.vlm.inputs import PatchKey, PromptEncoder, VideoPrompt, vision_token_ids
+from vrts.models.vlm.logprobs import suppress
 from vrts.types import Sample
 
 MAX_PATCHES = 2**15
@@ -24,7 +24,7 @@ MAX_PATCHES = 2**15
 at the training resolution, which take a 7B 2 GB. More would only take more memory."""
 
 
-class QwenNetwork(Network):
+class TransformersNetwork(Network):
     """See `Network`.
 
     Args:
@@ -46,9 +46,9 @@ class QwenNetwork(Network):
         """int64, of vision inputs; never sampled, since the next forward would break."""
         self._encoder = encoder
 
-    def with_model(self, model: Any) -> QwenNetwork:
+    def with_model(self, model: Any) -> TransformersNetwork:
         """See `Network.with_model`."""
-        return QwenNetwork(model, self._encoder, self.end_ids, self.tokenizer)
+        return TransformersNetwork(model, self._encoder, self.end_ids, self.tokenizer)
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
@@ -75,7 +75,7 @@ class QwenNetwork(Network):
     @torch.no_grad()
     def encode(self, samples: Sequence[Sample], known: Prompt | None = None) -> list[Prompt]:
         """See `Engine.encode`. Prompts and their features lie on the host."""
-        assert known is None or isinstance(known, QwenPrompt)
+        assert known is None or isinstance(known, VideoPrompt)
         cache = {} if known is None else known.features_by_patch()
         prompts = [self._encoder(sample) for sample in samples]
         found: list[torch.Tensor] = []
@@ -84,7 +84,7 @@ class QwenNetwork(Network):
         return [replace(p, features=f) for p, f in zip(prompts, found, strict=True)]
 
     def _features_of(
-        self, prompts: Sequence[QwenPrompt], known: Mapping[PatchKey, torch.Tensor]
+        self, prompts: Sequence[VideoPrompt], known: Mapping[PatchKey, torch.Tensor]
     ) -> list[torch.Tensor]:
         """Features ``[vision tokens, D]`` of each video, of which only unknown patches are encoded.
 
@@ -148,7 +148,7 @@ class QwenNetwork(Network):
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[PackedLayout, torch.Tensor]:
         """See `Network.prefill`."""
-        own = cast(Sequence[QwenPrompt], prompts)
+        own = cast(Sequence[VideoPrompt], prompts)
         device = self.device
         lengths = [p.num_tokens for p in own]
         layout = PackedLayout(lengths, [[] for _ in lengths], device, keep_prompt_kv=True)
@@ -166,7 +166,7 @@ class QwenNetwork(Network):
 
     def first_position(self, prompt: Prompt) -> int:
         """See `Network.first_position`."""
-        assert isinstance(prompt, QwenPrompt)
+        assert isinstance(prompt, VideoPrompt)
         return prompt.next_position
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -196,9 +196,9 @@ class QwenNetwork(Network):
         return suppress(self.model.lm_head(hidden).float(), self.suppressed_ids)
 
 
-def _by_size(prompts: Sequence[QwenPrompt]) -> list[list[QwenPrompt]]:
+def _by_size(prompts: Sequence[VideoPrompt]) -> list[list[VideoPrompt]]:
     """Prompts in order, in groups of no more than `MAX_PATCHES` where they have several."""
-    groups: list[list[QwenPrompt]] = []
+    groups: list[list[VideoPrompt]] = []
     room = 0
     for prompt in prompts:
         size = prompt.grid[0] * prompt.grid[1] * prompt.grid[2]

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 
 from vrts.models.attention.shared_prefix import PackedLayout
+from vrts.models.families.positions import VideoGrid, prompt_positions
 from vrts.models.policy import Prompt
-from vrts.models.qwen.positions import VideoGrid, prompt_positions
 from vrts.prompts import PromptTemplate
 from vrts.types import Completion, InputError, Sample
 
@@ -98,7 +98,7 @@ width."""
 
 
 @dataclass(frozen=True, slots=True)
-class QwenPrompt(Prompt):
+class VideoPrompt(Prompt):
     """One question and its clip as model inputs, on the CPU."""
 
     input_ids: torch.Tensor
@@ -171,7 +171,7 @@ class PromptEncoder:
         """Patches of a frame pair that become one token."""
         return self._of_videos.merge_size**2
 
-    def __call__(self, sample: Sample) -> QwenPrompt:
+    def __call__(self, sample: Sample) -> VideoPrompt:
         """Encode a sample that has a clip, but for its features, which stay empty."""
         assert sample.clip is not None
         patcher = self._patcher(sample)
@@ -187,7 +187,7 @@ class PromptEncoder:
         is_vision = torch.isin(ids, self._vision_ids)
         positions, next_position = prompt_positions(is_vision, [video_grid], patcher.merge_size)
         places = is_vision.nonzero()[:, 0]
-        return QwenPrompt(
+        return VideoPrompt(
             sample.question,
             ids,
             places,
@@ -278,7 +278,9 @@ class Packed:
 
 
 def pack(
-    prompts: Sequence[QwenPrompt], completions: Sequence[Sequence[Completion]], device: torch.device
+    prompts: Sequence[VideoPrompt],
+    completions: Sequence[Sequence[Completion]],
+    device: torch.device,
 ) -> Packed:
     """Put each prompt once, with its completions behind it; no padding.
 

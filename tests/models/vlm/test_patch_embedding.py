@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from vrts.models.qwen.layers import PatchProduct, multiply_patches
+from vrts.models.vlm.layers import PatchProduct, multiply_patches
 
 
 class Tower(nn.Module):

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vrts.models.qwen.shards import INDEX, PATH_KEY
+from vrts.models.vlm.shards import INDEX, PATH_KEY
 from vrts.types import InputError
 
 TIMEOUT_S = 10

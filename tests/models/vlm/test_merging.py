@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.models.qwen.test_policy import perturb_adapter, roll
-from vrts.models.qwen.loading import Lora, load_model
-from vrts.models.qwen.policy import QwenPolicy
-from vrts.models.qwen.saving import check_mergeable, merge_adapters
+from tests.models.vlm.test_policy import perturb_adapter, roll
+from vrts.models.vlm.loading import Lora, load_model
+from vrts.models.vlm.policy import TransformersPolicy
+from vrts.models.vlm.saving import check_mergeable, merge_adapters
 from vrts.types import InputError
 
 
@@ -60,7 +60,7 @@ def test_merging_without_an_adapter_writes_the_model(load_policy, tmp_path):
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_rounding_happens_once_and_is_told(model_folder, tmp_path, caplog, scale):
     """Sums are made in float32, whatever the base is held in."""
-    policy = QwenPolicy(str(model_folder), lora=Lora(rank=4, alpha=8), dtype="bfloat16")
+    policy = TransformersPolicy(str(model_folder), lora=Lora(rank=4, alpha=8), dtype="bfloat16")
     policy.load()
     perturb_adapter(policy)
     with torch.no_grad():
