@@ -32,8 +32,8 @@ from vrts.models.attention.shared_prefix import SHARED_PREFIX
 from vrts.models.attention.windows import BATCHED_WINDOWS
 from vrts.models.engines.engine import Request
 from vrts.models.engines.native import NativeEngine
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Policy, Prompt
-from vrts.models.vlm.inputs import VideoPrompt
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, Question, Sample, Sampling
@@ -116,7 +116,7 @@ def random_policy(
         pad_token_id=processor.tokenizer.pad_token_id,
         do_sample=True,
     )
-    policy = TransformersPolicy("random", prompt=PromptTemplate(preamble=""), **options)
+    policy = TransformersPolicy("random", **{"prompt": PromptTemplate(preamble=""), **options})
     policy.adopt(model, processor)
     never_end(policy)
     return policy

@@ -32,7 +32,7 @@ from benchmarks.step import write_model
 from vrts.callbacks.monitoring.throughput import peak_flops
 from vrts.demo.videos import make_dataset
 from vrts.models.engines.native import NativeEngine
-from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.vlm.loading import Lora, add_lora
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Sample

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.common import random_completions
 from benchmarks.naive import naive_logprobs, naive_rows, token_rows
-from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion
 

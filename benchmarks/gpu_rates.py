@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import random_completions, seconds
-from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.vlm.policy import TransformersPolicy
 
 

@@ -15,7 +15,7 @@ from benchmarks.gpu_passes import naive_update, shared_update, use_checkpointing
 from benchmarks.gpu_rates import bandwidth, decode_bytes, matmul_rate, update_flops
 from benchmarks.rollout import generate, ours
 from vrts.models.engines.native import NativeEngine
-from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.vlm.policy import TransformersPolicy
 
 
@@ -117,7 +117,7 @@ def update(
 
 @torch.no_grad()
 def _vision(policy: TransformersPolicy, prompt: VideoPrompt) -> torch.Tensor:
-    return policy.network().features(prompt.patches(policy.device), [prompt.grid])
+    return policy.family.features(policy.base, prompt.patches(policy.device), [prompt.grid])
 
 
 def update_memory(bench: Bench, G: int) -> Row:

@@ -15,7 +15,8 @@ from prefix_grouper import PrefixGrouper
 
 from benchmarks.naive import head_logprobs
 from vrts.models.attention.shared_prefix import PackedLayout
-from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.families.family import Vision
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.vlm.policy import TransformersPolicy
 
 
@@ -66,14 +67,14 @@ def grouper_logprobs(
     row = grouper.concat_input(prompt.input_ids[None].to(device), whole[0], ids, whole[1])
     steps = (prompt.next_position + torch.arange(L)).repeat(G)
     layout: Any = GrouperLayout(grouper)
-    hidden = policy.network().hidden(
-        row[0],
-        torch.cat([prompt.positions, steps.expand(3, -1)], 1).to(device),
-        prompt.vision_places.to(device),
-        prompt.features.to(device),
+    states = policy.family.hidden(
+        policy.base,
+        row,
+        torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None].to(device),
         cast(PackedLayout, layout),
+        Vision(prompt.vision_places.to(device), prompt.features.to(device)),
     )
-    _, _, states, _ = grouper.split_output(hidden[None], include_prefix_last=1)
+    _, _, states, _ = grouper.split_output(states, include_prefix_last=1)
     return head_logprobs(policy, states[:, :-1], ids)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.vlm.logprobs import token_logprobs
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion

@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.update`` (some minutes on a CPU) compares log-probs with gradient:
 
-- shared: `TransformersPolicy.logprobs`, with one pass of the prompt, and one of the vision tower before it;
+- shared: `TransformersPolicy.logprobs`, with one pass of the prompt, and one of the vision tower
+  before it;
 - naive: vision tower, prompt and completion for every completion, which is what trainers do that
   do not share. The head is the same, at completion positions alone, so that the comparison is of
   sharing and of nothing else. Time is taken row by row, which on a CPU is faster than one batch of

@@ -54,6 +54,15 @@ class ProblemType(StrEnum):
     """When something happens: a start and an end. Not among Video-R1's."""
 
 
+class SizeRule(StrEnum):
+    """How large frames are for a family of models, see `Resolution`."""
+
+    QWEN2_5_VL = "qwen2_5_vl"
+    """Sides in multiples of 28, a budget for each frame."""
+    QWEN3_VL = "qwen3_vl"
+    """Sides in multiples of 32, a budget for all frames together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One question about one video or image."""

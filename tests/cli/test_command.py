@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
-from transformers.models.vlm2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
 
 from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
 from vrts.cli.command import main, run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.models.vlm2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
 
 from tests.pretended_cuda import Device, pretended_cuda
 from vrts.cli.command import main

@@ -12,8 +12,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.models.conftest import make_sample
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Prompt, TokenLogprobs
-from vrts.models.vlm.inputs import VideoPrompt
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion, Sample
 

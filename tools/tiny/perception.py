@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from vrts.demo.scenes import COLOURS, FPS, NUM_FRAMES, SIZE, TRAVEL, Scene, random_scene, render
-from vrts.models.vlm.inputs import VideoPrompt
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Clip, Question, Sample
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ class Prompt(ABC):
     """One encoded question, ready for sampling and scoring. Policies subclass it."""
 
     question: Question
+    opening: str = field(default="", kw_only=True)
+    """What the chat template begins the completion with, such as ``<think>``: part of its text."""
 
     @property
     @abstractmethod

@@ -7,7 +7,8 @@ import torch
 
 from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU
-from vrts.models.vlm.inputs import Patcher
+from vrts.models.families.prompt import GridPatcher
+from vrts.prompts import PromptTemplate
 from vrts.types import Clip, InputError
 
 
@@ -23,7 +24,7 @@ def test_patches_are_those_of_the_video_processor(load_policy, num_frames, size)
     policy = load_policy()
     sample = make_sample(7, num_frames, size, "What?")
     clip = sample.clip
-    prompt = policy._encoder(dataclasses.replace(sample, clip=clip))
+    prompt = policy.family.encode(dataclasses.replace(sample, clip=clip), PromptTemplate())
     kind = policy.processor.image_processor if clip.is_image else policy.processor.video_processor
     if clip.is_image:
         want = kind(
@@ -56,14 +57,15 @@ def test_each_processor_has_its_own_values(load_policy):
         sample, clip=clip, question=dataclasses.replace(sample.question, is_image=True)
     )
     policy.adopt(policy.model, policy.processor)
-    patches = policy._encoder(sample).patches(CPU).unflatten(1, (3, -1))
+    patches = policy.family.encode(sample, PromptTemplate()).patches(CPU).unflatten(1, (3, -1))
     for channel, want in enumerate([0.2, 0.0, -0.8]):
         assert patches[:, channel].unique().item() == pytest.approx(want, abs=1e-6)
 
 
 def test_pixels_are_float32_whatever_the_default(load_policy, bfloat16_by_default):
-    patches = load_policy()._encoder(make_sample(1, 2, (56, 56), "What?")).patches(CPU)
-    again = Patcher.of(load_policy().processor.video_processor)
+    sample = make_sample(1, 2, (56, 56), "What?")
+    patches = load_policy().family.encode(sample, PromptTemplate()).patches(CPU)
+    again = GridPatcher.of(load_policy().processor.video_processor)
     assert patches.dtype == again.mean.dtype == torch.float32
     assert len(patches.unique()) > 500, "of 768 values that bytes of 3 channels can have"
 
@@ -72,7 +74,7 @@ def test_a_processor_that_does_not_normalise_is_refused(load_policy):
     policy = load_policy()
     policy.processor.video_processor.do_rescale = False
     with pytest.raises(InputError, match="do_rescale"):
-        Patcher.of(policy.processor.video_processor)
+        GridPatcher.of(policy.processor.video_processor)
 
 
 def test_prompts_keep_no_float_pixels(load_policy, samples):

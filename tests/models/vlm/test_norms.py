@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers.models.vlm2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from vrts.models.vlm.layers import fuse_norms
 

@@ -18,7 +18,7 @@ def test_the_product_is_the_convolution_with_the_same_parameters_and_gradient():
     torch.manual_seed(0)
     tower = Tower()
     multiplied = copy.deepcopy(tower)
-    multiply_patches(multiplied)
+    multiply_patches(multiplied.patch_embed.proj)
     assert isinstance(multiplied.patch_embed.proj, PatchProduct)
     assert multiplied.state_dict().keys() == tower.state_dict().keys()
     patches = torch.randn(7, 3, 2, 4, 4, requires_grad=True)

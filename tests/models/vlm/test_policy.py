@@ -306,7 +306,7 @@ class TestPictures:
         assert prompt.input_ids.tolist() == want["input_ids"][0].tolist()
         assert prompt.grid == tuple(want["image_grid_thw"][0].tolist()) == (1, 6, 8)
         assert torch.equal(prompt.patches(CPU), want["pixel_values"])
-        assert policy._encoder.length(asked) == (len(prompt.input_ids), 12)
+        assert policy.family.length(asked, policy._template) == (len(prompt.input_ids), 12)
         # for images all releases of transformers agree with the rule of the weights
         positions, _ = policy.base.model.get_rope_index(
             want["input_ids"],

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from transformers.models.vlm2_5_vl import modeling_qwen2_5_vl
-from transformers.models.vlm2_5_vl.modeling_qwen2_5_vl import rotate_half
-from transformers.models.vlm2_vl import modeling_qwen2_vl
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
+from transformers.models.qwen2_vl import modeling_qwen2_vl
 
-from vrts.models.vlm.network import rotate
+from vrts.models.vlm.layers import rotate
 
 
 @pytest.mark.parametrize("modeling", [modeling_qwen2_5_vl, modeling_qwen2_vl])
@@ -15,7 +15,7 @@ def test_new_tokens_are_rotated_as_transformers_does(modeling, tokens, monkeypat
     angles = torch.randn(3, tokens, 8, generator=generator).repeat(1, 1, 2)
     cos, sin = angles.cos(), angles.sin()
     calls = []
-    monkeypatch.setattr("vrts.models.vlm.network.rotate", lambda *a: calls.append(a) or rotate(*a))
+    monkeypatch.setattr("vrts.models.vlm.layers.rotate", lambda *a: calls.append(a) or rotate(*a))
     with torch.no_grad():
         got = modeling.apply_rotary_pos_emb(q, k, cos, sin)
     assert len(calls) == (2 if tokens == 1 else 0), "only where nothing is scored"

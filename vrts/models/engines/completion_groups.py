@@ -56,7 +56,8 @@ class Row:
             cancelled: whether it was stopped before, because it is not needed.
         """
         self.completion = Completion(
-            text=tokenizer.decode(self.ids, skip_special_tokens=True),
+            text=self.group.request.prompt.opening
+            + tokenizer.decode(self.ids, skip_special_tokens=True),
             num_tokens=len(self.ids),
             max_new_tokens=self.group.request.max_new_tokens,
             finished=finished,

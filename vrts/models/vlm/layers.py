@@ -1,7 +1,8 @@
-"""Norms as one kernel: transformers' are six or seven, which add up in a decoding step."""
+"""Layers of transformers in fewer kernels, or in less memory, with the same result."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,7 +33,7 @@ def fuse_norms(model: nn.Module) -> None:
     float64 stays float64, which transformers' version takes to float32 and back.
 
     Args:
-        model: of transformers' Qwen2-VL family.
+        model: of transformers, with norms that multiply by their weight.
     """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
@@ -73,7 +74,7 @@ def chunk_mlps(layers: nn.ModuleList, chunk_size: int) -> None:
     what is found by them: adapters, shards and checkpoints.
 
     Args:
-        layers: of transformers' Qwen2-VL family, which have an ``mlp``.
+        layers: of transformers, which have an ``mlp``.
         chunk_size: tokens.
     """
     for layer in layers:
@@ -96,12 +97,54 @@ class PatchProduct(nn.Conv3d):
         return out[..., None, None, None]
 
 
-def multiply_patches(visual: nn.Module) -> None:
-    """Let a vision tower of transformers' Qwen2-VL family embed patches by `PatchProduct`.
+def multiply_patches(projection: nn.Module) -> None:
+    """Let a vision tower's convolution of patches be a `PatchProduct`.
 
     Parameters stay as they are, by name, shape and place.
     """
-    projection = visual.patch_embed.proj  # type: ignore[union-attr]
     assert isinstance(projection, nn.Conv3d)
     assert projection.kernel_size == projection.stride
     projection.__class__ = PatchProduct
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs of ``x[i]`` and ``x[i + dim / 2]``; in lower precision rounded less often.
+
+    Args:
+        x: ``[..., dim]``.
+        cos: of the angles, each of them twice, ``[..., dim]``.
+        sin: like `cos`.
+    """
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+def fuse_rotation(language: nn.Module) -> None:
+    """Let a decoder's attention layers rotate new tokens by `rotate`. Idempotent.
+
+    Args:
+        language: of transformers; the function is replaced in its module, for all models of it.
+    """
+    modeling = vars(sys.modules[type(language).__module__])
+    original = modeling["apply_rotary_pos_emb"]
+    if getattr(original, "in_fewer_kernels", False):
+        return
+
+    def apply_rotary_pos_emb(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        unsqueeze_dim: int = 1,
+    ) -> Any:
+        # A decoding step. In others policy and reference must round alike, with and without grad.
+        if torch.is_grad_enabled() or q.shape[-2] != 1:
+            return original(q, k, cos, sin, unsqueeze_dim)
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    apply_rotary_pos_emb.in_fewer_kernels = True  # type: ignore[attr-defined]
+    modeling["apply_rotary_pos_emb"] = apply_rotary_pos_emb

@@ -1,4 +1,4 @@
-"""Loading Qwen2.5-VL (and Qwen2-VL) from a local folder or a hub id."""
+"""Loading a video language model from a local folder or a hub id."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from vrts.files.fingerprints import folder_digests
 from vrts.models.attention.shared_prefix import SHARED_PREFIX
 from vrts.models.attention.windows import BATCHED_WINDOWS
+from vrts.models.families.known import find_family
 from vrts.models.quantizing import Quantize, keep_packing, quantization_options
 from vrts.models.vlm.shards import PATH_KEY, build_empty, local_folder
 from vrts.models.vlm.untrusted import (
@@ -35,7 +36,6 @@ from vrts.types import InputError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
 LANGUAGE_MODEL_LINEAR = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 )
@@ -167,7 +167,7 @@ def load_processor(name_or_path: str) -> Any:
     if not hasattr(processor, "video_processor") or not processor.chat_template:
         raise InputError(
             f"{PATH_KEY}: {name_or_path} has no video processor or no chat template; "
-            "it must hold all of Qwen2.5-VL's processor files"
+            "it must hold all of the model's processor files"
         )
     # transformers makes an empty tokenizer where its files are missing
     if processor.video_token not in processor.tokenizer.get_vocab():
@@ -278,11 +278,7 @@ def check_type(config: Any, name: str) -> None:
     """
     if getattr(config, "auto_map", None):
         raise InputError(REMOTE_CODE.format(where=f"the configuration of {name}"))
-    if config.model_type not in MODEL_TYPES:
-        raise InputError(
-            f"{PATH_KEY}: {name} is of type {config.model_type!r}; "
-            f"TransformersPolicy loads {' and '.join(MODEL_TYPES)}"
-        )
+    find_family(config.model_type, f"{PATH_KEY}: {name}")
 
 
 def weights_stamp(name_or_path: str) -> dict[str, str]:

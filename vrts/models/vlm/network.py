@@ -1,4 +1,4 @@
-"""Forward passes of Qwen2.5-VL and Qwen2-VL: vision features, packed rows, and newest tokens."""
+"""Forward passes of a model of any family: vision features, packed rows, and newest tokens."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from itertools import accumulate
 from typing import Any, cast
 
 import torch
-from transformers.models.vlm2_5_vl import modeling_qwen2_5_vl
-from transformers.models.vlm2_vl import modeling_qwen2_vl
 
-import vrts.models.vlm.network  # noqa: F401 a decoding step takes fewer kernels
 from vrts.models.attention.shared_prefix import Layout, PackedLayout
 from vrts.models.engines.network import Network
+from vrts.models.families.family import Family, Vision
+from vrts.models.families.prompt import PatchKey, VideoPrompt
 from vrts.models.policy import Prompt
-from vrts.models.vlm.inputs import PatchKey, PromptEncoder, VideoPrompt, vision_token_ids
 from vrts.models.vlm.logprobs import suppress
+from vrts.models.vlm.packing import Packed
+from vrts.models.vlm.texts import CompletionTokenizer
+from vrts.prompts import PromptTemplate
 from vrts.types import Sample
 
 MAX_PATCHES = 2**15
@@ -30,25 +31,26 @@ class TransformersNetwork(Network):
     Args:
         model: the transformers model, whose language model runs `attention.SHARED_PREFIX`. Adapter
             layers may be put in place later.
-        encoder: makes prompts of samples, without features.
+        family: of the model.
+        template: how a question is put to the model.
         end_ids: int64, each of which ends a completion.
-        tokenizer: of the model.
     """
 
     def __init__(
-        self, model: Any, encoder: PromptEncoder, end_ids: torch.Tensor, tokenizer: Any
+        self, model: Any, family: Family, template: PromptTemplate, end_ids: torch.Tensor
     ) -> None:
         self.model = model
+        self.family = family
         self.end_ids = end_ids
-        self.tokenizer = tokenizer
+        self.tokenizer = CompletionTokenizer(family.processor.tokenizer)
         self.vocab_size = model.lm_head.weight.shape[0]
-        self.suppressed_ids = vision_token_ids(model.config)
+        self.suppressed_ids = torch.tensor(family.suppressed_ids(), device="cpu")
         """int64, of vision inputs; never sampled, since the next forward would break."""
-        self._encoder = encoder
+        self._template = template
 
     def with_model(self, model: Any) -> TransformersNetwork:
         """See `Network.with_model`."""
-        return TransformersNetwork(model, self._encoder, self.end_ids, self.tokenizer)
+        return TransformersNetwork(model, self.family, self._template, self.end_ids)
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
@@ -77,7 +79,7 @@ class TransformersNetwork(Network):
         """See `Engine.encode`. Prompts and their features lie on the host."""
         assert known is None or isinstance(known, VideoPrompt)
         cache = {} if known is None else known.features_by_patch()
-        prompts = [self._encoder(sample) for sample in samples]
+        prompts = [self.family.encode(sample, self._template) for sample in samples]
         found: list[torch.Tensor] = []
         for batch in _by_size(prompts):
             found += self._features_of(batch, cache)
@@ -86,13 +88,13 @@ class TransformersNetwork(Network):
     def _features_of(
         self, prompts: Sequence[VideoPrompt], known: Mapping[PatchKey, torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Features ``[vision tokens, D]`` of each video, of which only unknown patches are encoded.
+        """Features ``[vision tokens, F]`` of each video, of which only unknown patches are encoded.
 
         The tower's attention stays within a temporal patch, so the others change none of them.
 
         Args:
             prompts: some of them.
-            known: features ``[tokens of a temporal patch, D]``, on the host.
+            known: features ``[tokens of a temporal patch, F]``, on the host.
         """
         patches, grids = [], []
         for prompt in prompts:
@@ -100,51 +102,38 @@ class TransformersNetwork(Network):
             if missing:
                 patches.append(prompt.patches(self.device, missing))
                 grids.append((len(missing), *prompt.grid[1:]))
-        new = iter(self.features(torch.cat(patches), grids).cpu().split(
-            [h * w // self._encoder.patches_per_token for t, h, w in grids for _ in range(t)]
+        merge = prompts[0].patcher.merge_size ** 2  # patches of a token
+        new = iter(self.family.features(self.model, torch.cat(patches), grids).cpu().split(
+            [h * w // merge for t, h, w in grids for _ in range(t)]
         )) if patches else iter(())  # fmt: skip
         return [
             torch.cat([known[key] if key in known else next(new) for key in prompt.patch_keys])
             for prompt in prompts
         ]
 
-    def features(
-        self, patches: torch.Tensor, grids: Sequence[tuple[int, int, int]]
-    ) -> torch.Tensor:
-        """Features ``[vision tokens, D]`` of several videos; with gradient where there is one.
-
-        Args:
-            patches: float32 ``[patches, C * temporal_patch_size * patch_size ** 2]``.
-            grids: temporal, vertical and horizontal patches of each video.
-        """
-        visual = self.model.model.visual
-        grid = torch.tensor(list(grids), device=patches.device)
-        out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grid)
-        return cast(torch.Tensor, out.pooler_output)
-
     # ---- language
 
-    def hidden(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        vision_places: torch.Tensor,
-        features: torch.Tensor,
-        layout: PackedLayout,
-    ) -> torch.Tensor:
+    def hidden(self, packed: Packed, features: torch.Tensor) -> torch.Tensor:
         """Last hidden states ``[S, D]`` of a packed row.
 
         Args:
-            ids: int64 ``[S]``.
-            positions: int64 ``[3, S]``, M-RoPE.
-            vision_places: int64 ``[vision tokens]``, where in the row these are.
-            features: ``[vision tokens, D]``, that stand in their places.
-            layout: which tokens see which.
+            packed: prompts and their completions.
+            features: ``[vision tokens, F]`` of all its prompts, in order.
         """
-        embeds = self.model.model.language_model.embed_tokens(ids)
-        # by place: masked_scatter would count along an int64 copy of the mask, [S, D]
-        embeds = embeds.index_copy(0, vision_places, features.to(embeds.dtype))
-        return self._forward(embeds[None], positions[:, None], layout)[0]
+        return self._row(
+            packed.input_ids, packed.positions, packed.layout, packed.vision_places, features
+        )
+
+    def _row(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: PackedLayout,
+        vision_places: torch.Tensor,
+        features: torch.Tensor,
+    ) -> torch.Tensor:
+        vision = Vision(vision_places, features)
+        return self.family.hidden(self.model, ids[None], positions[:, None], layout, vision)[0]
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[PackedLayout, torch.Tensor]:
         """See `Network.prefill`."""
@@ -154,12 +143,12 @@ class TransformersNetwork(Network):
         layout = PackedLayout(lengths, [[] for _ in lengths], device, keep_prompt_kv=True)
         ends = list(accumulate(lengths))
         places = [p.vision_places + end - n for p, end, n in zip(own, ends, lengths, strict=True)]
-        hidden = self.hidden(
+        hidden = self._row(
             torch.cat([p.input_ids for p in own]).to(device),
             torch.cat([p.positions for p in own], 1).to(device),
+            layout,
             torch.cat(places).to(device),
             torch.cat([p.features for p in own]).to(device),
-            layout,
         )
         last = torch.tensor(ends, device=device) - 1
         return layout, self._logits(hidden[last])
@@ -171,23 +160,9 @@ class TransformersNetwork(Network):
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
         """See `Network.decode`."""
-        embeds = self.model.model.language_model.embed_tokens(tokens[:, None])
-        hidden = self._forward(embeds, positions.expand(3, -1)[..., None], layout)
+        axes = positions.expand(self.family.position_axes, -1)[..., None]  # [A, R, 1]
+        hidden = self.family.hidden(self.model, tokens[:, None], axes, layout)
         return self._logits(hidden[:, 0])
-
-    def _forward(
-        self, embeds: torch.Tensor, positions: torch.Tensor, layout: Layout
-    ) -> torch.Tensor:
-        """Last hidden states ``[rows, tokens, D]``."""
-        out = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            # The layout masks; a mapping keeps transformers from building masks of its own.
-            attention_mask={"full_attention": None, "sliding_attention": None},
-            use_cache=False,
-            layout=layout,
-        )
-        return cast(torch.Tensor, out.last_hidden_state)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits ``[R, V]`` of hidden states ``[R, D]``."""
@@ -208,42 +183,3 @@ def _by_size(prompts: Sequence[VideoPrompt]) -> list[list[VideoPrompt]]:
         groups[-1].append(prompt)
         room -= size
     return groups
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs of ``x[i]`` and ``x[i + dim / 2]``; in lower precision rounded less often.
-
-    Args:
-        x: ``[..., dim]``.
-        cos: of the angles, each of them twice, ``[..., dim]``.
-        sin: like `cos`.
-    """
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
-
-
-def _fewer_kernels(modeling: Any) -> None:
-    """Let the attention layers of a transformers module rotate new tokens by `rotate`."""
-    original = modeling.apply_rotary_pos_emb
-
-    def apply_rotary_pos_emb(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        unsqueeze_dim: int = 1,
-    ) -> Any:
-        # A decoding step. In others policy and reference must round alike, with and without grad.
-        if torch.is_grad_enabled() or q.shape[-2] != 1:
-            return original(q, k, cos, sin, unsqueeze_dim)
-        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        return rotate(q, cos, sin), rotate(k, cos, sin)
-
-    vars(modeling)[apply_rotary_pos_emb.__name__] = apply_rotary_pos_emb
-
-
-for _modeling in (modeling_qwen2_5_vl, modeling_qwen2_vl):
-    _fewer_kernels(_modeling)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen2-VL as a policy."""
+"""A video language model of transformers as a policy, whatever its family."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
+from vrts.models.families.known import find_family
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.flops import Workload
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.vlm.flops import count_workload
-from vrts.models.vlm.inputs import PromptEncoder, VideoPrompt, end_token_ids, pack
-from vrts.models.vlm.layers import chunk_mlps, fuse_norms, multiply_patches
+from vrts.models.vlm.layers import chunk_mlps, fuse_norms, fuse_rotation, multiply_patches
 from vrts.models.vlm.loading import (
     Dtype,
     Lora,
@@ -36,14 +37,17 @@ from vrts.models.vlm.loading import (
 )
 from vrts.models.vlm.logprobs import token_logprobs
 from vrts.models.vlm.network import TransformersNetwork
+from vrts.models.vlm.packing import pack
 from vrts.models.vlm.saving import save_model
 from vrts.models.vlm.shards import (
+    PATH_KEY,
     fill,
     known_folder,
     local_folder,
     pretended_on_cpu,
     weights_digest,
 )
+from vrts.models.vlm.texts import end_token_ids
 from vrts.prompts import PromptTemplate
 from vrts.types import Completion, InputError, Sample
 
@@ -52,7 +56,9 @@ MOST_CHARACTERS_PER_TOKEN = 32
 
 
 class TransformersPolicy(Policy):
-    """Qwen2.5-VL (or Qwen2-VL) from a folder or a hub id, full or with LoRA.
+    """A video language model from a folder or a hub id, full or with LoRA.
+
+    Its family (Qwen2.5-VL, Qwen3-VL, …) is found from the model's ``config.json``.
 
     Args:
         path: local folder in Hugging Face's format, or a hub id. It may hold a LoRA adapter,
@@ -157,25 +163,32 @@ class TransformersPolicy(Policy):
         """Take a model that is in memory already, instead of loading one.
 
         Args:
-            model: Qwen2.5-VL or Qwen2-VL whose language model runs `attention.SHARED_PREFIX`.
+            model: of transformers, whose language model runs `attention.SHARED_PREFIX`.
             processor: its processor.
         """
         self.processor = processor
-        # not the vision tower's, whose activations autocast leaves in another dtype than weights
-        fuse_norms(model.model.language_model)
+        self.family = find_family(model.config.model_type, f"{PATH_KEY}: {self.path}")(
+            model.config, processor
+        )
+        language, visual = self.family.language(model), self.family.visual(model)
+        if self.family.fuses_norms:
+            # not the vision tower's: autocast leaves its activations in another dtype than weights
+            fuse_norms(language)
+        if self.family.rotates_halves:
+            fuse_rotation(language)
         if self._mlp_chunk_size:
-            chunk_mlps(model.model.language_model.layers, self._mlp_chunk_size)
-        multiply_patches(model.model.visual)
+            chunk_mlps(language.layers, self._mlp_chunk_size)
+        projection = self.family.patch_projection(model)
+        if projection is not None:
+            multiply_patches(projection)
         if self.freeze_vision:
-            model.model.visual.requires_grad_(False)
+            visual.requires_grad_(False)
         if self._gradient_checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        self._encoder = PromptEncoder(self.processor, model.config, self._template)
-        tokenizer = self.processor.tokenizer
-        end_ids = end_token_ids(model.generation_config, tokenizer)
-        self._network = TransformersNetwork(model, self._encoder, end_ids, tokenizer)
+        end_ids = end_token_ids(model.generation_config, processor.tokenizer)
+        self._network = TransformersNetwork(model, self.family, self._template, end_ids)
         self.model = model
 
     @property
@@ -211,7 +224,7 @@ class TransformersPolicy(Policy):
                 f"question {sample.question.id}: {num_characters:,} characters are more than the "
                 f"model's {limit} tokens; shorten it"
             )
-        num_tokens, num_video_tokens = self._encoder.length(sample)
+        num_tokens, num_video_tokens = self.family.length(sample, self._template)
         if num_tokens + max_new_tokens <= limit:
             return None
         return (
@@ -246,10 +259,8 @@ class TransformersPolicy(Policy):
             # Also without gradient: weights have moved since the prompts were encoded, or these
             # are another policy's features and this one is the reference.
             patches = torch.cat([p.patches(self.device) for p in own])
-            features = self._network.features(patches, [p.grid for p in own])
-        hidden = self._network.hidden(
-            packed.input_ids, packed.positions, packed.vision_places, features, packed.layout
-        )
+            features = self.family.features(self.base, patches, [p.grid for p in own])
+        hidden = self._network.hidden(packed, features)
         logprobs, entropy = token_logprobs(
             hidden[packed.predictors],
             packed.targets,
@@ -269,7 +280,7 @@ class TransformersPolicy(Policy):
     ) -> Workload:
         """See `Policy.workload`."""
         lengths = [[c.num_tokens for c in group] for group in completions]
-        return count_workload(self.base, cast(Sequence[VideoPrompt], prompts), lengths)
+        return count_workload(self.family, self.base, cast(Sequence[VideoPrompt], prompts), lengths)
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
@@ -290,7 +301,7 @@ class TransformersPolicy(Policy):
 
     def layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
         """See `Policy.layers`."""
-        return list(self.base.model.visual.blocks), list(self.base.model.language_model.layers)
+        return self.family.vision_layers(self.base), list(self.family.language(self.base).layers)
 
     @property
     def sources(self) -> tuple[str, ...]:
