@@ -35,9 +35,11 @@ def plain_logits(
     """Logits ``[length, V]`` that a completion's tokens are drawn from, at temperature 1."""
     assert isinstance(prompt, VideoPrompt)
     steps = prompt.next_position + torch.arange(len(completion_ids))
+    axes = len(prompt.positions)
+    positions = torch.cat([prompt.positions, steps.expand(axes, -1)], 1)[:, None]
     logits = policy.base(
         input_ids=torch.cat([prompt.input_ids, completion_ids])[None],
-        position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
+        position_ids=positions if axes > 1 else positions[0],
         **vision_inputs(policy, prompt),
         use_cache=False,
     ).logits[0, len(prompt.input_ids) - 1 : -1]
@@ -125,8 +127,14 @@ def to_float64(policy: TransformersPolicy) -> TransformersPolicy:
     return policy
 
 
-def random_samples(generator: torch.Generator, count: int) -> list[Sample]:
-    """Questions of different length about videos of different size and number of frames."""
+def random_samples(generator: torch.Generator, count: int, side: int = 28) -> list[Sample]:
+    """Questions of different length about videos of different size and number of frames.
+
+    Args:
+        generator: of all that is drawn.
+        count: of samples.
+        side: pixels of a side of one vision token.
+    """
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=generator))
@@ -135,7 +143,7 @@ def random_samples(generator: torch.Generator, count: int) -> list[Sample]:
         make_sample(
             draw(0, 2**30),
             2 * draw(1, 5),
-            (28 * draw(2, 4), 28 * draw(2, 4)),
+            (side * draw(2, 4), side * draw(2, 4)),
             " ".join(WORDS[draw(0, len(WORDS) - 1)] for _ in range(draw(1, 20))),
         )
         for _ in range(count)
