@@ -59,7 +59,7 @@ from vrts.models.sharding import (
     dummy_sample,
     gathered,
 )
-from vrts.types import Completion, InputError, Prediction, Sample, Sampling
+from vrts.types import Completion, FrameSizes, InputError, Prediction, Sample, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -399,6 +399,11 @@ class VideoQAModule(LightningModule):
         return mean
 
     # ---- setting up
+
+    @property
+    def frame_sizes(self) -> FrameSizes | None:
+        """How large the policy takes frames, which the data module reads."""
+        return self.policy.frame_sizes()
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before anything is loaded.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vrts.models.flops import Workload
-from vrts.types import Completion, InputError, Question, Sample
+from vrts.types import Completion, FrameSizes, InputError, Question, Sample
 
 if TYPE_CHECKING:
     from vrts.models.engines.engine import Engine
@@ -104,6 +104,16 @@ class Policy(nn.Module, ABC):
             sample: with a clip.
             max_new_tokens: room that completions will need.
         """
+
+    def frame_sizes(self) -> FrameSizes | None:
+        """How large the model takes frames; None where that is the data module's alone to say.
+
+        Called before anything is loaded.
+
+        Raises:
+            InputError: the model is not there.
+        """
+        return None
 
     def context_length(self) -> int | None:
         """Tokens of a prompt and its completion together at most; None where nothing limits them.

@@ -228,8 +228,8 @@ def load_model(
     return model
 
 
-def read_context_length(name_or_path: str) -> int:
-    """Positions that a model knows, from its configuration.
+def read_config(name_or_path: str) -> Any:
+    """The configuration of a model that is known.
 
     Raises:
         InputError: it is not there, or is of another architecture.
@@ -240,7 +240,7 @@ def read_context_length(name_or_path: str) -> int:
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{PATH_KEY}: cannot load {name_or_path}: {error}") from error
     check_type(config, name_or_path)
-    return int(config.text_config.max_position_embeddings)
+    return config
 
 
 def _quantization(config: Any, dtype: Dtype) -> dict[str, Any]:
