@@ -141,6 +141,7 @@ class TransformersPolicy(Policy):
         base = self._base()
         if self.quantize:
             check_quantize(self.quantize, self.lora is not None or base != self.path)
+        read_config(base)  # before its processor, whose absence says less
         self.processor = load_processor(self.path)
         self._base_path = base
         self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)
