@@ -28,10 +28,10 @@ from tests.models.grpo.test_functional import plain_advantages, plain_loss
 from tests.models.naive import plain_logprobs
 from tests.models.qwen.test_policy import perturb_adapter
 from tests.models.steps import KINDS, MAX_NEW_TOKENS, G, Snapshots, fit
-from vrts.models.grpo.guards import Patience
-from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
+from vrts.models.grpo.guards import UsableVideoGuard
+from vrts.models.grpo.metrics import TRAIN_METRICS
+from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, LossInputs
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
-from vrts.models.metrics import TRAIN_METRICS
 from vrts.models.qwen.loading import Lora
 from vrts.models.rewards import AccuracyReward, FormatReward
 from vrts.models.sharding import Sharding
@@ -51,7 +51,7 @@ def plain_gradient(policy, objective, groups, old, reference, temperature):
     kind = "centred" if isinstance(objective, DrGRPO) else "group"
     logprobs = padded_logprobs(policy, groups, temperature)
     lengths = torch.tensor([c.num_tokens for c in rows])
-    completions = Completions(
+    inputs = LossInputs(
         logprobs,
         logprobs.detach() if old is None else old,
         reference,
@@ -60,7 +60,7 @@ def plain_gradient(policy, objective, groups, old, reference, temperature):
         MAX_NEW_TOKENS,
     )
     trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
-    loss = plain_loss(objective, completions)
+    loss = plain_loss(objective, inputs)
     gradients = torch.autograd.grad(loss, trained.values())
     return dict(zip(trained, gradients, strict=True)), logprobs.detach(), loss.item()
 
@@ -212,6 +212,7 @@ def test_a_run_logs_everything_and_trains_what_it_should(
     [
         ({"num_generations": 1}, r"model\.num_generations is 1; .* 2 or more"),
         ({"rewards": []}, r"model\.rewards is empty"),
+        ({"rewards": [FormatReward(), FormatReward()]}, r"model\.rewards has two .* 'format'"),
         ({"objective": GRPO(beta=0.1)}, r"beta 0\.1 but model\.reference is null"),
         ({"objective": GRPO(beta=0.1), "reference": AdapterOff()}, "AdapterOff needs an adapter"),
     ],
@@ -458,7 +459,7 @@ def test_a_batch_of_damaged_videos_changes_nothing(
     tmp_path, varied_model, videos, kind, beta, monkeypatch
 ):
     # as if there had been a usable batch before; a run without any is an error
-    monkeypatch.setattr(Patience, "check_end", lambda *_: None)
+    monkeypatch.setattr(UsableVideoGuard, "check_end", lambda *_: None)
     options, reference = KINDS[kind]
     snapshots, history = Snapshots(), History()
     train = questions(videos["damaged"], 2, "x")

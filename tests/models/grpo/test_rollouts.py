@@ -10,7 +10,7 @@ from tests.models.scripted_engine import ScriptedEngine
 from vrts.models.grpo.rollouts import RolloutWorker
 from vrts.models.policy import Policy
 from vrts.models.rewards import Reward
-from vrts.models.rewards.temporal import TemporalReward, shuffle_frames, temporal_bonus
+from vrts.models.rewards.temporal import TemporalReward, shuffle_frames
 from vrts.types import Clip, InputError, Question, Sample
 
 G = 4
@@ -162,7 +162,7 @@ def test_bonus_equals_the_plain_formula(seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(6, G, generator=generator).round(decimals=1)
     shuffled = torch.rand(6, 2, generator=generator).round(decimals=1)
-    got = temporal_bonus(scores, shuffled, alpha=0.3, mu=0.8, min_score=0.1)
+    got = TemporalReward(alpha=0.3, mu=0.8).bonus(scores, shuffled)
     for b in range(6):
         p, p_shuffled = sum(scores[b].tolist()) / G, sum(shuffled[b].tolist()) / 2
         for g in range(G):

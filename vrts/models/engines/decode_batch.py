@@ -1,4 +1,4 @@
-"""The rows in flight of the native engine, and the memory that they and their prompts take."""
+"""The rows in flight of the native engine, and the memory of them and their prompts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vrts.models.engines.rows import DecodeRows
 from vrts.models.engines.sampling import has_penalty, has_truncation
 
 GRAPH_COLUMNS = 128
-"""Own tokens that rows have are rounded up to a multiple of it, so that a CUDA graph serves as many
-steps."""
+"""The rows' number of own tokens is rounded up to a multiple of it, so that a CUDA graph serves as
+many steps."""
 GRAPH_ROWS = 8
 """Likewise for rows."""
 WORTH_DROPPING = 0.75
-"""With CUDA graphs, rows that have ended are decoded on in vain until no more than this share of
-the rows is left: fewer rows are another graph."""
+"""With CUDA graphs, rows that have ended stay until no more than this share of the rows is left:
+fewer rows are another graph."""
 MAX_PREFILL_TOKENS = 2**15
 """Prompt tokens that are prefilled at once, unless one prompt has more."""
 ROW_SHARE = 0.5
-"""Of the KV cache that the rows' own tokens may take; prompts have the rest."""
+"""Of the KV cache, for the rows' own tokens; prompts have the rest."""
 
 
 def bytes_per_token(network: Network) -> int:
@@ -42,10 +42,10 @@ class DecodeBatch:
     Args:
         network: decodes.
         groups: that wait; there is room for the first one, whatever the others need.
-        max_rows: that are decoded together.
-        kv_bytes: that keys and values may take.
+        max_rows: decoded together at most.
+        kv_bytes: budget of keys and values.
         look_every: steps from one `read` to the next, at most.
-        uses_graphs: whether steps are recorded as CUDA graphs.
+        uses_graphs: record steps as CUDA graphs.
     """
 
     def __init__(
@@ -67,27 +67,15 @@ class DecodeBatch:
         fitting = int(min(ROW_SHARE * kv_bytes, left)) // row_bytes
         self.num_places = max(min(max_rows, fitting), 1)
         """Rows that there is room for."""
-        device = network.device
-        self._device = device
+        self._device = device = network.device
         self._graphs = StepGraphs(uses_graphs)
+        size = (self.num_places, self._max_new_tokens)
         self._cache = KVCache(
-            network.kv_shape,
-            self.num_places,
-            self._max_new_tokens,
-            network.dtype,
-            device,
-            fixed_shapes=uses_graphs,
+            network.kv_shape, *size, network.dtype, device, fixed_shapes=uses_graphs
         )
-        self._rows = DecodeRows(
-            self.num_places,
-            self._max_new_tokens,
-            network.vocab_size,
-            network.end_ids,
-            look_every,
-            device,
-        )
+        self._rows = DecodeRows(*size, network.vocab_size, network.end_ids, look_every, device)
         self._places: list[Row | None] = []
-        """The rows in front of the buffers; None where one has ended."""
+        """The rows at the front of the buffers; None where one has ended."""
         self._groups: list[Group] = []
         """Those whose prompts are in the cache."""
         self._columns = 0
@@ -108,13 +96,9 @@ class DecodeBatch:
     # ---- who is in it
 
     def choose(self, waiting: Iterable[Row]) -> tuple[list[Row], list[Group]]:
-        """The rows among those that wait, in order, that there are places and memory for.
+        """The first of the waiting rows, as many as there are places and memory for.
 
-        Args:
-            waiting: a group's rows stand one after the other.
-
-        Returns:
-            These rows, and the groups among theirs whose prompts have to be prefilled.
+        Also the groups among theirs whose prompts have to be prefilled.
         """
         rows: list[Row] = []
         new: list[Group] = []
@@ -128,13 +112,7 @@ class DecodeBatch:
         return rows, new
 
     def _make_room(self, group: Group, others: Sequence[Group], waiting: Sequence[Row]) -> bool:
-        """Whether a prompt can be prefilled now.
-
-        Args:
-            group: whose prompt it is.
-            others: that will be prefilled with it.
-            waiting: rows whose prompts will need room too.
-        """
+        """Whether a group's prompt can be prefilled now, together with those of others."""
         tokens = group.num_tokens + sum(other.num_tokens for other in others)
         if others and tokens > MAX_PREFILL_TOKENS:
             return False
@@ -197,7 +175,7 @@ class DecodeBatch:
         self._is_stale = True
 
     def leave(self, rows: Sequence[Row]) -> None:
-        """Give the places of rows up."""
+        """Free the places of rows."""
         places = [row.place for row in rows if row.place is not None]
         if not places:
             return
@@ -209,7 +187,7 @@ class DecodeBatch:
         self._is_stale = True
 
     def drop_prompt(self, group: Group) -> None:
-        """Forget a group without rows; the last prompt of its pool takes the slot."""
+        """Forget a group without rows; the last prompt of its pool moves to its slot."""
         assert group.capacity is not None
         last = self._cache.pools[group.capacity].remove(group.slot)
         self._groups.remove(group)
@@ -221,15 +199,13 @@ class DecodeBatch:
     # ---- decoding
 
     def arrange(self) -> None:
-        """Close up places that have ended, and say which rows read which prompts."""
-        graphs = self._graphs.enabled
-        if not graphs or self.num_rows <= WORTH_DROPPING * len(self._places):
+        """Close the gaps of rows that have ended, and pass on which rows read which prompts."""
+        if not self._graphs.enabled or self.num_rows <= WORTH_DROPPING * len(self._places):
             self._close_up()
-        if graphs:
+        columns = max(len(row.ids) for row in self._places if row is not None)
+        if self._graphs.enabled:  # rounded up: few shapes, so few graphs
             size = min(-(-len(self._places) // GRAPH_ROWS) * GRAPH_ROWS, self.num_places)
             self._places += [None] * (size - len(self._places))
-        columns = max(len(row.ids) for row in self._places if row is not None)
-        if graphs:
             columns = -(-(columns + self._look_every) // GRAPH_COLUMNS) * GRAPH_COLUMNS
         self._columns = min(columns, self._max_new_tokens)
         if not self._is_stale:
@@ -239,15 +215,15 @@ class DecodeBatch:
             capacity: [[] for _ in pool.lengths]
             for capacity, pool in self._cache.pools.items()
             if pool.lengths
-        }
+        }  # of each pool, the rows of each of its prompts
         for place, row in enumerate(self._places):
             if row is not None:
                 assert row.group.capacity is not None
                 members[row.group.capacity][row.group.slot].append(place)
-        self._cache.arrange(members, self._rows_a_prompt if graphs else None)
+        self._cache.arrange(members, self._rows_a_prompt if self._graphs.enabled else None)
 
     def _close_up(self) -> None:
-        """Move the last rows to places that have ended."""
+        """Move the last rows to places whose rows have ended."""
         to, source = [], []
         while None in self._places:
             last = self._places.pop()
@@ -257,9 +233,9 @@ class DecodeBatch:
                 to.append(place)
                 source.append(len(self._places))
         if to:
-            at, come = (torch.tensor(x, device="cpu").to(self._device) for x in (to, source))
-            self._rows.move(at, come)
-            self._cache.move_rows(at, come)
+            moved = [torch.tensor(x, device="cpu").to(self._device) for x in (to, source)]
+            self._rows.move(*moved)
+            self._cache.move_rows(*moved)
             self._is_stale = True
 
     def advance(self) -> None:
@@ -278,7 +254,7 @@ class DecodeBatch:
             self._columns += 1
 
     def read(self) -> list[tuple[Row, bool]]:
-        """Let rows have what was drawn for them since the last time; waits for the device.
+        """Append to rows what was drawn for them since the last time; waits for the device.
 
         Returns:
             Rows in flight, and whether an end token or their limit has ended them.

@@ -1,11 +1,17 @@
 """Rewards of completions: what GRPO learns from."""
 
 from vrts.models.rewards.accuracy import MIN_SCORE, AccuracyReward, accuracy_score
-from vrts.models.rewards.base import Reward, RewardError
-from vrts.models.rewards.format import FormatReward, format_score
-from vrts.models.rewards.function import FunctionReward, RewardFunction, as_reward
+from vrts.models.rewards.base import (
+    FunctionReward,
+    Reward,
+    RewardError,
+    RewardFunction,
+    as_reward,
+    check_all,
+    total_reward,
+)
+from vrts.models.rewards.format import FormatReward
 from vrts.models.rewards.length import LengthReward, SoftOverlongPenalty, overlong_penalty
-from vrts.models.rewards.total import check_all, total_reward
 
 __all__ = [
     "MIN_SCORE",
@@ -20,7 +26,6 @@ __all__ = [
     "accuracy_score",
     "as_reward",
     "check_all",
-    "format_score",
     "overlong_penalty",
     "total_reward",
 ]

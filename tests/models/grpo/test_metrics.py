@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.callbacks.runs import make_module, scripted
-from vrts.models.metrics import SHOWN, TOKEN_MEANS, TRAIN_METRICS, log_means
+from vrts.models.grpo.metrics import SHOWN, TOKEN_MEANS, TRAIN_METRICS, log_means
 
 
 class Gathered:
