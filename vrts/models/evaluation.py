@@ -119,6 +119,27 @@ class Evaluation(nn.Module):
         self._predictor = None
         module.engine.release()
 
+    def step(
+        self,
+        module: VideoQAModule,
+        stage: str,
+        batch: Sequence[Sample],
+        batch_idx: int,
+        num_batches: list[int | float],
+    ) -> None:
+        """Predict and count a batch; ``<stage>/<name>`` is logged when the stage's epoch ends."""
+        for predictions in self.predict(module, batch, batch_idx, num_batches):
+            self.count(predictions)
+        for name in self.metrics:
+            module.log(
+                f"{stage}/{name}",
+                self._metric(name),
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "accuracy",
+                batch_size=1,
+            )
+
     def count(self, predictions: Sequence[Prediction]) -> None:
         """Count what was decided; questions that failed are named in the log, each once."""
         scored = [p.correct for p in predictions if p.correct is not None]
@@ -132,18 +153,6 @@ class Evaluation(nn.Module):
             if p.error is not None and p.question.id not in self._logged_failures:
                 self._logged_failures.add(p.question.id)
                 _log.warning("question %s failed: %s", p.question.id, p.error)
-
-    def log(self, module: VideoQAModule, stage: str) -> None:
-        """Log ``<stage>/<name>`` when the stage's epoch ends; all ranks have to call it."""
-        for name in self.metrics:
-            module.log(
-                f"{stage}/{name}",
-                self._metric(name),
-                on_step=False,
-                on_epoch=True,
-                prog_bar=name == "accuracy",
-                batch_size=1,
-            )
 
     def _metric(self, name: str) -> Metric:
         return cast(Metric, self.metrics[name])

@@ -50,7 +50,7 @@ class Matrices:
 
     total: int
     trained: int
-    """Those with a gradient of their own."""
+    """Those whose weights have a gradient."""
     no_input_gradient: int = 0
     """Those of the first trained layers, whose input needs no gradient."""
 

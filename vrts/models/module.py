@@ -42,7 +42,8 @@ from vrts.models.grpo.rollouts import Group, RolloutWorker, StepWork
 from vrts.models.grpo.schedules import make_optimizer, monitor_of
 from vrts.models.policy import Policy, Prompt
 from vrts.models.predictor import Plan, TakesPredictions, checked
-from vrts.models.rewards import AccuracyReward, FormatReward, Reward, as_reward
+from vrts.models.rewards import AccuracyReward, FormatReward, Reward
+from vrts.models.rewards.base import as_reward
 from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import (
     GradientSync,
@@ -146,17 +147,14 @@ class VideoQAModule(LightningModule):
         self.mask_truncated = mask_truncated
         self.evaluation = evaluation or Sampling()
         self.sharding = sharding or Sharding()
-        self.is_sharded = False
-        """Whether each rank holds a part of the weights only."""
+        self.is_sharded = False  # whether each rank holds a part of the weights only
         self.seed = seed
         self.plan = Plan((self.evaluation,))
         """How validation, test and prediction sample and decide; a callback may set it."""
         self.last_rollout: list[Group] | None = None
         """Of the newest step, for callbacks; None where it had no usable video."""
-        self.num_steps_trained = 0
-        """On this rank, since it was started."""
-        self.reward_watch = RewardWatch()
-        """Of the steps since the run was started, on all ranks."""
+        self.num_steps_trained = 0  # on this rank, since it was started
+        self.reward_watch = RewardWatch()  # of the steps since the run was started, on all ranks
         self.work = StepWork()
         """What the newest step took on this rank, for callbacks that watch the speed."""
         self._rollout = RolloutWorker(
@@ -255,7 +253,7 @@ class VideoQAModule(LightningModule):
             for micro_batch, prompts, completions in self._passes(micro_batches):
                 found = scorer.logprobs(prompts, completions, self.temperature).logprobs  # [N, L]
                 if micro_batch is not None:
-                    micro_batch.set_reference_logprobs(found)
+                    micro_batch.reference_logprobs = found
                     self._count(micro_batch, self.work.reference)
 
     def _accumulate_gradients(
@@ -465,19 +463,14 @@ class VideoQAModule(LightningModule):
         """Predict, and count under ``val/``."""
         sanity = self.trainer.sanity_checking
         counts = self.trainer.num_sanity_val_batches if sanity else self.trainer.num_val_batches
-        for predictions in self._evaluation.predict(self, batch, batch_idx, counts):
-            self._evaluation.count(predictions)
-        self._evaluation.log(self, "val")
+        self._evaluation.step(self, "val", batch, batch_idx, counts)
 
     def test_step(self, batch: list[Sample], batch_idx: int) -> None:
         """Predict, and count under ``test/``."""
-        counts = self.trainer.num_test_batches
-        for predictions in self._evaluation.predict(self, batch, batch_idx, counts):
-            self._evaluation.count(predictions)
-        self._evaluation.log(self, "test")
+        self._evaluation.step(self, "test", batch, batch_idx, self.trainer.num_test_batches)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What predictions depend on besides the data, as plain JSON values."""
+        """What predictions depend on in addition to the data, as plain JSON values."""
         if self.policy.is_recorded:
             return self.policy.fingerprint()
         return {

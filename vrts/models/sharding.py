@@ -77,7 +77,7 @@ class Sharder:
         """Shard a policy that was loaded empty, in place, and read each rank's part of it.
 
         Raises:
-            InputError: the policy does not say what its layers are.
+            InputError: the policy cannot be sharded.
         """
         vision, language = policy.layers()
         offload = OffloadPolicy()

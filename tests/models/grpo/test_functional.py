@@ -118,8 +118,8 @@ def test_any_division_of_a_step_gives_its_loss_and_gradient(cls, data):
     bounds = list(zip([0, *cuts], [*cuts, N], strict=True))
     num_ranks = data.draw(st.integers(1, 3))
     rank_of = [data.draw(st.integers(0, num_ranks - 1)) for _ in bounds]
-    whole = step(objective, c)
-    (want,) = torch.autograd.grad(whole.loss, c.logprobs)
+    full = step(objective, c)
+    (want,) = torch.autograd.grad(full.loss, c.logprobs)
     parts = [
         dataclasses.replace(
             c,
@@ -139,12 +139,12 @@ def test_any_division_of_a_step_gives_its_loss_and_gradient(cls, data):
     found = [objective(part, divisors.mean()) for part in parts]
     loss = torch.stack([terms.loss for terms in found]).sum() / num_ranks
     (got,) = torch.autograd.grad(loss, c.logprobs)
-    torch.testing.assert_close(loss, whole.loss, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(loss, full.loss, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
     first, *others = found
     for other in others:
         first.add(other)
-    for name, value in whole.metrics().items():
+    for name, value in full.metrics().items():
         if name != "loss":
             torch.testing.assert_close(first.metrics()[name], value, rtol=1e-5, atol=1e-9)
 
@@ -251,15 +251,15 @@ def test_advantages_of_two_processes_are_those_of_one(kind, shares):
     advantages = KINDS[kind]()
     done: list[torch.Tensor] = []
     while True:
-        asked: list[torch.Tensor] = []
+        pending: list[torch.Tensor] = []
 
-        def run(part: torch.Tensor, asked: list[torch.Tensor] = asked) -> torch.Tensor:
+        def run(part: torch.Tensor, pending: list[torch.Tensor] = pending) -> torch.Tensor:
             answers = iter(done)
 
             def all_reduce_mean(x: torch.Tensor) -> torch.Tensor:
                 answer = next(answers, None)
                 if answer is None:
-                    asked.append(x)
+                    pending.append(x)
                     raise StopAsyncIteration
                 return answer
 
@@ -269,10 +269,10 @@ def test_advantages_of_two_processes_are_those_of_one(kind, shares):
         for part in parts:
             with contextlib.suppress(StopAsyncIteration):
                 results.append(run(part))
-        if not asked:
+        if not pending:
             break
-        assert len(asked) == 2, "a process did not take part"
-        done.append(sum(asked) / 2)
+        assert len(pending) == 2, "a process did not take part"
+        done.append(sum(pending) / 2)
     torch.testing.assert_close(torch.cat(results), advantages(grouped(rewards), alone))
     assert len(done) == (2 if kind == "batch" else 0)
 

@@ -20,14 +20,14 @@ def watched(*steps: dict[str, float]) -> str | None:
     return watch.warning()
 
 
-def test_a_format_that_no_completion_had_is_told_with_the_likely_causes():
+def test_a_format_that_no_completion_had_is_reported_with_the_likely_causes():
     found = watched(step(), step(truncated=0.75))
     assert found.startswith("in 2 steps no completion had the format that model.rewards ask for")
     assert "completions are cut off (50% were; raise model.max_new_tokens)" in found
     assert "special tokens" in found
 
 
-def test_rewards_that_never_differed_are_told():
+def test_rewards_that_never_differed_are_reported():
     assert "in 1 steps rewards never differed" in watched(step(**{"reward/format": 1.0}))
     assert "rewards never differed" in watched({"reward_std": 0.0, "truncated": 0.0})
 

@@ -10,7 +10,7 @@ from vrts.models.grpo.metrics import SHOWN, TOKEN_MEANS, TRAIN_METRICS, log_mean
 
 
 class Gathered:
-    """A module whose `all_gather` stands for several processes, and which keeps what is logged."""
+    """A module whose `all_gather` acts as that of several ranks, and which keeps what is logged."""
 
     device = torch.device("cpu")
 

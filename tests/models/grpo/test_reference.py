@@ -1,4 +1,4 @@
-"""References: they stay what the policy was, or follow it where that is asked for."""
+"""References: they stay what the policy was, or follow it where that is configured."""
 
 import copy
 

@@ -17,16 +17,12 @@ class Row:
     """A completion that is decoded or waits for a place among the rows in flight."""
 
     group: Group
-    index: int
-    """Among the group's G."""
-    place: int | None = None
-    """None before and after decoding."""
+    index: int  # among the group's G
+    place: int | None = None  # None before and after decoding
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    num_searched: int = 0
-    """Tokens that are known to hold no stop text."""
-    completion: Completion | None = None
-    """Once it has ended."""
+    num_searched: int = 0  # tokens that are known to hold no stop text
+    completion: Completion | None = None  # once it has ended
 
     @property
     def sampling(self) -> Sampling:
@@ -65,8 +61,7 @@ class Group:
     capacity: int | None = None
     """Of the pool that has its prompt, once it is prefilled. Not the pool itself: groups and rows
     refer to each other, and would keep its memory until garbage is collected."""
-    slot: int = -1
-    """In that pool."""
+    slot: int = -1  # in that pool
     logits: torch.Tensor | None = None
     """``[V]``, of each completion's first token, until all have begun."""
 

@@ -65,8 +65,7 @@ class DecodeBatch:
         self._rows_a_prompt = max(len(g.rows) for g in groups)
         row_bytes = self._max_new_tokens * self._token_bytes
         fitting = int(min(ROW_SHARE * kv_bytes, left)) // row_bytes
-        self.num_places = max(min(max_rows, fitting), 1)
-        """Rows that there is room for."""
+        self.num_places = max(min(max_rows, fitting), 1)  # rows that there is room for
         self._device = device = network.device
         self._graphs = StepGraphs(uses_graphs)
         size = (self.num_places, self._max_new_tokens)
@@ -76,12 +75,9 @@ class DecodeBatch:
         self._rows = DecodeRows(*size, network.vocab_size, network.end_ids, look_every, device)
         self._places: list[Row | None] = []
         """The rows at the front of the buffers; None where one has ended."""
-        self._groups: list[Group] = []
-        """Those whose prompts are in the cache."""
-        self._columns = 0
-        """Own tokens that any row has after the next step, at most."""
-        self._is_stale = True
-        """Whether rows or prompts have changed since they were arranged."""
+        self._groups: list[Group] = []  # those whose prompts are in the cache
+        self._columns = 0  # own tokens that any row has after the next step, at most
+        self._is_stale = True  # whether rows or prompts have changed since they were arranged
 
     @property
     def num_rows(self) -> int:
@@ -144,12 +140,7 @@ class DecodeBatch:
         return False
 
     def begin(self, rows: Sequence[Row], new: Sequence[Group]) -> None:
-        """Prefill prompts and draw rows' first tokens; `read` has to follow.
-
-        Args:
-            rows: to begin, as `choose` has given them.
-            new: the groups that it has given.
-        """
+        """Prefill prompts and draw rows' first tokens, both from `choose`; `read` has to follow."""
         if new:
             prefill, logits = self._network.prefill([g.request.prompt for g in new])
             for group, (pool, slot), own in zip(new, self._cache.add(prefill), logits, strict=True):

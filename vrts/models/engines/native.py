@@ -39,12 +39,9 @@ class EngineCount:
     """What was decoded."""
 
     steps: int = 0
-    rows: int = 0
-    """Rows in flight, summed over steps."""
-    full_steps: int = 0
-    """Steps while other rows waited for a place."""
-    full_rows: int = 0
-    """Rows in flight, summed over those."""
+    rows: int = 0  # rows in flight, summed over steps
+    full_steps: int = 0  # steps while other rows waited for a place
+    full_rows: int = 0  # rows in flight, summed over those
     prefilled_tokens: int = 0
 
 
@@ -82,17 +79,14 @@ class NativeEngine(Engine):
         self._replica: Replica | None = None
         self._net: Network | None = None
         self._device = torch.device("cpu")
-        self._is_offloaded = False
-        """Whether the copy of the weights is on the host."""
+        self._is_offloaded = False  # whether the copy of the weights is on the host
         self._has_reported_rounding = False
         self._look_every = 1
         self._uses_graphs = False
         self._end_ids: frozenset[int] = frozenset()
         self._stops: dict[tuple[str, ...], StopTexts] = {}
-        self._waiting: deque[Row] = deque()
-        """Completions without a place yet, in order."""
-        self._groups: list[Group] = []
-        """Requests that have not come out."""
+        self._waiting: deque[Row] = deque()  # completions without a place yet, in order
+        self._groups: list[Group] = []  # requests that have not come out
         self._done: list[Result] = []
         self._batch: DecodeBatch | None = None
         self._kv_bytes = 0

@@ -18,8 +18,7 @@ class NewRow:
     sampling: Sampling
     seed: int
     max_new_tokens: int
-    first_position: int
-    """Of its first token."""
+    first_position: int  # of its first token
 
 
 class DecodeRows:
@@ -94,11 +93,7 @@ class DecodeRows:
         return self._tokens[:num_rows], self._positions[:num_rows] + held, held
 
     def advance(self, logits: torch.Tensor) -> None:
-        """Draw the next token of the first rows; nothing here waits for the device.
-
-        Args:
-            logits: float32 ``[num_rows, V]``.
-        """
+        """Draw the first rows' next tokens from float32 ``[num_rows, V]``; never waits."""
         self._draw(logits, self._all[: len(logits)])
         self._since.add_(1)
 

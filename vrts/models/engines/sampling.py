@@ -42,8 +42,7 @@ class RowSampler:
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         self.truncates = False
         """Whether any row that is drawn for may have top_p or top_k; set by the caller."""
-        self.penalises = False
-        """Whether any may have a penalty, likewise."""
+        self.penalises = False  # whether any may have a penalty, likewise
         # Not the default dtype, which Lightning's bf16-true changes: the policy scores at exactly
         # the temperature that it sampled at.
         self._params = torch.zeros(num_rows, 5, dtype=torch.float32, device=device)

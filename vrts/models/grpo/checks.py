@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from vrts.models.rewards import check_all
+from vrts.models.rewards.base import check_all
 from vrts.types import InputError, Question
 
 if TYPE_CHECKING:

@@ -28,8 +28,7 @@ class RewardWatch:
     def __init__(self) -> None:
         self._num_steps = 0
         self._differed = False
-        self._formatted: bool | None = None
-        """None where no reward is given for the format."""
+        self._formatted: bool | None = None  # None where no reward is given for the format
         self._truncated = 0.0
 
     def update(self, metrics: Mapping[str, float]) -> None:
@@ -70,8 +69,7 @@ class UsableVideoGuard:
     """Ends a run whose first steps had no usable video on any rank."""
 
     def __init__(self) -> None:
-        self.satisfied = False
-        """Whether there has been one."""
+        self.satisfied = False  # whether there has been one
         self._last_reason: str | None = None
 
     def usable(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -120,8 +118,7 @@ class NonFiniteGuard:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.total = 0
-        """Such steps so far."""
+        self.total = 0  # such steps so far
         self._in_a_row = 0
 
     def must_skip(self, grad_norm: torch.Tensor) -> bool:

@@ -24,32 +24,22 @@ from vrts.models.grpo.functional import (
 class LossInputs:
     """What an objective is computed from, N completions of up to L tokens."""
 
-    logprobs: torch.Tensor
-    """``[N, L]``, of the trained policy, with gradient."""
-    old_logprobs: torch.Tensor
-    """``[N, L]``, of the policy that sampled."""
-    reference_logprobs: torch.Tensor | None
-    """``[N, L]``, or None where beta is 0."""
-    advantages: torch.Tensor
-    """``[N]``."""
-    mask: torch.Tensor
-    """bool ``[N, L]``, True for completion tokens."""
-    max_new_tokens: int
-    """The most tokens a completion could have had."""
+    logprobs: torch.Tensor  # [N, L], of the trained policy, with gradient
+    old_logprobs: torch.Tensor  # [N, L], of the policy that sampled
+    reference_logprobs: torch.Tensor | None  # [N, L], or None where beta is 0
+    advantages: torch.Tensor  # [N]
+    mask: torch.Tensor  # bool [N, L], True for completion tokens
+    max_new_tokens: int  # the most tokens a completion could have had
 
 
 @dataclass(slots=True)
 class LossTerms:
     """A loss and its statistics, all scalars; those of micro-batches add up to the step's."""
 
-    loss: torch.Tensor
-    """With gradient where it is of one micro-batch."""
-    kl: torch.Tensor
-    """Sum of the tokens' KL estimates; 0 without a reference."""
-    clipped: torch.Tensor
-    """Number of tokens on whose gradient clipping acts."""
-    clamped: torch.Tensor
-    """Number of tokens whose log-ratio or KL estimate is beyond what counts."""
+    loss: torch.Tensor  # with gradient where it is of one micro-batch
+    kl: torch.Tensor  # sum of the tokens' KL estimates; 0 without a reference
+    clipped: torch.Tensor  # number of tokens on whose gradient clipping acts
+    clamped: torch.Tensor  # number of tokens whose log-ratio or KL estimate is beyond what counts
     num_tokens: torch.Tensor
 
     def add(self, other: LossTerms) -> None:

@@ -11,7 +11,8 @@ from vrts.models.engines.engine import Engine, Request
 from vrts.models.engines.sampling import row_seed
 from vrts.models.flops import Workload
 from vrts.models.policy import Policy, Prompt
-from vrts.models.rewards import Reward, accuracy_score, total_reward
+from vrts.models.rewards.accuracy import accuracy_score
+from vrts.models.rewards.base import Reward, total_reward
 from vrts.models.rewards.temporal import TemporalReward, shuffle_frames
 from vrts.types import Completion, Question, Sample, Sampling
 
@@ -25,34 +26,14 @@ class Group:
     completions: tuple[Completion, ...]
     rewards: dict[str, torch.Tensor]
     """``[G]`` for each reward, unweighted; on the CPU, as all that follows."""
-    total: torch.Tensor
-    """``[G]``, weighted sum of the rewards."""
+    total: torch.Tensor  # [G], weighted sum of the rewards
     advantages: torch.Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     """``[G]``, once they are known."""
-    reference_logprobs: torch.Tensor | None = None
-    """``[G, L]``, or None without a KL penalty."""
-    old_logprobs: torch.Tensor | None = None
-    """``[G, L]`` of the policy that sampled; the first update fills it in."""
 
     @property
     def rewards_differ(self) -> bool:
         """Whether something can be learned from it: its rewards are not all equal."""
         return bool((self.total != self.total[0]).any())
-
-    @property
-    def mask(self) -> torch.Tensor:
-        """Bool ``[G, L]``, True for completion tokens."""
-        lengths = torch.tensor([c.num_tokens for c in self.completions], device="cpu")
-        return torch.arange(int(lengths.max()), device="cpu") < lengths[:, None]
-
-    @property
-    def sampling_logprobs(self) -> torch.Tensor:
-        """Float32 ``[G, L]``, as the engine sampled; 0 after a completion's end."""
-        out = torch.zeros(self.mask.shape, dtype=torch.float32, device="cpu")
-        for row, completion in zip(out, self.completions, strict=True):
-            if completion.logprobs is not None:
-                row[: completion.num_tokens] = completion.logprobs
-        return out
 
 
 @dataclass(slots=True)
@@ -62,20 +43,17 @@ class SampledCount:
     num_completions: int = 0
     num_truncated: int = 0
     num_tokens: int = 0
-    flops: float = 0.0
-    """0 where the policy does not know."""
+    flops: float = 0.0  # 0 where the policy does not know
 
 
 @dataclass(slots=True)
 class StepWork:
     """What a step took on this rank, for callbacks that watch the speed."""
 
-    waiting_s: float = 0.0
-    """Waiting for other ranks, in all-reduces of numbers."""
+    waiting_s: float = 0.0  # waiting for other ranks, in all-reduces of numbers
     rollout_s: float = 0.0
     """Encoding, sampling and rewarding; no rank waits for another one meanwhile."""
-    num_questions: int = 0
-    """Those with a usable video."""
+    num_questions: int = 0  # those with a usable video
     num_frames: int = 0
     sampled: SampledCount = field(default_factory=SampledCount)
     update: list[Workload] = field(default_factory=list)
@@ -94,10 +72,8 @@ class StepWork:
 class Rollout:
     """What was sampled for a step."""
 
-    groups: list[Group]
-    """To train on."""
-    tried: list[Group]
-    """All, in the order of their questions."""
+    groups: list[Group]  # to train on
+    tried: list[Group]  # all, in the order of their questions
     sampled: SampledCount
 
     def metrics(self) -> dict[str, float | torch.Tensor]:
@@ -131,12 +107,9 @@ class RolloutWorker:
     policy: Policy
     engine: Engine
     rewards: Sequence[Reward]
-    temporal: TemporalReward | None
-    """Adds T-GRPO's bonus; None does not."""
-    num_generations: int
-    """G."""
-    num_groups: int | None
-    """Groups to train on; None takes all of the batch."""
+    temporal: TemporalReward | None  # adds T-GRPO's bonus; None does not
+    num_generations: int  # G
+    num_groups: int | None  # groups to train on; None takes all of the batch
     max_new_tokens: int
     temperature: float
     seed: int

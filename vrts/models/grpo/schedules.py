@@ -93,7 +93,7 @@ def monitor_of(scheduler: ReduceLROnPlateau) -> str:
     monitor = getattr(scheduler, "monitor", None)
     if not monitor:
         raise InputError(
-            "model.lr_scheduler: torch's ReduceLROnPlateau does not say what it watches; take "
+            "model.lr_scheduler: torch's ReduceLROnPlateau has no metric to monitor; take "
             "lightning.pytorch.cli.ReduceLROnPlateau with monitor: val/accuracy and mode: max"
         )
     return str(monitor)

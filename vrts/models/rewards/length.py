@@ -77,17 +77,9 @@ class SoftOverlongPenalty(Reward):
         self, completions: Sequence[Completion], questions: Sequence[Question]
     ) -> list[float]:
         """See `Reward.score`."""
-        return [
-            overlong_penalty(c.num_tokens, c.max_new_tokens, self.buffer_share) for c in completions
-        ]
+        return [self._penalty(c.num_tokens, c.max_new_tokens) for c in completions]
 
-
-def overlong_penalty(num_tokens: int, max_new_tokens: int, buffer_share: float) -> float:
-    """Give DAPO's length penalty (eq. 13): 0 before the buffer, then linear down to -1.
-
-    Example:
-        >>> [overlong_penalty(n, 100, 0.2) for n in (80, 90, 100)]
-        [0.0, -0.5, -1.0]
-    """
-    buffer = buffer_share * max_new_tokens
-    return -min(max((num_tokens - (max_new_tokens - buffer)) / buffer, 0.0), 1.0) + 0.0
+    def _penalty(self, num_tokens: int, max_new_tokens: int) -> float:
+        buffer = self.buffer_share * max_new_tokens
+        used = (num_tokens - (max_new_tokens - buffer)) / buffer  # share of the buffer
+        return -min(max(used, 0.0), 1.0) + 0.0  # not -0.0
