@@ -127,9 +127,8 @@ class VideoQAModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.strict_loading = (
-            False  # checkpoints hold what is trained, the policy's folder the rest
-        )
+        # Checkpoints hold what is trained; the rest comes from the policy's own folder.
+        self.strict_loading = False
         self.policy = policy
         self.engine = engine or policy.default_engine() or NativeEngine()
         self.rewards = (
@@ -147,7 +146,7 @@ class VideoQAModule(LightningModule):
         self.mask_truncated = mask_truncated
         self.evaluation = evaluation or Sampling()
         self.sharding = sharding or Sharding()
-        self.is_sharded = False  # whether each rank holds a part of the weights only
+        self.is_sharded = False  # whether a rank holds only a part of the weights
         self.seed = seed
         self.plan = Plan((self.evaluation,))
         """How validation, test and prediction sample and decide; a callback may set it."""
@@ -199,7 +198,7 @@ class VideoQAModule(LightningModule):
         start_s = time.perf_counter()
         end = getattr(batch, "end", None)  # none of a plain list
         rollout = self._rollout(samples, end.epoch if end is not None else 0)
-        self.engine.release()  # the KV cache makes place for activations
+        self.engine.release()  # the KV cache makes room for activations
         work.rollout_s, work.sampled = time.perf_counter() - start_s, rollout.sampled
         groups = rollout.groups
         self.last_rollout = groups or None

@@ -112,11 +112,10 @@ class NativeEngine(Engine):
         with self._computing():
             assert self._replica is not None
             self._replica.refresh(policy)
-        if self.merge_lora and not self._has_reported_rounding:
-            rounding = self._replica.merge_rounding()
-            if rounding:  # an adapter begins at zero
-                self._has_reported_rounding = True
-                _log.info("merging the adapter rounds %.3g of its update away", rounding)
+        # none at first: an adapter's update starts at zero
+        if not self._has_reported_rounding and (rounding := self._replica.merge_rounding()):
+            self._has_reported_rounding = True
+            _log.info("merging the adapter rounds %.3g of its update away", rounding)
 
     @property
     def _network(self) -> Network:

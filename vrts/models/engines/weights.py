@@ -49,7 +49,7 @@ class Replica:
     ) -> None:
         self._path = next(name for name, module in policy.named_modules() if module is part)
         self._is_fresh = False
-        parameters = list({id(p): p for p in part.parameters()}.values())
+        parameters = list(part.parameters())  # tied ones once
         # packed 4-bit weights have no other dtype, and are shared with what unpacks them
         copied = [
             p
@@ -100,14 +100,11 @@ class Replica:
             product.refresh()
         self._is_fresh = True
 
-    def merge_rounding(self) -> float | None:
-        """Share of the adapter's update that rounding removes; None where none is merged."""
+    def merge_rounding(self) -> float:
+        """Share of the adapter's update that rounding removes; 0 where none is merged."""
         layers = [x for x in self._products or () if isinstance(x, MergedLayer)]
-        if not layers:
-            return None
-        errors = sum(float(layer.norms[0]) for layer in layers)
-        updates = sum(float(layer.norms[1]) for layer in layers)
-        return (errors / updates) ** 0.5 if updates else 0.0
+        error, update = (sum(float(layer.norms[i]) for layer in layers) for i in (0, 1))
+        return (error / update) ** 0.5 if update else 0.0
 
     def move(self, device: torch.device) -> None:
         """Move what is not shared with the policy."""

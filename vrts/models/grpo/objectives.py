@@ -19,6 +19,9 @@ from vrts.models.grpo.functional import (
     sequence_log_ratios,
 )
 
+WeightsAndDivisor = tuple[torch.Tensor, torch.Tensor]
+"""Weights ``[N, L]`` of tokens, and the scalar that the weighted sum is divided by."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
@@ -89,9 +92,7 @@ class Objective(ABC):
         self.advantages = advantages or self.default_advantages()
 
     @abstractmethod
-    def token_weights(
-        self, mask: torch.Tensor, max_new_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_weights(self, mask: torch.Tensor, max_new_tokens: int) -> WeightsAndDivisor:
         """Weights ``[N, L]`` of the tokens, and the scalar that their weighted sum is divided by.
 
         The divisors of the parts of a step add up to that of the step.
@@ -144,9 +145,7 @@ class Objective(ABC):
 class GRPO(Objective):
     """Mean over each completion's tokens, then over completions (DeepSeekMath eq. 3)."""
 
-    def token_weights(
-        self, mask: torch.Tensor, max_new_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_weights(self, mask: torch.Tensor, max_new_tokens: int) -> WeightsAndDivisor:
         """See `Objective.token_weights`."""
         lengths = mask.sum(1, keepdim=True).clamp(min=1)  # [N, 1]
         return mask.float() / lengths, mask.new_tensor(len(mask), dtype=torch.float32)
@@ -161,9 +160,7 @@ class DrGRPO(Objective):
 
     default_advantages = Centred
 
-    def token_weights(
-        self, mask: torch.Tensor, max_new_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_weights(self, mask: torch.Tensor, max_new_tokens: int) -> WeightsAndDivisor:
         """See `Objective.token_weights`."""
         return mask.float(), mask.new_tensor(len(mask) * max_new_tokens, dtype=torch.float32)
 
@@ -180,9 +177,7 @@ class DAPO(Objective):
     ) -> None:
         super().__init__(beta=beta, clip_high=clip_high, **kwargs)
 
-    def token_weights(
-        self, mask: torch.Tensor, max_new_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_weights(self, mask: torch.Tensor, max_new_tokens: int) -> WeightsAndDivisor:
         """See `Objective.token_weights`."""
         return mask.float(), mask.sum().float()
 
@@ -239,8 +234,6 @@ class RLOO(Objective):
 
     default_advantages = LeaveOneOut
 
-    def token_weights(
-        self, mask: torch.Tensor, max_new_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_weights(self, mask: torch.Tensor, max_new_tokens: int) -> WeightsAndDivisor:
         """See `Objective.token_weights`."""
         return mask.float(), mask.new_tensor(len(mask), dtype=torch.float32)

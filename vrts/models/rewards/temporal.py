@@ -40,9 +40,9 @@ class TemporalReward:
         Returns:
             ``[..., G]``.
         """
-        need = self.mu * shuffled_scores.mean(-1, keepdim=True)
-        helps = (scores.mean(-1, keepdim=True) >= need) & (scores > MIN_SCORE)
-        return helps.float() * self.alpha
+        alpha, mu = float(self.alpha), float(self.mu)
+        order_helps = scores.mean(-1, keepdim=True) >= mu * shuffled_scores.mean(-1, keepdim=True)
+        return alpha * (order_helps & (scores > MIN_SCORE)).float()
 
 
 def shuffle_frames(sample: Sample, seed: int) -> Sample:
