@@ -182,10 +182,10 @@ class NativeEngine(Engine):
             return int(self.max_kv_gb * 1e9)
         if self._device.type != "cuda":
             return int(0.25 * psutil.virtual_memory().available)
-        free, _ = torch.cuda.mem_get_info(self._device)
-        free += torch.cuda.memory_reserved(self._device)  # by torch's allocator,
-        free -= torch.cuda.memory_allocated(self._device)  # and not used
-        return int(0.6 * free)
+        device = self._device
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(0.6 * (free + cached))
 
     def cancel(self) -> None:
         """See `Engine.cancel`."""

@@ -12,14 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import nn
 
 from vrts.models.policy import Policy
-from vrts.models.sharding import (
-    Sharder,
-    Sharding,
-    gathered,
-    is_sharded,
-    sharded_like,
-    unsharded,
-)
+from vrts.models.sharding import Sharder, Sharding, gathered, is_sharded, sharded_like, unsharded
 
 
 class Reference(ABC):

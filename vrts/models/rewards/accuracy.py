@@ -55,10 +55,7 @@ class AccuracyReward(Reward):
 
 
 def accuracy_score(
-    completion: str,
-    question: Question,
-    tolerance: float = DEFAULT_TOLERANCE,
-    graded: bool = True,
+    completion: str, question: Question, tolerance: float = DEFAULT_TOLERANCE, graded: bool = True
 ) -> float:
     """Score the answer of a completion, from 0 to 1.
 
