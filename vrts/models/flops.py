@@ -25,7 +25,7 @@ class Workload:
     """The language model without gradient, every prompt forwarded once: log-probs of the
     completions, and as many for prefilling and decoding them."""
     backward_flops: float
-    """Of the log-probs, and of the vision tower where it is trained."""
+    """Backward of the log-probs, and of the vision tower where it is trained."""
     trains_vision: bool
 
     @property
@@ -49,10 +49,8 @@ class Matrices:
     """Elements of the matrices that every token goes through."""
 
     total: int
-    trained: int
-    """Those whose weights have a gradient."""
-    no_input_gradient: int = 0
-    """Those of the first trained layers, whose input needs no gradient."""
+    trained: int  # with a gradient of the weights
+    no_input_gradient: int = 0  # of the first trained layers, whose input needs none
 
     def forward(self, num_tokens: float) -> float:
         """Operations of a forward."""

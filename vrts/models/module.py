@@ -151,7 +151,7 @@ class VideoQAModule(LightningModule):
         self.plan = Plan((self.evaluation,))
         """How validation, test and prediction sample and decide; a callback may set it."""
         self.last_rollout: list[Group] | None = None
-        """Of the newest step, for callbacks; None where it had no usable video."""
+        """Groups of the newest step, for callbacks; None where it had no usable video."""
         self.num_steps_trained = 0  # on this rank, since it was started
         self.reward_watch = RewardWatch()  # of the steps since the run was started, on all ranks
         self.work = StepWork()

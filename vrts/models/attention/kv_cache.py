@@ -156,7 +156,7 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        """Of all buffers."""
+        """Bytes of all buffers."""
         tensors = [self._own, *(pool.kv for pool in self.pools.values())]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -219,7 +219,7 @@ class KVCache:
 
     @property
     def shapes(self) -> tuple[tuple[int, tuple[int, int]], ...]:
-        """Of the grids; steps with equal ones launch the same kernels."""
+        """Shapes of the pools' grids; steps with equal ones launch the same kernels."""
         return self._shapes
 
     def begin_step(self, held: torch.Tensor, num_columns: int) -> None:

@@ -12,7 +12,7 @@ from vrts.models.policy import Policy
 from vrts.types import InputError
 
 FORMAT = 1
-"""Of the checkpoints that this version writes and resumes from. It is raised by every change after
+"""Version of the checkpoints that are written and resumed from. It is raised by every change after
 which a run could not resume from an earlier checkpoint as if nothing had happened."""
 
 FORMAT_KEY, TRAINED_WITH, BASE = "vrts_format", "trained_with", "base_model"

@@ -16,7 +16,7 @@ from vrts.types import Completion, Sampling
 class Row:
     """A completion that is decoded or waits for a place among the rows in flight."""
 
-    group: Group
+    group: CompletionGroup
     index: int  # among the group's G
     place: int | None = None  # None before and after decoding
     ids: list[int] = field(default_factory=list)
@@ -35,10 +35,6 @@ class Row:
         seed = request.seeds[self.index]
         return NewRow(self.sampling, seed, request.max_new_tokens, first_position)
 
-    def cut(self, num_tokens: int) -> None:
-        """Drop what was drawn beyond a stop text."""
-        del self.ids[num_tokens:], self.logprobs[num_tokens:]
-
     def finish(self, tokenizer: Any, finished: bool, cancelled: bool = False) -> None:
         """Make the completion of what was drawn: finished, cut off, or cancelled as not needed."""
         self.completion = Completion(
@@ -53,14 +49,14 @@ class Row:
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class CompletionGroup:
     """A request with its completions."""
 
     request: Request
     rows: list[Row] = field(init=False)
     capacity: int | None = None
-    """Of the pool that has its prompt, once it is prefilled. Not the pool itself: groups and rows
-    refer to each other, and would keep its memory until garbage is collected."""
+    """Capacity of the pool that has its prompt, once prefilled. Not the pool itself: groups and
+    rows refer to each other, and would keep its memory until garbage is collected."""
     slot: int = -1  # in that pool
     logits: torch.Tensor | None = None
     """``[V]``, of each completion's first token, until all have begun."""
@@ -75,7 +71,7 @@ class Group:
 
     @property
     def open_rows(self) -> list[Row]:
-        """Those that have not ended."""
+        """Rows that have not ended."""
         return [row for row in self.rows if row.completion is None]
 
     def is_decided(self) -> bool:

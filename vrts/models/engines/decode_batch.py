@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from vrts.models.attention.kv_cache import KVCache, capacity_of
-from vrts.models.engines.completion_groups import Group, Row
+from vrts.models.engines.completion_groups import CompletionGroup, Row
 from vrts.models.engines.graphs import StepGraphs
 from vrts.models.engines.network import Network
 from vrts.models.engines.rows import DecodeRows
@@ -17,18 +17,18 @@ GRAPH_COLUMNS = 128
 """The rows' number of own tokens is rounded up to a multiple of it, so that a CUDA graph serves as
 many steps."""
 GRAPH_ROWS = 8
-"""Likewise for rows."""
+"""The number of rows is rounded up likewise."""
 WORTH_DROPPING = 0.75
 """With CUDA graphs, rows that have ended stay until no more than this share of the rows is left:
 fewer rows are another graph."""
 MAX_PREFILL_TOKENS = 2**15
 """Prompt tokens that are prefilled at once, unless one prompt has more."""
 ROW_SHARE = 0.5
-"""Of the KV cache, for the rows' own tokens; prompts have the rest."""
+"""Share of the KV cache for the rows' own tokens; prompts have the rest."""
 
 
 def bytes_per_token(network: Network) -> int:
-    """Of the keys and values of one token."""
+    """Bytes of one token's keys and values."""
     layers, kv_heads, dim = network.kv_shape
     return layers * 2 * kv_heads * dim * network.dtype.itemsize
 
@@ -51,7 +51,7 @@ class DecodeBatch:
     def __init__(
         self,
         network: Network,
-        groups: Sequence[Group],
+        groups: Sequence[CompletionGroup],
         max_rows: int,
         kv_bytes: int,
         look_every: int,
@@ -75,7 +75,7 @@ class DecodeBatch:
         self._rows = DecodeRows(*size, network.vocab_size, network.end_ids, look_every, device)
         self._places: list[Row | None] = []
         """The rows at the front of the buffers; None where one has ended."""
-        self._groups: list[Group] = []  # those whose prompts are in the cache
+        self._groups: list[CompletionGroup] = []  # those whose prompts are in the cache
         self._columns = 0  # own tokens that any row has after the next step, at most
         self._is_stale = True  # whether rows or prompts have changed since they were arranged
 
@@ -86,18 +86,18 @@ class DecodeBatch:
 
     @property
     def num_bytes(self) -> int:
-        """Of keys and values, used or not."""
+        """Bytes of keys and values, used or not."""
         return self._cache.num_bytes
 
     # ---- who is in it
 
-    def choose(self, waiting: Iterable[Row]) -> tuple[list[Row], list[Group]]:
+    def choose(self, waiting: Iterable[Row]) -> tuple[list[Row], list[CompletionGroup]]:
         """The first of the waiting rows, as many as there are places and memory for.
 
         Also the groups among theirs whose prompts have to be prefilled.
         """
         rows: list[Row] = []
-        new: list[Group] = []
+        new: list[CompletionGroup] = []
         waiting = list(waiting)
         for row in waiting[: self.num_places - self.num_rows]:
             if row.group.capacity is None and row.group not in new:
@@ -107,7 +107,9 @@ class DecodeBatch:
             rows.append(row)
         return rows, new
 
-    def _make_room(self, group: Group, others: Sequence[Group], waiting: Sequence[Row]) -> bool:
+    def _make_room(
+        self, group: CompletionGroup, others: Sequence[CompletionGroup], waiting: Sequence[Row]
+    ) -> bool:
         """Whether a group's prompt can be prefilled now, together with those of others."""
         tokens = group.num_tokens + sum(other.num_tokens for other in others)
         if others and tokens > MAX_PREFILL_TOKENS:
@@ -118,7 +120,7 @@ class DecodeBatch:
             return False
         pool = self._cache.pool(group.num_tokens)
 
-        def num_alike(groups: Iterable[Group]) -> int:
+        def num_alike(groups: Iterable[CompletionGroup]) -> int:
             return sum(capacity_of(other.num_tokens) == pool.capacity for other in groups)
 
         needed = len(pool.lengths) + num_alike(others) + 1
@@ -139,7 +141,7 @@ class DecodeBatch:
             return self._make_room(group, others, waiting)
         return False
 
-    def begin(self, rows: Sequence[Row], new: Sequence[Group]) -> None:
+    def begin(self, rows: Sequence[Row], new: Sequence[CompletionGroup]) -> None:
         """Prefill prompts and draw rows' first tokens, both from `choose`; `read` has to follow."""
         if new:
             prefill, logits = self._network.prefill([g.request.prompt for g in new])
@@ -177,7 +179,7 @@ class DecodeBatch:
             row.place = None
         self._is_stale = True
 
-    def drop_prompt(self, group: Group) -> None:
+    def drop_prompt(self, group: CompletionGroup) -> None:
         """Forget a group without rows; the last prompt of its pool moves to its slot."""
         assert group.capacity is not None
         last = self._cache.pools[group.capacity].remove(group.slot)

@@ -18,7 +18,7 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from vrts.models.attention.kv_cache import capacity_of
-from vrts.models.engines.completion_groups import Group, Row
+from vrts.models.engines.completion_groups import CompletionGroup, Row
 from vrts.models.engines.decode_batch import DecodeBatch, bytes_per_token
 from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.engines.network import Network
@@ -86,7 +86,7 @@ class NativeEngine(Engine):
         self._end_ids: frozenset[int] = frozenset()
         self._stops: dict[tuple[str, ...], StopTexts] = {}
         self._waiting: deque[Row] = deque()  # completions without a place yet, in order
-        self._groups: list[Group] = []  # requests that have not come out
+        self._groups: list[CompletionGroup] = []  # requests that have not come out
         self._done: list[Result] = []
         self._batch: DecodeBatch | None = None
         self._kv_bytes = 0
@@ -172,7 +172,7 @@ class NativeEngine(Engine):
                 f"cache, more than the {self._kv_bytes / 1e9:.3g} GB of it; raise "
                 "model.engine.init_args.max_kv_gb, or give fewer or smaller frames"
             )
-        group = Group(request)
+        group = CompletionGroup(request)
         self._groups.append(group)
         self._waiting += group.rows
 
@@ -258,7 +258,7 @@ class NativeEngine(Engine):
             stop = self._stop_texts(row).end(row.ids, row.num_searched)
             row.num_searched = len(row.ids)
             if stop is not None:
-                row.cut(stop)
+                del row.ids[stop:], row.logprobs[stop:]
             if stop is not None or is_over:
                 row.finish(tokenizer, stop is not None or row.ids[-1] in self._end_ids)
                 ended.append(row)
@@ -266,7 +266,7 @@ class NativeEngine(Engine):
         for group in {id(row.group): row.group for row in ended}.values():
             self._settle(batch, group)
 
-    def _settle(self, batch: DecodeBatch, group: Group) -> None:
+    def _settle(self, batch: DecodeBatch, group: CompletionGroup) -> None:
         """Cancel what a request no longer needs; where nothing is left of it, it is done."""
         left = group.open_rows
         if left and not group.is_decided():

@@ -52,7 +52,7 @@ class DecodeRows:
         self._lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._limits = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        """Of each row's first token."""
+        """Position of each row's first token."""
         self._ended = torch.ones(num_rows, dtype=torch.bool, device=device)
         self._uniforms = torch.zeros(num_rows, max_new_tokens, dtype=torch.float64, device=device)
         self._recent_ids = torch.zeros(num_rows, look_every, dtype=torch.int64, device=device)

@@ -34,10 +34,10 @@ engine and policy: about 1e-6 in float32; much more than bfloat16's rounding (so
 they do not compute the same model."""
 
 SHOWN = ("reward/total", "kl", "completion_length")
-"""Those in the progress bar."""
+"""Metrics in the progress bar."""
 
 TOKEN_MEANS = ("kl", "entropy", "clip_ratio", "clamp_ratio", "sampling/logprob_diff")
-"""Means over tokens, so a process counts by how many it has; elsewhere all count alike."""
+"""Means over tokens: ranks are weighted by their number of tokens; in others they are equal."""
 
 
 def log_means(

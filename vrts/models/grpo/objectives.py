@@ -77,7 +77,7 @@ class Objective(ABC):
     """
 
     default_advantages: type[Advantages] = GroupScaled
-    """Those of the paper."""
+    """The paper's advantages."""
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class FunctionReward(Reward):
 
     @property
     def name(self) -> str:
-        """That of the function."""
+        """The function's name."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def score(

@@ -18,7 +18,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 from vrts.types import InputError
 
 MIN_DRIVER = {"12": 525, "13": 580}
-"""Of NVIDIA for the builds of torch, by the first number of their CUDA."""
+"""NVIDIA drivers that torch's builds need, by the major version of their CUDA."""
 
 DEVICES = (Path("/dev/nvidia0"), Path("/dev/dxg"))
 """One of them exists where the machine has a GPU: on Linux, and on Linux in Windows."""
@@ -26,21 +26,21 @@ DEVICES = (Path("/dev/nvidia0"), Path("/dev/dxg"))
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def check_precision(asked: str | int | None, trainer: Trainer) -> None:
+def check_precision(requested: str | int | None, trainer: Trainer) -> None:
     """Refuse a precision that Lightning replaced by another, or that the GPU only emulates.
 
     Args:
-        asked: ``trainer.precision``; None for the default.
+        requested: ``trainer.precision``; None for the default.
         trainer: made with it.
 
     Raises:
         InputError: the machine cannot compute in it, or only slowly.
     """
     got = str(trainer.precision)
-    if asked is not None and got != _convert_precision_to_unified_args(asked):  # type: ignore[arg-type]
+    if requested is not None and got != _convert_precision_to_unified_args(requested):  # type: ignore[arg-type]
         raise InputError(
-            f"trainer.precision: {asked} is not possible on this device, only {got} would be; set "
-            "--trainer.precision 32-true or bf16-mixed"
+            f"trainer.precision: {requested} is not possible on this device, only {got} would be; "
+            "set --trainer.precision 32-true or bf16-mixed"
         )
     device = trainer.strategy.root_device
     if got.startswith("16") and device.type == "cpu":
