@@ -17,8 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrts.models.families.known import find_family
 from vrts.models.families.prompt import VideoPrompt
-from vrts.models.flops import Workload
-from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.models.policy import Policy, Prompt, TokenLogprobs, Workload
 from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.vlm.flops import count_workload
 from vrts.models.vlm.layers import chunk_mlps, fuse_norms, fuse_rotation, multiply_patches
