@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -48,6 +48,18 @@ class ProblemType(StrEnum):
     OCR = "OCR"
     FREE_FORM = "free-form"
     TEMPORAL_GROUNDING = "temporal grounding"  # a start and an end in seconds
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSizes:
+    """Frame sizes of a model family: defaults of `Resolution`."""
+
+    rule: Literal["frame", "clip", "square"]
+    """Each frame has a budget, all share one, or frames are squares of one size."""
+    side: int  # of one vision token, in pixels
+    min_pixels: int  # of a frame; 0 for that of the rule
+    max_pixels: int  # of a frame
+    total_pixels: float  # of a clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,7 @@ class Question:
 class Clip:
     """Frames sampled from one video, resized for the model."""
 
-    frames: torch.Tensor  # uint8 [T, C, H, W], T even, or 1 for an image; H, W multiples of 28
+    frames: torch.Tensor  # uint8 [T, C, H, W], T even, or 1 for an image
     frame_indices: tuple[int, ...]  # T indices into the source's frames
     fps: float  # frames per second of the source
     num_source_frames: int  # frames in the source, or in the question's time window

@@ -1,68 +1,99 @@
-"""Frame sizes for the model: the pixel budget of Qwen2-VL and Qwen2.5-VL."""
+"""Frame sizes: the rule of the model's family within a pixel budget."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from vrts.types import FRAMES_PER_PATCH, InputError, VideoError
+from vrts.types import FRAMES_PER_PATCH, FrameSizes, InputError, VideoError
 
-PATCH = 28  # side of one video token in pixels: patches of 14, merged 2 by 2
-TOKEN = PATCH * PATCH
-VIDEO_MAX_PIXELS = 768 * TOKEN
 MAX_RATIO = 200
+MAX_TOKENS = 768  # of a frame; models were not trained on larger ones in videos
+MIN_CLIP_TOKENS = 4  # of all frames together, if they share a budget without ``min_pixels``
+QWEN2_5_VL = FrameSizes("frame", 28, 128 * 28**2, MAX_TOKENS * 28**2, 128000 * 28**2 * 0.9)
+"""Of qwen_vl_utils 0.0.14; the default without a model."""
 
 
-def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
-    """Return the size nearest in shape whose sides are multiples of 28, within a pixel budget.
+def smart_resize(
+    height: int, width: int, side: int, min_pixels: float, max_pixels: float, num_frames: int = 1
+) -> tuple[int, int]:
+    """Return the size nearest in shape whose sides are multiples of a token's, within a budget.
 
-    The rule of qwen_vl_utils 0.0.14, factor 28; importing it from transformers takes longer than
-    decoding many clips. Raises `VideoError` if one side is more than 200 times the other.
+    The rule of qwen_vl_utils 0.0.14 for one frame, and of transformers' Qwen3VLVideoProcessor for
+    ``num_frames`` that share the budget; importing it from transformers takes longer than decoding
+    many clips. Raises `VideoError` if one side is more than 200 times the other.
     """
     if max(height, width) > MAX_RATIO * min(height, width):
         raise VideoError(f"frames of {width}x{height} are too narrow: more than {MAX_RATIO} to 1")
-    rows = max(PATCH, round(height / PATCH) * PATCH)
-    columns = max(PATCH, round(width / PATCH) * PATCH)
-    if rows * columns > max_pixels:
-        beta = math.sqrt(height * width / max_pixels)
+    rows = max(side, round(height / side) * side)
+    columns = max(side, round(width / side) * side)
+    if num_frames * rows * columns > max_pixels:
+        beta = math.sqrt(num_frames * height * width / max_pixels)
         # a very narrow frame would get no row at all in qwen_vl_utils
-        rows = max(PATCH, math.floor(height / beta / PATCH) * PATCH)
-        columns = max(PATCH, math.floor(width / beta / PATCH) * PATCH)
-    elif rows * columns < min_pixels:
-        beta = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * beta / PATCH) * PATCH
-        columns = math.ceil(width * beta / PATCH) * PATCH
+        rows = max(side, math.floor(height / beta / side) * side)
+        columns = max(side, math.floor(width / beta / side) * side)
+    elif num_frames * rows * columns < min_pixels:
+        beta = math.sqrt(min_pixels / (num_frames * height * width))
+        rows = math.ceil(height * beta / side) * side
+        columns = math.ceil(width * beta / side) * side
     return rows, columns
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """The pixel budget of a clip; the defaults are those of qwen_vl_utils 0.0.14.
+    """The pixel budget of a clip. Null is the model's own value.
 
-    For a clip of 1280x720 and 32 frames: the defaults give 11,520 video tokens; ``max_pixels:
-    200704`` (256 tokens a frame, as Video-RTS evaluates) gives 4,032; ``short_side: 224`` with
-    ``min_pixels: 3136`` (as Video-RTS trains) gives 1,792.
+    For a clip of 1280x720 and 32 frames and Qwen2.5-VL: the defaults give 11,520 video tokens;
+    ``max_pixels: 200704`` (256 tokens a frame, as Video-RTS evaluates) gives 4,032; ``short_side:
+    224`` with ``min_pixels: 3136`` (as Video-RTS trains) gives 1,792.
     """
 
-    min_pixels: PositiveInt = 128 * TOKEN  # minimum per frame: smaller ones are enlarged
-    max_pixels: PositiveInt = VIDEO_MAX_PIXELS  # maximum per frame; the model's is 768 tokens
-    total_pixels: PositiveFloat = 128000 * TOKEN * 0.9  # maximum of all pairs of frames together
+    min_pixels: PositiveInt | None = None
+    """Minimum per frame: smaller ones are enlarged."""
+    max_pixels: PositiveInt | None = None  # maximum per frame, of which 768 tokens are the limit
+    total_pixels: PositiveFloat | None = None
+    """Maximum of all frames of a clip together, for Qwen2.5-VL of all pairs of frames."""
     short_side: PositiveInt | None = None  # first shrink (never enlarge) the shorter side to this
     square_pixels: bool = True  # correct for non-square pixels; qwen_vl_utils does not
+    side: PositiveInt | None = None  # of one video token: 28 for Qwen2.5-VL, 32 for Qwen3-VL
+    rule: Literal["frame", "clip", "square"] | None = None
+    """Each frame has a budget (Qwen2.5-VL), all share one (Qwen3-VL), or frames become squares of
+    ``max_pixels`` (SmolVLM2)."""
 
     def __post_init__(self) -> None:
-        """Raise `InputError` if ``max_pixels`` is below ``min_pixels`` or below one token."""
-        if self.max_pixels < self.min_pixels:
+        """Raise `InputError` if ``max_pixels`` is below ``min_pixels``."""
+        if self.max_pixels and self.min_pixels and self.max_pixels < self.min_pixels:
             raise InputError(
                 f"resolution.max_pixels ({self.max_pixels}) is below resolution.min_pixels "
                 f"({self.min_pixels}); lower min_pixels too"
             )
-        if self.max_pixels < TOKEN:
-            raise InputError(f"resolution.max_pixels must be {TOKEN} (28x28) or more")
+
+    def for_model(self, sizes: FrameSizes) -> Self:
+        """Fill in null values from a model family; raises `InputError` for less than one token."""
+        token = (self.side or sizes.side) ** 2
+        if self.max_pixels is not None and self.max_pixels < token:
+            side = math.isqrt(token)
+            raise InputError(f"resolution.max_pixels must be {token} ({side}x{side}) or more")
+        most = self.max_pixels or sizes.max_pixels
+        return replace(
+            self,
+            total_pixels=self.total_pixels or sizes.total_pixels,
+            side=self.side or sizes.side,
+            rule=self.rule or sizes.rule,
+            min_pixels=self.min_pixels
+            or min(sizes.min_pixels, self.max_pixels or math.inf)
+            or None,
+            max_pixels=max(most, self.min_pixels or 0),
+        )
 
     def fewest_tokens(self, num_frames: int) -> int:
         """Return about how many video tokens a clip of T frames of any video has at least."""
-        return math.ceil(num_frames / FRAMES_PER_PATCH) * int(self.min_pixels // TOKEN)
+        own = self if self.side and self.rule else self.for_model(QWEN2_5_VL)
+        assert own.side
+        return math.ceil(num_frames / FRAMES_PER_PATCH) * max(
+            int(own.min_pixels or 0) // int(own.side) ** 2, 1
+        )
 
     def size(
         self, height: int, width: int, num_frames: int, pixel_aspect: float = 1.0
@@ -72,13 +103,26 @@ class Resolution:
         ``pixel_aspect`` is the width of the source's pixels over their height. Raises as
         `smart_resize`.
         """
+        own = self if self.side and self.rule else self.for_model(QWEN2_5_VL)
+        assert own.max_pixels
+        assert own.total_pixels
+        assert own.side
         if self.square_pixels:
             height = round(height / min(pixel_aspect, 1.0))
             width = round(width * max(pixel_aspect, 1.0))
         if self.short_side is not None and min(height, width) > self.short_side:
             scale = self.short_side / min(height, width)
             height, width = round(height * scale), round(width * scale)
-        # as in qwen_vl_utils: the total is shared by temporal patches
-        share = min(VIDEO_MAX_PIXELS, self.total_pixels / num_frames * FRAMES_PER_PATCH)
-        limit = max(share, int(self.min_pixels * 1.05))
-        return smart_resize(height, width, self.min_pixels, min(self.max_pixels, limit))
+        if own.rule == "square":
+            side = math.isqrt(own.max_pixels) // own.side * own.side
+            return side, side
+        most, fewest = MAX_TOKENS * own.side**2, MIN_CLIP_TOKENS * own.side**2
+        floor = int((own.min_pixels or fewest) * 1.05)
+        if own.rule == "frame":  # as in qwen_vl_utils: temporal patches share the total
+            share = own.total_pixels / num_frames * FRAMES_PER_PATCH
+            limit = min(own.max_pixels, max(min(most, share), floor))
+            return smart_resize(height, width, own.side, own.min_pixels or 0, limit)
+        limit = min(own.max_pixels, max(min(most, own.total_pixels // num_frames), floor))
+        if own.min_pixels:
+            fewest = own.min_pixels * num_frames
+        return smart_resize(height, width, own.side, fewest, limit * num_frames, num_frames)
