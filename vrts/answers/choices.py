@@ -59,6 +59,7 @@ def extract_choice(text: str, options: Sequence[str]) -> str | None:
     }
     found = _alone(answer, texts)
     if not found:
+        # asides such as an explanation count only if there is no answer without them
         answer = _shorten_labels(_plain(answer), texts)
         main = _without_asides(answer)
         found = (_read(main, texts) if main != answer else set()) or _read(answer, texts)

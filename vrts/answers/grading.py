@@ -169,6 +169,7 @@ def gold_numbers(question: Question) -> list[float]:
             f"{_where(question)}: the gold answer {gold!r} of a {question.problem_type} question "
             "is not one number; correct it or make the question free-form"
         )
+    # 0.5 answers a question whose gold answer is 50%, too
     return [right, right / 100] if "%" in gold else [right]
 
 

@@ -45,7 +45,7 @@ _SPACED_THOUSANDS = re.compile(
 # Possessive quantifiers: a run of digits is scanned once, wherever the match fails after it.
 _NUMBER = re.compile(
     r"""
-    (?<![\w.^]) (?<![A-Za-z]-) (?<!\d/) (?<!\d:)
+    (?<![\w.^]) (?<![A-Za-z]-) (?<!\d/) (?<!\d:)  # not within a word, version, date or time
     (?P<sign>[-+]?) (?P<currency>[$€£¥]?)
     (?P<value>\d[\d,]*+(?:\.\d++)?|\.\d++)
     (?: (?P<exponent>e[-+]?\d{1,4}(?!\w))
@@ -54,7 +54,7 @@ _NUMBER = re.compile(
       | \s?/\s?(?P<divisor>\d++(?:\.\d++)?)
       | \^\s?[({]?(?P<raised>[-+]?\d{1,4}(?!\d))[)}]?
     )?
-    (?!\.?\d|/\d|:\d|\^)
+    (?!\.?\d|/\d|:\d|\^)  # nor cut off within one
     (?P<half>\s+and\s+a\s+half\b)?
     (?: \s?(?P<scale>(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|mln|mn|bn)\b
                      (?:\s(?:thousand|million|billion|trillion)\b)?)
@@ -210,6 +210,7 @@ def _values(text: str) -> set[float | None]:
         after = text[match.end() : match.end() + _CONTEXT]
         if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after):
             continue
+        # a bound, an unevaluated expression, two signs, another base, or half a number in words
         unreadable = (
             _UNREADABLE_BEFORE.search(before)
             or _UNREADABLE_AFTER.match(after)

@@ -87,7 +87,7 @@ def read_timeline(path: str) -> Timeline | None:
             for packets, packet in enumerate(demux(path, container, stream), start=1):
                 has_hidden_head = has_hidden_head or (packets == 1 and packet.is_discard)
                 if packet.size == 0 or packet.is_discard:
-                    continue
+                    continue  # no frame, or one that is decoded but not shown
                 if packet.pts is None or packet.is_corrupt:
                     return None
                 found.append((packet.pts, packets, packet.is_keyframe))
