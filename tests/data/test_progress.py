@@ -1,4 +1,4 @@
-"""However often a run goes on, and with whatever ranks and batches: each question once an epoch."""
+"""However often a run is resumed, with whatever ranks and batches: each question once an epoch."""
 
 import itertools
 from concurrent.futures import Future

@@ -1,4 +1,4 @@
-"""Questions say what their scene shows, and options hide which one is right."""
+"""Questions match their scene, and options hide which one is right."""
 
 import dataclasses
 from collections import Counter

@@ -101,7 +101,7 @@ ROW = {"video": "one.mp4", "question": "What?", "A": "red", "B": "blue", "answer
         ({"start_s": -1}, "start_s is -1; give seconds from the video's start"),
         ({"start_s": "soon"}, "field 'start_s' must be a number, got 'soon'"),
         ({"end_s": "nan"}, "field 'end_s' must be a number, got 'nan'"),
-        ({"fps": 0}, "fps is 0; give frames a second"),
+        ({"fps": 0}, "fps is 0; give frames per second"),
         ({"answer": "1"}, "answer '1' is none of the letters AB nor an option; if it is an index"),
         ({"answer": None, "answer_id": 2}, "answer_id is '2'; give an index from 0 to 1"),
         ({"answer": "red", "correct_idx": 1}, "answer 'red' is A, but answer_id is B"),
@@ -200,7 +200,7 @@ def test_published_files_are_read_as_downloaded(write, touch):
     assert third.video == f"{videos}/video_1.mp4"
     play, count = PlainReader(write(NEXT_QA, "val.csv"), videos).read()
     assert (play.gold, play.options[0]) == ("A", "roll the handle")
-    # a place, not the text of the option that says 2
+    # an index, not the text of the option "2"
     assert (count.gold, count.options) == ("C", ("0", "1", "3", "2", "4"))
     assert play.metadata["breakdown"] == {"type": "CH"}
     assert play.video == f"{videos}/4010069381.mkv"

@@ -1,4 +1,4 @@
-"""Decoded frames on disk: found by content, bounded, and safe against damage and company."""
+"""Decoded frames on disk: found by content, bounded, and safe against damage and concurrent use."""
 
 import os
 import shutil
@@ -113,7 +113,7 @@ def test_failures_are_not_kept(tmp_path, cache):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "bit", "header"])
-def test_a_damaged_entry_is_removed_and_decoded_anew(tmp_path, cache, make_video, damage):
+def test_a_damaged_entry_is_removed_and_decoded_again(tmp_path, cache, make_video, damage):
     path = make_video(tmp_path / "a.mp4")
     inner = Counting()
     decoder = CachingDecoder(inner, cache)
@@ -182,7 +182,7 @@ def share(folder, max_gib, step):
 
 
 def test_several_processes_share_a_folder(tmp_path):
-    """They write, read and remove the same entries at once; nobody sees a half or a wrong one."""
+    """They write, read and remove the same entries at once; none reads a wrong one."""
     max_gib = 6 * 6000 / 2**30
     cache = FrameCache(str(tmp_path / "cache"), max_gib)
     cache.prepare()

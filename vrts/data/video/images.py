@@ -132,7 +132,7 @@ def decode_folder(
     window: Window = WHOLE,
     fps: float | None = None,
 ) -> Clip:
-    """Return a clip of the images in a folder (`frame_files`), the frames of a video, as a decoder.
+    """Return a clip of a folder's images (`frame_files`), see `Decoder.decode`.
 
     Raises:
         VideoError: no image, no frame rate, a damaged image, or images of different sizes.
