@@ -56,27 +56,41 @@ class FrameSizes:
 
     rule: Literal["frame", "clip", "square"]
     """Each frame has a budget, all share one, or frames are squares of one size."""
-    side: int  # of one vision token, in pixels
-    min_pixels: int  # of a frame; 0 for that of the rule
-    max_pixels: int  # of a frame
-    total_pixels: float  # of a clip
+    side: int
+    """Of one vision token, in pixels."""
+    min_pixels: int
+    """Of a frame; 0 for that of the rule."""
+    max_pixels: int
+    """Of a frame."""
+    total_pixels: float
+    """Of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One question about one video or image."""
 
-    id: str  # unique within an annotation file
-    text: str  # without options and instructions
-    video: str  # path of the video file, folder of frames or image
+    id: str
+    """Unique within an annotation file."""
+    text: str
+    """Without options and instructions."""
+    video: str
+    """Path of the video file, folder of frames or image."""
     problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
-    options: tuple[str, ...] = ()  # texts of A, B, … without their letters, if multiple choice
-    gold: str | None = None  # the right answer in canonical form, such as a letter, if known
-    source: str = ""  # ``file:line`` of the record, for error messages
-    metadata: dict[str, Any] = field(default_factory=dict)  # the fields of its record
-    is_image: bool = False  # whether ``video`` is an image: a clip of one frame
-    start_s: float = 0.0  # start of the part of the video that frames are sampled from
-    end_s: float | None = None  # its end; None is the video's end
+    options: tuple[str, ...] = ()
+    """Option texts without their letters, the first one is A; empty unless multiple choice."""
+    gold: str | None = None
+    """The right answer in canonical form (a letter, a number as text, a text), if known."""
+    source: str = ""
+    """``file:line`` of the record, for error messages."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """The fields of its record."""
+    is_image: bool = False
+    """Whether ``video`` is an image: a clip of one frame."""
+    start_s: float = 0.0
+    """Start of the part of the video that frames are sampled from."""
+    end_s: float | None = None
+    """Its end; None is the video's end."""
 
     @property
     def max_frames(self) -> int | None:
@@ -95,12 +109,18 @@ class Question:
 class Clip:
     """Frames sampled from one video, resized for the model."""
 
-    frames: torch.Tensor  # uint8 [T, C, H, W], T even, or 1 for an image
-    frame_indices: tuple[int, ...]  # T indices into the source's frames
-    fps: float  # frames per second of the source
-    num_source_frames: int  # frames in the source, or in the question's time window
-    times_s: tuple[float, ...] = ()  # since the source's first frame; empty for an image
-    num_damaged: int = 0  # damaged frames, each replaced by the nearest intact one
+    frames: torch.Tensor
+    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H, W multiples of a vision token's side."""
+    frame_indices: tuple[int, ...]
+    """T indices into the source's frames."""
+    fps: float
+    """Frames per second of the source."""
+    num_source_frames: int
+    """Frames in the source, or in the question's time window."""
+    times_s: tuple[float, ...] = ()
+    """Presentation times, counted from the source's first frame; empty for an image."""
+    num_damaged: int = 0
+    """Damaged frames, each replaced by the nearest intact one."""
 
     @property
     def num_frames(self) -> int:
@@ -134,13 +154,18 @@ class Sample:
 class Sampling:
     """Sampling parameters; the defaults sample from the model's own distribution."""
 
-    temperature: float = 1.0  # logits are divided by it; 0 is greedy decoding
-    top_p: float = 1.0  # sample from the smallest set of tokens with this probability; 1 is all
-    top_k: int = 0  # sample from that many most likely tokens; 0 is all of them
-    presence_penalty: float = 0.0  # subtracted from the logit of tokens already in the completion
-    frequency_penalty: float = 0.0  # subtracted from a token's logit once per occurrence
-    # a completion ends with the token that completes one of these texts; its text stays complete
+    temperature: float = 1.0
+    """Logits are divided by it; 0 is greedy decoding."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens whose probability reaches it; 1 is all of them."""
+    top_k: int = 0
+    """Sample from that many most likely tokens; 0 is all of them."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of every token that already occurs in the completion."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once per occurrence in the completion."""
     stop: tuple[str, ...] = ()
+    """A completion ends with the token that completes one of these texts, all of which is kept."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value outside its range."""
@@ -166,15 +191,21 @@ class Sampling:
 class Completion:
     """One sampled completion."""
 
-    text: str  # without special tokens
-    num_tokens: int  # L of this completion, the end token included
-    max_new_tokens: int  # limit of its length
-    finished: bool = True  # False if it was truncated or cancelled
-    # [L] int64 and float on the CPU, if known; log-probs are at the sampling temperature and before
-    # penalties and truncation (top-k, top-p)
+    text: str
+    """Without special tokens."""
+    num_tokens: int
+    """L of this completion, the end token included."""
+    max_new_tokens: int
+    """Limit of its length."""
+    finished: bool = True
+    """False if it was truncated or cancelled."""
     token_ids: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """int64 ``[L]`` on the CPU, if known."""
     logprobs: torch.Tensor | None = field(default=None, compare=False, repr=False)
-    cancelled: bool = False  # whether it was stopped early because its result was no longer needed
+    """Float ``[L]`` on the CPU, if known: of the sampled tokens, at the sampling temperature and
+    before penalties and truncation (top-k, top-p)."""
+    cancelled: bool = False
+    """Whether it was stopped early because its result was no longer needed."""
 
     @property
     def mean_logprob(self) -> float:
@@ -192,16 +223,25 @@ class Completion:
 class Round:
     """M completions sampled for one question at one number of frames."""
 
-    num_frames: int  # frames that the model saw; fewer than the level's if the video is shorter
+    num_frames: int
+    """Frames that the model saw; fewer than the level's if the video is shorter."""
     completions: tuple[str, ...]
-    answers: tuple[str | None, ...]  # canonical answers, M; None for a completion without one
-    agreement: float  # fraction of the completions that gave the most frequent answer
-    times_s: tuple[float, ...] = ()  # presentation times of the frames
-    num_tokens: tuple[int, ...] = ()  # M lengths
-    mean_logprobs: tuple[float, ...] = ()  # M, see `Completion.mean_logprob`
-    cancelled: tuple[bool, ...] = ()  # M: could not change the result; these have no answer
-    is_last: bool = False  # whether denser levels would show no further frames of this video
-    num_damaged: int = 0  # see `Clip.num_damaged`
+    answers: tuple[str | None, ...]
+    """Canonical answers, M; None for a completion without one."""
+    agreement: float
+    """Fraction of the completions that gave the most frequent answer."""
+    times_s: tuple[float, ...] = ()
+    """Presentation times of the frames."""
+    num_tokens: tuple[int, ...] = ()
+    """M lengths."""
+    mean_logprobs: tuple[float, ...] = ()
+    """M, see `Completion.mean_logprob`."""
+    cancelled: tuple[bool, ...] = ()
+    """M: which were cancelled, since they could not change the result; these have no answer."""
+    is_last: bool = False
+    """Whether denser levels would show no further frames of this video."""
+    num_damaged: int = 0
+    """See `Clip.num_damaged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +250,14 @@ class Prediction:
 
     question: Question
     rounds: tuple[Round, ...] = ()
-    answer: str | None = None  # canonical; None if no completion gave one or the question failed
-    error: str | None = None  # why the question failed, or None
-    correct: bool | None = None  # None if the gold answer is not known; a failure is wrong
-    # of the deciding round, for callbacks; dropped after them, and never recorded
+    answer: str | None = None
+    """Canonical; None if no completion gave one or the question failed."""
+    error: str | None = None
+    """Why the question failed, or None."""
+    correct: bool | None = None
+    """None if the gold answer is not known; a failure is wrong."""
     clip: Clip | None = field(default=None, compare=False, repr=False)
+    """Frames of the deciding round, for callbacks; dropped after them, and never recorded."""
 
     @property
     def num_frames(self) -> int:

@@ -50,13 +50,17 @@ class Resolution:
     """
 
     min_pixels: PositiveInt | None = None
-    """Minimum per frame: smaller ones are enlarged."""
-    max_pixels: PositiveInt | None = None  # maximum per frame, of which 768 tokens are the limit
+    """Minimum of pixels per frame: smaller ones are enlarged."""
+    max_pixels: PositiveInt | None = None
+    """Maximum of pixels per frame, next to the models' own limit of 768 tokens."""
     total_pixels: PositiveFloat | None = None
-    """Maximum of all frames of a clip together, for Qwen2.5-VL of all pairs of frames."""
-    short_side: PositiveInt | None = None  # first shrink (never enlarge) the shorter side to this
-    square_pixels: bool = True  # correct for non-square pixels; qwen_vl_utils does not
-    side: PositiveInt | None = None  # of one video token: 28 for Qwen2.5-VL, 32 for Qwen3-VL
+    """Maximum of pixels of all frames together, for Qwen2.5-VL of all pairs of frames."""
+    short_side: PositiveInt | None = None
+    """First shrink frames to this many pixels on their shorter side; never enlarges."""
+    square_pixels: bool = True
+    """Correct for non-square pixels as a player does; qwen_vl_utils takes all to be square."""
+    side: PositiveInt | None = None
+    """Side of one video token in pixels: 28 for Qwen2.5-VL, 32 for Qwen3-VL."""
     rule: Literal["frame", "clip", "square"] | None = None
     """Each frame has a budget (Qwen2.5-VL), all share one (Qwen3-VL), or frames become squares of
     ``max_pixels`` (SmolVLM2)."""
