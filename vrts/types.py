@@ -110,7 +110,7 @@ class Clip:
     """Frames sampled from one video, resized for the model."""
 
     frames: torch.Tensor
-    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H, W multiples of a vision token's side."""
+    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; sides are multiples of a token's."""
     frame_indices: tuple[int, ...]
     """T indices into the source's frames."""
     fps: float
