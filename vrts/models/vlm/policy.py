@@ -107,6 +107,11 @@ class TransformersPolicy(Policy):
         self.model: Any = None
 
     @property
+    def continues_adapter(self) -> bool:
+        """See `Policy.continues_adapter`."""
+        return self.lora is not None and adapter_base(self.path) is not None
+
+    @property
     def loaded(self) -> bool:
         """See `Policy.loaded`."""
         return self.model is not None
