@@ -41,9 +41,7 @@ def line(id, *rounds, error=None):
 
 def found(path, id, num_frames):
     """Frames that the recorded run saw and whether the video has no more, or why not."""
-    recording = Recording(path)
-    recording.read()
-    result = recording.find(id, num_frames)
+    result = Recording(path).find(id, num_frames)
     return result if isinstance(result, str) else (result.num_frames, result.is_last)
 
 
@@ -83,11 +81,12 @@ def test_a_failure_is_found_where_it_happened(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"settings\.json: cannot read what the recorded run"):
-        Recording(tmp_path / "predictions.jsonl").read()
+    with pytest.raises(InputError, match=r"settings\.json: cannot read the levels of the recorded"):
+        Recording(tmp_path / "predictions.jsonl")
     path = write(tmp_path)
     path.unlink()
-    for call in (Recording(path).read, Recording(path).checksum):
+    policy = ReplayPolicy(str(path))
+    for call in (policy.load, policy.fingerprint):
         with pytest.raises(InputError, match=r"model\.policy\.path: cannot read .*predictions"):
             call()
 
@@ -97,7 +96,7 @@ def test_settings_of_something_else_are_named(tmp_path, text):
     path = write(tmp_path, line("q", (4, "AB")))
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(InputError, match=r"settings\.json: cannot read"):
-        Recording(path).read()
+        Recording(path)
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", "{}", '{"id": "a", "rounds": [{}], "error": null}'])
@@ -106,7 +105,7 @@ def test_a_bad_line_is_named(tmp_path, bad):
     with path.open("a") as file:
         file.write(bad + "\n")
     with pytest.raises(InputError, match=rf"{path}:2: not a line that vrts predict wrote"):
-        Recording(path).read()
+        Recording(path)
 
 
 def question(id):

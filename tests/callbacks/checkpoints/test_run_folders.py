@@ -13,10 +13,11 @@ import torch
 
 from tests.cli.test_command import fit_args, own_train
 from tests.permissions import permissions_count
-from vrts.callbacks.monitoring.completion_log import FILE_NAME as COMPLETIONS
 from vrts.cli.command import main
 from vrts.models.module import VideoQAModule
 from vrts.models.qwen.policy import QwenPolicy
+
+COMPLETIONS = "completions.jsonl"
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vrts.callbacks.monitoring.rates import Interval, over_ranks, rates, tell_waiting
+from vrts.callbacks.monitoring.rates import Interval, over_ranks, rates, split_waiting
 from vrts.models.flops import Workload
 from vrts.models.grpo.rollouts import SampledCount, StepWork
 
@@ -107,7 +107,7 @@ def test_ranks_are_named_beside_their_mean_and_the_worst():
 def test_waiting_for_the_slowest_is_not_updating():
     fast = Interval(step_s=10, data_s=1, rollout_s=2, update_s=7)
     slow = Interval(step_s=10, data_s=1, rollout_s=4, waiting_s=1, update_s=4)
-    first, second = tell_waiting([fast, slow])
+    first, second = split_waiting([fast, slow])
     assert (first.waiting_s, first.update_s) == (3, 4)
     assert (second.waiting_s, second.update_s) == (1, 4)
-    assert tell_waiting([fast]) == [fast]
+    assert split_waiting([fast]) == [fast]

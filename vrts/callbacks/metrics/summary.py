@@ -1,4 +1,4 @@
-"""What a prediction run comes to: ``metrics.json``. Pure functions of its predictions."""
+"""The metrics of a prediction run: ``metrics.json``. Pure functions of its predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrts.terminal import shorten
 from vrts.types import InputError, Prediction
 
 MOST_REASONS = 10
-"""That are told apart; `num_failed` has all failures."""
+"""Reasons of failures that are listed; ``num_failed`` has all failures."""
 MOST_CHARACTERS = 300
 """Of a reason."""
 NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?")
@@ -21,42 +21,43 @@ NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?")
 def summarise(
     predictions: Sequence[Prediction],
     levels: Sequence[int],
-    before: Mapping[str, bool] | None = None,
+    baseline: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
     """Compute the metrics of a run.
 
-    Everything is over all questions: a failed one has no answer and is wrong. Accuracy is over
-    those whose right answer is known. The same predictions in the same order give the same numbers
-    to the last digit, whichever runs and processes they came from.
+    They are over all questions: a failed one has no answer and is wrong. Accuracy is over those
+    whose right answer is known. The same predictions in the same order give the same numbers to the
+    last digit, however many runs and processes they came from.
 
     Args:
         predictions: of the run.
-        levels: frames asked for in each round.
-        before: whether each question was right in a run to compare with, by id.
+        levels: numbers of frames of the rounds.
+        baseline: whether each question was right in a run to compare with, by id.
 
     Returns:
-        ``num_questions``, ``num_failed``, ``failed`` (ids) and ``failures`` (what
-        `failure_reasons` gives), ``num_damaged`` and ``damaged`` (ids) of those answered although
-        frames are damaged, ``num_without_answer``; what
-        `accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored questions whose
-        deciding round agreed on a wrong answer; ``agreement``, the mean share of
+        ``num_questions``; the results of `accuracy`; ``unanimous_and_wrong``, the share of scored
+        questions whose deciding round agreed on a wrong answer; ``agreement``, the mean share of
         the deciding round's completions that gave its most frequent answer, and ``num_cancelled``,
-        completions of deciding rounds that an early stop cancelled, any of which might have agreed
-        too; ``mean_frames`` of the deciding rounds and ``mean_frames_total`` of all rounds
-        together, over questions that did not fail, None without any; ``decided_at``, for each
-        level the share of questions that it decided; ``breakdown``, accuracy by category;
-        ``gain`` over the run before, None where there is none.
+        completions of deciding rounds that an early stop cancelled, any of which might have agreed;
+        ``mean_frames`` of the deciding rounds and ``mean_frames_total`` of all rounds together,
+        over questions that did not fail, None without any; ``decided_at``, the share of questions
+        that each level decided; ``num_without_answer``; ``num_failed``, ``failed`` (ids) and
+        ``failures`` (see `failure_reasons`); ``num_damaged`` and ``damaged`` (ids) of those
+        answered in spite of damaged frames; ``breakdown`` by category; ``gain`` over the baseline.
     """
     n = len(predictions)
     failed = [p.question.id for p in predictions if p.error is not None]
     done = [p for p in predictions if p.error is None]
     damaged = [p.question.id for p in done if p.num_damaged]
     scored = [p for p in predictions if p.correct is not None]
+    unanimous = [p for p in scored if p.rounds and p.rounds[-1].agreement == 1]
     last = [p.rounds[-1] for p in done]
     return {
         "num_questions": n,
         **accuracy(predictions),
-        "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(p)) for p in scored]),
+        "unanimous_and_wrong": sum(not p.correct for p in unanimous) / len(scored)
+        if scored
+        else None,
         "agreement": mean([r.agreement for r in last]),
         "num_cancelled": sum(sum(r.cancelled) for r in last),
         "mean_frames": mean([r.num_frames for r in last]),
@@ -72,13 +73,8 @@ def summarise(
         "num_damaged": len(damaged),
         "damaged": damaged,
         "breakdown": breakdown(predictions),
-        "gain": None if before is None else gain(predictions, before),
+        "gain": None if baseline is None else gain(predictions, baseline),
     }
-
-
-def _is_unanimous_and_wrong(prediction: Prediction) -> bool:
-    rounds = prediction.rounds
-    return not prediction.correct and bool(rounds) and rounds[-1].agreement == 1
 
 
 def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -91,8 +87,8 @@ def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         predictions: of the run.
 
     Returns:
-        The most frequent ones, each with its ``reason``, ``num_questions``, and the whole error of
-        the first of these questions as ``example``: it has the numbers, the video and the id.
+        The most frequent ones, each with its ``reason``, ``num_questions``, and the full error of
+        the first of these questions as ``example``.
     """
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     first: dict[str, str] = {}
@@ -115,11 +111,11 @@ def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
 
 
 def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
-    """See that a run came to something.
+    """Raise if every question failed.
 
     Args:
-        metrics: what `summarise` gave.
-        predictions: where the run's lines are, for the message.
+        metrics: of `summarise`.
+        predictions: path of the run's lines, for the message.
 
     Raises:
         InputError: there were questions, and every one failed.
@@ -137,10 +133,10 @@ def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
 
 
 def _reason(prediction: Prediction, reason: str) -> str:
-    """An error without what is the question's own."""
+    """An error without the question's video and id."""
     video = prediction.question.video
     if reason.startswith(video):
-        # an image of a folder of frames goes with its folder
+        # "video: reason", or "video/frame.jpg: reason" for a folder of frames
         file, colon, rest = reason.removeprefix(video).partition(": ")
         reason = rest if colon and (not file or file.startswith("/")) else reason
     reason = reason.replace(f" {video}: ", " ").replace(repr(video), "its file")

@@ -40,20 +40,16 @@ PANELS = (
     ("validation: frames", "val/mean_frames"),
     ("validation: failed questions", "val/num_failed"),
 )
-"""Title of each panel and the metrics in it; a name that ends with ``/`` is a prefix. Further
-metrics get panels of their own."""
+"""Title of each panel and the metrics in it; a name that ends with ``/`` is a prefix. Each other
+metric gets its own panel."""
 
 COLUMNS = 3
 SMOOTH_FROM = 50
-"""Points from which on a running mean is drawn over the values."""
+"""Number of points from which on a running mean is drawn over the values."""
 
 
 def series(points: Iterable[Point]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of each metric, in the order of the steps.
-
-    Args:
-        points: of two values of a step, the later one counts.
-    """
+    """Steps and values of each metric, by step; of two values of a step the later one counts."""
     found: dict[str, dict[int, float]] = {}
     for point in points:
         for name, value in point.items():
@@ -64,11 +60,7 @@ def series(points: Iterable[Point]) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Which metrics go into which panel, empty panels left out.
-
-    Args:
-        names: of the metrics.
-    """
+    """Titles of the panels that are not empty, with the names of the metrics in each."""
     left, found = list(names), []
     for title, wanted in PANELS:
         keys = wanted.split()
@@ -80,20 +72,16 @@ def panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 
 def is_constant(values: Sequence[float]) -> bool:
-    """Whether a curve shows nothing that its first value does not.
-
-    Args:
-        values: of the curve.
-    """
+    """Whether a curve shows nothing that its first value does not."""
     return all(value == values[0] for value in values) or not any(map(math.isfinite, values))
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean of each value and those around it, fewer at the ends; NaN and infinity are left out.
+    """Mean of each value and its neighbours, fewer at the ends; NaN and infinity are left out.
 
     Args:
         values: of a curve.
-        width: values that a mean is over, odd.
+        width: values in a mean, odd.
     """
     half = width // 2
     means = []
@@ -107,7 +95,7 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
     """Draw one panel for each kind of metric into a PNG, and name below what never changed.
 
     Args:
-        path: of the image, written whole or not at all.
+        path: of the image, written atomically.
         points: of a run.
     """
     curves = series(points)
@@ -116,7 +104,7 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
     if len(constant) < len(drawn):
         drawn = [panel for panel in drawn if panel not in constant]
     else:
-        constant = []  # of a run of one step all is
+        constant = []  # all of a run of one step are
     style: Any = {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
     with rc_context(style):
         rows = math.ceil(len(drawn) / COLUMNS)
@@ -143,7 +131,7 @@ def write_curves(path: Path, points: Sequence[Point]) -> None:
 
 
 def _draw_curve(axes: Axes, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
-    """Draw one metric: its values, and their running mean where they are many."""
+    """Draw one metric: its values, with their running mean if there are many."""
     label = name.removeprefix("train/").removeprefix("reward/").removesuffix("_s")
     finite = [value if math.isfinite(value) else math.nan for value in values]
     marker = "o" if len(values) < 15 else ""

@@ -1,10 +1,10 @@
-"""How fast training is, as numbers: what an interval of steps took, and the rates of it."""
+"""How fast training is: what an interval of steps took, and its rates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from vrts.models.grpo.rollouts import StepWork
 
@@ -14,13 +14,13 @@ class Interval:
     """Sums over the batches of some optimizer steps on one process."""
 
     step_s: float = 0.0
-    """All of the below; validation and saving are not in it."""
+    """The sum of the four below; without validation and saving."""
     data_s: float = 0.0
     """Waiting for batches to be decoded."""
     rollout_s: float = 0.0
     """Encoding, sampling, rewarding."""
     waiting_s: float = 0.0
-    """Waiting for other processes, meanwhile or after that."""
+    """Waiting for other ranks, in the rollout or after it."""
     update_s: float = 0.0
     """Reference, log-probs, backward and optimizer step."""
     questions: float = 0.0
@@ -28,22 +28,16 @@ class Interval:
     completion_tokens: float = 0.0
     """Sampled."""
     update_tokens: float = 0.0
-    """Of prompts, each counted once, and completions."""
+    """Of prompts (once for G completions) and completions."""
     update_flops: float = 0.0
     step_flops: float = 0.0
     memory_gb: float = 0.0
-    """The most so far: allocated on the device, or resident on a CPU."""
+    """Peak so far: allocated on the GPU, or resident on a CPU."""
     reserved_gb: float = 0.0
-    """The most that torch reserved on the device; 0 on a CPU."""
+    """Peak that torch reserved on the GPU; 0 on a CPU."""
 
     def add(self, work: StepWork, data_s: float, batch_s: float) -> None:
-        """Take a batch.
-
-        Args:
-            work: of the batch.
-            data_s: that it was waited for.
-            batch_s: from there to its end.
-        """
+        """Add a batch, which was waited for and then trained on for these times."""
         self.step_s += data_s + batch_s
         self.data_s += data_s
         self.rollout_s += work.rollout_s
@@ -58,18 +52,15 @@ class Interval:
         self.step_flops += work.update_flops + work.sampled.flops
 
 
-NUM_FIELDS = len(fields(Interval))
+def split_waiting(ranks: Sequence[Interval]) -> list[Interval]:
+    """Subtract from each rank's update the time spent waiting for the slowest rank.
 
-
-def tell_waiting(ranks: Sequence[Interval]) -> list[Interval]:
-    """Take out of each rank's update what it waits there for the slowest one to come to it.
-
-    A rank that is done with its rollout waits at the first exchange of the update, where clocks do
-    not tell waiting from computing. How long follows from what the slowest rank took until then.
-    Over several batches this is the least that it can have been.
+    A rank that has finished its rollout waits in the first collective of the update, where clocks
+    cannot separate waiting from computing. How long follows from the slowest rank's time until
+    then. Over several batches this is a lower bound.
 
     Args:
-        ranks: what the same steps took on each, `waiting_s` only until the rollout's end.
+        ranks: of the same steps; `waiting_s` is that in rollouts.
     """
     until = [r.data_s + r.rollout_s + r.waiting_s for r in ranks]
     waits = [min(max(until) - own, r.update_s) for own, r in zip(until, ranks, strict=True)]
@@ -80,10 +71,10 @@ def tell_waiting(ranks: Sequence[Interval]) -> list[Interval]:
 
 
 def rates(interval: Interval, peak_flops: float | None) -> dict[str, float]:
-    """What is logged of an interval; not a number where nothing was done.
+    """What is logged of one rank's interval; NaN where nothing was done.
 
     Args:
-        interval: of one process.
+        interval: is not changed.
         peak_flops: operations a second that the device can do; None leaves MFU out.
     """
     i = interval
@@ -100,7 +91,7 @@ def rates(interval: Interval, peak_flops: float | None) -> dict[str, float]:
         "questions_per_s": _ratio(i.questions, i.step_s),
         "memory_gb": i.memory_gb,
     }
-    if i.update_tokens:  # else the policy cannot tell, or nothing was trained on
+    if i.update_tokens:  # unknown for some policies; 0 if nothing was trained on
         found["update_tokens_per_s"] = _ratio(i.update_tokens, i.update_s)
     if i.reserved_gb:
         found["reserved_gb"] = i.reserved_gb
@@ -115,11 +106,11 @@ def _ratio(value: float, by: float) -> float:
 
 
 def over_ranks(found: Sequence[Mapping[str, float]], num_shown: int) -> dict[str, float]:
-    """Name what is logged: the mean over ranks, the worst one's value, and that of each rank.
+    """Metrics by name: the mean over ranks, the worst rank's value and that of each rank.
 
     Args:
-        found: rates of each rank; what is no number does not count.
-        num_shown: with more ranks than that, no rank has numbers of its own.
+        found: rates of each rank; NaN does not count.
+        num_shown: with more ranks than that, the values of single ranks are left out.
     """
     logged: dict[str, float] = {}
     for name in dict.fromkeys(name for rank in found for name in rank):
