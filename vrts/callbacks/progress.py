@@ -191,11 +191,5 @@ class FitProgress(Callback):
 
 
 def time_left(num_done: int, num_left: int, elapsed_s: float) -> timedelta | None:
-    """Time left at the mean speed of this run so far, to the second; None if nothing is done.
-
-    Args:
-        num_done: by this run, not by one that it resumes.
-        num_left: still to come.
-        elapsed_s: since this run began.
-    """
+    """Time left, to the second, at the mean speed of this run so far; None if nothing is done."""
     return timedelta(seconds=round(elapsed_s / num_done * num_left)) if num_done else None

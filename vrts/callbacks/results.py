@@ -23,11 +23,7 @@ class HasResults(Protocol):
 
 
 def tell_results(trainer: Trainer) -> None:
-    """Print, from the first rank, why a run stopped early and where its files and folders are.
-
-    Args:
-        trainer: of a run that has ended.
-    """
+    """Print, from the first rank, why a run stopped early and where its files and folders are."""
     if not trainer.is_global_zero:
         return
     callbacks = callbacks_of(trainer)

@@ -154,6 +154,7 @@ class Predictor:
 
     def _run(self, is_done: Callable[[], bool]) -> Iterator[list[Prediction]]:
         while True:
+            # questions whose next level is decoded go first, then decisions, then new work
             for future in [future for future in self._fetching if future.done()]:
                 self._enqueue(self._fetching.pop(future), future.result())
             if self._decided:
@@ -204,7 +205,7 @@ class Predictor:
         """Hand a question to the engine."""
         question, clip, plan = pending.question, pending.clip, self._plan
         assert clip is not None
-        is_last = self._is_last(pending, len(pending.rounds))
+        is_last = self._is_last(pending)
         (prompt,) = self._engine.encode([Sample(question, clip)], pending.known)
         M = len(plan.sampling)
         request = Request(
@@ -243,7 +244,7 @@ class Predictor:
             is_last=pending.is_exhausted or shows_all_frames(question, clip),
             num_damaged=clip.num_damaged,
         )
-        is_last = self._is_last(pending, len(pending.rounds))
+        is_last = self._is_last(pending)
         pending.rounds.append(found)
         prediction = self._vote(pending)
         with naming(question):
@@ -252,8 +253,10 @@ class Predictor:
             else:
                 self._fetch(pending)
 
-    def _is_last(self, pending: _Pending, level: int) -> bool:
+    def _is_last(self, pending: _Pending) -> bool:
+        """Whether the present round decides in any case; before it is among the rounds."""
         assert pending.clip is not None
+        level = len(pending.rounds)
         return pending.is_exhausted or self._plan.is_last(level, pending.question, pending.clip)
 
     def _vote(self, pending: _Pending) -> Prediction:

@@ -163,7 +163,7 @@ class ReplayEngine(Engine):
         where = f"{self._policy.path}: question {prompt.question.id} at {found.num_frames} frames"
         if len(found.completions) < G:
             return (
-                f"{where} has {len(found.completions)} completions, and {G} are asked for; "
+                f"{where} has {len(found.completions)} completions, and {G} are requested; "
                 "give SparseToDense.num_samples no more than were recorded"
             )
         cancelled = found.cancelled[:G]
@@ -216,12 +216,7 @@ class ReplayPolicy(Policy):
     def sample(self, question: Question, num_frames: int) -> Sample:
         """Make a sample whose clip has as many frames as the recorded run saw, and no pixels.
 
-        Args:
-            question: to replay.
-            num_frames: of the level.
-
-        Returns:
-            The sample; with an error if the recorded run failed here or the round is missing.
+        It has an error if the recorded run failed at a level of so many frames or lacks it.
         """
         assert self._recording is not None
         found = self._recording.find(question.id, num_frames)

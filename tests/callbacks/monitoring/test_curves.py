@@ -24,8 +24,13 @@ from tests.callbacks.runs import (
 )
 from tools.tiny.model import build_model_folder
 from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
-from vrts.callbacks.monitoring.curve_plot import panels, running_mean, series, write_curves
-from vrts.callbacks.monitoring.curves import CurveWriter
+from vrts.callbacks.monitoring.curves import (
+    CurveWriter,
+    panels,
+    running_mean,
+    series,
+    write_curves,
+)
 from vrts.cli.command import main
 from vrts.demo.videos import make_dataset
 from vrts.models.grpo.objectives import GRPO

@@ -51,11 +51,7 @@ class SaveOnInterrupt(Callback):
         self._handlers.install()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the handlers and make the folder, before there is anything to lose.
-
-        Raises:
-            InputError: it cannot be made.
-        """
+        """Install the handlers and make the folder; raises `InputError` if that is impossible."""
         if stage == "fit":
             self.begin()
             if self.dirpath is not None and trainer.is_global_zero:

@@ -20,17 +20,13 @@ from vrts.types import InputError
 
 
 def check_run_folders(trainer: Trainer) -> None:
-    """Make the folders of a training run, and check that there is room in them.
+    """Make the folders of a training run on the first rank, and check that there is room in them.
 
     Lightning's loggers and checkpoint callbacks find out when they first write, which may be hours
     later, and name no option. Callbacks of vrts with a folder check it in `setup`.
 
-    Args:
-        trainer: before it has begun. Processes other than the first write nothing.
-
     Raises:
-        InputError: a folder cannot be made or written to, or a checkpoint's file name is that of
-            an existing folder.
+        InputError: a folder cannot be made or written to, or is in the place of a checkpoint file.
     """
     if not trainer.is_global_zero:
         return
@@ -52,13 +48,9 @@ def check_run_folders(trainer: Trainer) -> None:
 def check_no_other_run(trainer: Trainer, ckpt_path: str | Path | None) -> None:
     """Refuse to replace the files of another training run, unless this one resumes it.
 
-    Args:
-        trainer: before it has begun.
-        ckpt_path: of the checkpoint that the run resumes from, if it does.
-
     Raises:
         InputError: a folder of the run contains checkpoints, curves, completions or a model, and
-            the checkpoint is none of these.
+            `ckpt_path` is none of these.
     """
     if not trainer.is_global_zero:
         return

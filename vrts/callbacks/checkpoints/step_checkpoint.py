@@ -136,13 +136,9 @@ def _link(link: Path, target: Path) -> None:
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that has just been trained on.
+    """Whether a validation follows the batch of this `on_train_batch_end`.
 
-    It is known beforehand only where ``trainer.val_check_interval`` counts batches, which
-    `check_validation` requires.
-
-    Args:
-        trainer: in a callback's ``on_train_batch_end``.
+    Requires that ``trainer.val_check_interval`` counts batches, as `check_validation` does.
     """
     interval = getattr(trainer, "val_check_interval", None)  # has none by time
     if not isinstance(interval, int) or trainer.check_val_every_n_epoch is not None:

@@ -193,17 +193,9 @@ class ExportPretrained(Callback):
 
 
 def check_base_stays(policy: Policy, folder: Path, option: str) -> None:
-    """Check that an export does not replace the model that training starts from.
+    """Raise `InputError` if an export would replace the model that training starts from.
 
-    Adapters and resumed runs need it.
-
-    Args:
-        policy: reports what it is loaded from.
-        folder: to write.
-        option: that names it, for the message.
-
-    Raises:
-        InputError: it would.
+    Adapters and resumed runs need it. The option is that which names the folder.
     """
     if folder.is_dir() and folder.resolve() in {Path(s).resolve() for s in policy.sources}:
         raise InputError(
@@ -219,7 +211,7 @@ def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any
         policy: loaded.
         folder: as given to `prepare_target`.
         merge: see `ExportPretrained`.
-        facts: see `recipe.training_facts`, with ``steps`` and ``metrics``.
+        facts: of `recipe.training_facts`, with ``steps`` and ``metrics``.
 
     Raises:
         InputError: it cannot be written.
@@ -236,12 +228,7 @@ def _fill(policy: Policy, part: Path, name: str, merge: bool, facts: dict[str, A
 
 
 def selected(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the model card's entry of a checkpoint that was the best of its run when saved.
-
-    Args:
-        checkpoint: Lightning's.
-        path: of it.
-    """
+    """Return the model card's fact that a checkpoint was the best of its run when saved."""
     best = recorded_best(checkpoint, path)
     return {} if best is None else {"selected": {"metric": best.metric, "value": best.value}}
 

@@ -26,11 +26,7 @@ MANIFEST = "vrts.json"
 
 
 def prepare_target(folder: Path, option: str) -> None:
-    """Check before the long work whether an export can go to a folder, and make its parent.
-
-    Args:
-        folder: of the model.
-        option: that names it, for the message.
+    """Check before the long work whether an export can go to a folder, which an option names.
 
     Raises:
         InputError: it contains something else than an earlier export, or cannot be written.
@@ -97,14 +93,14 @@ def _reason_to_keep(folder: Path) -> str | None:
     if not folder.is_dir():
         return "is a file"
     if folder.is_mount():
-        return "is a mount point, which cannot be replaced as a whole"
+        return "is a mount point, which cannot be replaced"
     found = {path.name for path in folder.iterdir()}
     if not found:
         return None
     try:
         files = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return f"holds something else than an earlier export: it has no {MANIFEST} that tells so"
+        return f"holds something else than an earlier export: it has no {MANIFEST}"
     other = sorted(found - files)
     return f"holds {other[0]}, which no export wrote" if other else None
 

@@ -21,19 +21,10 @@ SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
 def write_card(folder: Path, name: str, merge: bool, facts: Mapping[str, Any]) -> None:
-    """Write the card of an exported model.
-
-    Args:
-        folder: that the model was written to.
-        name: of the model, which is that of the final folder.
-        merge: whether an adapter, if there was one, was merged.
-        facts: see `render_card`.
-    """
-    kind = FULL
+    """Write the card of the model in a folder; it is called after the final folder."""
+    kind = MERGED if merge and facts["recipe"].get("lora") else FULL
     if (folder / "adapter_config.json").is_file():
         kind = ADAPTER
-    elif merge and facts["recipe"].get("lora"):
-        kind = MERGED
     config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     text = render_card(name, kind, facts, settings.get("dtype"), settings.get("model_type"))
@@ -52,8 +43,7 @@ def render_card(
     Args:
         name: of the model.
         kind: `ADAPTER`, `MERGED` or `FULL`.
-        facts: ``base_model``, ``recipe``, ``data``, ``versions``, ``steps``, ``metrics``; see
-            `recipe.training_facts`.
+        facts: of `recipe.training_facts`, with ``steps`` and ``metrics``.
         dtype: of the weights, unless they are an adapter's.
         model_type: transformers' name of the architecture.
     """

@@ -19,6 +19,10 @@ from vrts.models.qwen.policy import QwenPolicy
 from vrts.types import InputError
 
 PACKAGES = ("vrts", "torch", "transformers", "peft", "lightning")
+MODULE_OPTIONS = (
+    "objective", "rewards", "reference", "temporal", "num_generations", "num_groups",
+    "max_new_tokens", "temperature", "micro_batch_size", "updates_per_rollout", "mask_truncated",
+)  # fmt: skip
 MAX_ITEMS = 50
 """Longest list that is recorded item by item."""
 
@@ -28,12 +32,7 @@ def training_facts(
 ) -> dict[str, Any]:
     """Describe a run: base model, recipe, data, versions, and any warning about its rewards.
 
-    No folder of this machine is named: only the last part of a path is kept.
-
-    Args:
-        trainer: with its number of processes.
-        module: whose policy is loaded.
-        data: of the run.
+    No folder of this machine is named: only the last part of a path is kept. The policy is loaded.
     """
     about = module.policy.fingerprint()
     base = about.get("base") or about.get("path")
@@ -52,17 +51,7 @@ def _recipe(
 ) -> dict[str, Any]:
     """Options of training by name."""
     found: dict[str, Any] = {
-        "objective": module.objective,
-        "rewards": module.rewards,
-        "reference": module.reference,
-        "temporal": module.temporal,
-        "num_generations": module.num_generations,
-        "num_groups": module.num_groups,
-        "max_new_tokens": module.max_new_tokens,
-        "temperature": module.temperature,
-        "micro_batch_size": module.micro_batch_size,
-        "updates_per_rollout": module.updates_per_rollout,
-        "mask_truncated": module.mask_truncated,
+        **{name: getattr(module, name) for name in MODULE_OPTIONS},
         **_optimizer(trainer, module),
         "max_grad_norm": module.max_grad_norm,
         "precision": trainer.precision,
@@ -131,9 +120,7 @@ def _data(data: VideoQADataModule) -> dict[str, Any]:
 def plain(value: Any, depth: int = 3) -> Any:
     """Return a value as plain JSON; an object as its class and its public options.
 
-    Args:
-        value: of any kind: options may be a user's own objects.
-        depth: of nested objects; deeper ones are their classes alone.
+    Objects nested deeper than `depth` are their classes alone.
     """
     if value is None or isinstance(value, bool):
         return value

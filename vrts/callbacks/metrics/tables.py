@@ -22,12 +22,9 @@ SHOWN_CATEGORIES = 40
 
 
 def metrics_tables(metrics: Mapping[str, Any]) -> Group:
-    """Return the run's table, and below it reasons of failures and breakdowns.
+    """Return tables of `summarise`'s results: the run, reasons of failures, and breakdowns.
 
     A breakdown of one category that has all questions is left out.
-
-    Args:
-        metrics: of `vrts.callbacks.metrics.summary.summarise`.
     """
     tables = [_overall(metrics)]
     if metrics["failures"]:

@@ -45,11 +45,7 @@ class CompletionLog(RunFile):
         self._next_step = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the lines of the steps that this run resumes after.
-
-        Raises:
-            InputError: the file has a line that this callback did not write.
-        """
+        """Keep the lines of the steps before; raises `InputError` if it did not write them."""
         path = self.path(trainer)
         exists = trainer.is_global_zero and path.exists()
         self._next_step = self._after(keep_steps(path, trainer.global_step) if exists else 0)
@@ -74,12 +70,7 @@ class CompletionLog(RunFile):
 
 
 def rollout_lines(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
-    """Return a rollout's N completions as plain JSON values.
-
-    Args:
-        groups: of the rollout.
-        step: that it was trained on in.
-    """
+    """Return the N completions of a step's rollout as plain JSON values."""
     return [
         {
             "step": step,

@@ -30,11 +30,7 @@ class RunFile(Callback):
         return [self.path(trainer)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the folder.
-
-        Raises:
-            InputError: it cannot be made, or a folder is in the place of the file.
-        """
+        """Make the folder; raises `InputError` if it or the file cannot be written."""
         if stage == "fit" and trainer.is_global_zero:
             option = f"{type(self).__name__}.output_dir"
             make_folder(self.path(trainer).parent, option)

@@ -52,14 +52,11 @@ class PredictionFolder:
     def lock(self, settings: dict[str, Any]) -> None:
         """Make the folder, check that it belongs to these settings, and merge its files.
 
-        No other run can lock it until `release`.
-
-        Args:
-            settings: what predictions depend on, as plain JSON values.
+        The settings are all that predictions depend on, as plain JSON values.
 
         Raises:
-            InputError: it cannot be written to, another run writes to it, or it contains other
-                predictions.
+            InputError: another run writes to it, its predictions are of other settings, or it
+                cannot be written to.
         """
         path = self.path / SETTINGS_NAME
         try:
@@ -71,7 +68,7 @@ class PredictionFolder:
             has_lines = self.predictions_path.exists() and self.predictions_path.stat().st_size
             if not path.exists():
                 if has_lines:
-                    raise ValueError(f"it holds predictions, but no {path.name} that tells of what")
+                    raise ValueError(f"it holds predictions, but no {path.name}")
                 write_json(path, settings)
             found = _read_settings(path)
             self.predictions_path.open("a").close()  # fails now rather than after a batch
@@ -106,11 +103,7 @@ class PredictionFolder:
             self._lock.release()
 
     def decided(self) -> list[str]:
-        """Return the ids of the questions that have a line.
-
-        Raises:
-            InputError: one of them is not a question of this run.
-        """
+        """Return the ids of the lines; raises `InputError` if one is no question of this run."""
         ids = [p.question.id for p in read_predictions(self.predictions_path)]
         unknown = [name for name in ids if name not in self._places]
         if unknown:
@@ -150,10 +143,6 @@ class PredictionFolder:
         """Count the lines of all processes; nothing is merged, since others may be writing."""
         paths = [path for path in (self.predictions_path, *self._parts()) if path.exists()]
         return sum(1 for path in paths for _ in whole_lines(path))
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write ``metrics.json`` atomically."""
-        write_json(self.metrics_path, metrics)
 
     def _parts(self) -> list[Path]:
         """Files of processes other than the first that are not merged yet."""

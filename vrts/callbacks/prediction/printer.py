@@ -38,11 +38,7 @@ class AnswerPrinter(Callback):
                 self._error = prediction.error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise if all questions failed.
-
-        Raises:
-            InputError: they did; the message has the last reason.
-        """
+        """Raise `InputError` with the last reason if all questions failed."""
         if self._error is not None and not self._num_answered:
             raise InputError(self._error)
 

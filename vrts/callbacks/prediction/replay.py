@@ -16,11 +16,7 @@ class Replay(Callback):
     """Takes samples from `ReplayPolicy`, which needs no frames, in place of the decoder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the recording, and have samples made from it.
-
-        Raises:
-            InputError: the policy is another one, or its file cannot be replayed.
-        """
+        """Read the recording, and have samples made from it; raises `InputError`."""
         if stage != "predict":
             return
         policy = cast(VideoQAModule, pl_module).policy

@@ -19,6 +19,7 @@ from vrts.callbacks.signals import SignalHandlers
 from vrts.callbacks.trainer import check_on_rank_zero, data_of
 from vrts.files.fingerprints import folder_digests, sampled_digest
 from vrts.files.predictions import read_predictions
+from vrts.files.writing import write_json
 from vrts.models.module import VideoQAModule
 from vrts.types import InputError, Prediction
 
@@ -98,13 +99,9 @@ class PredictionWriter(Callback):
     def on_predictions(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Append predictions.
-
-        Raises:
-            RuntimeError: the first process has ended, and nobody would merge them.
-        """
+        """Append predictions; raises `RuntimeError` if the first process has ended."""
         if not trainer.is_global_zero and os.getppid() != self._parent_pid:
-            # a run resumed in this folder must not find another one writing
+            # nobody would merge them, and a run resumed in this folder must be the only one
             raise RuntimeError("the first process of this run is gone, so this one ends too")
         self.folder.append(predictions, trainer.global_rank)
 
@@ -136,7 +133,7 @@ class PredictionWriter(Callback):
         metrics = summarise(self.folder.predictions(), self._levels, self._baseline_correct)
         if num_not_asked := self._num_questions - metrics["num_questions"]:
             metrics["num_not_asked"] = num_not_asked  # by trainer.limit_predict_batches
-        self.folder.write_metrics(metrics)
+        write_json(self.folder.metrics_path, metrics)
         Console().print(metrics_tables(metrics))
         self._metrics = metrics
         self.folder.release()
@@ -146,11 +143,7 @@ class PredictionWriter(Callback):
         return [self.folder.predictions_path, self.folder.metrics_path]
 
     def check_answered(self) -> None:
-        """Raise if every question failed. Call it after all outputs are written.
-
-        Raises:
-            InputError: there were questions, and every one failed.
-        """
+        """Raise `InputError` if every question failed. Call it after all outputs are written."""
         if self._metrics is not None:  # as on the other ranks
             check_answered(self._metrics, str(self.folder.predictions_path))
 

@@ -73,11 +73,7 @@ class ReportWriter(Callback):
         return [self.path]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the writer whose folder the report goes to.
-
-        Raises:
-            InputError: there is none before this callback, or its folder cannot take a report.
-        """
+        """Find the writer, which must come before this callback; raises `InputError`."""
         if stage != "predict":
             return
         order = callbacks_of(trainer)
@@ -121,11 +117,7 @@ class ReportWriter(Callback):
                 )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the report, from the first process, which has merged the files of all.
-
-        Raises:
-            InputError: it cannot be written; predictions and metrics are.
-        """
+        """Write the report from the first rank; raises `InputError` if it cannot be written."""
         if stage != "predict" or not trainer.is_global_zero:
             return
         # what is not a character (half a surrogate pair in an annotation) becomes "?"

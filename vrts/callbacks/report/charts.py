@@ -59,10 +59,6 @@ def level_accuracies(entries: Sequence[Entry], levels: Sequence[str]) -> list[Le
 
     A question that was decided before keeps its answer and its frames; one that failed after a
     level has that level's answer. Questions whose right answer is not known do not count.
-
-    Args:
-        entries: of the report, or their summaries.
-        levels: numbers of frames of the rounds.
     """
     scored = [entry for entry in entries if "unscored" not in entry["tags"]]
     n, found = len(scored), []
@@ -84,12 +80,7 @@ def level_accuracies(entries: Sequence[Entry], levels: Sequence[str]) -> list[Le
 
 
 def make_charts(entries: Sequence[Entry], metrics: Mapping[str, Any]) -> list[Chart]:
-    """Draw the charts of a run for which there is data.
-
-    Args:
-        entries: of the report, or their summaries.
-        metrics: content of ``metrics.json``.
-    """
+    """Draw the charts for which a run's entries (or their summaries) and metrics have data."""
     decided = {k: v for k, v in metrics.get("decided_at", {}).items() if v is not None}
     charts = []
     if accuracies := level_accuracies(entries, list(decided)):
@@ -179,12 +170,9 @@ def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Char
         axes.invert_yaxis()
 
     left_out = f", the {len(shown)} largest of {len(by_size)}" if by_size[MOST_GROUPS:] else ""
-    words = [
-        f"{group} {share:.1f} % of {numbers['num_scored']}"
-        for share, (group, numbers) in zip(shares, shown, strict=True)
-    ]
-    height = 0.8 + 0.24 * len(shown)
-    return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, max(height, 1.8))
+    words = [f"{g} {100 * n['accuracy']:.1f} % of {n['num_scored']}" for g, n in shown]
+    height = max(0.8 + 0.24 * len(shown), 1.8)
+    return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, height)
 
 
 def _cut(text: str) -> str:

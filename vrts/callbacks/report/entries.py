@@ -34,17 +34,7 @@ NEW_ANSWER = "\0"
 def report_entry(prediction: Prediction, most_characters: int) -> Entry:
     """Return what the report shows of one question.
 
-    Args:
-        prediction: with its texts.
-        most_characters: of a completion; the middle of a longer one is left out.
-
-    Returns:
-        ``id``, ``question``, ``video``, ``options`` (pairs of letter and text), ``gold``,
-        ``answer``, ``error``, ``tags`` (keys of `TAGS`), ``groups`` (category by breakdown) and
-        ``rounds``: each with its ``frames``, how many are ``damaged``, ``span_s``, ``agreement``,
-        ``votes`` (pairs of answer and count, the leader first; None is no answer), whether its
-        majority is ``right`` (None if that is not known), and ``completions`` (``text``,
-        ``answer``, ``cancelled``).
+    The middle of a completion with more than `most_characters` is left out.
     """
     question = prediction.question
     rounds = [_round(r, question, most_characters) for r in prediction.rounds]
@@ -54,25 +44,20 @@ def report_entry(prediction: Prediction, most_characters: int) -> Entry:
         "id": question.id,
         "question": question.text,
         "video": question.video,
+        # pairs of letter and text
         "options": [list(p) for p in zip(letters(question.options), question.options, strict=True)],
         "gold": question.gold,
         "answer": prediction.answer,
         "error": prediction.error,
         "tags": entry_tags(prediction),
+        # category by breakdown
         "groups": {"problem type": question.problem_type.value} | question.breakdown,
         "rounds": rounds,
     }
 
 
 def summary(entry: Entry) -> Entry:
-    """Return what is needed of all questions at once: no texts, which fill most of a report.
-
-    Args:
-        entry: of `report_entry`.
-
-    Returns:
-        ``id``, ``tags``, ``groups`` and ``rounds`` with ``frames`` and ``right``.
-    """
+    """Return what is needed of all questions at once: no texts, which fill most of a report."""
     rounds = [{"frames": r["frames"], "right": r["right"]} for r in entry["rounds"]]
     return {"id": entry["id"], "tags": entry["tags"], "groups": entry["groups"], "rounds": rounds}
 
@@ -95,13 +80,7 @@ def entry_tags(prediction: Prediction) -> list[str]:
 
 
 def completion_limit(predictions: Iterable[Prediction], most_characters: int, budget: int) -> int:
-    """Return the characters of a completion with which all together stay within a budget.
-
-    Args:
-        predictions: with their texts.
-        most_characters: of one completion.
-        budget: characters of all completions.
-    """
+    """Return how many characters of each completion fit into a budget of all together."""
     lengths = [len(text) for p in predictions for r in p.rounds for text in r.completions]
     if sum(min(length, most_characters) for length in lengths) <= budget:
         return most_characters
@@ -127,6 +106,7 @@ def _round(found: Round, question: Question, most_characters: int) -> Entry:
         "damaged": found.num_damaged,
         "span_s": [round(min(times), 2), round(max(times), 2)] if times else None,
         "agreement": found.agreement,
+        # pairs of answer and count, the leader first; None is no answer
         "votes": sorted(votes.most_common(), key=lambda vote: vote[0] is None),
         "right": _is_right(found, question),
         "completions": [

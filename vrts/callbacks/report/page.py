@@ -7,7 +7,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,6 @@ EXPLAINED = {
     "failed": "has no answer, for a damaged video or a prompt that is too long",
 }
 """Explanations of the rows of the first table; ``#`` is a number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Inline:
-    """The page's own style or script."""
-
-    text: Markup
-    hash: str
-    """By which the page's content security policy allows it, and nothing else."""
 
 
 def render_report(
@@ -104,10 +94,11 @@ def render_report(
     )
 
 
-def _inline(name: str) -> Inline:
-    """A file of this package."""
+def _inline(name: str) -> dict[str, str]:
+    """The page's own style or script, with the hash by which its security policy allows it."""
     text = files(PACKAGE).joinpath(name).read_text(encoding="utf-8")
-    return Inline(Markup(text), f"sha256-{_base64(hashlib.sha256(text.encode()).digest())}")
+    digest = _base64(hashlib.sha256(text.encode()).digest())
+    return {"text": Markup(text), "hash": f"sha256-{digest}"}
 
 
 def _base64(data: bytes) -> str:

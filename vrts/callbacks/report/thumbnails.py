@@ -44,25 +44,13 @@ def make_thumbnails(clip: Clip) -> bytes:
 
 
 def thumbnails_path(folder: Path, question_id: str) -> Path:
-    """Return the file of a question's thumbnails, whatever characters its id has.
-
-    Args:
-        folder: of the run's thumbnails.
-        question_id: its id.
-    """
+    """Return the file of a question's thumbnails, whatever characters its id has."""
     digest = hashlib.sha256(question_id.encode("utf-8", "surrogatepass")).hexdigest()
     return folder / f"{digest[:20]}.jpg"
 
 
 def write_thumbnails(folder: Path, question_id: str, clip: Clip, rank: int) -> None:
-    """Write a question's thumbnails atomically.
-
-    Args:
-        folder: of the run's thumbnails, made if it is missing.
-        question_id: its id.
-        clip: frames of its deciding round.
-        rank: of this process; several may write the same file at a time.
-    """
+    """Write a question's thumbnails atomically; several ranks may write the same file at a time."""
     folder.mkdir(exist_ok=True)
     with replacing(thumbnails_path(folder, question_id), writer=f".rank{rank}") as file:
         file.write(make_thumbnails(clip))
