@@ -1,4 +1,4 @@
-"""The bar of a prediction run, and what stands in for it where there is no terminal."""
+"""The bar of a prediction run, and the lines that replace it without a terminal."""
 
 import io
 import itertools
@@ -75,7 +75,7 @@ def test_it_is_quiet_otherwise(tmp_path, videos, capsys, every_s):
     assert "questions:" not in capsys.readouterr().out
 
 
-def test_a_run_that_goes_on_counts_what_was_done(tmp_path, videos, capsys):
+def test_a_resumed_run_counts_what_was_done(tmp_path, videos, capsys):
     predict(tmp_path, scripted(SCRIPT), nine(videos)[:4])
     capsys.readouterr()
     run(tmp_path, videos, ticking(line_every_s=1))

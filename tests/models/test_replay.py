@@ -206,7 +206,7 @@ def cancelled(tmp_path):
         return load(write(tmp_path, recorded, line("b", (4, "AAA"))))
 
 
-def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_path):
+def test_cancelled_completions_are_needed_unless_the_replay_stops_early_too(tmp_path):
     policy = cancelled(tmp_path)
     sample = policy.sample(question("a"), 4)
     asked = []

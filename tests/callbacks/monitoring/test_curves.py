@@ -121,8 +121,8 @@ def test_points_are_what_loggers_get(tmp_path, model_folder, videos):
 
 
 def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_folder, videos):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    _, want = fit(whole, model_folder, videos)
+    full, cut = tmp_path / "full", tmp_path / "cut"
+    _, want = fit(full, model_folder, videos)
     with pytest.raises(SystemExit):
         fit(cut, model_folder, videos, [SaveOnInterrupt(str(cut)), Interrupt(1)])
     stopped = saved_points(cut / "last.ckpt")

@@ -54,14 +54,14 @@ def embedded(folder, name):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, videos):
-    folder = tmp_path_factory.mktemp("whole")
+def full(tmp_path_factory, videos):
+    folder = tmp_path_factory.mktemp("full")
     predict_with_report(folder, videos)
     return folder
 
 
-def test_the_report_has_the_questions_as_they_were_decided(whole):
-    lines, entries = by_id(read_predictions(whole)), by_id(embedded(whole, "entries"))
+def test_the_report_has_the_questions_as_they_were_decided(full):
+    lines, entries = by_id(read_predictions(full)), by_id(embedded(full, "entries"))
     assert list(entries) == [f"q{i}" for i in range(6)]
     for name, line in lines.items():
         entry = entries[name]
@@ -75,9 +75,9 @@ def test_the_report_has_the_questions_as_they_were_decided(whole):
     assert entries["q2"]["tags"] == ["wrong", "undecided"]
 
 
-def test_the_report_has_the_metrics_and_the_settings(whole):
-    page = (whole / "report.html").read_text(encoding="utf-8")
-    accuracy = json.loads((whole / "metrics.json").read_text())["accuracy"]
+def test_the_report_has_the_metrics_and_the_settings(full):
+    page = (full / "report.html").read_text(encoding="utf-8")
+    accuracy = json.loads((full / "metrics.json").read_text())["accuracy"]
     assert f"{100 * accuracy:.1f} ± " in page
     assert "num_samples" in page
     assert "FragileDecoder" in page
@@ -86,10 +86,10 @@ def test_the_report_has_the_metrics_and_the_settings(whole):
     assert page.count("data:image/svg+xml;base64,") == 2
 
 
-def test_frames_are_there_but_those_of_the_damaged_video(whole):
-    assert set(embedded(whole, "thumbnails")) == {"q0", "q1", "q2", "q4", "q5"}
-    assert {path.name for path in (whole / "thumbnails").iterdir()} == {
-        thumbnails_path(whole, f"q{i}").name for i in (0, 1, 2, 4, 5)
+def test_frames_are_there_except_those_of_the_damaged_video(full):
+    assert set(embedded(full, "thumbnails")) == {"q0", "q1", "q2", "q4", "q5"}
+    assert {path.name for path in (full / "thumbnails").iterdir()} == {
+        thumbnails_path(full, f"q{i}").name for i in (0, 1, 2, 4, 5)
     }
 
 
@@ -108,18 +108,18 @@ def test_without_thumbnails_no_frames_are_kept(tmp_path, videos):
 
 
 def frames_note(folder):
-    """What the report says of frames that it lacks; None where it says nothing."""
+    """The note on frames that the report lacks; None if there is none."""
     text = (folder / "report.html").read_text(encoding="utf-8")
     found = re.search('<p class="quiet" id="frames-note">(.*?)</p>', text)
     return found and found.group(1)
 
 
-def test_the_report_says_why_frames_are_missing(tmp_path, videos, whole):
-    assert frames_note(whole).startswith("Frames are shown of 5 of 6 questions: where there are")
+def test_the_report_gives_the_reason_for_missing_frames(tmp_path, videos, full):
+    assert frames_note(full).startswith("Frames are shown of 5 of 6 questions: where there are")
     none = tmp_path / "none"
     predict_with_report(none, videos, report=ReportWriter(max_thumbnails=0))
     assert frames_note(none) == "No frames are shown: ReportWriter.max_thumbnails is 0."
-    path = str(whole / "predictions.jsonl")
+    path = str(full / "predictions.jsonl")
     again = tmp_path / "again"
     callbacks = [Replay(), SparseToDense([4, 8], 3), PredictionWriter(str(again)), ReportWriter()]
     data = make_data(predict=RecordedReader(path))
@@ -127,10 +127,10 @@ def test_the_report_says_why_frames_are_missing(tmp_path, videos, whole):
     make_trainer(again, callbacks).predict(module, datamodule=data, return_predictions=False)
     assert embedded(again, "thumbnails") == {}
     assert "scored recorded completions and decoded no video" in frames_note(again)
-    assert embedded(again, "entries") == embedded(whole, "entries")
+    assert embedded(again, "entries") == embedded(full, "entries")
 
 
-def test_a_report_of_which_all_frames_are_there_says_nothing_of_them(tmp_path, videos):
+def test_a_report_with_all_frames_has_no_note_on_them(tmp_path, videos):
     callbacks = [SparseToDense([4, 8], 3), PredictionWriter(str(tmp_path)), ReportWriter()]
     data = make_data(predict=questions(videos["long"], 2))
     module = make_module(scripted())
@@ -151,14 +151,14 @@ def test_long_completions_are_shortened(tmp_path, videos):
     assert "left out" not in (tmp_path / "predictions.jsonl").read_text()
 
 
-def test_a_resumed_run_s_report_is_that_of_an_uninterrupted_one(tmp_path, videos, whole):
+def test_a_resumed_run_s_report_is_that_of_an_uninterrupted_one(tmp_path, videos, full):
     with pytest.raises(SystemExit):
         predict_with_report(tmp_path, videos, scripted(SCRIPT, stop_after=3, signal=signal.SIGINT))
     assert not (tmp_path / "report.html").exists()
     assert [line["id"] for line in read_predictions(tmp_path)] == ["q0", "q1", "q3"]
     predict_with_report(tmp_path, videos)
     for name in ("entries", "thumbnails"):
-        assert embedded(tmp_path, name) == embedded(whole, name)
+        assert embedded(tmp_path, name) == embedded(full, name)
 
 
 def test_the_report_of_fewer_questions_does_not_outlive_the_first_further_one(tmp_path, videos):
@@ -199,7 +199,7 @@ def test_a_report_that_cannot_be_written_costs_no_predictions(tmp_path, videos):
     assert len(embedded(tmp_path, "entries")) == 6
 
 
-def test_frames_that_cannot_be_kept_are_told_and_cost_nothing_else(tmp_path, videos, caplog):
+def test_frames_that_cannot_be_kept_are_reported_and_cost_nothing_else(tmp_path, videos, caplog):
     class Block(Callback):
         def on_predict_start(self, *_args):
             (tmp_path / "thumbnails").rmdir()

@@ -61,7 +61,7 @@ def test_any_name_of_a_category_is_drawn_as_it_is(name):
         assert f"{name} (2)" in shown
 
 
-def test_too_many_categories_are_cut_and_that_is_said():
+def test_too_many_categories_are_cut_which_the_title_says():
     groups = {f"g{i}": category(i, 0.5) for i in range(1, MOST_GROUPS + 6)}
     chart = charts_of(groups)[2]
     assert chart.title == f"Accuracy by place, the {MOST_GROUPS} largest of {MOST_GROUPS + 5}"
@@ -157,16 +157,16 @@ def stopped_early(asked, votes, rule, order):
     rounds = []
     for level, letters in zip(LEVELS, votes, strict=True):
         is_last = level == LEVELS[-1]
-        whole = make_round(asked, level, letters)
+        full = make_round(asked, level, letters)
         done = [False] * len(letters)
         for place in order:
             done[place] = True
-            known = [a if d else None for a, d in zip(whole.answers, done, strict=True)]
+            known = [a if d else None for a, d in zip(full.answers, done, strict=True)]
             if rule.may_stop(known, [], done, is_last=is_last):
                 break
         cancelled = tuple(not d for d in done)
-        cut = replace(whole, answers=tuple(known), agreement=agreement(known), cancelled=cancelled)
-        rounds.append(cut if rule.early_stop else whole)
+        cut = replace(full, answers=tuple(known), agreement=agreement(known), cancelled=cancelled)
+        rounds.append(cut if rule.early_stop else full)
         if rule.is_settled(rounds[-1]):
             break
     return report_entry(decide(asked, rounds, rule), 10)
@@ -211,8 +211,8 @@ def test_what_an_early_stop_cancels_is_between_the_bounds(consensus):
 )
 def test_whether_a_round_is_right_is_known_or_not(letters, num_cancelled, right):
     asked = question("q")
-    whole = make_round(asked, 4, letters.replace("_", "-"))
+    full = make_round(asked, 4, letters.replace("_", "-"))
     gone = tuple(letter == "_" for letter in letters)
     assert sum(gone) == num_cancelled
-    entry = report_entry(decide(asked, [replace(whole, cancelled=gone), whole]), 10)
+    entry = report_entry(decide(asked, [replace(full, cancelled=gone), full]), 10)
     assert entry["rounds"][0]["right"] is right

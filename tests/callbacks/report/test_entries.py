@@ -1,4 +1,4 @@
-"""What the report says of a question, and how much text it takes."""
+"""What the report shows of a question, and how much text it takes."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ UNKNOWN = question("unknown", answer=None)
 RIGHT = question("right")
 
 
-def test_an_item_has_what_was_asked_answered_and_voted():
+def test_an_entry_has_question_answer_and_votes():
     asked = question("q", metadata={"breakdown": {"domain": "kitchen", "duration": 60}})
     entry = report_entry(decided(asked, f4="ABB", f8="BA-"), 1000)
     assert entry == {
@@ -69,7 +69,7 @@ def test_damaged_frames_are_shown_and_can_be_filtered_by():
     assert TAGS["damaged"] == "with damaged frames"
 
 
-def test_fields_of_a_round_are_shown_where_it_has_them():
+def test_optional_fields_of_a_round_are_shown():
     found = decided(RIGHT, f4="AA-")
     later = {"cancelled": (False, False, True), "times_s": (0.5, float("nan"), 7.256)}
     entry = report_entry(replace(found, rounds=(replace(found.rounds[0], **later),)), 1000)
@@ -113,7 +113,7 @@ def test_frames_of_wrong_questions_come_first():
     assert [entry["id"] for entry in by_priority(entries)] == [2, 3, 1, 0]
 
 
-def test_an_outline_has_no_texts_and_all_that_charts_and_filters_need():
+def test_a_summary_has_no_texts_and_all_that_charts_and_filters_need():
     asked = question("q", metadata={"breakdown": {"domain": "kitchen"}})
     entry = report_entry(decided(asked, f4="ABB", f8="AAA"), 1000)
     assert summary(entry) == {

@@ -67,7 +67,7 @@ def test_settings_are_written_for_people(value, text):
     assert plain(value) == text
 
 
-def test_metrics_are_explained_where_they_stand():
+def test_metrics_are_explained_in_their_rows():
     """Each row of the first table, and no category that happens to be called so."""
     asked = question("q", metadata={"breakdown": {"kind": "agreement"}})
     other = question("r", metadata={"breakdown": {"kind": "failed"}})

@@ -1,4 +1,4 @@
-"""Strips of frames: the right frames, small, and whole files."""
+"""Thumbnails: the right frames, small, in complete files."""
 
 import io
 
@@ -37,7 +37,7 @@ def read(thumbnails: bytes) -> np.ndarray:
     ("num_frames", "shown"),
     [(1, [0]), (4, [0, 1, 2, 3]), (8, list(range(8))), (36, [0, 5, 10, 15, 20, 25, 30, 35])],
 )
-def test_a_strip_has_frames_from_the_first_to_the_last(num_frames, shown):
+def test_thumbnails_have_frames_from_the_first_to_the_last(num_frames, shown):
     assert shown_frames(num_frames) == shown
     thumbnails = read(make_thumbnails(clip_of(num_frames)))
     width = (thumbnails.shape[1] + GAP) / len(shown)
@@ -59,7 +59,7 @@ def test_frames_of_any_shape_fit_into_their_box(height, width):
     assert shown == FRAME_WIDTH or thumbnails.shape[0] == FRAME_HEIGHT
 
 
-def test_a_strip_of_real_looking_frames_is_small():
+def test_thumbnails_of_real_looking_frames_are_small():
     noise = torch.randint(0, 256, (128, 3, 224, 392), dtype=torch.uint8)
     thumbnails = make_thumbnails(Clip(noise, tuple(range(128)), 8.0, 128))
     assert len(thumbnails) < 120_000, "noise is the worst case"
@@ -67,7 +67,7 @@ def test_a_strip_of_real_looking_frames_is_small():
 
 
 @pytest.mark.parametrize("id", ["q1", "../../etc/passwd", "a" * 500, "\ud800", "ü\n"])
-def test_any_id_has_a_file_of_its_own(id, tmp_path):
+def test_each_id_has_its_own_file(id, tmp_path):
     folder = tmp_path / "thumbnails"
     write_thumbnails(folder, id, clip_of(2), rank=0)
     path = thumbnails_path(folder, id)

@@ -129,7 +129,7 @@ class Interval:
     rollout_s: float = 0.0
     """Encoding, sampling, rewarding."""
     waiting_s: float = 0.0
-    """Waiting for other ranks, in the rollout or after it."""
+    """Waiting for the slowest rank after the rollout; 0 before `split_waiting`."""
     update_s: float = 0.0
     """Reference, log-probs, backward and optimizer step."""
     questions: float = 0.0
@@ -169,12 +169,12 @@ def split_waiting(ranks: Sequence[Interval]) -> list[Interval]:
     then. Over several batches this is a lower bound.
 
     Args:
-        ranks: of the same steps; `waiting_s` is that in rollouts.
+        ranks: of the same steps.
     """
-    until = [r.data_s + r.rollout_s + r.waiting_s for r in ranks]
-    waits = [min(max(until) - own, r.update_s) for own, r in zip(until, ranks, strict=True)]
+    slowest_s = max(r.data_s + r.rollout_s for r in ranks)
+    waits = [min(slowest_s - r.data_s - r.rollout_s, r.update_s) for r in ranks]
     return [
-        replace(r, waiting_s=r.waiting_s + wait, update_s=r.update_s - wait)
+        replace(r, waiting_s=wait, update_s=r.update_s - wait)
         for r, wait in zip(ranks, waits, strict=True)
     ]
 
