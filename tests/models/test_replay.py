@@ -8,7 +8,7 @@ import torch
 
 from vrts.files.predictions import prediction_to_json
 from vrts.models.engines.engine import Request
-from vrts.models.replay import Recording, ReplayPolicy
+from vrts.models.replay import ReplayPolicy
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
 
 
@@ -41,7 +41,7 @@ def line(id, *rounds, error=None):
 
 def found(path, id, num_frames):
     """Frames that the recorded run saw and whether the video has no more, or why not."""
-    result = Recording(path).find(id, num_frames)
+    result = load(path).find(id, num_frames)
     return result if isinstance(result, str) else (result.num_frames, result.is_last)
 
 
@@ -82,7 +82,7 @@ def test_a_failure_is_found_where_it_happened(tmp_path):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"settings\.json: cannot read the levels of the recorded"):
-        Recording(tmp_path / "predictions.jsonl")
+        load(tmp_path / "predictions.jsonl")
     path = write(tmp_path)
     path.unlink()
     policy = ReplayPolicy(str(path))
@@ -96,7 +96,7 @@ def test_settings_of_something_else_are_named(tmp_path, text):
     path = write(tmp_path, line("q", (4, "AB")))
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(InputError, match=r"settings\.json: cannot read"):
-        Recording(path)
+        load(path)
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", "{}", '{"id": "a", "rounds": [{}], "error": null}'])
@@ -105,7 +105,7 @@ def test_a_bad_line_is_named(tmp_path, bad):
     with path.open("a") as file:
         file.write(bad + "\n")
     with pytest.raises(InputError, match=rf"{path}:2: not a line that vrts predict wrote"):
-        Recording(path)
+        load(path)
 
 
 def question(id):

@@ -23,49 +23,6 @@ REQUESTS_AT_ONCE = 64
 """Requests whose texts are in memory."""
 
 
-class Recording:
-    """A ``predictions.jsonl`` with the ``settings.json`` next to it.
-
-    Raises:
-        InputError: one is missing or is not what ``vrts predict`` writes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._levels = _read_levels(path.with_name(SETTINGS_NAME))
-        try:
-            self._stored = StoredPredictions(path)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if cancelled := self._stored.num_cut_short:
-            rank_zero_warn(
-                f"{path}: {cancelled} of {len(self._stored)} questions have completions that an "
-                "early stop cancelled; those whose vote needs them here fail by name. For any vote "
-                "record with --config configs/record.yaml after the others"
-            )
-
-    def find(self, id: str, num_frames: int) -> Round | str:
-        """Return the round of a question at a level of so many frames, or why there is none.
-
-        A round with fewer frames than its level is the last one of its video.
-        """
-        prediction = self._stored.get(id)
-        if prediction is None:
-            return f"{self.path}: question {id} is not recorded; predict it with the model first"
-        rounds = prediction.rounds
-        for found, level in zip(rounds, self._levels, strict=False):
-            is_last = found.is_last or found.num_frames < level
-            if found.num_frames == num_frames or (is_last and found.num_frames < num_frames):
-                return replace(found, is_last=is_last)
-        failed_here = self._levels[len(rounds) : len(rounds) + 1] == [num_frames]
-        if prediction.error is not None and (failed_here or not rounds):
-            return prediction.error
-        return (
-            f"{self.path}: question {id} is recorded at {[r.num_frames for r in rounds]} frames "
-            f"and not at {num_frames}; predict it at that level with the model first"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class ReplayPrompt(Prompt):
     """The recorded round that is replayed."""
@@ -100,7 +57,8 @@ class ReplayEngine(Engine):
         """Look up the recorded rounds; raises `InputError` if one is missing."""
         prompts: list[Prompt] = []
         for sample in samples:
-            found = self._policy.find(sample)
+            assert sample.clip is not None
+            found = self._policy.find(sample.question.id, sample.clip.num_frames)
             if isinstance(found, str):
                 raise InputError(found)
             prompts.append(ReplayPrompt(sample.question, found))
@@ -163,7 +121,7 @@ class ReplayEngine(Engine):
         where = f"{self._policy.path}: question {prompt.question.id} at {found.num_frames} frames"
         if len(found.completions) < G:
             return (
-                f"{where} has {len(found.completions)} completions, and {G} are requested; "
+                f"{where} has {len(found.completions)} completions, and {G} are asked for; "
                 "give SparseToDense.num_samples no more than were recorded"
             )
         cancelled = found.cancelled[:G]
@@ -195,17 +153,55 @@ class ReplayPolicy(Policy):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = Path(path)
-        self._recording: Recording | None = None
+        self._levels: list[int] = []
+        self._stored: StoredPredictions | None = None
 
     @property
     def loaded(self) -> bool:
         """Whether `load` has been called."""
-        return self._recording is not None
+        return self._stored is not None
 
     def load(self) -> None:
-        """Read the recording, once; raises as `Recording`."""
-        if self._recording is None:
-            self._recording = Recording(self.path)
+        """Read the recording, once.
+
+        Raises:
+            InputError: one of its files is missing or is not what ``vrts predict`` writes.
+        """
+        if self.loaded:
+            return
+        self._levels = _read_levels(self.path.with_name(SETTINGS_NAME))
+        try:
+            self._stored = StoredPredictions(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if cancelled := self._stored.num_cut_short:
+            rank_zero_warn(
+                f"{self.path}: {cancelled} of {len(self._stored)} questions have completions that "
+                "an early stop cancelled; those whose vote needs them here fail by name. For any "
+                "vote record with --config configs/record.yaml after the others"
+            )
+
+    def find(self, id: str, num_frames: int) -> Round | str:
+        """Return the round of a question at a level of so many frames, or why there is none.
+
+        A round with fewer frames than its level is the last one of its video.
+        """
+        assert self._stored is not None
+        prediction = self._stored.get(id)
+        if prediction is None:
+            return f"{self.path}: question {id} is not recorded; predict it with the model first"
+        rounds = prediction.rounds
+        for found, level in zip(rounds, self._levels, strict=False):
+            is_last = found.is_last or found.num_frames < level
+            if found.num_frames == num_frames or (is_last and found.num_frames < num_frames):
+                return replace(found, is_last=is_last)
+        failed_here = self._levels[len(rounds) : len(rounds) + 1] == [num_frames]
+        if prediction.error is not None and (failed_here or not rounds):
+            return prediction.error
+        return (
+            f"{self.path}: question {id} is recorded at {[r.num_frames for r in rounds]} frames "
+            f"and not at {num_frames}; predict it at that level with the model first"
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Only eval mode is supported; raises `InputError` otherwise."""
@@ -218,8 +214,7 @@ class ReplayPolicy(Policy):
 
         It has an error if the recorded run failed at a level of so many frames or lacks it.
         """
-        assert self._recording is not None
-        found = self._recording.find(question.id, num_frames)
+        found = self.find(question.id, num_frames)
         if isinstance(found, str):
             return Sample(question, error=found)
         T = found.num_frames
@@ -230,15 +225,10 @@ class ReplayPolicy(Policy):
         clip = Clip(frames, indices, 1.0, num_source_frames, found.times_s, found.num_damaged)
         return Sample(question, clip)
 
-    def find(self, sample: Sample) -> Round | str:
-        """Return the recorded round of a sample, or why there is none."""
-        assert self._recording is not None
-        assert sample.clip is not None
-        return self._recording.find(sample.question.id, sample.clip.num_frames)
-
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """Why a sample cannot be replayed: its round is not recorded."""
-        found = self.find(sample)
+        assert sample.clip is not None
+        found = self.find(sample.question.id, sample.clip.num_frames)
         return found if isinstance(found, str) else None
 
     def default_engine(self) -> ReplayEngine:
@@ -267,20 +257,19 @@ class ReplayPolicy(Policy):
         try:
             return {"policy": "ReplayPolicy", "replayed": file_digest(self.path)}
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> InputError:
+        return InputError(
+            f"model.policy.path: cannot read {self.path} ({error.strerror}); give the "
+            "predictions.jsonl of an earlier run"
+        )
 
     def _refuse(self) -> NoReturn:
         raise InputError(
             "ReplayPolicy holds recorded completions and no weights: it predicts, and cannot be "
             "trained or exported; give model.policy a model"
         )
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"model.policy.path: cannot read {path} ({error.strerror}); give the predictions.jsonl of "
-        "an earlier run"
-    )
 
 
 def _read_levels(path: Path) -> list[int]:

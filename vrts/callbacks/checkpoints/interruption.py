@@ -26,11 +26,11 @@ class SaveOnInterrupt(Callback):
     """On Ctrl-C, SIGTERM or SIGHUP, finishes the step, saves ``last.ckpt`` and ends the run.
 
     A signal to any one process is enough. If a validation follows the step, it is run before: a
-    resumed run would leave it out. A second signal ends the run at once, and the last regular
-    checkpoint is what remains; so does one before the first step, when there is nothing to save.
+    resumed run would leave it out. A second signal, or one before the first step, ends the run at
+    once, and the last regular checkpoint remains.
 
-    The run ends by KeyboardInterrupt and not by ``trainer.should_stop``, which would validate once
-    more, call the run complete and so export its model.
+    The run ends by KeyboardInterrupt: after ``trainer.should_stop`` Lightning would validate once
+    more and call `on_train_end`, where the model is exported as that of a complete run.
 
     Args:
         dirpath: folder of the checkpoint; that of the Trainer's ModelCheckpoint where null.
