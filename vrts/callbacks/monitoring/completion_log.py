@@ -27,7 +27,7 @@ class CompletionLog(RunFile):
 
     Args:
         output_dir: folder to write to; ``trainer.default_root_dir`` where null.
-        every_n_steps: optimizer steps from one rollout that is kept to the next, from step 1 on.
+        every_n_steps: n; rollouts of optimizer steps 1, 1 + n, 1 + 2n and so on are kept.
         num_shown: completions of the first question that are shown each time.
     """
 
@@ -42,31 +42,24 @@ class CompletionLog(RunFile):
         super().__init__(output_dir)
         self.every_n_steps = int(every_n_steps)
         self.num_shown = int(num_shown)
-        self._next_step = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the lines of the steps before; raises `InputError` if it did not write them."""
-        path = self.path(trainer)
-        exists = trainer.is_global_zero and path.exists()
-        self._next_step = self._after(keep_steps(path, trainer.global_step) if exists else 0)
+        if trainer.is_global_zero and self.path(trainer).exists():
+            keep_steps(self.path(trainer), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the newest rollout of every n-th step."""
-        step = trainer.global_step
-        groups = cast(VideoQAModule, pl_module).last_rollout
-        if groups is None or step < self._next_step or not trainer.is_global_zero:
+        """Write the rollout of every n-th step, from step 1 on."""
+        step, groups = trainer.global_step, cast(VideoQAModule, pl_module).last_rollout
+        is_due = trainer.is_global_zero and (step - 1) % self.every_n_steps == 0
+        if not is_due or groups is None:  # None without a usable video
             return
-        self._next_step = self._after(step)
         lines = rollout_lines(groups, step)
         append_steps(self.path(trainer), lines)
         if self.num_shown:
             Console().print(completion_table(lines[: self.num_shown]))
-
-    def _after(self, step: int) -> int:
-        """The first of the steps 1, 1 + n, 1 + 2n, … that comes after a step."""
-        return step + self.every_n_steps - (step - 1) % self.every_n_steps
 
 
 def rollout_lines(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
