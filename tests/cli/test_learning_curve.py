@@ -12,7 +12,7 @@ from vrts.demo.videos import make_dataset
 
 ROOT = Path(__file__).parents[2]
 POLICIES = {
-    "shared": "vrts.models.qwen.policy.QwenPolicy",
+    "shared": "vrts.models.vlm.policy.TransformersPolicy",
     "naive": "tests.models.naive.NaivePolicy",
 }
 NUM_STEPS = 20

@@ -15,7 +15,7 @@ from tests.cli.test_command import fit_args, own_train
 from tests.permissions import permissions_count
 from vrts.cli.command import main
 from vrts.models.module import VideoQAModule
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 
 COMPLETIONS = "completions.jsonl"
 
@@ -43,7 +43,7 @@ def fill(folder: Path) -> None:
 @pytest.fixture
 def fails(model, annotations, tmp_path, capsys, monkeypatch):
     """Run and return the error, which has to come before the model is loaded."""
-    monkeypatch.setattr(QwenPolicy, "load", lambda self: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(TransformersPolicy, "load", lambda self: pytest.fail("the model is loaded"))
 
     def run(*more: str, root: Path = tmp_path) -> str:
         assert main(fit_args(model, root, *own_train(annotations), *more)) == 1

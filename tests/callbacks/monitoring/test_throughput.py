@@ -31,9 +31,9 @@ from vrts.callbacks.monitoring.throughput import (
     rates,
     split_waiting,
 )
-from vrts.models.flops import Workload
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.rollouts import SampledCount, StepWork
+from vrts.models.policy import Workload
 
 
 def fit(folder, model_folder, train, callback, ckpt_path=None, data=None, more=(), **options):

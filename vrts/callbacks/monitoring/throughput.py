@@ -31,7 +31,7 @@ class ThroughputLog(Callback):
     ``rollout_share`` of the time; sampled tokens a second of rollout; tokens of prompts and
     completions a second of update; questions and frames a second; peak memory (allocated and
     reserved on a GPU, else resident) in 10^9 bytes. ``mfu_`` is the share of the device's peak that
-    the model's own operations are (`vrts.models.flops`), in the update with the reference's scoring
+    the model's own operations are (`Workload`), in the update with the reference's scoring
     and in the complete step. On several ranks each is the mean, next to the worst rank's value
     (``/min`` or ``/max``) and that of every rank (``/rank0``).
 
