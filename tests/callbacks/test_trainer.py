@@ -26,7 +26,7 @@ def test_what_the_first_rank_finds_is_raised_on_all():
         raise InputError("no room")
 
     for rank in (0, 1):
-        with pytest.raises(InputError, match="^no room$"):
+        with pytest.raises(InputError, match="no room"):
             check_on_rank_zero(trainer(rank, "no room"), check)
     assert len(ran) == 1, "other ranks check nothing"
     for rank in (0, 1):
