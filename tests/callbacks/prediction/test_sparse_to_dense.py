@@ -31,7 +31,7 @@ def rounds(line):
     ]
 
 
-def test_unanimity_stops_and_disagreement_goes_on(tmp_path, videos):
+def test_unanimity_stops_and_disagreement_continues(tmp_path, videos):
     script = {
         "once": {4: "AAA"},
         "twice": {4: "AAB", 8: "BBB"},
