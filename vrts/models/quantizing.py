@@ -10,8 +10,9 @@ from vrts.types import InputError
 
 Quantize = Literal["nf4"]
 
-WHOLE = ["model.visual", "lm_head"]
-"""Parts of a model that keep their dtype: what sees, and what gives log-probs."""
+WHOLE = ["model.visual", "lm_head", "in_proj_a", "in_proj_b"]
+"""Parts of a model that keep their dtype: what sees, what gives log-probs, and the gates of linear
+attention, a thousandth of it, which decide how long everything is remembered."""
 
 
 def check_quantize(quantize: Quantize, adapts: bool) -> None:
