@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -54,13 +54,20 @@ class ProblemType(StrEnum):
     """When something happens: a start and an end. Not among Video-R1's."""
 
 
-class SizeRule(StrEnum):
-    """How large frames are for a family of models, see `Resolution`."""
+@dataclass(frozen=True, slots=True)
+class FrameSizes:
+    """How large a family of models takes frames: what `Resolution` leaves open."""
 
-    QWEN2_5_VL = "qwen2_5_vl"
-    """Sides in multiples of 28, a budget for each frame."""
-    QWEN3_VL = "qwen3_vl"
-    """Sides in multiples of 32, a budget for all frames together."""
+    rule: Literal["frame", "clip", "square"]
+    """Whether each frame has a budget, all have one together, or they are squares of one size."""
+    side: int
+    """Pixels of a side of one vision token."""
+    min_pixels: int
+    """Of a frame; 0 for none but that of the rule."""
+    max_pixels: int
+    """Of a frame."""
+    total_pixels: float
+    """Of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,8 @@ class Clip:
     """Frames sampled from one video, resized for the model."""
 
     frames: torch.Tensor
-    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H and W multiples of 28."""
+    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H and W multiples of a
+    vision token's side."""
     frame_indices: tuple[int, ...]
     """Which frames of the source these are, T of them."""
     fps: float

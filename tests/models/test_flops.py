@@ -29,7 +29,7 @@ def counted(run) -> int:
 
 
 def computed_pairs(prompt_length: int, lengths: list[int]) -> float:
-    """What the plain products compute: a whole square and rectangle, masked afterwards."""
+    """What the plain products compute: a full square and rectangle, masked afterwards."""
     own = sum(lengths)
     return float(prompt_length**2 + own * (prompt_length + own))
 

@@ -1,10 +1,10 @@
 """Floating point operations of a model, counted by formula from its matrices and real tokens.
 
 Those of the model are counted, as for MFU (Chowdhery et al., 2022, arXiv 2204.02311, appendix B):
-what gradient checkpointing or a kernel computes again is not work done, and a pair of tokens that
-do not see each other costs nothing. A matrix costs two operations an element and token forward. In
-backward it costs two for the gradient of its input, and two more for its own where it is trained.
-Norms, rotations and activations are left out.
+recomputation by gradient checkpointing or a kernel does not count, nor does a pair of tokens that
+do not see each other. A matrix costs two operations an element and token forward; in backward two
+for the gradient of its input, and two more for its own where it is trained. Norms, rotations and
+activations are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Workload:
     """The language model without gradient, every prompt forwarded once: log-probs of the
     completions, and as many for prefilling and decoding them."""
     backward_flops: float
-    """Of the log-probs, and of the vision tower where it is trained."""
+    """Backward of the log-probs, and of the vision tower where it is trained."""
     trains_vision: bool
 
     @property
@@ -49,10 +49,8 @@ class Matrices:
     """Elements of the matrices that every token goes through."""
 
     total: int
-    trained: int
-    """Those with a gradient of their own."""
-    no_input_gradient: int = 0
-    """Those that read something nothing trained lies before, so that backward ends there."""
+    trained: int  # with a gradient of the weights
+    no_input_gradient: int = 0  # of the first trained layers, whose input needs none
 
     def forward(self, num_tokens: float) -> float:
         """Operations of a forward."""
@@ -64,22 +62,15 @@ class Matrices:
 
 
 def visible_pairs(prompt_length: int, lengths: Sequence[int]) -> float:
-    """Pairs of tokens that see each other where completions share their prompt.
-
-    Args:
-        prompt_length: P.
-        lengths: forwarded tokens of each completion.
-    """
+    """Pairs of tokens that see each other, in a prompt of P and completions that share it."""
     own = sum(n * prompt_length + n * (n + 1) / 2 for n in lengths)
     return prompt_length * (prompt_length + 1) / 2 + own
 
 
 def attention_flops(width: int, pairs: float) -> float:
-    """Two products, of queries with keys and of weights with values, forward; backward is twice it.
+    """Forward of attention: queries with keys, weights with values. A backward is twice it.
 
-    Args:
-        width: heads times their size, summed over layers.
-        pairs: of tokens.
+    `width` is the number of heads times their size, summed over layers.
     """
     return 4.0 * width * pairs
 
@@ -93,12 +84,12 @@ def window_pairs(grid: tuple[int, int, int], window: int) -> float:
     """
 
     def squares(size: int) -> int:
-        whole, rest = divmod(size, window)
-        return whole * window**2 + rest**2
+        full, rest = divmod(size, window)
+        return full * window**2 + rest**2
 
     return float(grid[0] * squares(grid[1]) * squares(grid[2]))
 
 
 def frame_pairs(grid: tuple[int, int, int]) -> float:
-    """Pairs of patches within the temporal patches of a video, which do not see each other."""
+    """Pairs of patches within the temporal patches of a video; these do not see each other."""
     return float(grid[0] * (grid[1] * grid[2]) ** 2)

@@ -1,4 +1,4 @@
-"""What the rest of vrts asks of a video language model."""
+"""The interface of a video language model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vrts.models.flops import Workload
-from vrts.types import Completion, InputError, Question, Sample
+from vrts.types import Completion, FrameSizes, InputError, Question, Sample
 
 if TYPE_CHECKING:
     from vrts.models.engines.engine import Engine
@@ -36,7 +36,7 @@ class Prompt(ABC):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely a policy finds given completions."""
+    """Log-probs of the tokens of N completions."""
 
     logprobs: torch.Tensor
     """float32 ``[N, L]``, of each completion token; 0 after a completion's end."""
@@ -47,8 +47,8 @@ class TokenLogprobs:
 class Policy(nn.Module, ABC):
     """A video language model that is trained and scored. Plug-in point ``model.policy``.
 
-    Constructors only note what to load: every subcommand of the CLI builds a policy, `load` is
-    what takes time. What samples from it is an `Engine`.
+    Constructors only note what to load: every subcommand of the CLI builds a policy, and `load`
+    takes long. What samples from it is an `Engine`.
     """
 
     is_recorded: bool = False
@@ -72,10 +72,7 @@ class Policy(nn.Module, ABC):
         self.load()
 
     def fill(self, device: torch.device) -> None:
-        """Read the weights of a policy that was loaded empty and has been sharded.
-
-        Args:
-            device: where shards are kept.
+        """Read the weights of a policy that was loaded empty and sharded, into shards on a device.
 
         Raises:
             InputError: the files do not fit.
@@ -98,17 +95,22 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
-        """Why a sample that has a clip cannot be asked, or None where it can.
+        """Why a sample that has a clip cannot be used, with completions so long; None if it can."""
 
-        Args:
-            sample: with a clip.
-            max_new_tokens: room that completions will need.
+    def frame_sizes(self) -> FrameSizes | None:
+        """How large the model takes frames; None where that is the data module's alone to say.
+
+        Called before anything is loaded.
+
+        Raises:
+            InputError: the model is not there.
         """
+        return None
 
     def context_length(self) -> int | None:
         """Tokens of a prompt and its completion together at most; None where nothing limits them.
 
-        It is asked before anything is loaded.
+        Called before anything is loaded.
 
         Raises:
             InputError: the model is not there.
@@ -133,17 +135,12 @@ class Policy(nn.Module, ABC):
     def workload(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]
     ) -> Workload | None:
-        """Tokens and operations of sampling and scoring, or None where the policy cannot tell.
-
-        Args:
-            prompts: B of them.
-            completions: G of each.
-        """
+        """Tokens and operations of sampling and scoring, or None where they are not known."""
         return None
 
     @abstractmethod
     def adapter_disabled(self) -> AbstractContextManager[None]:
-        """Context in which an adapter is off, so that the base model answers.
+        """Context in which the adapter is off, so that the base model scores.
 
         Raises:
             InputError: on entering, where the policy has no adapter.
@@ -181,7 +178,7 @@ class Policy(nn.Module, ABC):
 
     @property
     def base_content(self) -> str | None:
-        """What tells the weights of the last of `sources` from others; None where nothing does.
+        """A fingerprint of the weights of the last of `sources`; None where there is none.
 
         Checkpoints keep it: frozen weights are not in them, and an adapter alone is no model.
         """
@@ -189,10 +186,10 @@ class Policy(nn.Module, ABC):
 
     @property
     def trained_with(self) -> dict[str, float]:
-        """Options without which the trained weights are another model, by their place in ours.
+        """Options, by name, that trained weights depend on, such as LoRA's alpha.
 
-        Checkpoints keep them, and are refused where they differ. What shows in the names or shapes
-        of weights need not be among them.
+        Checkpoints keep them, and are refused where they differ. What changes names or shapes of
+        weights need not be among them.
         """
         return {}
 

@@ -3,7 +3,7 @@
 Two layouts of one language-model forward:
 
 - `PackedLayout`: one row holds, question after question, a prompt and its completions. Prompt
-  tokens attend causally to their prompt; completion tokens to the whole prompt and causally to
+  tokens attend causally to their prompt; completion tokens to the full prompt and causally to
   their own completion. No padding is computed and the prompt is forwarded once, so the gradient
   of all completions flows back through it in one pass.
 - `KVCache` (in `kv_cache`): R rows of one new token each, which read one copy of their prompt's
@@ -13,8 +13,8 @@ Both are exact: the result is that of a plain forward of every ``prompt + comple
 A layout travels to the attention layers as the keyword argument `layout`, which transformers
 passes on untouched (unlike a cache, which gradient checkpointing drops).
 
-Layers that keep a state instead of keys and values (linear attention) share a prompt too: the state
-behind it is where each of its completions starts.
+Layers that keep a state instead of keys and values (linear attention) share a prompt too: each of
+its completions starts from the state after it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ from vrts.models.attention.flash import CompletionRows, SharedPrefixFlash, has_f
 SHARED_PREFIX = "vrts_shared_prefix"
 """Name under which the attention is known to transformers (``attn_implementation``)."""
 
-
 States = tuple[torch.Tensor, ...]
-"""What a recurrent layer knows of the tokens before: ``[rows, ...]`` each."""
+"""What a recurrent layer keeps of the tokens so far: ``[rows, ...]`` each."""
 Recurrence = Callable[[Sequence[torch.Tensor], States | None], tuple[torch.Tensor, States]]
 """Maps inputs ``[rows, tokens, ...]`` and the states before them, None at the start of a prompt, to
-an output ``[rows, tokens, ...]`` and the states behind them, in other memory."""
+an output ``[rows, tokens, ...]`` and the states after them, which are new tensors."""
 
 
 class Layout(Protocol):
@@ -71,7 +70,7 @@ class Layout(Protocol):
 
         Args:
             layer: index of the decoder layer.
-            run: what it computes of rows.
+            run: the recurrence of some rows.
             inputs: ``[rows, tokens, ...]`` each.
 
         Returns:
@@ -82,7 +81,7 @@ class Layout(Protocol):
 
 @dataclass
 class PackedLayout:
-    """Where each prompt and its completions lie in a packed row of ``S`` tokens."""
+    """Where each prompt and its completions are in a packed row of ``S`` tokens."""
 
     prompt_lengths: Sequence[int]
     """P of each of the B questions."""
@@ -94,10 +93,10 @@ class PackedLayout:
     keep_prompt_kv: bool = False
     """Whether to fill `prompt_kv` and `prompt_states`."""
     prompt_states: dict[int, list[States]] = field(default_factory=dict)
-    """Filled by a prefill: for each recurrent layer, the states ``[1, ...]`` behind each prompt."""
+    """Filled by a prefill: for each recurrent layer, the states ``[1, ...]`` after each prompt."""
 
     def __post_init__(self) -> None:
-        """Find each completion's place once for all layers."""
+        # once for all layers; None where a prompt has no completion tokens
         self._rows = [
             CompletionRows(lengths, self.device) if sum(lengths) else None
             for lengths in self.completion_lengths
@@ -123,7 +122,7 @@ class PackedLayout:
             end = start + sum(sizes)
             (q, q_own), (k, k_own), (v, v_own) = (
                 x[:, :, start:end].split(sizes, dim=2) for x in (query, key, value)
-            )
+            )  # [1, heads, P, dim] and [1, heads, tokens, dim]
             outputs.append(_dense(q, k, v, None, scaling, grouped=flash))
             if self.keep_prompt_kv:
                 kept.append((k[0], v[0]))
@@ -141,8 +140,9 @@ class PackedLayout:
     def recur(self, layer: int, run: Recurrence, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Recurrence of the packed row of S tokens; see `Layout.recur`.
 
-        Completions run as rows of their own, padded behind their last token, where padding changes
-        nothing. They all start from the one state of their prompt, to which their gradients sum.
+        Each completion is a row of its own, padded after its last token, where padding changes
+        nothing. All start from the same states, those after their prompt, and their gradients add
+        up there.
         """
         outputs: list[torch.Tensor] = []
         kept: list[States] = []
@@ -166,7 +166,7 @@ class PackedLayout:
         return torch.cat(outputs, dim=1)
 
     def take_states(self) -> list[States]:
-        """The states behind each prompt, ``[layers, ...]``, which the layout then has no more."""
+        """Take the states after each prompt out of the layout, ``[layers, ...]`` each."""
         layers = [self.prompt_states.pop(layer) for layer in sorted(self.prompt_states)]
         return [
             tuple(
@@ -179,15 +179,9 @@ class PackedLayout:
 def completion_mask(
     prompt_length: int, lengths: Sequence[int], device: torch.device
 ) -> torch.Tensor:
-    """Bool ``[tokens, P + tokens]`` of one question's completion tokens.
-
-    Args:
-        prompt_length: P.
-        lengths: tokens of each completion.
-        device: of the mask.
-    """
-    owner = torch.repeat_interleave(torch.tensor(list(lengths), device=device))
-    own = (owner[:, None] == owner[None, :]).tril()
+    """Bool ``[tokens, P + tokens]`` of one question's completion tokens: prompt and own ones."""
+    owner = torch.repeat_interleave(torch.tensor(list(lengths), device=device))  # [tokens]
+    own = (owner[:, None] == owner[None, :]).tril()  # causal, within a completion
     return F.pad(own, (prompt_length, 0), value=True)
 
 
@@ -202,26 +196,14 @@ def _dense(
 ) -> torch.Tensor:
     """SDPA; causal where no mask is given.
 
-    Args:
-        query: ``[1, heads, tokens, dim]``.
-        key: ``[1, kv_heads, tokens, dim]``.
-        value: like `key`.
-        mask: bool ``[tokens, tokens]``.
-        scaling: factor of the scores.
-        grouped: whether the kernel takes fewer heads of keys than of queries. Only flash kernels
-            do; for the others torch would go back to one that stores all scores.
+    `grouped`: the kernel takes fewer heads of keys than of queries. Only flash kernels do; for the
+    others torch would fall back to one that stores all scores.
     """
     if not grouped:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=grouped,
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )
 
 

@@ -19,7 +19,7 @@ from vrts.models.attention.shared_prefix import Layout, States
 from vrts.models.families.prompt import Patcher, VideoPrompt, patch_keys
 from vrts.models.flops import Matrices
 from vrts.prompts import PromptTemplate
-from vrts.types import Sample, SizeRule
+from vrts.types import FrameSizes, Sample
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Of the prompt's template and its answers; some checkpoints have special tokens for them."""
@@ -46,8 +46,6 @@ class Family(ABC):
     title: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     """In ``config.json``."""
-    size_rule: ClassVar[SizeRule]
-    """How large its frames are."""
     fuses_norms: ClassVar[bool] = True
     """Whether its RMS norms multiply by their weight, as torch's do."""
     rotates_halves: ClassVar[bool] = True
@@ -58,6 +56,15 @@ class Family(ABC):
     def __init__(self, config: Any, processor: Any) -> None:
         self.config = config
         self.processor = processor
+
+    @classmethod
+    @abstractmethod
+    def frame_sizes(cls, config: Any) -> FrameSizes:
+        """How large its frames are.
+
+        Args:
+            config: transformers' configuration of the model; nothing else is loaded yet.
+        """
 
     # ---- parts of the transformers model
 
@@ -78,7 +85,7 @@ class Family(ABC):
         return cast(nn.Module, self.visual(model).patch_embed.proj)
 
     def prepare(self, model: Any) -> None:  # noqa: B027 most families have nothing to do
-        """Let layers that are no attention take a layout. Idempotent."""
+        """Let recurrent layers take a layout. Idempotent."""
 
     # ---- a question as tokens, positions and patches
 

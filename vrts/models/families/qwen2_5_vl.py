@@ -11,7 +11,7 @@ from vrts.models.families.family import Family, vision_matrices
 from vrts.models.families.positions import VideoGrid, prompt_positions
 from vrts.models.families.prompt import GridPatcher
 from vrts.models.flops import Matrices, attention_flops, frame_pairs, window_pairs
-from vrts.types import Sample, SizeRule
+from vrts.types import FrameSizes, Sample
 
 
 class Qwen2_5VL(Family):  # noqa: N801 its name
@@ -19,12 +19,19 @@ class Qwen2_5VL(Family):  # noqa: N801 its name
 
     title: ClassVar[str] = "Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen2_vl")
-    size_rule: ClassVar[SizeRule] = SizeRule.QWEN2_5_VL
 
     def __init__(self, config: Any, processor: Any) -> None:
         super().__init__(config, processor)
         self._of_images = GridPatcher.of(processor.image_processor)
         self._of_videos = GridPatcher.of(processor.video_processor)
+
+    @classmethod
+    def frame_sizes(cls, config: Any) -> FrameSizes:
+        """See `Family.frame_sizes`: the budgets of qwen_vl_utils 0.0.14."""
+        vision = config.vision_config
+        side = vision.patch_size * vision.spatial_merge_size
+        token = side**2
+        return FrameSizes("frame", side, 128 * token, 768 * token, 128000 * token * 0.9)
 
     def patcher(self, sample: Sample) -> GridPatcher:
         """See `Family.patcher`."""

@@ -1,8 +1,8 @@
 """Qwen3.5: Qwen3-VL's prompts, read by a decoder most of whose layers are gated delta nets.
 
-A gated delta net (Yang et al., 2024, arXiv 2412.06464) keeps no keys and values. What it knows of
-the tokens before is one matrix a head, whatever their number, and the last inputs of a short
-convolution. Both are states of `Layout.recur`, so a prompt is forwarded once here too, exactly.
+A gated delta net (Yang et al., 2024, arXiv 2412.06464) keeps no keys and values. It sums up all
+tokens so far in one matrix per head, and keeps the last inputs of a short convolution. Both are
+states in the sense of `Layout.recur`, so that a prompt is forwarded once here too, exactly.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ LINEAR = "linear_attention"
 
 
 class Qwen3_5(Qwen3VL):  # noqa: N801 its name
-    """See `Family`. Dense models. No decoder layer takes features besides the first."""
+    """See `Family`. Dense models; there are no features for deeper layers."""
 
     title: ClassVar[str] = "Qwen3.5"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5",)
     fuses_norms: ClassVar[bool] = False
-    """They multiply by one more than their weight."""
+    """They multiply by 1 + weight."""
     rotates_halves: ClassVar[bool] = False
     """A quarter of a head is rotated."""
 
     def prepare(self, model: Any) -> None:
-        """See `Family.prepare`. Names of parameters stay, and what is found by them."""
+        """See `Family.prepare`. Parameters keep their names, for adapters and checkpoints."""
         for layer in self.language(model).layers:
             net = getattr(layer, "linear_attn", None)
             if net is not None and not isinstance(net, SharedDeltaNet):
@@ -44,7 +44,7 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 its name
                 net.__class__ = type(kind.__name__, (SharedDeltaNet, kind), functions)
 
     def vision_inputs(self, vision: Vision, ids: torch.Tensor) -> dict[str, Any]:
-        """See `Family.vision_inputs`: none."""
+        """See `Family.vision_inputs`: nothing."""
         return {}
 
     # ---- counts
@@ -68,9 +68,9 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 its name
         return conv, torch.empty(N, heads, dim, value_dim, dtype=exact, device="meta")
 
     def recurrence_work(self, num_tokens: int) -> float:
-        """See `Family.recurrence_work`: a token reads each matrix twice, and is added to it once.
+        """See `Family.recurrence_work`: each token reads every matrix twice and updates it once.
 
-        By token, as attention's pairs are counted: kernels compute chunks of tokens, otherwise.
+        Kernels compute tokens in chunks, with other products; those are not counted.
         """
         heads, dim, value_dim = _heads(self.config.text_config)
         return 6.0 * self._num_delta_nets * heads * dim * value_dim * num_tokens
@@ -84,9 +84,9 @@ def _heads(text: Any) -> tuple[int, int, int]:
 class SharedDeltaNet(nn.Module):
     """Mixed into transformers' gated delta net, see `Qwen3_5.prepare`.
 
-    Projections, norm and gate take the tokens as they lie; only the convolution and the recurrence
-    are told by the layout what comes before a token. They call what transformers' module has: its
-    plain functions, or the kernels of flash-linear-attention and causal-conv1d where installed.
+    Projections, norm and gate do not mix tokens. The convolution and the recurrence do, and the
+    layout gives them what comes before each token. Both are transformers' own functions, which are
+    the kernels of causal-conv1d and flash-linear-attention where these are installed.
     """
 
     functions: ClassVar[dict[str, Any]]
@@ -95,12 +95,12 @@ class SharedDeltaNet(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, layout: Layout | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """What the layer's own class computes, of tokens that share prompts.
+        """The forward of the layer's own class, for tokens that share prompts.
 
         Args:
             hidden_states: ``[rows, tokens, D]``.
-            args: of the layer's own class.
-            layout: what lies before each token; None runs the layer's own class.
+            args: for the layer's own class.
+            layout: which tokens follow which; None runs the layer's own class.
             kwargs: like `args`.
 
         Returns:
@@ -111,11 +111,11 @@ class SharedDeltaNet(nn.Module):
         own: Any = self
         # in the order of `vrts.models.engines.lora.SAME_INPUT`
         qkv, z, b, a = (getattr(own, f"in_proj_{x}")(hidden_states) for x in ("qkv", "z", "b", "a"))
-        # of each value head: the logarithm of what it keeps, and how much of a token it takes
+        # [rows, tokens, heads]: the logarithm of the share that is kept, negative
         decay = -own.A_log.float().exp() * F.softplus(a.float() + own.dt_bias)
         inputs = (qkv, decay, b.sigmoid())
-        # A token a row is a step of decoding. A packed row has more, also where completions have
-        # one each: kernels of the other function have no backward.
+        # One token a row is a step of decoding. Not so in a packed row, even where completions have
+        # one token each: the recurrent function's kernel has no backward.
         rule = "recurrent" if hidden_states.shape[1] == 1 else "chunk"
         run = partial(self._run, self.functions[f"torch_{rule}_gated_delta_rule"])
         out = layout.recur(own.layer_idx, run, inputs)  # [rows, tokens, heads, dim]
@@ -125,13 +125,13 @@ class SharedDeltaNet(nn.Module):
     def _run(
         self, rule: Any, inputs: Sequence[torch.Tensor], states: States | None
     ) -> tuple[torch.Tensor, States]:
-        """Convolution and recurrence of rows; see `Recurrence`.
+        """Convolution and recurrence of some rows, a `Recurrence`.
 
         Args:
-            rule: computes the recurrence.
-            inputs: queries, keys and values before the convolution, ``[rows, tokens, channels]``,
-                and `decay` and ``beta`` ``[rows, tokens, heads]``.
-            states: the last ``k - 1`` inputs of the convolution before the tokens, ``[rows,
+            rule: transformers' function for the recurrence.
+            inputs: queries, keys and values side by side, ``[rows, tokens, channels]``; the decay
+                and the share of each token that is stored, both ``[rows, tokens, heads]``.
+            states: the ``k - 1`` inputs of the convolution before the first token, ``[rows,
                 channels, k - 1]``, and the matrices ``[rows, heads, dim, value dim]``.
         """
         own: Any = self
@@ -144,7 +144,7 @@ class SharedDeltaNet(nn.Module):
             window, own.conv1d.weight.squeeze(1), own.conv1d.bias, activation=own.activation
         )[..., before:].mT
         query, key, value = mixed.split([own.key_dim, own.key_dim, own.value_dim], -1)
-        # as the kernels do: autocast would round products of the plain functions to 16 bits
+        # in float32, as the kernels: autocast would round products of the plain functions
         with torch.autocast(qkv.device.type, enabled=False):
             out, matrices = rule(
                 query.reshape(rows, num_tokens, -1, own.head_k_dim),
@@ -156,5 +156,5 @@ class SharedDeltaNet(nn.Module):
                 output_final_state=True,
                 use_qk_l2norm_in_kernel=True,
             )
-        # a copy, which does not keep the window
+        # a copy, so that the window can be freed
         return out, (window[..., -before:].contiguous(), matrices)

@@ -11,7 +11,7 @@ from vrts.models.families.family import Family, Vision, vision_matrices
 from vrts.models.families.positions import VideoGrid, prompt_positions
 from vrts.models.families.prompt import GridPatcher
 from vrts.models.flops import Matrices, attention_flops, frame_pairs
-from vrts.types import Clip, Sample, SizeRule
+from vrts.types import Clip, FrameSizes, Sample
 
 CLOCK_S = 0.01
 """Seconds that a frame may be off the constant rate: containers round times to milliseconds."""
@@ -22,12 +22,19 @@ class Qwen3VL(Family):
 
     title: ClassVar[str] = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
-    size_rule: ClassVar[SizeRule] = SizeRule.QWEN3_VL
 
     def __init__(self, config: Any, processor: Any) -> None:
         super().__init__(config, processor)
         self._of_images = GridPatcher.of(processor.image_processor)
         self._of_videos = GridPatcher.of(processor.video_processor)
+
+    @classmethod
+    def frame_sizes(cls, config: Any) -> FrameSizes:
+        """See `Family.frame_sizes`: the budgets of the checkpoints' video processor."""
+        vision = config.vision_config
+        side = vision.patch_size * vision.spatial_merge_size
+        token = side**2
+        return FrameSizes("clip", side, 0, 768 * token, 24576 * token)
 
     def patcher(self, sample: Sample) -> GridPatcher:
         """See `Family.patcher`."""

@@ -32,7 +32,7 @@ from vrts.models.vlm.loading import (
     load_empty_model,
     load_model,
     load_processor,
-    read_context_length,
+    read_config,
     weights_stamp,
 )
 from vrts.models.vlm.logprobs import token_logprobs
@@ -49,7 +49,7 @@ from vrts.models.vlm.shards import (
 )
 from vrts.models.vlm.texts import end_token_ids
 from vrts.prompts import PromptTemplate
-from vrts.types import Completion, InputError, Sample
+from vrts.types import Completion, FrameSizes, InputError, Sample
 
 MOST_CHARACTERS_PER_TOKEN = 32
 """Of a text on average: a longer one than a model's tokens could hold is not even tokenized."""
@@ -138,9 +138,10 @@ class TransformersPolicy(Policy):
                 "model.policy: lora trains the language model's adapter only; set "
                 "freeze_vision: true, or lora: null for full fine-tuning"
             )
-        base = adapter_base(self.path) or self.path
+        base = self._base()
         if self.quantize:
             check_quantize(self.quantize, self.lora is not None or base != self.path)
+        read_config(base)  # before its processor, whose absence says less
         self.processor = load_processor(self.path)
         self._base_path = base
         self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)
@@ -235,11 +236,19 @@ class TransformersPolicy(Policy):
             "model.max_new_tokens"
         )
 
+    def frame_sizes(self) -> FrameSizes:
+        """See `Policy.frame_sizes`."""
+        config = self.base.config if self.loaded else read_config(self._base())
+        return find_family(config.model_type, PATH_KEY).frame_sizes(config)
+
     def context_length(self) -> int | None:
         """See `Policy.context_length`."""
-        if self.loaded:
-            return int(self.base.config.text_config.max_position_embeddings)
-        return read_context_length(adapter_base(self.path) or self.path)
+        config = self.base.config if self.loaded else read_config(self._base())
+        return int(config.text_config.max_position_embeddings)
+
+    def _base(self) -> str:
+        """Name of the model, or of the one that the adapter adapts."""
+        return adapter_base(self.path) or self.path
 
     def network(self) -> TransformersNetwork:
         """See `Policy.network`."""
