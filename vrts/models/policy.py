@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vrts.models.flops import Workload
 from vrts.types import Completion, FrameSizes, InputError, Question, Sample
 
 if TYPE_CHECKING:
@@ -44,6 +43,37 @@ class TokenLogprobs:
     """float32 ``[N, L]``, of the distribution each token was drawn from, in nats; no gradient."""
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a policy computes for B prompts and their N completions."""
+
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    vision_flops: float
+    """One forward of the vision tower."""
+    forward_flops: float
+    """The language model without gradient, every prompt forwarded once: log-probs of the
+    completions, and as many for prefilling and decoding them."""
+    backward_flops: float
+    """Backward of the log-probs, and of the vision tower where it is trained."""
+    trains_vision: bool
+
+    @property
+    def rollout_flops(self) -> float:
+        """Encoding the videos and sampling the completions."""
+        return self.vision_flops + self.forward_flops
+
+    @property
+    def scoring_flops(self) -> float:
+        """Log-probs without gradient, such as the reference's; the features are known."""
+        return self.forward_flops + self.trains_vision * self.vision_flops
+
+    @property
+    def update_flops(self) -> float:
+        """Log-probs with gradient, forward and backward."""
+        return self.scoring_flops + self.backward_flops
+
+
 class Policy(nn.Module, ABC):
     """A video language model that is trained and scored. Plug-in point ``model.policy``.
 
@@ -53,6 +83,11 @@ class Policy(nn.Module, ABC):
 
     is_recorded: bool = False
     """Whether completions are given and not drawn: sampling, seed and limit then change none."""
+
+    @property
+    def continues_adapter(self) -> bool:
+        """Whether training continues with an adapter that has been trained before."""
+        return False
 
     @property
     @abstractmethod

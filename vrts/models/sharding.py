@@ -184,7 +184,7 @@ def unsharded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sharded_like(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A complete tensor, the same on all ranks, sharded as `own` is."""
-    if not isinstance(own, DTensor):
+    """A complete tensor, the same on all ranks, sharded as `own` is; a sharded one as it is."""
+    if not isinstance(own, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)

@@ -9,8 +9,7 @@ import torch
 
 from vrts.models.engines.engine import Engine, Request
 from vrts.models.engines.sampling import row_seed
-from vrts.models.flops import Workload
-from vrts.models.policy import Policy, Prompt
+from vrts.models.policy import Policy, Prompt, Workload
 from vrts.models.rewards.accuracy import accuracy_score
 from vrts.models.rewards.base import Reward, total_reward
 from vrts.models.rewards.temporal import TemporalReward, shuffle_frames

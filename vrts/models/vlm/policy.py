@@ -17,8 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrts.models.families.known import find_family
 from vrts.models.families.prompt import VideoPrompt
-from vrts.models.flops import Workload
-from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.models.policy import Policy, Prompt, TokenLogprobs, Workload
 from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.vlm.flops import count_workload
 from vrts.models.vlm.layers import chunk_mlps, fuse_norms, fuse_rotation, multiply_patches
@@ -106,6 +105,11 @@ class TransformersPolicy(Policy):
         self._mlp_chunk_size = mlp_chunk_size and int(mlp_chunk_size)
         self.quantize = quantize
         self.model: Any = None
+
+    @property
+    def continues_adapter(self) -> bool:
+        """See `Policy.continues_adapter`."""
+        return self.lora is not None and adapter_base(self.path) is not None
 
     @property
     def loaded(self) -> bool:

@@ -8,7 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import vrts.models.vlm.flops as qwen_flops
 from tests.models.conftest import make_sample
 from tests.models.engines.running import make_engine, make_requests
-from vrts.models.flops import Matrices, attention_flops, frame_pairs, visible_pairs, window_pairs
+from vrts.models.families.flops import (
+    Matrices,
+    attention_flops,
+    frame_pairs,
+    visible_pairs,
+    window_pairs,
+)
 from vrts.models.vlm.loading import Lora
 from vrts.types import Completion, Sampling
 

@@ -14,37 +14,6 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What a policy computes for B prompts and their N completions."""
-
-    num_prompt_tokens: int
-    num_completion_tokens: int
-    vision_flops: float
-    """One forward of the vision tower."""
-    forward_flops: float
-    """The language model without gradient, every prompt forwarded once: log-probs of the
-    completions, and as many for prefilling and decoding them."""
-    backward_flops: float
-    """Backward of the log-probs, and of the vision tower where it is trained."""
-    trains_vision: bool
-
-    @property
-    def rollout_flops(self) -> float:
-        """Encoding the videos and sampling the completions."""
-        return self.vision_flops + self.forward_flops
-
-    @property
-    def scoring_flops(self) -> float:
-        """Log-probs without gradient, such as the reference's; the features are known."""
-        return self.forward_flops + self.trains_vision * self.vision_flops
-
-    @property
-    def update_flops(self) -> float:
-        """Log-probs with gradient, forward and backward."""
-        return self.scoring_flops + self.backward_flops
-
-
-@dataclass(frozen=True, slots=True)
 class Matrices:
     """Elements of the matrices that every token goes through."""
 
