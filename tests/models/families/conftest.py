@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.models.conftest import make_sample
-from tests.models.families.tiny import build_qwen2_5_vl, build_qwen3_vl
+from tests.models.families.tiny import build_qwen2_5_vl, build_qwen3_5, build_qwen3_vl
 from tests.models.naive import random_samples
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
@@ -27,7 +27,11 @@ class Case:
     """Pixels of a side of one vision token."""
 
 
-CASES = [Case("qwen2_5_vl", build_qwen2_5_vl, 28), Case("qwen3_vl", build_qwen3_vl, 32)]
+CASES = [
+    Case("qwen2_5_vl", build_qwen2_5_vl, 28),
+    Case("qwen3_vl", build_qwen3_vl, 32),
+    Case("qwen3_5", build_qwen3_5, 32),
+]
 
 
 @dataclass(frozen=True)

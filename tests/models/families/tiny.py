@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen2VLImageProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -24,6 +26,8 @@ from tools.tiny.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, build_
 
 PIXELS = 64 * 64
 """Of a frame, for families whose token has a side of 32 pixels."""
+HYBRID = "linear linear linear full linear full"
+"""Layers of a decoder that is a hybrid."""
 THINKING_TEMPLATE = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
 """A chat template that begins the completion, as Thinking checkpoints have it."""
 
@@ -66,9 +70,69 @@ def build_qwen3_vl(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE) -
     config = Qwen3VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=True, **vision_ids(tokenizer)
     )
+    processor = _qwen3_vl_processor(tokenizer, template)
+    _write(folder, seed, lambda: Qwen3VLForConditionalGeneration(config), processor)
+
+
+def build_qwen3_5(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE) -> None:
+    """Gated delta nets before, between and behind two layers of attention.
+
+    Args:
+        folder: is created.
+        seed: of the weights.
+        template: the chat template.
+    """
+    tokenizer = build_tokenizer()
+    text = {
+        **_text(tokenizer),
+        "num_hidden_layers": 6,
+        "layer_types": [f"{kind}_attention" for kind in HYBRID.split()],
+        "head_dim": 32,
+        "initializer_range": 0.06,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 24,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "out_hidden_size": 96,
+        "num_position_embeddings": 36,
+        "initializer_range": 0.06,
+    }
+    config = Qwen3_5Config(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **vision_ids(tokenizer)
+    )
+
+    def make() -> PreTrainedModel:
+        model = Qwen3_5ForConditionalGeneration(config)
+        for name, parameter in model.named_parameters():
+            # matrices that remember some hundred tokens, or a few; transformers' own forget at once
+            if name.endswith("A_log"):
+                parameter.data = torch.empty_like(parameter).uniform_(0.1, 2.0).log()
+            if name.endswith("dt_bias"):
+                parameter.data.uniform_(-5.0, 0.0)
+            if "conv1d" in name:
+                parameter.data.normal_(0.0, 0.5)
+        return model
+
+    _write(folder, seed, make, _qwen3_vl_processor(tokenizer, template))
+
+
+def _qwen3_vl_processor(tokenizer: PreTrainedTokenizerFast, template: str) -> ProcessorMixin:
     size = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
     pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    processor = Qwen3VLProcessor(
+    return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, size=size, **pixels),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(
@@ -76,7 +140,6 @@ def build_qwen3_vl(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE) -
         ),
         chat_template=template,
     )
-    _write(folder, seed, lambda: Qwen3VLForConditionalGeneration(config), processor)
 
 
 def _text(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

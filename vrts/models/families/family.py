@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from vrts.models.attention.shared_prefix import Layout
+from vrts.models.attention.shared_prefix import Layout, States
 from vrts.models.families.flops import Matrices
 from vrts.models.families.prompt import Patcher, VideoPrompt, patch_keys
 from vrts.prompts import PromptTemplate
@@ -83,6 +83,9 @@ class Family(ABC):
     def patch_projection(self, model: Any) -> nn.Module | None:
         """The convolution whose every input is one patch, which a product can replace."""
         return cast(nn.Module, self.visual(model).patch_embed.proj)
+
+    def prepare(self, model: Any) -> None:  # noqa: B027 most families have nothing to do
+        """Let recurrent layers take a layout. Idempotent."""
 
     # ---- a question as tokens, positions and patches
 
@@ -171,6 +174,7 @@ class Family(ABC):
         chat = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+        text = text.strip()  # as some templates do
         answer = chat[chat.rfind(text) + len(text) :]
         opening = answer[answer.find(TAGS[0]) :] if TAGS[0] in answer else ""
         expanded = self.expand(chat, sample, num_patches)
@@ -250,6 +254,23 @@ class Family(ABC):
         return {}
 
     # ---- counts
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Decoder layers that keep keys and values."""
+        return int(self.config.text_config.num_hidden_layers)
+
+    def row_states(self, dtype: torch.dtype) -> States:
+        """See `Network.row_states`.
+
+        Args:
+            dtype: of keys and values.
+        """
+        return ()
+
+    def recurrence_work(self, num_tokens: int) -> float:
+        """Operations of a forward besides matrices and attention."""
+        return 0.0
 
     @abstractmethod
     def vision_work(

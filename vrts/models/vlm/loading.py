@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LANGUAGE_MODEL_LINEAR = (
-    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    r"|in_proj_qkv|in_proj_z|in_proj_b|in_proj_a|out_proj)"
 )
 """Regular expression of LoRA targets; without its prefix it would match the vision MLP too."""
 

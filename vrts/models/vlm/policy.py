@@ -181,6 +181,7 @@ class TransformersPolicy(Policy):
             fuse_norms(language)
         if self.family.rotates_halves:
             fuse_rotation(language)
+        self.family.prepare(model)
         if self._mlp_chunk_size:
             chunk_mlps(language.layers, self._mlp_chunk_size)
         projection = self.family.patch_projection(model)
