@@ -24,6 +24,8 @@ CPU = torch.device("cpu")
 def vision_inputs(policy: TransformersPolicy, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
     """What transformers' forward calls the patches of a video or an image."""
     grid, patches = torch.tensor([prompt.grid]), prompt.patches(CPU)
+    if patches.ndim == 4:  # SmolVLM2's, which are whole frames
+        return {"pixel_values": patches[None]}
     if (prompt.input_ids == policy.base.config.image_token_id).any():
         return {"pixel_values": patches, "image_grid_thw": grid}
     return {"pixel_values_videos": patches, "video_grid_thw": grid}
@@ -127,13 +129,16 @@ def to_float64(policy: TransformersPolicy) -> TransformersPolicy:
     return policy
 
 
-def random_samples(generator: torch.Generator, count: int, side: int = 28) -> list[Sample]:
+def random_samples(
+    generator: torch.Generator, count: int, side: int = 28, tokens: tuple[int, int] = (2, 4)
+) -> list[Sample]:
     """Questions of different length about videos of different size and number of frames.
 
     Args:
         generator: of all that is drawn.
         count: of samples.
         side: pixels of a side of one vision token.
+        tokens: fewest and most of them along a side.
     """
 
     def draw(low: int, high: int) -> int:
@@ -143,7 +148,7 @@ def random_samples(generator: torch.Generator, count: int, side: int = 28) -> li
         make_sample(
             draw(0, 2**30),
             2 * draw(1, 5),
-            (side * draw(2, 4), side * draw(2, 4)),
+            (side * draw(*tokens), side * draw(*tokens)),
             " ".join(WORDS[draw(0, len(WORDS) - 1)] for _ in range(draw(1, 20))),
         )
         for _ in range(count)

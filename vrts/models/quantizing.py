@@ -10,7 +10,7 @@ from vrts.types import InputError
 
 Quantize = Literal["nf4"]
 
-WHOLE = ["model.visual", "lm_head"]
+WHOLE = ["model.visual", "model.vision_model", "model.connector", "lm_head"]
 """Parts of a model that keep their dtype: what sees, and what gives log-probs."""
 
 

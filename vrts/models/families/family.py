@@ -52,6 +52,8 @@ class Family(ABC):
     """Whether all of a head is rotated, its first half against its second."""
     position_axes: ClassVar[int] = 3
     """A: 3 for M-RoPE, 1 for plain positions."""
+    batches_windows: ClassVar[bool] = True
+    """Whether its vision tower takes `BATCHED_WINDOWS`; others attend to a whole image anyway."""
 
     def __init__(self, config: Any, processor: Any) -> None:
         self.config = config
@@ -182,7 +184,9 @@ class Family(ABC):
 
     def _plain(self, text: str) -> str:
         """Break up special tokens that a text spells, so that they stay text; tags are meant."""
-        for token in self.processor.tokenizer.all_special_tokens:
+        tokenizer = self.processor.tokenizer
+        own = tokenizer.convert_ids_to_tokens(self.suppressed_ids())
+        for token in dict.fromkeys([*tokenizer.all_special_tokens, *own]):
             if token not in TAGS:
                 text = text.replace(token, token[:1] + " " + token[1:])
         return text
