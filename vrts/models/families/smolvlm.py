@@ -112,9 +112,9 @@ class SmolVLM2(Family):
         return self._of_images if sample.clip.is_image else self._of_videos
 
     def expand(self, chat: str, sample: Sample, num_patches: int) -> str:
-        """See `Family.expand`: ``Frame from 01:05:``, and the frame's tokens in a pair of fake ones.
+        """See `Family.expand`: ``Frame from 01:05:`` and the frame's own tokens, for each frame.
 
-        Before the first frame stand their number in words and how long the video is.
+        Before the first one stand their number in words and how long the video is.
         """
         from num2words import num2words  # takes a fifth of a second, which others need not wait
 
