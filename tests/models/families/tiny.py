@@ -102,7 +102,8 @@ def build_smolvlm(folder: Path, seed: int = 0) -> None:
     tokenizer = build_tokenizer()
     end, image = "<end_of_utterance>", "<image>"
     around = ["<fake_token_around_image>", "<global-img>"]
-    tokenizer.add_special_tokens({"eos_token": end, "extra_special_tokens": [image, *around]})
+    special = [*tokenizer.all_special_tokens, end, image, *around]
+    tokenizer.add_special_tokens({"eos_token": end, "extra_special_tokens": special})
     vision = {
         "num_hidden_layers": 3,
         "hidden_size": 64,
