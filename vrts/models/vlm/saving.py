@@ -17,6 +17,7 @@ from torch import nn
 
 from vrts.models.sharding import full_state
 from vrts.models.vlm.loading import is_adapted
+from vrts.models.vlm.older_names import add_older_names
 from vrts.types import InputError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def save_model(model: Any, processor: Any, folder: Path, merge: bool, is_sharded
         base: Any = model.get_base_model() if is_adapted(model) else model
         base.generation_config.save_pretrained(folder)
         processor.save_pretrained(folder)
+        add_older_names(folder)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"cannot write the model to {folder}: {error}; make room or give another folder, then "
