@@ -115,7 +115,7 @@ class Resolution:
             fewest = most
         return replace(
             self,
-            total_pixels=self.total_pixels or sizes.total_pixels,
+            total_pixels=None if rule == "square" else self.total_pixels or sizes.total_pixels,
             side=side,
             rule=rule,
             min_pixels=fewest,
@@ -151,7 +151,6 @@ class Resolution:
         """
         own = self if self.side and self.rule else self.for_model(QWEN2_5_VL)
         assert own.max_pixels
-        assert own.total_pixels
         assert own.side
         if self.square_pixels:
             height = round(height / min(pixel_aspect, 1.0))
@@ -162,6 +161,7 @@ class Resolution:
         if own.rule == "square":
             side = math.isqrt(own.max_pixels)
             return side, side
+        assert own.total_pixels
         most, fewest = MAX_TOKENS * own.side**2, MIN_CLIP_TOKENS * own.side**2
         floor = int((own.min_pixels or fewest) * 1.05)
         if own.rule == "frame":

@@ -152,6 +152,22 @@ class Family(ABC):
             opening=opening,
         )
 
+    def model_inputs(self, model: Any, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
+        """What the forward of transformers takes of a prompt, for models that vrts does not load.
+
+        Args:
+            model: the transformers model, or peft's around it.
+            prompt: of `encode`.
+        """
+        is_image = bool((prompt.input_ids == self.config.image_token_id).any())
+        pixels, grid = ("pixel_values", "image") if is_image else ("pixel_values_videos", "video")
+        return {
+            "input_ids": prompt.input_ids[None],
+            "position_ids": prompt.positions[:, None],
+            pixels: prompt.patches(model.device).to(model.dtype),
+            f"{grid}_grid_thw": torch.tensor([prompt.grid]),
+        }
+
     def length(self, sample: Sample, template: PromptTemplate) -> tuple[int, int]:
         """Count the tokens of a prompt and the vision tokens among them, without its positions."""
         assert sample.clip is not None

@@ -13,7 +13,12 @@ from torch import nn
 from transformers.modeling_utils import local_torch_dtype
 
 from vrts.models.families.family import Family, vision_matrices
-from vrts.models.families.prompt import Patcher, frame_times_s, pixel_statistics
+from vrts.models.families.prompt import (
+    Patcher,
+    VideoPrompt,
+    frame_times_s,
+    pixel_statistics,
+)
 from vrts.models.flops import Matrices, attention_flops, frame_pairs
 from vrts.types import FrameSizes, Sample
 
@@ -141,6 +146,14 @@ class SmolVLM2(Family):
     ) -> tuple[torch.Tensor, int]:
         """See `Family.positions`."""
         return torch.arange(len(is_vision), device="cpu")[None], len(is_vision)
+
+    def model_inputs(self, model: Any, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
+        """See `Family.model_inputs`."""
+        return {
+            "input_ids": prompt.input_ids[None],
+            "position_ids": prompt.positions,
+            "pixel_values": prompt.patches(model.device).to(model.dtype)[None],
+        }
 
     def vision_ids(self) -> list[int]:
         """See `Family.vision_ids`: one for both images and frames."""
