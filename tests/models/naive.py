@@ -21,30 +21,17 @@ WORDS = "what which colour red does the circle left square two after moves then 
 CPU = torch.device("cpu")
 
 
-def vision_inputs(policy: TransformersPolicy, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
-    """What transformers' forward calls the patches of a video or an image."""
-    grid, patches = torch.tensor([prompt.grid]), prompt.patches(CPU)
-    if patches.ndim == 4:  # SmolVLM2's, which are whole frames
-        return {"pixel_values": patches[None]}
-    if (prompt.input_ids == policy.base.config.image_token_id).any():
-        return {"pixel_values": patches, "image_grid_thw": grid}
-    return {"pixel_values_videos": patches, "video_grid_thw": grid}
-
-
 def plain_logits(
     policy: TransformersPolicy, prompt: Prompt, completion_ids: torch.Tensor
 ) -> torch.Tensor:
     """Logits ``[length, V]`` that a completion's tokens are drawn from, at temperature 1."""
     assert isinstance(prompt, VideoPrompt)
+    inputs = policy.family.model_inputs(policy.base, prompt)
+    positions = inputs["position_ids"]
     steps = prompt.next_position + torch.arange(len(completion_ids))
-    axes = len(prompt.positions)
-    positions = torch.cat([prompt.positions, steps.expand(axes, -1)], 1)[:, None]
-    logits = policy.base(
-        input_ids=torch.cat([prompt.input_ids, completion_ids])[None],
-        position_ids=positions if axes > 1 else positions[0],
-        **vision_inputs(policy, prompt),
-        use_cache=False,
-    ).logits[0, len(prompt.input_ids) - 1 : -1]
+    inputs["position_ids"] = torch.cat([positions, steps.expand(*positions.shape[:-1], -1)], -1)
+    inputs["input_ids"] = torch.cat([prompt.input_ids, completion_ids])[None]
+    logits = policy.base(**inputs, use_cache=False).logits[0, prompt.num_tokens - 1 : -1]
     return logits.float().index_fill(-1, policy.network().suppressed_ids, float("-inf"))
 
 

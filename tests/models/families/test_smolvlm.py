@@ -1,6 +1,7 @@
 """What SmolVLM2 has otherwise than Qwen's families: its parts' names, and squares."""
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from tests.models.families.tiny import SQUARE, build_smolvlm
 from tests.models.test_flops import KINDS, computed_pairs, counted, make_completions
 from vrts.data.video.resolution import Resolution
 from vrts.models.families.known import find_family
-from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.loading import Lora, load_processor
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError
 
@@ -153,6 +154,15 @@ def test_a_time_window_is_as_long_as_its_last_frame_is_late(smolvlm):
     assert "series of two frames from a 0:05:29 [H:MM:SS] video" in text
     assert "Frame from 05:00:" in text
     assert "Frame from 05:29:" in text
+
+
+def test_a_template_of_images_is_tried_too(smolvlm, tmp_path):
+    """transformers' processor has its own one for videos, and would hide that it breaks."""
+    folder = tmp_path / "model"
+    shutil.copytree(smolvlm.folder, folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no pictures') }}")
+    with pytest.raises(InputError, match=r"chat template in .* breaks .*no pictures"):
+        load_processor(str(folder))
 
 
 def test_ends_and_what_is_never_sampled(smolvlm):
