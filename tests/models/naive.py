@@ -18,7 +18,6 @@ from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion, Sample
 
 WORDS = "what which colour red does the circle left square two after moves then seven it".split()
-CPU = torch.device("cpu")
 
 
 def plain_logits(

@@ -132,7 +132,7 @@ class Resolution:
         assert own.side
         if own.rule == "square":
             assert own.max_pixels
-            return num_frames * (math.isqrt(own.max_pixels) // own.side) ** 2
+            return num_frames * int(math.isqrt(own.max_pixels) // own.side) ** 2
         return math.ceil(num_frames / 2) * max(int(own.min_pixels or 0) // int(own.side) ** 2, 1)
 
     def size(

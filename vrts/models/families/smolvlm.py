@@ -67,12 +67,12 @@ class FramePatcher:
 class SmolVLM2(Family):
     """See `Family`.
 
-    Frames are squares of one size. The decoder of videos resizes them once, bicubic, where
-    transformers' processor resizes twice by Lanczos' filter (first to its longest edge). An image
-    is one square as well: what is called image splitting, further squares of its parts, is off.
+    Frames are squares of one size. They are resized once, bicubic, as they are decoded, where
+    transformers' processor resizes twice by Lanczos' filter, first to the longest edge. An image is
+    one square too: image splitting, which adds squares of its parts, is off.
 
-    transformers' processor renders its own chat template where there is a video, whatever template
-    the folder has.
+    Where there is a video, transformers' processor renders a chat template of its own in place of
+    the checkpoint's.
     """
 
     title: ClassVar[str] = "SmolVLM2"
