@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.common import QWEN_7B, Shape
-from vrts.models.flops import (
+from vrts.models.families.flops import (
     Matrices,
-    Workload,
     attention_flops,
     frame_pairs,
     visible_pairs,
     window_pairs,
 )
+from vrts.models.policy import Workload
 
 Grid = tuple[int, int, int]
 """Temporal, vertical and horizontal patches of a video."""

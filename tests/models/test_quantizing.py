@@ -64,7 +64,7 @@ def test_a_step_trains_the_adapter_alone(tmp_path, varied_model, videos, precisi
     states = [layer.base_layer.quant_state for layer in layers]
     assert states[0] is states[1]
 
-    # the adapter goes on from its folder, on the same weights
+    # training continues from the adapter's folder, on the same weights
     policy.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     again = quantized(tmp_path / "adapter")

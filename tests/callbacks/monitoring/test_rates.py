@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from vrts.callbacks.monitoring.rates import Interval, over_ranks, rates, tell_waiting
-from vrts.models.flops import Workload
 from vrts.models.grpo.rollouts import SampledCount, StepWork
+from vrts.models.policy import Workload
 
 WORKLOAD = Workload(
     num_prompt_tokens=300,

@@ -286,10 +286,10 @@ def test_release_waits_for_what_is_pending(policy, prompts, alone):
 
 
 def test_should_stop_is_asked_about_new_ends_alone(policy, prompts):
-    told = []
+    seen = []
 
     def never(texts, means):
-        told.append([text is not None for text in texts])
+        seen.append([text is not None for text in texts])
         assert all(mean < 0 for mean, text in zip(means, texts, strict=True) if text is not None)
         return False
 
@@ -297,7 +297,7 @@ def test_should_stop_is_asked_about_new_ends_alone(policy, prompts):
     plan = (0, [(0, seed) for seed in range(5)], 30)
     (result,) = engine.generate([make_request(prompts, plan, never)])
     assert len(result.completions) == 5
-    counts = [sum(ended) for ended in told]
+    counts = [sum(ended) for ended in seen]
     assert counts == sorted(set(counts)), "each time more have ended"
     assert counts[-1] < 5
 

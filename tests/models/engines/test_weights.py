@@ -167,9 +167,9 @@ def test_a_merged_adapter_samples_within_rounding(load_policy, samples, dtype, c
     with caplog.at_level(logging.INFO):
         engine.sync(policy)
         engine.sync(policy)
-    told = [r.getMessage() for r in caplog.records if "merging the adapter" in r.getMessage()]
-    assert len(told) == (dtype is not None), "once, where anything is rounded"
-    assert all(1e-3 < float(line.split()[4]) < 0.2 for line in told)
+    lines = [r.getMessage() for r in caplog.records if "merging the adapter" in r.getMessage()]
+    assert len(lines) == (dtype is not None), "once, where anything is rounded"
+    assert all(1e-3 < float(line.split()[4]) < 0.2 for line in lines)
     prompts, completions = generate(engine, samples, 24)
     mask, sampled = mask_of(completions), sampled_logprobs(completions)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, dtype is not None):

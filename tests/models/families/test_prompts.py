@@ -162,31 +162,6 @@ def test_special_tokens_in_a_question_stay_text(policy, family_model, shown):
     assert hostile.num_tokens > plain.num_tokens + 3 * len(spelled)
 
 
-def test_shared_frames_have_the_same_features(policy, family_model):
-    """Frames of a level of sparse-to-dense prediction that the one before has shown."""
-    dense = make(family_model, Frames(25.0, 100, (0, 10, 20, 30, 40, 50, 60, 70)))
-    clip, keep = dense.clip, [2, 3, 6, 7]
-    frames, indices = clip.frames[keep], tuple(clip.frame_indices[i] for i in keep)
-    sparse = Sample(dense.question, Clip(frames, indices, clip.fps, clip.num_source_frames))
-    network = policy.network()
-    (known,), (want,) = network.encode([sparse]), network.encode([dense])
-    assert len(set(known.patch_keys) & set(want.patch_keys)) == known.grid[0] > 1
-    counts = []
-    original = policy.family.features
-
-    def features(model, patches, grids):
-        counts.extend(grid[0] for grid in grids)
-        return original(model, patches, grids)
-
-    policy.family.features = features
-    try:
-        (got,) = network.encode([dense], known)
-    finally:
-        del policy.family.features
-    assert counts == [want.grid[0] - known.grid[0]]
-    torch.testing.assert_close(got.features, want.features, rtol=1e-5, atol=1e-6)
-
-
 def test_features_do_not_depend_on_the_default_dtype(policy, family_model):
     """Lightning's bf16-true makes bfloat16 the default, in which 1 / 14 is far from it."""
     case = family_model.case

@@ -11,8 +11,8 @@ from tests.callbacks.runs import make_data, make_module, make_trainer
 from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU
 from tests.models.families.conftest import Case, FamilyModel
+from tests.models.families.test_flops import KINDS, computed_pairs, counted, make_completions
 from tests.models.families.tiny import SQUARE, build_smolvlm
-from tests.models.test_flops import KINDS, computed_pairs, counted, make_completions
 from vrts.data.video.resolution import Resolution
 from vrts.models.families.known import find_family
 from vrts.models.vlm.loading import Lora, load_processor

@@ -1,4 +1,4 @@
-"""References: they stay what the policy was, or follow it where that is asked for."""
+"""References: they stay what the policy was, or follow it where that is configured."""
 
 import copy
 
@@ -9,6 +9,11 @@ from tests.models.vlm.test_policy import perturb_adapter, roll
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.vlm.loading import Lora
 from vrts.types import InputError, Sampling
+
+
+def reference_logprobs(reference, policy, prompts, completions, temperature):
+    with torch.no_grad(), reference.scoring(policy) as scorer:
+        return scorer.logprobs(prompts, completions, temperature).logprobs
 
 
 def change(policy) -> None:
@@ -26,10 +31,9 @@ def test_a_frozen_copy_does_not_move(load_policy, samples):
     prompts, completions = roll(policy, samples)
     before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
     change(policy)
-    got = reference.logprobs(policy, prompts, completions, 1.0)
+    got = reference_logprobs(reference, policy, prompts, completions, 1.0)
     assert torch.equal(got, before)
     assert (policy.logprobs(prompts, completions, 1.0).logprobs - before).abs().max() > 1e-2
-    assert not got.requires_grad
 
 
 def test_a_frozen_copy_sees_with_its_own_vision_tower(load_policy, samples):
@@ -41,7 +45,9 @@ def test_a_frozen_copy_sees_with_its_own_vision_tower(load_policy, samples):
     before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
     change(policy)
     prompts = policy.network().encode(samples)
-    torch.testing.assert_close(reference.logprobs(policy, prompts, completions, 1.0), before)
+    torch.testing.assert_close(
+        reference_logprobs(reference, policy, prompts, completions, 1.0), before
+    )
 
 
 def test_a_frozen_copy_takes_the_policys_dtype(load_policy, samples):
@@ -51,7 +57,9 @@ def test_a_frozen_copy_takes_the_policys_dtype(load_policy, samples):
     policy.to(torch.bfloat16)
     prompts, completions = roll(policy, samples)
     want = policy.logprobs(prompts, completions, 1.0).logprobs
-    torch.testing.assert_close(reference.logprobs(policy, prompts, completions, 1.0), want)
+    torch.testing.assert_close(
+        reference_logprobs(reference, policy, prompts, completions, 1.0), want
+    )
 
 
 def test_a_frozen_copy_has_no_gradients_and_no_training_mode(load_policy):
@@ -65,16 +73,38 @@ def test_a_frozen_copy_has_no_gradients_and_no_training_mode(load_policy):
     assert not any(id(p) in own for p in reference._policy.parameters())
 
 
+def test_an_adapter_that_continues_is_compared_with_itself(load_policy, samples, tmp_path):
+    """Regularised towards the policy at the start, not towards the base model."""
+    lora = Lora(rank=4, alpha=8)
+    trained = load_policy(lora=lora)
+    perturb_adapter(trained)
+    trained.save_pretrained(tmp_path / "adapter")
+    policy = load_policy(tmp_path / "adapter", lora=lora).train()
+    reference = AdapterOff()
+    reference.attach(policy)
+    prompts, completions = roll(policy, samples)
+    before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
+    change(policy)
+    after = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
+    assert (after - before).abs().max() > 1e-2
+    got = reference_logprobs(reference, policy, prompts, completions, 1.0)
+    assert torch.equal(got, before)
+    assert torch.equal(policy.logprobs(prompts, completions, 1.0).logprobs, after)
+    assert all(p.requires_grad for n, p in policy.named_parameters() if "lora_" in n)
+    with torch.no_grad(), pytest.raises(KeyError), reference.scoring(policy):
+        raise KeyError  # an error within leaves the policy as it was
+    assert torch.equal(policy.logprobs(prompts, completions, 1.0).logprobs, after)
+
+
 def test_the_adapter_switched_off_is_the_base_model(load_policy, samples):
     base, policy = load_policy(), load_policy(lora=Lora(rank=4)).train()
     reference = AdapterOff()
     reference.attach(policy)
     perturb_adapter(policy)
     prompts, completions = roll(policy, samples)
-    got = reference.logprobs(policy, prompts, completions, 0.7)
+    got = reference_logprobs(reference, policy, prompts, completions, 0.7)
     want = base.logprobs(prompts, completions, 0.7).logprobs
     torch.testing.assert_close(got, want)
-    assert not got.requires_grad
     scores = policy.logprobs(prompts, completions, 0.7).logprobs
     assert (scores - got).abs().max() > 1e-3, "the adapter is on again"
     assert scores.requires_grad
@@ -117,7 +147,7 @@ def test_a_copy_is_mixed_with_the_policy_every_few_steps(load_policy, samples, o
             for name, weight in plain.named_parameters():
                 weight.data = 0.3 * moved[name].data + 0.7 * weight.data
     prompts, completions = roll(policy, samples, [Sampling()] * 2, length=8)
-    got = reference.logprobs(policy, prompts, completions, 1.0)
+    got = reference_logprobs(reference, policy, prompts, completions, 1.0)
     with torch.no_grad():
         want = plain.logprobs(plain.network().encode(samples), completions, 1.0).logprobs
         now = policy.logprobs(prompts, completions, 1.0).logprobs
@@ -130,7 +160,7 @@ def test_a_copy_is_mixed_with_the_policy_every_few_steps(load_policy, samples, o
     again = FrozenCopy(sync_every_n_steps=2)
     again.attach(policy)
     again.load_state_dict(reference.state_dict())
-    torch.testing.assert_close(again.logprobs(policy, prompts, completions, 1.0), got)
+    torch.testing.assert_close(reference_logprobs(again, policy, prompts, completions, 1.0), got)
 
 
 def test_a_reference_that_stays_has_nothing_in_checkpoints(load_policy):

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from vrts.models.attention.shared_prefix import Layout
+from vrts.models.families.flops import Matrices
 from vrts.models.families.prompt import Patcher, VideoPrompt, patch_keys
-from vrts.models.flops import Matrices
 from vrts.prompts import PromptTemplate
 from vrts.types import FrameSizes, Sample
 

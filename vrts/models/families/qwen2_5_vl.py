@@ -8,9 +8,9 @@ from typing import Any, ClassVar, cast
 import torch
 
 from vrts.models.families.family import Family, vision_matrices
+from vrts.models.families.flops import Matrices, attention_flops, frame_pairs, window_pairs
 from vrts.models.families.positions import VideoGrid, prompt_positions
 from vrts.models.families.prompt import GridPatcher
-from vrts.models.flops import Matrices, attention_flops, frame_pairs, window_pairs
 from vrts.types import FrameSizes, Sample
 
 

@@ -13,13 +13,13 @@ from torch import nn
 from transformers.modeling_utils import local_torch_dtype
 
 from vrts.models.families.family import Family, vision_matrices
+from vrts.models.families.flops import Matrices, attention_flops, frame_pairs
 from vrts.models.families.prompt import (
     Patcher,
     VideoPrompt,
     frame_times_s,
     pixel_statistics,
 )
-from vrts.models.flops import Matrices, attention_flops, frame_pairs
 from vrts.types import FrameSizes, Sample
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vrts.models.families.family import Family, count_matrices, matrix_shape
+from vrts.models.families.flops import Matrices, attention_flops, visible_pairs
 from vrts.models.families.prompt import VideoPrompt
-from vrts.models.flops import Matrices, Workload, attention_flops, visible_pairs
+from vrts.models.policy import Workload
 
 
 def count_workload(

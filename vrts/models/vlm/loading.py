@@ -16,14 +16,15 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import __version__ as version
 
 from vrts.files.fingerprints import folder_digests
 from vrts.models.attention.shared_prefix import SHARED_PREFIX
 from vrts.models.attention.windows import BATCHED_WINDOWS
 from vrts.models.families.known import find_family
 from vrts.models.quantizing import Quantize, keep_packing, quantization_options
-from vrts.models.vlm.shards import PATH_KEY, build_empty, local_folder
+from vrts.models.vlm.shards import PATH_KEY, build_empty, check_shapes, local_folder
 from vrts.models.vlm.untrusted import (
     adapter_patterns,
     check_index,
@@ -197,10 +198,10 @@ def load_model(
     Raises:
         InputError: files are missing, unreadable, incomplete or of another architecture.
     """
-    find_model(name_or_path)
+    config = read_config(name_or_path)
+    if Path(name_or_path).is_dir():
+        check_shapes(Path(name_or_path))
     try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        check_type(config, name_or_path)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -234,12 +235,33 @@ def read_config(name_or_path: str) -> Any:
         InputError: it is not there, or is of another architecture.
     """
     find_model(name_or_path)
+    _check_known(name_or_path)
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{PATH_KEY}: cannot load {name_or_path}: {error}") from error
     check_type(config, name_or_path)
     return config
+
+
+def _check_known(name_or_path: str) -> None:
+    """Refuse a local folder's model type before transformers, which may not know it, reads it.
+
+    Raises:
+        InputError: vrts does not know it, or the installed transformers does not.
+    """
+    path = Path(name_or_path) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_type = str(config["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # transformers says what is wrong
+    family = find_family(model_type, f"{PATH_KEY}: {name_or_path}")
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(
+            f"{PATH_KEY}: {name_or_path} is {family.title}, which transformers {version} does not "
+            "know yet; pip install --upgrade transformers"
+        )
 
 
 def _quantization(config: Any, dtype: Dtype) -> dict[str, Any]:
@@ -256,8 +278,8 @@ def load_empty_model(name_or_path: str, dtype: Dtype, attn_implementation: str |
     """
     find_model(name_or_path)
     folder = local_folder(name_or_path)
+    read_config(str(folder))
     try:
-        check_type(AutoConfig.from_pretrained(folder, trust_remote_code=False), name_or_path)
         model = build_empty(folder, dtype, attn_implementation or "sdpa")
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, InputError):

@@ -17,8 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vrts.models.families.known import find_family
 from vrts.models.families.prompt import VideoPrompt
-from vrts.models.flops import Workload
-from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.models.policy import Policy, Prompt, TokenLogprobs, Workload
 from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
 from vrts.models.vlm.flops import count_workload
 from vrts.models.vlm.layers import chunk_mlps, fuse_norms, fuse_rotation, multiply_patches
@@ -108,6 +107,11 @@ class TransformersPolicy(Policy):
         self.model: Any = None
 
     @property
+    def continues_adapter(self) -> bool:
+        """See `Policy.continues_adapter`."""
+        return self.lora is not None and adapter_base(self.path) is not None
+
+    @property
     def loaded(self) -> bool:
         """See `Policy.loaded`."""
         return self.model is not None
@@ -141,6 +145,7 @@ class TransformersPolicy(Policy):
         base = self._base()
         if self.quantize:
             check_quantize(self.quantize, self.lora is not None or base != self.path)
+        read_config(base)  # before its processor, whose absence says less
         self.processor = load_processor(self.path)
         self._base_path = base
         self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)

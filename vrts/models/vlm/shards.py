@@ -166,6 +166,34 @@ def fill(model: nn.Module, folder: Path) -> None:
         )
 
 
+def check_shapes(folder: Path) -> None:
+    """Compare the shapes of stored tensors with those that the configuration makes.
+
+    Raises:
+        InputError: one differs, or a file cannot be read.
+    """
+    expected = {
+        n: tuple(p.shape) for n, p in build_empty(folder, "auto", "sdpa").named_parameters()
+    }
+    for file in _files(folder):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for stored in tensors.keys():  # noqa: SIM118 it is no mapping
+                    shape = tuple(tensors.get_slice(stored).get_shape())
+                    want = expected.get(_current_name(stored), shape)
+                    _check_shape(shape, want, f"{file}: {stored}")
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{PATH_KEY}: cannot load {file}: {error}") from error
+
+
+def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
+    if shape != expected:
+        raise InputError(
+            f"{PATH_KEY}: {where} has shape {shape}, but config.json makes it {expected}; one of "
+            "the two files is of another model"
+        )
+
+
 def _files(folder: Path) -> list[Path]:
     """The files that hold the weights."""
     if (folder / INDEX).is_file():
@@ -186,11 +214,7 @@ def _current_name(stored: str) -> str:
 def _copy_own_rows(stored: Any, parameter: torch.Tensor, where: str) -> None:
     """Read what this process holds of a tensor: FSDP divides by rows, as `torch.chunk` does."""
     shape = tuple(stored.get_shape())
-    if shape != tuple(parameter.shape):
-        raise InputError(
-            f"{PATH_KEY}: {where} has shape {shape}, but config.json makes it "
-            f"{tuple(parameter.shape)}"
-        )
+    _check_shape(shape, tuple(parameter.shape), where)
     if not isinstance(parameter, DTensor):
         parameter.copy_(stored[:])
         return

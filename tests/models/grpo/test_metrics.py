@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.callbacks.runs import make_module, scripted
-from vrts.models.metrics import SHOWN, TOKEN_MEANS, TRAIN_METRICS, log_means
+from vrts.models.grpo.metrics import SHOWN, TOKEN_MEANS, TRAIN_METRICS, log_means
 
 
 class Gathered:
-    """A module whose `all_gather` stands for several processes, and which keeps what is logged."""
+    """A module whose `all_gather` acts as that of several ranks, and which keeps what is logged."""
 
     device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Drawing in two levels against the cumulative sum over the whole vocabulary."""
+"""Inverse-transform sampling in two levels against one cumulative sum over the vocabulary."""
 
 import pytest
 import torch

@@ -8,7 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import vrts.models.vlm.flops as qwen_flops
 from tests.models.conftest import make_sample
 from tests.models.engines.running import make_engine, make_requests
-from vrts.models.flops import Matrices, attention_flops, frame_pairs, visible_pairs, window_pairs
+from vrts.models.families.flops import (
+    Matrices,
+    attention_flops,
+    frame_pairs,
+    visible_pairs,
+    window_pairs,
+)
 from vrts.models.vlm.loading import Lora
 from vrts.types import Completion, Sampling
 
@@ -29,7 +35,7 @@ def counted(run) -> int:
 
 
 def computed_pairs(prompt_length: int, lengths: list[int]) -> float:
-    """What the plain products compute: a whole square and rectangle, masked afterwards."""
+    """What the plain products compute: a full square and rectangle, masked afterwards."""
     own = sum(lengths)
     return float(prompt_length**2 + own * (prompt_length + own))
 

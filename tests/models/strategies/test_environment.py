@@ -1,4 +1,4 @@
-"""What the machine cannot do is refused by name, and before the weights are loaded."""
+"""What this machine cannot do is refused by name, and before the weights are loaded."""
 
 import re
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA 
 
 
 def refused(capsys, *args: str) -> str:
-    """What is said about a run that the 7B model's weights would begin with."""
+    """The error of a run that would start by loading the 7B model's weights."""
     words = ["fit", f"--config={CONFIGS / 'grpo.yaml'}", *args]
     assert main(words) == 1
     error = capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_precision_of_an_old_card(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("build", "driver", "said"),
+    ("build", "driver", "message"),
     [
         ("13.0", "NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12",
          r"needs an NVIDIA driver of 580 or later, and this one is 535\.183.*cu126 build"),
@@ -89,7 +89,7 @@ def test_precision_of_an_old_card(monkeypatch):
     ],
 )  # fmt: skip
 def test_a_gpu_that_torch_cannot_use_is_named_with_the_driver_that_it_needs(
-    monkeypatch, tmp_path, capsys, build, driver, said
+    monkeypatch, tmp_path, capsys, build, driver, message
 ):
     def init():
         raise RuntimeError("No CUDA GPUs are available\nand more")
@@ -103,7 +103,7 @@ def test_a_gpu_that_torch_cannot_use_is_named_with_the_driver_that_it_needs(
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.version, "cuda", build)
     error = refused(capsys, f"--config={CONFIGS / 'gpu.yaml'}")
-    assert re.search(f"this machine has a GPU, but torch .*{said}", error)
+    assert re.search(f"this machine has a GPU, but torch .*{message}", error)
     assert len(error.strip().splitlines()) <= 3
     monkeypatch.setattr(machine, "DEVICES", (tmp_path / "nowhere",))
     assert machine.why_no_cuda() is None

@@ -1,11 +1,12 @@
-"""Warnings of runs that learn nothing."""
+"""Runs that learn nothing are warned of; steps that are not finite are skipped, and end a run."""
 
 import math
 import warnings
 
 import pytest
+import torch
 
-from vrts.models.grpo.guards import PATIENCE, RewardWatch
+from vrts.models.grpo.guards import PATIENCE, DivergenceError, NonFiniteGuard, RewardWatch
 
 
 def step(**values: float) -> dict[str, float]:
@@ -15,18 +16,18 @@ def step(**values: float) -> dict[str, float]:
 def watched(*steps: dict[str, float]) -> str | None:
     watch = RewardWatch()
     for metrics in steps:
-        watch.see(metrics)
+        watch.update(metrics)
     return watch.warning()
 
 
-def test_a_format_that_no_completion_had_is_told_with_the_likely_causes():
+def test_a_format_that_no_completion_had_is_reported_with_the_likely_causes():
     found = watched(step(), step(truncated=0.75))
     assert found.startswith("in 2 steps no completion had the format that model.rewards ask for")
     assert "completions are cut off (50% were; raise model.max_new_tokens)" in found
     assert "special tokens" in found
 
 
-def test_rewards_that_never_differed_are_told():
+def test_rewards_that_never_differed_are_reported():
     assert "in 1 steps rewards never differed" in watched(step(**{"reward/format": 1.0}))
     assert "rewards never differed" in watched({"reward_std": 0.0, "truncated": 0.0})
 
@@ -43,9 +44,26 @@ def test_steps_without_a_usable_video_do_not_count():
 def test_it_warns_once():
     watch = RewardWatch()
     for _ in range(PATIENCE - 1):
-        watch.see(step())
+        watch.update(step())
     with pytest.warns(UserWarning, match="no completion had the format"):
-        watch.see(step())
+        watch.update(step())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        watch.see(step())
+        watch.update(step())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_bad_gradient_is_noticed(value):
+    guard = NonFiniteGuard(limit=9)
+    assert not guard.must_skip(torch.tensor(1.0))
+    assert guard.must_skip(torch.tensor(value))
+    assert not guard.must_skip(torch.tensor(0.0))
+    assert guard.total == 1
+
+
+def test_only_steps_in_a_row_stop_the_run():
+    guard = NonFiniteGuard(limit=2)
+    for norm in (math.nan, 1.0, math.nan, 1.0, math.nan):
+        guard.must_skip(torch.tensor(norm))
+    with pytest.raises(DivergenceError, match=r"2 optimizer steps in a row.*max_nonfinite_steps"):
+        guard.must_skip(torch.tensor(math.nan))
