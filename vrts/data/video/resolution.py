@@ -62,8 +62,8 @@ class Resolution:
     side: PositiveInt | None = None
     """Side of one video token in pixels: 28 for Qwen2.5-VL, 32 for Qwen3-VL."""
     rule: Literal["frame", "clip", "square"] | None = None
-    """Each frame has a budget (Qwen2.5-VL), all share one (Qwen3-VL), or frames become squares of
-    ``max_pixels`` (SmolVLM2)."""
+    """Each frame has a budget (Qwen2.5-VL), all share one (Qwen3-VL), or frames become squares
+    (SmolVLM2), of the model's own size unless ``max_pixels`` is less."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` if ``max_pixels`` is below ``min_pixels``."""
@@ -74,27 +74,47 @@ class Resolution:
             )
 
     def for_model(self, sizes: FrameSizes) -> Self:
-        """Fill in null values from a model family; raises `InputError` for less than one token."""
-        token = (self.side or sizes.side) ** 2
-        if self.max_pixels is not None and self.max_pixels < token:
-            side = math.isqrt(token)
-            raise InputError(f"resolution.max_pixels must be {token} ({side}x{side}) or more")
-        most = self.max_pixels or sizes.max_pixels
+        """Return it with what is null taken from a family of models.
+
+        Raises:
+            InputError: ``max_pixels`` is below one token, or the model takes squares alone.
+        """
+        rule, side = self.rule or sizes.rule, self.side or sizes.side
+        if sizes.rule == "square" and rule != "square":
+            raise InputError(
+                f"resolution.rule is {rule}, but the model takes squares alone; set it to null"
+            )
+        if self.max_pixels is not None and self.max_pixels < side**2:
+            raise InputError(f"resolution.max_pixels must be {side**2} ({side}x{side}) or more")
+        most = max(self.max_pixels or sizes.max_pixels, self.min_pixels or 0)
+        fewest = self.min_pixels or min(sizes.min_pixels, self.max_pixels or math.inf) or None
+        if rule == "square":
+            most = self.max_pixels or sizes.max_pixels
+            if sizes.rule == "square" and most >= sizes.max_pixels:
+                most = sizes.max_pixels  # as the weights know them, whole tokens or not
+            else:
+                most = (math.isqrt(most) // side * side) ** 2
+            fewest = most
         return replace(
             self,
-            total_pixels=self.total_pixels or sizes.total_pixels,
-            side=self.side or sizes.side,
-            rule=self.rule or sizes.rule,
-            min_pixels=self.min_pixels
-            or min(sizes.min_pixels, self.max_pixels or math.inf)
-            or None,
-            max_pixels=max(most, self.min_pixels or 0),
+            total_pixels=None if rule == "square" else self.total_pixels or sizes.total_pixels,
+            side=side,
+            rule=rule,
+            min_pixels=fewest,
+            max_pixels=most,
         )
 
     def fewest_tokens(self, num_frames: int) -> int:
-        """Return about how many video tokens a clip of T frames of any video has at least."""
+        """Return about how many video tokens a clip has at least, of whatever video it is.
+
+        Args:
+            num_frames: T, two of which make a temporal patch where they are no squares.
+        """
         own = self if self.side and self.rule else self.for_model(QWEN2_5_VL)
         assert own.side
+        if own.rule == "square":
+            assert own.max_pixels
+            return num_frames * int(math.isqrt(own.max_pixels) // own.side) ** 2
         return math.ceil(num_frames / FRAMES_PER_PATCH) * max(
             int(own.min_pixels or 0) // int(own.side) ** 2, 1
         )
@@ -109,7 +129,6 @@ class Resolution:
         """
         own = self if self.side and self.rule else self.for_model(QWEN2_5_VL)
         assert own.max_pixels
-        assert own.total_pixels
         assert own.side
         if self.square_pixels:
             height = round(height / min(pixel_aspect, 1.0))
@@ -118,8 +137,9 @@ class Resolution:
             scale = self.short_side / min(height, width)
             height, width = round(height * scale), round(width * scale)
         if own.rule == "square":
-            side = math.isqrt(own.max_pixels) // own.side * own.side
+            side = math.isqrt(own.max_pixels)
             return side, side
+        assert own.total_pixels
         most, fewest = MAX_TOKENS * own.side**2, MIN_CLIP_TOKENS * own.side**2
         floor = int((own.min_pixels or fewest) * 1.05)
         if own.rule == "frame":  # as in qwen_vl_utils: temporal patches share the total
