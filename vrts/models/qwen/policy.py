@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
+from vrts.files import shipped
 from vrts.models.flops import Workload
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.quantizing import Quantize, check_mergeable_weights, check_quantize
@@ -89,7 +90,7 @@ class QwenPolicy(Policy):
         quantize: Quantize | None = None,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path = shipped.find_model(path)
         self.lora = lora
         self.freeze_vision = freeze_vision
         self._template = prompt or PromptTemplate()
