@@ -7,9 +7,10 @@ from vrts.cli.plugins import options_of, purpose
 
 HEAD = """# Options
 
-Made from the code by `python -m tools.options > docs/options.md`. `vrts fit --help NAME` shows the same on the terminal.
-Options of `VideoQAModule` are those below `model` in YAML, those of `VideoQADataModule` below `data`; of every other class
-they are its `init_args`. A class in a cell of `type` is a plug-in of its own, or a group of options.
+Made from the code by `python -m tools.options > docs/options.md`. `vrts fit --help NAME` shows the
+same on the terminal. Options of `VideoQAModule` are those below `model` in YAML, those of
+`VideoQADataModule` below `data`; of every other class they are its `init_args`. A class in a cell
+of `type` is a plug-in of its own, or a group of options.
 """
 PARTS = {
     "vrts.models": models,

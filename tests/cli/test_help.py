@@ -31,7 +31,11 @@ sys.exit(status if not found else f"imported {found}")
         (["configs", "gpro"], 2, "no configuration gpro; did you mean grpo?"),
         (["--version"], 0, "vrts 0."),
         (["fitt"], 2, "vrts: error: fitt: no such subcommand; did you mean fit?"),
-        (["answer"], 2, "no such subcommand; there are fit, validate, test, predict, export, configs, demo"),
+        (
+            ["answer"],
+            2,
+            "there are fit, validate, test, predict, export, configs, demo",
+        ),
     ],
 )
 def test_it_answers_at_once(words, status, text):

@@ -2,13 +2,16 @@
 
 # ruff: noqa: E501 - a row of the table is a line
 
+import re
 import time
 from pathlib import Path
 
+import jsonargparse.typing
 import pytest
 from huggingface_hub.errors import HFValidationError
 
 from vrts import callbacks, data, models
+from vrts.cli import usage
 from vrts.cli.command import VrtsCLI, main
 from vrts.cli.plugins import options_of
 
@@ -165,9 +168,18 @@ class TestHelp:
                 missing = [option.name for option in options_of(cls) if not option.text]
                 assert not missing, f"{name}: {missing}"
 
+    def test_every_restricted_type_is_put_in_words(self):
+        plug_ins = (getattr(part, n) for part in (callbacks, data, models) for n in part.__all__)
+        text = " ".join(option.kind for cls in plug_ins for option in options_of(cls))
+        restricted = set(re.findall(r"\w+", text)) & set(jsonargparse.typing.__all__)
+        assert "PositiveInt" in restricted
+        assert restricted <= usage._TYPES.keys()
+
     def test_what_there_is_not(self, capsys):
         assert run(["predict", "--help", "PlainReadr"]) == 2
-        assert "no option or class 'PlainReadr'; did you mean PlainReader?" in capsys.readouterr().err
+        assert (
+            "no option or class 'PlainReadr'; did you mean PlainReader?" in capsys.readouterr().err
+        )
 
 
 class TestModelPaths:

@@ -130,10 +130,6 @@ class VrtsCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle what depends on several options.
 
-        Checkpoints stay in the run's own folder, where ``--ckpt_path last`` finds them again:
-        ModelCheckpoint's own default is a new folder for each start of a run. Predictions are not
-        kept in memory. On a CPU, cores that decode are not computed on as well.
-
         Raises:
             InputError: the checkpoint to resume from does not exist.
         """
@@ -145,7 +141,7 @@ class VrtsCLI(LightningCLI):
             prepare_export(config)
             return
         if config.get("return_predictions", False) is None:
-            config.return_predictions = False
+            config.return_predictions = False  # the writer has them; a long run's fill the memory
         _spare_cores(config.data.num_workers)
         if self.subcommand == "predict":
             _ask_what_is_replayed(config)
@@ -153,7 +149,7 @@ class VrtsCLI(LightningCLI):
         find_checkpoint(config, str(self.subcommand))
 
     def before_fit(self) -> None:
-        """Let signals end the run from now on, and see to its folders before anything is started.
+        """Let signals end the run from now on; refuse bad options and folders.
 
         Raises:
             InputError: an option of the Trainer has another place here, or a folder cannot be
@@ -184,7 +180,7 @@ class VrtsCLI(LightningCLI):
             tell(f"warning: {warning}")
 
     def after_validate(self) -> None:
-        """Tell what there is beside the numbers on the terminal."""
+        """Tell where the results are."""
         tell_results(self.trainer)
 
     after_test = after_validate
@@ -193,11 +189,7 @@ class VrtsCLI(LightningCLI):
         """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
 
     def after_predict(self) -> None:
-        """Make a run without any answer a failure, once all its files are written.
-
-        Raises:
-            InputError: every question failed.
-        """
+        """Tell where the results are; raises InputError where every question failed."""
         tell_results(self.trainer)
         for writer in self._callbacks(PredictionWriter):
             writer.check_answered()
@@ -227,10 +219,8 @@ def _ask_what_is_replayed(config: Any) -> None:
     policy = config.model.policy
     is_replay = policy is not None and policy.class_path.endswith(".ReplayPolicy")
     if is_replay and config.data.predict is None and config.data.video is None:
-        reader = {
-            "class_path": "vrts.data.RecordedReader",
-            "init_args": {"path": policy.init_args.path},
-        }
+        path = {"path": policy.init_args.path}
+        reader = {"class_path": "vrts.data.RecordedReader", "init_args": path}
         config.data.predict = dict_to_namespace(reader)
 
 

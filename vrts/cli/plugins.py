@@ -52,7 +52,8 @@ def options_of(cls: type) -> list[Option]:
 
 def purpose(cls: type) -> str:
     """What a class is for and what it reads: its docstring up to the arguments."""
-    return _SECTION.split(inspect.getdoc(cls) or "")[0].strip()
+    text = _SECTION.split(inspect.getdoc(cls) or "")[0].strip()
+    return re.sub(r":\w+:(?=`)", "", text)
 
 
 def describe(cls: type) -> str:

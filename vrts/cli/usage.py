@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import typing as restricted
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
@@ -26,18 +25,22 @@ from vrts.cli.plugins import classes_named, descendants, describe, options_of, p
 from vrts.files.shipped import list_configs
 from vrts.terminal import printable, shorten
 
-_INT, _FLOAT, _NULL = "a whole number", "a number", "null"
-_PLAIN = {
+_INT, _NULL = "a whole number", "null"
+_TYPES = {
     "int": _INT,
-    "float": _FLOAT,
+    "PositiveInt": f"{_INT} above 0",
+    "NonNegativeInt": f"{_INT} from 0",
+    "float": "a number",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number from 0",
+    "ClosedUnitInterval": "a number from 0 and up to 1",
     "bool": "true or false",
     "str": "a text",
     "list": "a list, such as '[a, b]'",
     "dict": "keys with values, such as '{a: 1}'",
     "NoneType": _NULL,
 }
-_OPERATORS = {">": "above", ">=": "from", "<": "below", "<=": "up to", "==": "", "!=": "other than"}
-_SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
+"""What jsonargparse expects, in words."""
 _MOST_NAMES = 12
 _MOST_CHARACTERS = 300
 _FOOTER = """
@@ -305,17 +308,9 @@ def named_strategy(name: Any) -> str | None:
 
 def _needs(message: str) -> str:
     """What the types of a message allow, in words."""
-    allowed: list[str] = []
-    for name, rest in re.findall(r"Not of type (\w+)(.*)", message):
-        kind = getattr(restricted, name, None)
-        limits = re.findall(r"v\s*(<=|>=|==|!=|<|>)\s*(-?[\d.]+)", rest)
-        restrictions = getattr(kind, "_restrictions", [])
-        limits = limits or [(_SYMBOLS[check.__name__], limit) for check, limit in restrictions]
-        base = _INT if isinstance(kind, type) and issubclass(kind, int) else _FLOAT
-        bounds = " and ".join(f"{_OPERATORS[o]} {limit}".strip() for o, limit in limits)
-        allowed.append(f"{base} {bounds}".strip())
-    plain = re.findall(r"Expected an? <class '(\w+)'>", message)
-    allowed += [_PLAIN[name] for name in plain if name in _PLAIN]
+    found = re.findall(r"Not of type (\w+)", message)
+    found += re.findall(r"Expected an? <class '(\w+)'>", message)
+    allowed = [_TYPES[name] for name in found if name in _TYPES]
     literals = _literals(message)
     if literals:
         allowed.append("one of " + ", ".join(map(str, literals)))
