@@ -11,6 +11,7 @@ import av
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
 from PIL import Image
 
 import vrts
@@ -78,6 +79,34 @@ def draw_rounds(prediction: Prediction, path: Path) -> None:
     save(figure, path)
 
 
+def draw_shared_prefix(path: Path, prompt: int = 12, lengths: tuple[int, ...] = (4, 5, 3)) -> None:
+    """Draw which token attends to which, with the prompt repeated and with the prompt shared.
+
+    Args:
+        path: of the image.
+        prompt: its tokens.
+        lengths: tokens of each completion.
+    """
+    rows = [prompt + length for length in lengths]
+    repeated = np.zeros((sum(rows), sum(rows)))
+    for start, row in zip(np.cumsum([0, *rows]), rows, strict=False):
+        repeated[start : start + row, start : start + row] = np.tri(row)
+        repeated[start : start + prompt, start : start + prompt] *= 2
+    total = prompt + sum(lengths)
+    shared = np.zeros((total, total))
+    shared[:prompt, :prompt] = 2 * np.tri(prompt)
+    for start, length in zip(prompt + np.cumsum([0, *lengths]), lengths, strict=False):
+        shared[start : start + length, :prompt] = 1
+        shared[start : start + length, start : start + length] = np.tri(length)
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.9), layout="constrained")
+    colours = ListedColormap(["#f4f6f8", "#1f77b4", "#e0a030"])
+    titles = (f"prompt repeated: {sum(rows)} tokens", f"prompt shared: {total} tokens")
+    for axis, mask, title in zip(axes, (repeated, shared), titles, strict=True):
+        axis.imshow(mask, cmap=colours, vmin=0, vmax=2, interpolation="nearest")
+        axis.set(title=title, xlabel="attended to", ylabel="token", xticks=[], yticks=[])
+    save(figure, path)
+
+
 def save(figure: Any, path: Path) -> None:
     """Save a figure in few colours and bytes."""
     figure.savefig(path, dpi=110)
@@ -112,6 +141,7 @@ def main() -> None:
     given = parser.parse_args()
     given.pictures.mkdir(parents=True, exist_ok=True)
     draw_accuracy(json.loads((given.run / "summary.json").read_text()), given.pictures / "demo.png")
+    draw_shared_prefix(given.pictures / "shared_prefix.png")
     answered = given.run / "predictions/rl/s2d"
     found = (
         prediction

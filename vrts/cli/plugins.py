@@ -15,6 +15,7 @@ from docstring_parser import parse_from_object
 
 _OWNERS = ("vrts", "lightning.pytorch", "torch.optim")
 _SECTION = re.compile(r"^(Args|Raises|Returns|Attributes):$", re.M)
+_ROLE = re.compile(r":\w+:(?=`)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def options_of(cls: type) -> list[Option]:
         parameters = list(inspect.signature(ancestor.__init__).parameters.values())[1:]  # type: ignore[misc]
         for given in parameters:
             if given.kind not in (given.VAR_POSITIONAL, given.VAR_KEYWORD):
-                text = " ".join(texts.get(given.name, "").split())
+                text = _ROLE.sub("", " ".join(texts.get(given.name, "").split()))
                 option = Option(given.name, _kind(given.annotation), _default(given), text)
                 found.setdefault(given.name, option)
         if all(given.kind is not given.VAR_KEYWORD for given in parameters):
@@ -52,8 +53,7 @@ def options_of(cls: type) -> list[Option]:
 
 def purpose(cls: type) -> str:
     """What a class is for and what it reads: its docstring up to the arguments."""
-    text = _SECTION.split(inspect.getdoc(cls) or "")[0].strip()
-    return re.sub(r":\w+:(?=`)", "", text)
+    return _ROLE.sub("", _SECTION.split(inspect.getdoc(cls) or "")[0].strip())
 
 
 def describe(cls: type) -> str:
