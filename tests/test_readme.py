@@ -17,7 +17,7 @@ import pytest
 import vrts
 from tools.tiny.model import build_model_folder
 from vrts.api import ask
-from vrts.cli import main
+from vrts.cli import HELP, main
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
 from vrts.types import InputError
@@ -127,6 +127,17 @@ def test_a_page_runs(page, here, capsys):
     if page.name == "plug-ins.md":
         rewards = json.loads((here / "runs/brief/completions.jsonl").read_text().splitlines()[0])
         assert {"accuracy", "brevity", "enthusiasm"} <= rewards["rewards"].keys()
+
+
+@pytest.mark.slow
+def test_the_examples_of_help_run(here):
+    shutil.copy(here / "clips/kitchen.mp4", "clip.mp4")
+    Path("questions.csv").write_text("video,question\nclip.mp4,Who wins?\n")
+    examples = re.findall(r": +(vrts \w+ --config .*)", HELP.replace("\\\n", " "))
+    assert len(examples) == 3
+    for example in examples:
+        more = ["--data.batch_size=1"] if " fit " in example else []
+        run_command([*shlex.split(example), *more])
 
 
 def test_no_block_escapes():

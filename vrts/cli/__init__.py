@@ -28,10 +28,12 @@ usage: vrts {{{",".join(SUBCOMMANDS)}}} [--config NAME ...] [--OPTION VALUE ...]
 
 Try it:             vrts demo
 Ask about a video:  vrts predict --config ask --data.video clip.mp4 --data.question "Who wins?"
-Train an adapter:   vrts fit --config grpo --config lora --config gpu \\
-                      --data.train.init_args.path questions.jsonl
-Answer a file:      vrts predict --config s2d --config gpu --data.predict PlainReader \\
-                      --data.predict.init_args.path questions.csv
+Train an adapter:   vrts fit --config grpo --config lora --config gpu --data.train VideoR1Reader \\
+                      --data.train.init_args.path questions.jsonl \\
+                      --data.train.init_args.video_root null
+Answer a table:     vrts predict --config s2d --config gpu --data.predict PlainReader \\
+                      --data.predict.init_args.path questions.csv \\
+                      --data.predict.init_args.video_root null
 
 All options of a subcommand: vrts fit --help. A part of them: vrts fit --help model.rewards
 What a class takes:          vrts fit --help AccuracyReward
