@@ -28,7 +28,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "given_back_lora": {"sharding": GIVEN_BACK, "lora": True, "count": 5, "checkpointing": True},
     "summed": {"sharding": SUMMED, "batch": 8, "count": 9},
     "offloaded": {"sharding": {"cpu_offload": True}, "clip": 0.05},
-    "continued": {"folder": "adapter", "lora": True, "count": 6, "batch": 3},
+    "continued": {"folder": "adapter", "lora": True, "count": 6},
     **{c.name: {"folder": c.name, "freeze_vision": False, "beta": 0.0} for c in CASES[1:]},
     **{f"{c.name}, lora": {"folder": c.name, "lora": True, "count": 6} for c in CASES[1:]},
 }

@@ -10,7 +10,14 @@ from vrts.types import InputError
 
 Quantize = Literal["nf4"]
 
-UNQUANTIZED = ["model.visual", "lm_head", "in_proj_a", "in_proj_b"]
+UNQUANTIZED = [
+    "model.visual",
+    "model.vision_model",
+    "model.connector",
+    "lm_head",
+    "in_proj_a",
+    "in_proj_b",
+]
 """Parts of a model that keep their dtype; the last two are the small gates of linear attention,
 which decide how long it remembers."""
 

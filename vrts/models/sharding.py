@@ -88,7 +88,7 @@ class Sharder:
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=self.compute_dtype,
                 reduce_dtype=torch.float32,
-                cast_forward_inputs=False,  # would take layouts apart and put copies together
+                cast_forward_inputs=False,  # else layouts would be copied, field by field
             ),
             "offload_policy": offload,
         }

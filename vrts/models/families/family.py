@@ -52,6 +52,8 @@ class Family(ABC):
     """Whether all of a head is rotated, its first half against its second."""
     position_axes: ClassVar[int] = 3
     """A: 3 for M-RoPE, 1 for plain positions."""
+    batches_windows: ClassVar[bool] = True
+    """Whether its vision tower takes `BATCHED_WINDOWS`; others attend to a whole image anyway."""
 
     def __init__(self, config: Any, processor: Any) -> None:
         self.config = config
@@ -153,6 +155,22 @@ class Family(ABC):
             opening=opening,
         )
 
+    def model_inputs(self, model: Any, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
+        """What the forward of transformers takes of a prompt, for models that vrts does not load.
+
+        Args:
+            model: the transformers model, or peft's around it.
+            prompt: of `encode`.
+        """
+        is_image = bool((prompt.input_ids == self.config.image_token_id).any())
+        pixels, grid = ("pixel_values", "image") if is_image else ("pixel_values_videos", "video")
+        return {
+            "input_ids": prompt.input_ids[None],
+            "position_ids": prompt.positions[:, None],
+            pixels: prompt.patches(model.device).to(model.dtype),
+            f"{grid}_grid_thw": torch.tensor([prompt.grid]),
+        }
+
     def length(self, sample: Sample, template: PromptTemplate) -> tuple[int, int]:
         """Count the tokens of a prompt and the vision tokens among them, without its positions."""
         assert sample.clip is not None
@@ -186,7 +204,9 @@ class Family(ABC):
 
     def _plain(self, text: str) -> str:
         """Break up special tokens that a text spells, so that they stay text; tags are meant."""
-        for token in self.processor.tokenizer.all_special_tokens:
+        tokenizer = self.processor.tokenizer
+        own = tokenizer.convert_ids_to_tokens(self.suppressed_ids())
+        for token in dict.fromkeys([*tokenizer.all_special_tokens, *own]):
             if token not in TAGS:
                 text = text.replace(token, token[:1] + " " + token[1:])
         return text

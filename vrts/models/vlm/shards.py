@@ -206,7 +206,7 @@ def _current_name(stored: str) -> str:
     """Name of a parameter in the model; published files have names of older transformers."""
     if stored.startswith("visual."):
         return f"model.{stored}"
-    if stored.startswith("model.") and not stored.startswith(("model.language_model", "model.vis")):
+    if stored.startswith(("model.layers.", "model.norm.", "model.embed_tokens.")):
         return f"model.language_model.{stored.removeprefix('model.')}"
     return stored
 
