@@ -23,6 +23,7 @@ from vrts.models.attention.shared_prefix import PackedLayout
 from vrts.models.engines.engine import Request
 from vrts.models.families.qwen3_5 import SharedDeltaNet
 from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion, InputError, Sampling
 
 TOKEN_BYTES = 2 * 2 * 2 * 32 * 4
@@ -308,6 +309,19 @@ def test_four_bits_are_not_for_gates(hybrid):
     assert policy.workload(encoded, completions) == hybrid.policy(lora=Lora(rank=4)).workload(
         encoded, completions
     )
+
+
+def test_an_adapter_starts_the_same_however_it_is_loaded(hybrid):
+    """Building a gated delta net draws random numbers, which may not move the seed's."""
+    found = []
+    for load in ("load", "load_empty"):
+        policy = TransformersPolicy(str(hybrid.folder), dtype="float32", lora=Lora(rank=4))
+        torch.manual_seed(0)
+        getattr(policy, load)()
+        found.append({n: p for n, p in policy.named_parameters() if "lora_A" in n})
+    assert found[0].keys() == found[1].keys()
+    for name, parameter in found[0].items():
+        assert torch.equal(found[1][name], parameter), name
 
 
 def test_autocast_rounds_no_state(policy, prompts):

@@ -149,7 +149,10 @@ class TransformersPolicy(Policy):
         read_config(base)  # before its processor, whose absence says less
         self.processor = load_processor(self.path)
         self._base_path = base
-        self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)
+        # building some models draws random numbers; an adapter's first values are the seed's alone
+        with torch.random.fork_rng(devices=[]):
+            model = read(base, self._dtype, self._attn_implementation)
+        self.adopt(model, self.processor)
         is_empty = any(p.is_meta for p in self.parameters())
         with pretended_on_cpu(self.model) if is_empty else nullcontext():
             if base != self.path:
