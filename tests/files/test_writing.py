@@ -111,6 +111,7 @@ replace_folder(folder / "model", folder / "fresh", folder / "old")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [1, 2, 3])
 def test_a_kill_while_a_folder_is_replaced_leaves_both_or_the_newer(tmp_path, point):
     for name in ("model", "fresh"):

@@ -12,6 +12,8 @@ SUBCOMMANDS = {
     "predict": "answer the questions of data.predict, or one of data.video and data.question",
     "export": "write the model of a checkpoint as a Hugging Face folder",
 }
+PARTS = ("trainer", "model", "data")
+"""What the names of options with a dot begin with."""
 HELP = f"""usage: vrts {{{",".join(SUBCOMMANDS)}}} [--config FILE ...] [--OPTION VALUE ...]
        vrts --version
 
@@ -29,7 +31,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: command-line words; those of the process where None.
 
     Returns:
-        The exit status, see `vrts.cli.command.main`; 2 for an unknown subcommand.
+        The exit status, see `vrts.cli.command.main`; 2 for an unknown subcommand, or an option of
+        an unknown part.
     """
     words = sys.argv[1:] if args is None else list(args)
     if not words or words in (["-h"], ["--help"]):
@@ -43,6 +46,13 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
         print(f"vrts: error: {words[0]}: no such subcommand; {hint}", file=sys.stderr)  # noqa: T201
         return 2
+    for name in (word.partition("=")[0] for word in words):
+        part, dot, rest = name.removeprefix("--").partition(".")
+        if name.startswith("--") and dot and part not in PARTS:
+            near = get_close_matches(part, PARTS, 1)
+            hint = f"did you mean --{near[0]}.{rest}?" if near else f"see vrts {words[0]} --help"
+            print(f"vrts: error: {name}: no such option; {hint}", file=sys.stderr)  # noqa: T201
+            return 2
     from vrts.cli.command import main as run
 
     return run(words)

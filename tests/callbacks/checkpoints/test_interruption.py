@@ -400,6 +400,22 @@ def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
     assert rest["global_step"] >= 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "rank"), [("ddp", 1), ("fsdp", 0)])
+def test_a_process_that_is_killed_takes_the_other_along(
+    tmp_path, model_folder, videos, strategy, rank
+):
+    """It does not wait for an answer that cannot come."""
+    log = tmp_path / "log"
+    args = (str(tmp_path), str(model_folder), videos["long"], strategy)
+    with forked(log, long_fit.run, *args, ranks=2) as processes:
+        wait_for("step 2", log, processes.running)
+        os.kill(processes.pids[rank], signal.SIGKILL)
+        statuses = processes.wait_for_each(deadline_s=60)
+    assert statuses[rank] == -signal.SIGKILL
+    assert statuses[1 - rank] not in (0, None), log.read_text()
+
+
 def wait_for(text, log, is_alive):
     deadline_s = time.monotonic() + 240
     while text not in log.read_text() and time.monotonic() < deadline_s:
