@@ -152,8 +152,8 @@ def main(fd: int, parent: int) -> None:
     gc.freeze()  # a collection in a worker would write to the pages that it shares
     context, commands = get_context("fork"), Connection(fd)
     workers: dict[int, Any] = {}
-    commands.send(True)
     try:
+        commands.send(True)
         # others may have inherited the parent's end, so that its death closes nothing
         while os.getppid() == parent:
             if not commands.poll(1.0):
