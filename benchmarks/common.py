@@ -32,9 +32,9 @@ from vrts.models.attention.shared_prefix import SHARED_PREFIX
 from vrts.models.attention.windows import BATCHED_WINDOWS
 from vrts.models.engines.engine import Request
 from vrts.models.engines.native import NativeEngine
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Policy, Prompt
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, Question, Sample, Sampling
 
@@ -68,14 +68,14 @@ QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 152064, 3420, tied_head=False)
 
 def random_policy(
     shape: Shape, device: torch.device, dtype: torch.dtype, **options: Any
-) -> QwenPolicy:
+) -> TransformersPolicy:
     """Make a policy with random weights, whose completions never end before their limit.
 
     Args:
         shape: of the model.
         device: of the weights.
         dtype: of the weights.
-        options: of `QwenPolicy`.
+        options: of `TransformersPolicy`.
     """
     config = build_config(build_tokenizer())
     text: Any = config.text_config
@@ -116,13 +116,13 @@ def random_policy(
         pad_token_id=processor.tokenizer.pad_token_id,
         do_sample=True,
     )
-    policy = QwenPolicy("random", prompt=PromptTemplate(preamble=""), **options)
+    policy = TransformersPolicy("random", **{"prompt": PromptTemplate(preamble=""), **options})
     policy.adopt(model, processor)
     never_end(policy)
     return policy
 
 
-def never_end(policy: QwenPolicy) -> None:
+def never_end(policy: TransformersPolicy) -> None:
     """Let completions end at their limit alone: comparisons are then none of luck.
 
     To be called before an engine is made. The end token becomes one that is never sampled.
@@ -131,9 +131,9 @@ def never_end(policy: QwenPolicy) -> None:
     network.end_ids = network.suppressed_ids[:1].cpu()
 
 
-def encode(policy: QwenPolicy, samples: Sequence[Sample]) -> list[QwenPrompt]:
+def encode(policy: TransformersPolicy, samples: Sequence[Sample]) -> list[VideoPrompt]:
     """Prompts of samples, with one pass of the vision tower each."""
-    return cast(list[QwenPrompt], policy.network().encode(samples))
+    return cast(list[VideoPrompt], policy.network().encode(samples))
 
 
 def random_sample(num_frames: int, height: int, width: int, seed: int) -> Sample:

@@ -32,9 +32,9 @@ from benchmarks.step import write_model
 from vrts.callbacks.monitoring.throughput import peak_flops
 from vrts.demo.videos import make_dataset
 from vrts.models.engines.native import NativeEngine
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.loading import Lora, add_lora
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.families.prompt import VideoPrompt
+from vrts.models.vlm.loading import Lora, add_lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Sample
 
 Row = dict[str, Any]
@@ -106,13 +106,13 @@ class Bench:
     scale: Scale
     is_adapted: bool = False
     """Whether the model has a LoRA adapter."""
-    _policy: QwenPolicy | None = None
+    _policy: TransformersPolicy | None = None
     _engine: NativeEngine | None = None
-    _prompts: dict[tuple[int, int], QwenPrompt] = field(default_factory=dict)
+    _prompts: dict[tuple[int, int], VideoPrompt] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
-    def policy(self) -> QwenPolicy:
+    def policy(self) -> TransformersPolicy:
         """The model in the computing dtype, in training mode."""
         if self._policy is None:
             self._policy = self.make(self.scale.shape, self.scale.dtype)
@@ -127,7 +127,7 @@ class Bench:
             self._engine = engine_of(self.policy, self.device, self.scale.dtype)
         return self._engine
 
-    def make(self, shape: Shape, dtype: torch.dtype) -> QwenPolicy:
+    def make(self, shape: Shape, dtype: torch.dtype) -> TransformersPolicy:
         """A model of its own."""
         policy = random_policy(shape, self.device, dtype, gradient_checkpointing=True).train()
         use_checkpointing(policy, False)
@@ -181,7 +181,7 @@ class Bench:
         """The question whose frames have this size."""
         return random_sample(self.scale.num_frames, *side, seed=0)
 
-    def prompt(self, side: tuple[int, int]) -> QwenPrompt:
+    def prompt(self, side: tuple[int, int]) -> VideoPrompt:
         """The same, encoded."""
         if side not in self._prompts:
             (self._prompts[side],) = encode(self.policy, [self.sample(side)])

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import random_completions, seconds
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.families.prompt import VideoPrompt
+from vrts.models.vlm.policy import TransformersPolicy
 
 
 def matmul_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -46,8 +46,8 @@ def decode_bytes(policy: Any, P: int, G: int, L: float) -> float:
     return float(sum(w.nbytes for w in weights) + token * size * (P + G * L))
 
 
-def update_flops(policy: QwenPolicy, prompt: QwenPrompt, G: int, L: int) -> float:
-    """Floating point operations of log-probs with gradient, as `vrts.models.flops` counts them.
+def update_flops(policy: TransformersPolicy, prompt: VideoPrompt, G: int, L: int) -> float:
+    """Floating point operations of log-probs with gradient, as `vrts.models.families.flops` counts them.
 
     Args:
         policy: whose language model is updated.

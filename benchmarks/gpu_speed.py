@@ -15,8 +15,8 @@ from benchmarks.gpu_passes import naive_update, shared_update, use_checkpointing
 from benchmarks.gpu_rates import bandwidth, decode_bytes, matmul_rate, update_flops
 from benchmarks.rollout import generate, ours
 from vrts.models.engines.native import NativeEngine
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.families.prompt import VideoPrompt
+from vrts.models.vlm.policy import TransformersPolicy
 
 
 def rates(bench: Bench) -> Row:
@@ -116,8 +116,8 @@ def update(
 
 
 @torch.no_grad()
-def _vision(policy: QwenPolicy, prompt: QwenPrompt) -> torch.Tensor:
-    return policy.network().features(prompt.patches(policy.device), [prompt.grid])
+def _vision(policy: TransformersPolicy, prompt: VideoPrompt) -> torch.Tensor:
+    return policy.family.features(policy.base, prompt.patches(policy.device), [prompt.grid])
 
 
 def update_memory(bench: Bench, G: int) -> Row:

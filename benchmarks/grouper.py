@@ -15,8 +15,9 @@ from prefix_grouper import PrefixGrouper
 
 from benchmarks.naive import head_logprobs
 from vrts.models.attention.shared_prefix import PackedLayout
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.families.family import Vision
+from vrts.models.families.prompt import VideoPrompt
+from vrts.models.vlm.policy import TransformersPolicy
 
 
 class GrouperLayout:
@@ -56,7 +57,9 @@ class GrouperLayout:
         return cast(torch.Tensor, self._grouper.forward(attention, query, key, value))
 
 
-def grouper_logprobs(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> torch.Tensor:
+def grouper_logprobs(
+    policy: TransformersPolicy, prompt: VideoPrompt, ids: torch.Tensor
+) -> torch.Tensor:
     """Log-probs ``[G, L]`` of completions of a prompt, from features that it has already."""
     device, (G, L), P = policy.device, ids.shape, prompt.num_tokens
     whole = torch.ones(1, P, dtype=torch.bool, device=device), torch.ones_like(ids).bool()
@@ -64,17 +67,17 @@ def grouper_logprobs(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) 
     row = grouper.concat_input(prompt.input_ids[None].to(device), whole[0], ids, whole[1])
     steps = (prompt.next_position + torch.arange(L)).repeat(G)
     layout: Any = GrouperLayout(grouper)
-    hidden = policy.network().hidden(
-        row[0],
-        torch.cat([prompt.positions, steps.expand(3, -1)], 1).to(device),
-        prompt.vision_places.to(device),
-        prompt.features.to(device),
+    states = policy.family.hidden(
+        policy.base,
+        row,
+        torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None].to(device),
         cast(PackedLayout, layout),
+        Vision(prompt.vision_places.to(device), prompt.features.to(device)),
     )
-    _, _, states, _ = grouper.split_output(hidden[None], include_prefix_last=1)
+    _, _, states, _ = grouper.split_output(states, include_prefix_last=1)
     return head_logprobs(policy, states[:, :-1], ids)
 
 
-def grouper_backward(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> None:
+def grouper_backward(policy: TransformersPolicy, prompt: VideoPrompt, ids: torch.Tensor) -> None:
     """Gradient of completions ``[G, L]``."""
     (-grouper_logprobs(policy, prompt, ids).sum()).backward()

@@ -18,7 +18,7 @@ from benchmarks.common import QWEN_7B, Shape, random_policy, random_sample, repo
 from tests.pretended_cuda import pretended_cuda
 from vrts.models.engines.engine import Request
 from vrts.models.engines.native import NativeEngine
-from vrts.models.qwen.loading import Lora, add_lora
+from vrts.models.vlm.loading import Lora, add_lora
 from vrts.types import Sampling
 
 SHAPE = Shape(64, 2, 4, 2, 128, 32, 2)

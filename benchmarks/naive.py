@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.logprobs import token_logprobs
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.families.prompt import VideoPrompt
+from vrts.models.vlm.logprobs import token_logprobs
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion
 
 
@@ -17,7 +17,9 @@ def token_rows(completions: Sequence[Completion], device: torch.device) -> torch
     return torch.stack([c.token_ids for c in completions if c.token_ids is not None]).to(device)
 
 
-def head_logprobs(policy: QwenPolicy, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def head_logprobs(
+    policy: TransformersPolicy, hidden: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
     """Log-probs ``[rows, L]`` of tokens, from the states ``[rows, L, D]`` that predict them."""
     logprobs, _ = token_logprobs(
         hidden.flatten(0, 1),
@@ -30,7 +32,9 @@ def head_logprobs(policy: QwenPolicy, hidden: torch.Tensor, ids: torch.Tensor) -
     return logprobs.view(ids.shape)
 
 
-def naive_logprobs(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> torch.Tensor:
+def naive_logprobs(
+    policy: TransformersPolicy, prompt: VideoPrompt, ids: torch.Tensor
+) -> torch.Tensor:
     """Log-probs ``[rows, L]`` of completions of one prompt, everything computed in every row."""
     device, (rows, L) = policy.device, ids.shape
     steps = prompt.next_position + torch.arange(L)
@@ -45,12 +49,12 @@ def naive_logprobs(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) ->
     return head_logprobs(policy, hidden[:, prompt.num_tokens - 1 : -1], ids)
 
 
-def naive_backward(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> None:
+def naive_backward(policy: TransformersPolicy, prompt: VideoPrompt, ids: torch.Tensor) -> None:
     """Gradient of completions ``[rows, L]`` in one batch."""
     (-naive_logprobs(policy, prompt, ids).sum()).backward()
 
 
-def naive_rows(policy: QwenPolicy, prompt: QwenPrompt, ids: torch.Tensor) -> None:
+def naive_rows(policy: TransformersPolicy, prompt: VideoPrompt, ids: torch.Tensor) -> None:
     """`naive_backward`, one row after the other."""
     for row in ids:
         naive_backward(policy, prompt, row[None])

@@ -21,7 +21,7 @@ from benchmarks.common import Shape, random_policy, random_sample, report
 from benchmarks.s2d import InMemory, make_data, predict
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.models.engines.native import NativeEngine
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Clip, Prediction, Question
 
 SHAPE = Shape(96, 3, 4, 2, 192, 32, 2)
@@ -41,7 +41,7 @@ class Run:
     max_rows: int = 32
 
 
-def ending_policy(mean_length: int) -> QwenPolicy:
+def ending_policy(mean_length: int) -> TransformersPolicy:
     """A random model whose completions are so long on average, before they are cut off."""
     policy = random_policy(SHAPE, torch.device("cpu"), torch.float32).eval()
     network = policy.network()
@@ -51,7 +51,7 @@ def ending_policy(mean_length: int) -> QwenPolicy:
 
 
 def ask(
-    policy: QwenPolicy, questions: Sequence[Question], run: Run, engine: NativeEngine
+    policy: TransformersPolicy, questions: Sequence[Question], run: Run, engine: NativeEngine
 ) -> dict[str, Prediction]:
     """Predict some questions together."""
     clips: dict[tuple[str, int], Clip] = {}

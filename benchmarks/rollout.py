@@ -32,7 +32,7 @@ from benchmarks.common import (
 )
 from benchmarks.s2d_model import load_policy
 from vrts.models.engines.native import NativeEngine
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Sample
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def one_by_one(engine: NativeEngine, samples: Sequence[Sample], G: int, L: int) 
 
 
 def measure_step(
-    name: str, policy: QwenPolicy, B: int, num_frames: int, side: int, G: int, L: int
+    name: str, policy: TransformersPolicy, B: int, num_frames: int, side: int, G: int, L: int
 ) -> dict[str, float | str]:
     """Compare a step that is rolled out together with one that is not.
 
@@ -90,7 +90,9 @@ def measure_step(
     }
 
 
-def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copies: bool) -> None:
+def generate(
+    policy: TransformersPolicy, samples: list[Sample], G: int, L: int, *, copies: bool
+) -> None:
     """Roll out with transformers.
 
     Args:
@@ -122,7 +124,9 @@ def generate(policy: QwenPolicy, samples: list[Sample], G: int, L: int, *, copie
     )
 
 
-def measure(policy: QwenPolicy, B: int, num_frames: int, G: int, L: int) -> dict[str, float]:
+def measure(
+    policy: TransformersPolicy, B: int, num_frames: int, G: int, L: int
+) -> dict[str, float]:
     """Compare with ``generate`` for one shape; no completion ends before L tokens."""
     samples = [random_sample(num_frames, 140, 140, seed) for seed in range(B)]
     engine = engine_of(policy, policy.device)

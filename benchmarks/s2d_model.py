@@ -17,7 +17,7 @@ from tools.tiny.lessons import as_completions
 from tools.tiny.targets import warmup_target
 from tools.tiny.warmup import PROMPT, load_pool
 from vrts.demo.questions import FIRST, FLASH, LAST, MOTION, OBJECT
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 
 MODEL = Path(__file__).parents[1] / "assets/tiny"
 KINDS = (OBJECT, FLASH, FIRST, LAST, MOTION)
@@ -30,14 +30,14 @@ REMARKS = (
 """What may be said before the answer is reasoned out: any number of these, in any order."""
 
 
-def load_policy() -> QwenPolicy:
+def load_policy() -> TransformersPolicy:
     """Load the embedded model."""
-    policy = QwenPolicy(str(MODEL), prompt=PROMPT, dtype="float32")
+    policy = TransformersPolicy(str(MODEL), prompt=PROMPT, dtype="float32")
     policy.load()
     return policy.eval()
 
 
-def talkative_policy() -> QwenPolicy:
+def talkative_policy() -> TransformersPolicy:
     """Load the embedded model and teach it, in some seconds; the same each time."""
     rng = np.random.default_rng(SEED)
     with tempfile.TemporaryDirectory() as folder:

@@ -29,9 +29,9 @@ from vrts.models.engines.engine import Request, Result
 from vrts.models.engines.native import NativeEngine
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.module import VideoQAModule
-from vrts.models.qwen.policy import QwenPolicy
 from vrts.models.sharding import Sharder, Sharding
 from vrts.models.strategies.fully_sharded import FullySharded
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 
 RANKS = 2
@@ -94,9 +94,9 @@ def run_rank(rank: int, folder: str, port: int, plan: Plan) -> None:
     dist.destroy_process_group()
 
 
-def make_policy(model: str) -> QwenPolicy:
+def make_policy(model: str) -> TransformersPolicy:
     """The policy, not loaded yet."""
-    return QwenPolicy(model, PromptTemplate(preamble=""), dtype="float32")
+    return TransformersPolicy(model, PromptTemplate(preamble=""), dtype="float32")
 
 
 def train(plan: Plan, case: Case, num_steps: int) -> list[dict[str, float]]:

@@ -36,7 +36,6 @@ from benchmarks.common import SMALL, Shape, print_table, random_policy, write_re
 from benchmarks.step_case import CLIP_NORM, LEARNING_RATE, SIDE, WEIGHT_DECAY, Case, trl_settings
 from benchmarks.step_vrts import vrts_steps
 from benchmarks.turns import take_turns
-from vrts.models.qwen.inputs import vision_token_ids
 
 REPEATS = 2
 """Timed steps of each side, of which the median counts; one more warms up."""
@@ -69,7 +68,7 @@ def write_model(
         size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}
     )
     policy.save_pretrained(folder)
-    return vision_token_ids(policy.base.config).tolist()
+    return policy.family.suppressed_ids()
 
 
 def check_equal(case: Case, vrts: dict[str, Any], trl: dict[str, Any]) -> None:
@@ -158,8 +157,8 @@ def main() -> None:
         f"the vision tower; gradient clipped at norm {CLIP_NORM}",
         reward="number of different characters",
         versions={name: version(name) for name in ("trl", "accelerate", "datasets")},
-        vrts="VideoQAModule with GRPO(beta=0) and micro-batches of one question, QwenPolicy in "
-        "float32; all else by default",
+        vrts="VideoQAModule with GRPO(beta=0) and micro-batches of one question, "
+        "TransformersPolicy in float32; all else by default",
         trl=[trl_settings(case, REPEATS + 1, vision_ids) for case in CASES],
     )
 

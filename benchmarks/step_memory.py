@@ -19,7 +19,7 @@ from benchmarks.step_vrts import SameQuestions, Variety
 from vrts.models.attention.kv_cache import capacity_of
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.module import VideoQAModule
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 
 CASES = [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (8, 4), (8, 8)]
 """Questions of a step, and of a micro-batch."""
@@ -68,7 +68,7 @@ def measure(shape: Shape, B: int, micro_batch_size: int) -> dict[str, float]:
     }
 
 
-def kv_bytes(policy: QwenPolicy, B: int, P: int) -> float:
+def kv_bytes(policy: TransformersPolicy, B: int, P: int) -> float:
     """Keys and values of a step's rollout: each prompt once, and its completions."""
     layers, heads, dim = policy.network().kv_shape
     return 2.0 * layers * heads * dim * 4 * B * (capacity_of(P) + G * L)

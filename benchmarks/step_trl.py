@@ -31,8 +31,8 @@ from benchmarks.step_case import (
     variety,
 )
 from benchmarks.turns import Turn
-from vrts.models.qwen.inputs import vision_token_ids
-from vrts.models.qwen.loading import Lora
+from vrts.models.families.qwen2_5_vl import Qwen2_5VL
+from vrts.models.vlm.loading import Lora
 
 
 def images(case: Case, question: int) -> list[Image.Image]:
@@ -90,7 +90,7 @@ def trl_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
         clock.lengths = [len(ids) for ids in completion_ids]
         return [variety(completion[0]["content"]) for completion in completions]
 
-    vision_ids = vision_token_ids(model.config).tolist()
+    vision_ids = Qwen2_5VL(model.config, processor).suppressed_ids()
     with tempfile.TemporaryDirectory() as output:
         trainer = GRPOTrainer(
             model=model,

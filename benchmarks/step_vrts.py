@@ -23,9 +23,9 @@ from benchmarks.turns import Turn
 from vrts.data.stream import Batch
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.module import VideoQAModule
-from vrts.models.qwen.loading import Lora
-from vrts.models.qwen.policy import QwenPolicy
 from vrts.models.rewards import Reward
+from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Completion, ProblemType, Question, Sample
 
@@ -114,7 +114,7 @@ class StepClock(Callback):
 def vrts_steps(turn: Turn, folder: str, case: Case, num_steps: int) -> None:
     """Train with vrts."""
     torch.set_num_threads(1)
-    policy = QwenPolicy(
+    policy = TransformersPolicy(
         folder,
         PromptTemplate(preamble="", free_form=""),
         lora=Lora(case.lora_rank, 2 * case.lora_rank) if case.lora_rank else None,

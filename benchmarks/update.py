@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.update`` (some minutes on a CPU) compares log-probs with gradient:
 
-- shared: `QwenPolicy.logprobs`, with one pass of the prompt, and one of the vision tower before it;
+- shared: `TransformersPolicy.logprobs`, with one pass of the prompt, and one of the vision tower
+  before it;
 - naive: vision tower, prompt and completion for every completion, which is what trainers do that
   do not share. The head is the same, at completion positions alone, so that the comparison is of
   sharing and of nothing else. Time is taken row by row, which on a CPU is faster than one batch of
@@ -44,7 +45,7 @@ from benchmarks.common import (
 from benchmarks.memory import fit_line
 from benchmarks.naive import naive_backward, naive_rows, token_rows
 from vrts.models.policy import Prompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion, Sample
 
 CASES = [(24, 1, 48), (24, 4, 48), (24, 8, 48), (24, 16, 48), (48, 8, 48), (24, 8, 96)]
@@ -61,7 +62,7 @@ def formula(P: int, L: int, G: int) -> float:
 
 
 def text_backward(
-    policy: QwenPolicy, prompts: Sequence[Prompt], completions: tuple[Completion, ...]
+    policy: TransformersPolicy, prompts: Sequence[Prompt], completions: tuple[Completion, ...]
 ) -> None:
     """Gradient of each prompt's completions, from features that prompts have already."""
     groups = [completions] * len(prompts)
@@ -69,14 +70,14 @@ def text_backward(
 
 
 def shared_backward(
-    policy: QwenPolicy, samples: Sequence[Sample], completions: tuple[Completion, ...]
+    policy: TransformersPolicy, samples: Sequence[Sample], completions: tuple[Completion, ...]
 ) -> None:
     """The same from frames, the one vision pass included."""
     text_backward(policy, encode(policy, samples), completions)
 
 
 def passes(
-    policy: QwenPolicy, num_frames: int, G: int, L: int
+    policy: TransformersPolicy, num_frames: int, G: int, L: int
 ) -> tuple[int, dict[str, Callable[[], None]]]:
     """The passes of one shape, each of which drops its gradient at the end.
 
@@ -111,7 +112,7 @@ def passes(
     return prompt.num_tokens, found
 
 
-def measure(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, float]:
+def measure(policy: TransformersPolicy, num_frames: int, G: int, L: int) -> dict[str, float]:
     """Compare naive and shared passes of one shape; the arguments are those of `passes`."""
     P, runs = passes(policy, num_frames, G, L)
     # counting and tracing warm up
@@ -138,7 +139,7 @@ def measure(policy: QwenPolicy, num_frames: int, G: int, L: int) -> dict[str, fl
 
 
 def measure_grouper(
-    policy: QwenPolicy, checkpointing: bool, num_frames: int, G: int, L: int
+    policy: TransformersPolicy, checkpointing: bool, num_frames: int, G: int, L: int
 ) -> dict[str, float]:
     """Compare prefix_grouper and vrts on the text model.
 
@@ -192,7 +193,7 @@ def memory_growth(
     }
 
 
-def measure_memory(policy: QwenPolicy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def measure_memory(policy: TransformersPolicy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Peak memory over G.
 
     Returns:

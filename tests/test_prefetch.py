@@ -10,7 +10,7 @@ from tests.callbacks.plugins import ask
 from tests.callbacks.runs import build_model, make_data, make_module, make_policy, make_trainer
 from vrts.data.video.decoder import Decoder
 from vrts.models.grpo.objectives import GRPO
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Clip
 
 PATIENCE_S = 60
@@ -53,7 +53,7 @@ class HandshakeDecoder(Decoder):
 def test_videos_are_decoded_during_updates(tmp_path, monkeypatch, prefetch_batches):
     """An update ends only when the next video is there, which waits for the update to begin."""
     NUM_VIDEOS = 4
-    logprobs, done = QwenPolicy.logprobs, []
+    logprobs, done = TransformersPolicy.logprobs, []
 
     def slow_logprobs(policy, *args):
         number = len(done)
@@ -66,7 +66,7 @@ def test_videos_are_decoded_during_updates(tmp_path, monkeypatch, prefetch_batch
         done.append(number)
         return logprobs(policy, *args)
 
-    monkeypatch.setattr(QwenPolicy, "logprobs", slow_logprobs)
+    monkeypatch.setattr(TransformersPolicy, "logprobs", slow_logprobs)
     data = make_data(
         train=[ask(f"q{n}", str(tmp_path / f"{n}.mp4")) for n in range(NUM_VIDEOS)],
         decoder=HandshakeDecoder(str(tmp_path)),

@@ -42,7 +42,7 @@ def imported(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def room(module: str) -> str:
-    """``models.qwen`` of ``vrts.models.qwen.policy``; of ``vrts.models.module`` itself."""
+    """``models.vlm`` of ``vrts.models.vlm.policy``; of ``vrts.models.module`` itself."""
     return ".".join(module.split(".")[1:3]) or "vrts"
 
 

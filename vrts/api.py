@@ -9,7 +9,7 @@ from lightning import Trainer
 
 from vrts.callbacks import SparseToDense
 from vrts.data import Resolution, VideoQADataModule
-from vrts.models import Policy, QwenPolicy, VideoQAModule
+from vrts.models import Policy, TransformersPolicy, VideoQAModule
 from vrts.types import Prediction, Sampling
 
 EVALUATION = Sampling(temperature=1.0, top_p=0.95, top_k=50)
@@ -21,12 +21,12 @@ def load(path: str, **options: Any) -> Policy:
 
     Args:
         path: local folder (a model, or an adapter that names its base) or hub id.
-        options: of `QwenPolicy`.
+        options: of `TransformersPolicy`.
 
     Raises:
         InputError: it is not there, incomplete, or of another family.
     """
-    policy = QwenPolicy(path, **options)
+    policy = TransformersPolicy(path, **options)
     policy.load()
     return policy
 

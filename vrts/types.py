@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -52,6 +52,22 @@ class ProblemType(StrEnum):
     FREE_FORM = "free-form"
     TEMPORAL_GROUNDING = "temporal grounding"
     """When something happens: a start and an end. Not among Video-R1's."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSizes:
+    """How large a family of models takes frames: what `Resolution` leaves open."""
+
+    rule: Literal["frame", "clip", "square"]
+    """Whether each frame has a budget, all have one together, or they are squares of one size."""
+    side: int
+    """Pixels of a side of one vision token."""
+    min_pixels: int
+    """Of a frame; 0 for none but that of the rule."""
+    max_pixels: int
+    """Of a frame."""
+    total_pixels: float
+    """Of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,8 @@ class Clip:
     """Frames sampled from one video, resized for the model."""
 
     frames: torch.Tensor
-    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H and W multiples of 28."""
+    """uint8 ``[T, C, H, W]``, T even, or 1 for an image; H and W multiples of a
+    vision token's side."""
     frame_indices: tuple[int, ...]
     """Which frames of the source these are, T of them."""
     fps: float

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -33,8 +33,8 @@ from vrts.models.grpo.guards import NonFiniteGuard
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.module import VideoQAModule
 from vrts.models.predictor import Plan
-from vrts.models.qwen.loading import Lora, add_lora
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.loading import Lora, add_lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Question, Sample, Sampling
 
@@ -48,7 +48,7 @@ PHASES = {
     "encode": (NativeEngine, "encode"),
     "rollout": (NativeEngine, "step"),
     "reference": (VideoQAModule, "_score_reference"),
-    "forward": (QwenPolicy, "logprobs"),
+    "forward": (TransformersPolicy, "logprobs"),
     "backward": (VideoQAModule, "manual_backward"),
     "optimizer": (VideoQAModule, "_optimizer_step"),
 }
@@ -133,7 +133,8 @@ def count(recipe: Recipe, shape: Shape = QWEN_7B) -> dict[str, Any]:
         else:
             module.plan = Plan((module.evaluation,) * 5)
             trainer.predict(module, loader)
-        num_tokens, _ = module.policy._encoder.length(batches[0][0])  # type: ignore[operator, union-attr]
+        policy = cast(TransformersPolicy, module.policy)
+        num_tokens, _ = policy.family.length(batches[0][0], PromptTemplate())
         return {
             "card GB": recipe.card_gb,
             "P": num_tokens,
@@ -173,8 +174,7 @@ def _module(model: dict[str, Any], shape: Shape) -> VideoQAModule:
     del init["path"]
     dtype = getattr(torch, init.pop("dtype", "bfloat16"))
     lora = init.pop("lora", None)
-    policy = random_policy(shape, torch.device("meta"), dtype, **init)
-    policy._encoder._template = PromptTemplate()
+    policy = random_policy(shape, torch.device("meta"), dtype, prompt=PromptTemplate(), **init)
     if lora is not None:
         policy.model = add_lora(policy.model, Lora(**lora))
     engine = model.get("engine", {}).get("init_args", {})

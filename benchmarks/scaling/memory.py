@@ -11,10 +11,10 @@ from benchmarks.scaling.plan import Plan, Work, num_nodes
 from benchmarks.scaling.rates import USABLE
 from benchmarks.scaling.sizes import Model, num_patches
 from vrts.models.engines.decode_batch import MAX_PREFILL_TOKENS
-from vrts.models.qwen.network import MAX_PATCHES
+from vrts.models.vlm.network import MAX_PATCHES
 
 HEAD_CHUNK = 256
-"""`QwenPolicy.head_chunk_size`."""
+"""`TransformersPolicy.head_chunk_size`."""
 LOGIT_COPIES = 5
 """Of a chunk's logits in float32: themselves, log-probs, entropy's product, two in backward."""
 MAX_ROWS = 64

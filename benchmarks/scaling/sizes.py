@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.common import QWEN_7B, Shape
-from vrts.models.flops import (
+from vrts.models.families.flops import (
     Matrices,
-    Workload,
     attention_flops,
     frame_pairs,
     visible_pairs,
     window_pairs,
 )
+from vrts.models.policy import Workload
 
 Grid = tuple[int, int, int]
 """Temporal, vertical and horizontal patches of a video."""
@@ -113,7 +113,7 @@ MODELS = (Model("7B", QWEN_7B), Model("72B", QWEN_72B))
 def workload(
     model: Model, rank: int | None, grid: Grid, num_prompt_tokens: int, lengths: Sequence[int]
 ) -> Workload:
-    """Operations of one question; `vrts.models.qwen.flops` counts the same from a loaded model.
+    """Operations of one question; `vrts.models.vlm.flops` counts the same from a loaded model.
 
     Args:
         model: whose vision tower is frozen.

@@ -13,7 +13,7 @@ from benchmarks.gpu_bench import FULL, TINY, Bench, Case
 from benchmarks.gpu_cases import cases
 from benchmarks.gpu_passes import shared_update
 from benchmarks.gpu_rates import bandwidth, decode_bytes, update_flops
-from vrts.models.flops import attention_flops, visible_pairs
+from vrts.models.families.flops import attention_flops, visible_pairs
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from vrts.data.video.resolution import Resolution
 from vrts.models.checkpoints.finding import REST, newest
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Question
 
@@ -55,10 +55,10 @@ def make_videos(folder: Path, make_video: Callable[..., str]) -> dict[str, str]:
     }
 
 
-def make_policy(folder: Path, **options: Any) -> QwenPolicy:
+def make_policy(folder: Path, **options: Any) -> TransformersPolicy:
     """The model of a folder in float32, with short prompts."""
     template = PromptTemplate(preamble="", multiple_choice="")
-    return QwenPolicy(str(folder), **({"prompt": template, "dtype": "float32"} | options))
+    return TransformersPolicy(str(folder), **({"prompt": template, "dtype": "float32"} | options))
 
 
 def make_module(policy: Policy, lr: float = 0.05, **options: Any) -> VideoQAModule:

@@ -199,7 +199,7 @@ class TestCommands:
             main(["fit", "--help"])
         text = "".join(capsys.readouterr().out.split())
         for name in (
-            "vrts.models.QwenPolicy",
+            "vrts.models.TransformersPolicy",
             "vrts.models.AccuracyReward",
             "vrts.models.DrGRPO",
             "vrts.models.AdapterOff",

@@ -21,7 +21,7 @@ from vrts.cli.command import main, run
 from vrts.data.video.frames import UniformSampler
 from vrts.data.video.pyav import PyAVDecoder
 from vrts.data.video.resolution import Resolution
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Question, Sample, Sampling
 
@@ -57,8 +57,8 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
 
-def loaded(folder: Path) -> QwenPolicy:
-    policy = QwenPolicy(str(folder), prompt=PLAIN)
+def loaded(folder: Path) -> TransformersPolicy:
+    policy = TransformersPolicy(str(folder), prompt=PLAIN)
     policy.load()
     return policy.eval()
 

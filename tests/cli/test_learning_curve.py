@@ -12,7 +12,7 @@ from vrts.demo.videos import make_dataset
 
 ROOT = Path(__file__).parents[2]
 POLICIES = {
-    "shared": ("vrts.models.qwen.policy.QwenPolicy", (0, 1)),
+    "shared": ("vrts.models.vlm.policy.TransformersPolicy", (0, 1)),
     "naive": ("tests.models.naive.NaivePolicy", (0,)),
 }
 """With the seeds of their runs: two of one kind tell how much runs differ anyway."""

@@ -11,7 +11,7 @@ import pytest
 
 from vrts.cli.command import main, run
 from vrts.files.predictions import prediction_to_json
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError, Prediction, Question, Round
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -24,7 +24,7 @@ def never_loads(monkeypatch):
     def load(policy):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(QwenPolicy, "load", load)
+    monkeypatch.setattr(TransformersPolicy, "load", load)
 
 
 def ask_args(model: Path, root: Path, *more: str) -> list[str]:
@@ -112,7 +112,7 @@ class TestAsk:
         def load(policy):
             raise InputError("loaded")
 
-        monkeypatch.setattr(QwenPolicy, "load", load)
+        monkeypatch.setattr(TransformersPolicy, "load", load)
         video = str(annotations.parent / "videos/00000.mp4")
         levels = "--trainer.callbacks=[{class_path: SparseToDense, init_args: {levels: [4, 300]}}]"
         args = ask_args(model, tmp_path, f"--data.video={video}", "--data.question=?", levels)

@@ -19,7 +19,7 @@ ASK = [*PREDICT, "--data.predict=null", "--data.video=a.mp4", "--data.question=W
 FILES = {
     "a.mp4": "",
     "key.yaml": "model:\n  num_generatons: 8\n",
-    "argument.yaml": "model:\n  policy:\n    class_path: QwenPolicy\n    init_args:\n      paht: x\n",
+    "argument.yaml": "model:\n  policy:\n    class_path: TransformersPolicy\n    init_args:\n      paht: x\n",
     "reward.yaml": "model:\n  rewards:\n    - class_path: AccuracyReward\n    - class_path: FormatRewrd\n",
     "range.yaml": "data:\n  num_frames: 4\n  batch_size: 0\n",
     "syntax.yaml": "model:\n  num_generations: 8\n max_new_tokens: 4\n",
@@ -38,7 +38,7 @@ MISTAKES = [
     ([*FIT, "--config=key.yaml"], ["key.yaml:2: model.num_generatons", "did you mean model.num_generations?"]),
     (
         [*FIT, "--config=argument.yaml"],
-        ["argument.yaml:5: model.policy.init_args.paht", "QwenPolicy has no option", "did you mean path?"],
+        ["argument.yaml:5: model.policy.init_args.paht", "TransformersPolicy has no option", "did you mean path?"],
     ),
     ([*FIT, "--config=reward.yaml"], ["reward.yaml:4: model.rewards", "did you mean FormatReward?"]),
     ([*FIT, "--config=range.yaml"], ["range.yaml:3: data.batch_size", "a whole number above 0, not '0'"]),
@@ -59,7 +59,7 @@ MISTAKES = [
     ),
     ([*FIT, "--trainer.callbacks+=EarlyStoping"], ["--trainer.callbacks", "did you mean EarlyStopping?"]),
     ([*FIT, "--model.objective=GRPPO"], ["--model.objective", "did you mean GRPO"]),
-    ([*FIT, "--model.policy=QwenPolcy"], ["--model.policy", "did you mean QwenPolicy?"]),
+    ([*FIT, "--model.policy=QwenPolcy"], ["--model.policy", "did you mean TransformersPolicy?"]),
     ([*FIT, "--model.nmu_generations=4"], ["model.nmu_generations", "did you mean model.num_generations?"]),
     ([*FIT, "--data.batch_size=0"], ["--data.batch_size", "a whole number above 0, not '0'"]),
     ([*FIT, "--model.num_generations=eight"], ["--model.num_generations", "a whole number above 0, not 'eight'"]),
@@ -162,12 +162,12 @@ class TestModelPaths:
 
     def test_the_hub_does_not_answer(self, monkeypatch, capsys):
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: time.sleep(60))
-        monkeypatch.setattr("vrts.models.qwen.loading.HUB_TIMEOUT_S", 0.5)
+        monkeypatch.setattr("vrts.models.vlm.loading.HUB_TIMEOUT_S", 0.5)
         words = [*ASK, "--model.policy.init_args.path=assets/tiny"]
         self.check(words, capsys, "did not answer within 0.5 s")
 
     def test_it_is_offline_by_choice(self, monkeypatch, capsys):
-        monkeypatch.setattr("vrts.models.qwen.loading.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("vrts.models.vlm.loading.HF_HUB_OFFLINE", True)
         words = [*ASK, "--model.policy.init_args.path=assets/tiny"]
         self.check(words, capsys, "HF_HUB_OFFLINE is set")
 

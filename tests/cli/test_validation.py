@@ -15,7 +15,7 @@ from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
 from vrts.cli.command import main, run
 from vrts.demo.questions import FLASH, OBJECT
 from vrts.demo.videos import make_dataset
-from vrts.models.qwen.shards import _current_name
+from vrts.models.vlm.shards import _current_name
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -144,7 +144,7 @@ def test_prediction_comes_to_the_same(command, validated, data, tmp_path, capsys
     args = [
         command,
         *common(data, tmp_path),
-        "--model.policy=QwenPolicy",
+        "--model.policy=TransformersPolicy",
         f"--trainer.callbacks=[{S2D}, {{class_path: PredictionWriter}}]",
         "--trainer.logger=false",
         f"--data.{reader}=VideoR1Reader",

@@ -7,7 +7,7 @@ import torch
 
 from tests.callbacks.runs import build_model, make_videos
 from tools.tiny.model import build_model_folder
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Question, Sample
 
@@ -32,11 +32,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video) -> dict[str, st
 
 @pytest.fixture
 def load_policy(model_folder: Path):
-    """Make a loaded float32 policy; options are those of `QwenPolicy`."""
+    """Make a loaded float32 policy; options are those of `TransformersPolicy`."""
 
-    def load(path: Path = model_folder, **options) -> QwenPolicy:
+    def load(path: Path = model_folder, **options) -> TransformersPolicy:
         template = options.pop("prompt", PromptTemplate(preamble=""))
-        policy = QwenPolicy(str(path), prompt=template, dtype="float32", **options)
+        policy = TransformersPolicy(str(path), prompt=template, dtype="float32", **options)
         policy.load()
         return policy
 

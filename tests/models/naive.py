@@ -12,16 +12,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.models.conftest import make_sample
+from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Prompt, TokenLogprobs
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion, Sample
 
 WORDS = "what which colour red does the circle left square two after moves then seven it".split()
 CPU = torch.device("cpu")
 
 
-def vision_inputs(policy: QwenPolicy, prompt: QwenPrompt) -> dict[str, torch.Tensor]:
+def vision_inputs(policy: TransformersPolicy, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
     """What transformers' forward calls the patches of a video or an image."""
     grid, patches = torch.tensor([prompt.grid]), prompt.patches(CPU)
     if (prompt.input_ids == policy.base.config.image_token_id).any():
@@ -29,13 +29,17 @@ def vision_inputs(policy: QwenPolicy, prompt: QwenPrompt) -> dict[str, torch.Ten
     return {"pixel_values_videos": patches, "video_grid_thw": grid}
 
 
-def plain_logits(policy: QwenPolicy, prompt: Prompt, completion_ids: torch.Tensor) -> torch.Tensor:
+def plain_logits(
+    policy: TransformersPolicy, prompt: Prompt, completion_ids: torch.Tensor
+) -> torch.Tensor:
     """Logits ``[length, V]`` that a completion's tokens are drawn from, at temperature 1."""
-    assert isinstance(prompt, QwenPrompt)
+    assert isinstance(prompt, VideoPrompt)
     steps = prompt.next_position + torch.arange(len(completion_ids))
+    axes = len(prompt.positions)
+    positions = torch.cat([prompt.positions, steps.expand(axes, -1)], 1)[:, None]
     logits = policy.base(
         input_ids=torch.cat([prompt.input_ids, completion_ids])[None],
-        position_ids=torch.cat([prompt.positions, steps.expand(3, -1)], 1)[:, None],
+        position_ids=positions if axes > 1 else positions[0],
         **vision_inputs(policy, prompt),
         use_cache=False,
     ).logits[0, len(prompt.input_ids) - 1 : -1]
@@ -43,7 +47,7 @@ def plain_logits(policy: QwenPolicy, prompt: Prompt, completion_ids: torch.Tenso
 
 
 def plain_distributions(
-    policy: QwenPolicy,
+    policy: TransformersPolicy,
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
     temperature: float = 1.0,
@@ -57,7 +61,7 @@ def plain_distributions(
 
 
 def plain_logprobs(
-    policy: QwenPolicy,
+    policy: TransformersPolicy,
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Completion]],
     temperature: float = 1.0,
@@ -70,7 +74,7 @@ def plain_logprobs(
     ]
 
 
-class NaivePolicy(QwenPolicy):
+class NaivePolicy(TransformersPolicy):
     """Scores by the oracle: G prompts for G completions, and the vision tower G times."""
 
     def logprobs(
@@ -114,7 +118,7 @@ def keep_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", patched_float)
 
 
-def to_float64(policy: QwenPolicy) -> QwenPolicy:
+def to_float64(policy: TransformersPolicy) -> TransformersPolicy:
     """Weights and rotary frequencies in float64; compute with them under `keep_float64`."""
     policy.double()
     for module in policy.modules():
@@ -123,8 +127,14 @@ def to_float64(policy: QwenPolicy) -> QwenPolicy:
     return policy
 
 
-def random_samples(generator: torch.Generator, count: int) -> list[Sample]:
-    """Questions of different length about videos of different size and number of frames."""
+def random_samples(generator: torch.Generator, count: int, side: int = 28) -> list[Sample]:
+    """Questions of different length about videos of different size and number of frames.
+
+    Args:
+        generator: of all that is drawn.
+        count: of samples.
+        side: pixels of a side of one vision token.
+    """
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=generator))
@@ -133,7 +143,7 @@ def random_samples(generator: torch.Generator, count: int) -> list[Sample]:
         make_sample(
             draw(0, 2**30),
             2 * draw(1, 5),
-            (28 * draw(2, 4), 28 * draw(2, 4)),
+            (side * draw(2, 4), side * draw(2, 4)),
             " ".join(WORDS[draw(0, len(WORDS) - 1)] for _ in range(draw(1, 20))),
         )
         for _ in range(count)
@@ -141,7 +151,7 @@ def random_samples(generator: torch.Generator, count: int) -> list[Sample]:
 
 
 def random_completions(
-    policy: QwenPolicy, lengths: Sequence[Sequence[int]], generator: torch.Generator
+    policy: TransformersPolicy, lengths: Sequence[Sequence[int]], generator: torch.Generator
 ) -> list[list[Completion]]:
     """Completions of random tokens.
 

@@ -1,7 +1,7 @@
 """A stand-in for CUDA graphs on the CPU: records operators, and replays them on the same memory.
 
 As a real graph it knows nothing of Python: a number or a tensor that the step would have chosen
-anew is the recorded one, and what is not written into the same memory is lost.
+again is the recorded one, and what is not written into the same memory is lost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An engine that answers by a script, token by token, with as many rows in flight as it has."""
+"""An engine that completes by a script, token by token, with as many rows in flight as it has."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,8 +40,8 @@ class Rows:
 class ScriptedEngine(Engine):
     """Decodes a token of each row in a step, and begins requests as rows end.
 
-    What a completion says, how likely and how long it is depends on its question, its clip's number
-    of frames, its place and its seed alone.
+    A completion's text, likelihood and length depend on its question, its clip's number of frames,
+    its place and its seed alone.
 
     Args:
         text: of a completion, from question, number of frames and place.

@@ -25,10 +25,10 @@ from tests.callbacks.runs import (
 from vrts.models.grpo.objectives import DAPO, GRPO
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.module import VideoQAModule
-from vrts.models.qwen.loading import Lora
 from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import Sharding, unsharded
 from vrts.models.strategies.fully_sharded import FullySharded
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
 
 GATHERED = {"count": 0}
@@ -75,7 +75,7 @@ def build(model: Path, case: dict[str, Any]) -> VideoQAModule:
     """Module of a case."""
     lora = Lora(rank=4, alpha=8) if case.get("lora") else None
     policy = make_policy(
-        model,
+        model / case.get("family", ""),
         lora=lora,
         freeze_vision=case.get("freeze_vision", True),
         gradient_checkpointing=case.get("checkpointing", False),

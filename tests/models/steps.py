@@ -6,7 +6,7 @@ from lightning import Callback, seed_everything
 
 from tests.callbacks.runs import make_data, make_module, make_trainer
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 
 G = 4
 MAX_NEW_TOKENS = 8

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models.qwen.test_policy import perturb_adapter, roll, texts_of
-from vrts.models.qwen.loading import Lora
+from tests.models.vlm.test_policy import perturb_adapter, roll, texts_of
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
 
 LORA = Lora(rank=4, alpha=8)

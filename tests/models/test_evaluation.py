@@ -28,14 +28,14 @@ def test_these_do_not_matter_to_prediction(tmp_path, videos):
 @pytest.mark.parametrize("batch", [1, 2, 6])
 def test_evaluation_counts_failures_and_missing_answers_as_wrong(tmp_path, videos, batch):
     """Right, wrong, without an answer, damaged, of unknown answer, right: 2 of 5."""
-    asked = [
+    chosen = [
         ask("right", videos["long"], "A"), ask("wrong", videos["long"], "B"),
         ask("silent", videos["long"], "A"), ask("damaged", videos["damaged"], "A"),
         ask("unknown", videos["long"], None), ask("right too", videos["long"], "C"),
     ]  # fmt: skip
     policy = scripted({"silent": {4: "-"}, "right too": {4: "C"}})
     for stage, run in (("val", "validate"), ("test", "test")):
-        data = make_data(**{stage: asked}, eval_batch_size=batch)
+        data = make_data(**{stage: chosen}, eval_batch_size=batch)
         (result,) = getattr(make_trainer(tmp_path), run)(
             make_module(policy), datamodule=data, verbose=False
         )
@@ -48,7 +48,7 @@ def test_evaluation_counts_failures_and_missing_answers_as_wrong(tmp_path, video
         }
 
 
-def test_validation_within_training_starts_anew_each_time(tmp_path, varied_model, videos):
+def test_validation_within_training_starts_over_each_time(tmp_path, varied_model, videos):
     seen = []
 
     class Look(Callback):

@@ -16,9 +16,9 @@ from tests.models.naive import (
     random_samples,
     to_float64,
 )
-from tests.models.qwen.test_policy import perturb_adapter
-from vrts.models.qwen.loading import Lora
-from vrts.models.qwen.policy import QwenPolicy
+from tests.models.vlm.test_policy import perturb_adapter
+from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Sampling
 
 OPTIONS = {
@@ -35,7 +35,7 @@ def seed() -> int:
     return int.from_bytes(os.urandom(4), "big")
 
 
-def random_batch(policy: QwenPolicy, generator: torch.Generator, max_length: int = 12):
+def random_batch(policy: TransformersPolicy, generator: torch.Generator, max_length: int = 12):
     """One to three questions, G of one to four; those of the last question have one token."""
     B, G = (int(torch.randint(1, n + 1, (), generator=generator)) for n in (3, 4))
     prompts = policy.network().encode(random_samples(generator, B + 1))
@@ -43,7 +43,7 @@ def random_batch(policy: QwenPolicy, generator: torch.Generator, max_length: int
     return prompts, random_completions(policy, [*lengths, [1] * G], generator)
 
 
-def make_policy(load_policy, mode: str, dtype: torch.dtype, **options) -> QwenPolicy:
+def make_policy(load_policy, mode: str, dtype: torch.dtype, **options) -> TransformersPolicy:
     policy = load_policy(**OPTIONS[mode], **options).train()
     perturb_adapter(policy)
     if mode == "untied":
@@ -52,7 +52,7 @@ def make_policy(load_policy, mode: str, dtype: torch.dtype, **options) -> QwenPo
     return to_float64(policy) if dtype == torch.float64 else policy
 
 
-def gradients(policy: QwenPolicy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+def gradients(policy: TransformersPolicy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     policy.zero_grad()
     loss.backward()
     return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}

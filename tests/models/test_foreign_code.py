@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from tests.models.qwen.test_policy import perturb_adapter
-from vrts.models.qwen.loading import Lora, check_type
+from tests.models.vlm.test_policy import perturb_adapter
+from vrts.models.vlm.loading import Lora, check_type
 from vrts.types import InputError
 
 OWN = "raise SystemExit('code of the folder has run')\n"
@@ -136,7 +136,7 @@ def test_an_index_that_names_a_pickle_is_refused_by_name(load_policy, folder):
 def test_a_chat_template_that_breaks_or_never_ends_is_named(
     load_policy, folder, monkeypatch, template, problem
 ):
-    monkeypatch.setattr("vrts.models.qwen.untrusted.TIMEOUT_S", 1)
+    monkeypatch.setattr("vrts.models.vlm.untrusted.TIMEOUT_S", 1)
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(InputError, match=rf"the chat template in .*model {problem}"):
         load_policy(folder)
@@ -150,7 +150,7 @@ def test_a_chat_template_that_breaks_or_never_ends_is_named(
 def test_a_regular_expression_that_runs_away_is_named(
     load_policy, folder, tmp_path, monkeypatch, pattern, problem
 ):
-    monkeypatch.setattr("vrts.models.qwen.untrusted.TIMEOUT_S", 2)
+    monkeypatch.setattr("vrts.models.vlm.untrusted.TIMEOUT_S", 2)
     with pytest.raises(InputError, match=rf"lora\.target_modules: .*{problem}"):
         load_policy(folder, lora=Lora(rank=4, target_modules=pattern))
     load_policy(folder, lora=Lora(rank=4)).save_pretrained(tmp_path / "adapter")

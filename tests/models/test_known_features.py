@@ -89,7 +89,7 @@ def test_frames_of_one_name_in_one_batch_are_not_taken_for_each_other(load_polic
 
 def test_many_videos_are_encoded_in_groups(load_policy, dense, monkeypatch):
     """One pass has no more patches than memory is meant for; results depend on none of it."""
-    monkeypatch.setattr("vrts.models.qwen.network.MAX_PATCHES", 300)
+    monkeypatch.setattr("vrts.models.vlm.network.MAX_PATCHES", 300)
     network = load_policy().network()
     alone = [network.encode([sample])[0].features for sample in dense]
     counts = count_patches(network)

@@ -26,15 +26,16 @@ from tests.callbacks.runs import (
 )
 from tests.models.grpo.test_functional import plain_advantages, plain_loss
 from tests.models.naive import plain_logprobs
-from tests.models.qwen.test_policy import perturb_adapter
 from tests.models.steps import KINDS, MAX_NEW_TOKENS, G, Snapshots, fit
-from vrts.models.grpo.guards import Patience
-from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, Completions, DrGRPO
+from tests.models.vlm.test_policy import perturb_adapter
+from vrts.models.grpo.guards import UsableVideoGuard
+from vrts.models.grpo.metrics import TRAIN_METRICS
+from vrts.models.grpo.micro_batches import MicroBatch
+from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, LossInputs
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
-from vrts.models.metrics import TRAIN_METRICS
-from vrts.models.qwen.loading import Lora
 from vrts.models.rewards import AccuracyReward, FormatReward
 from vrts.models.sharding import Sharding
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
 
 
@@ -51,7 +52,7 @@ def plain_gradient(policy, objective, groups, old, reference, temperature):
     kind = "centred" if isinstance(objective, DrGRPO) else "group"
     logprobs = padded_logprobs(policy, groups, temperature)
     lengths = torch.tensor([c.num_tokens for c in rows])
-    completions = Completions(
+    inputs = LossInputs(
         logprobs,
         logprobs.detach() if old is None else old,
         reference,
@@ -60,7 +61,7 @@ def plain_gradient(policy, objective, groups, old, reference, temperature):
         MAX_NEW_TOKENS,
     )
     trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
-    loss = plain_loss(objective, completions)
+    loss = plain_loss(objective, inputs)
     gradients = torch.autograd.grad(loss, trained.values())
     return dict(zip(trained, gradients, strict=True)), logprobs.detach(), loss.item()
 
@@ -136,11 +137,11 @@ def test_a_step_is_the_same_however_it_is_divided(tmp_path, varied_model, videos
         )  # fmt: skip
         assert history.steps == [1, 2]
         found.append((snapshots, history.losses))
-    (whole, losses), (parts, same_losses) = found
-    lengths = {c.num_tokens for group in whole.groups[0] for c in group.completions}
+    (undivided, losses), (parts, same_losses) = found
+    lengths = {c.num_tokens for group in undivided.groups[0] for c in group.completions}
     assert len(lengths) > 1
     assert same_losses == pytest.approx(losses, rel=1e-5, abs=1e-7)
-    for gradients, wanted in zip(parts.gradients, whole.gradients, strict=True):
+    for gradients, wanted in zip(parts.gradients, undivided.gradients, strict=True):
         scale = torch.stack([g.norm() for g in wanted.values()]).norm()
         assert scale > 1e-3
         for name, want in wanted.items():
@@ -212,6 +213,7 @@ def test_a_run_logs_everything_and_trains_what_it_should(
     [
         ({"num_generations": 1}, r"model\.num_generations is 1; .* 2 or more"),
         ({"rewards": []}, r"model\.rewards is empty"),
+        ({"rewards": [FormatReward(), FormatReward()]}, r"model\.rewards has two .* 'format'"),
         ({"objective": GRPO(beta=0.1)}, r"beta 0\.1 but model\.reference is null"),
         ({"objective": GRPO(beta=0.1), "reference": AdapterOff()}, "AdapterOff needs an adapter"),
     ],
@@ -367,7 +369,7 @@ def test_a_plateau_without_a_monitor_is_refused(tmp_path, varied_model, videos):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_sharding_options_without_effect_are_told(tmp_path, varied_model, videos, caplog, keep):
+def test_sharding_options_without_effect_are_reported(tmp_path, varied_model, videos, caplog, keep):
     fit(
         tmp_path, make_policy(varied_model), questions(videos["long"], 2), objective=GRPO(beta=0),
         sharding=Sharding(keep_gathered=keep),
@@ -407,9 +409,17 @@ def test_clipping_by_norm(tmp_path, varied_model, videos, caplog):
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3])
-def test_one_rollout_serves_its_updates(tmp_path, varied_model, videos, updates):
+def test_one_rollout_serves_its_updates(tmp_path, varied_model, videos, updates, monkeypatch):
     """A step is counted once; only the first update's log-probs are the old ones, to the bit."""
-    snapshots, history = Snapshots(), History()
+    snapshots, history, seen = Snapshots(), History(), []
+    make_inputs = MicroBatch.inputs
+
+    def recording(micro_batch, *args):
+        inputs = make_inputs(micro_batch, *args)
+        seen.append((micro_batch, inputs.old_logprobs))
+        return inputs
+
+    monkeypatch.setattr(MicroBatch, "inputs", recording)
     module, trainer = fit(
         tmp_path, make_policy(varied_model), questions(videos["long"], 4), [snapshots, history],
         objective=GRPO(beta=0), lr=0.2, updates_per_rollout=updates,
@@ -417,20 +427,19 @@ def test_one_rollout_serves_its_updates(tmp_path, varied_model, videos, updates)
     assert trainer.global_step == module.num_steps_trained == 2
     assert history.steps == [1, 2]
     assert len(snapshots.gradients) == 2 * updates
+    assert len(seen) == 2 * 2 * updates  # steps and micro-batches
     for step in range(2):
-        own = slice(step * updates, (step + 1) * updates)
-        first, *others = snapshots.groups[own]
-        for later in others:
-            assert [g.completions for g in later] == [g.completions for g in first]
-            assert all(x.old_logprobs is y.old_logprobs for x, y in zip(first, later, strict=True))
+        own = seen[2 * step * updates : 2 * (step + 1) * updates]
         policy = make_policy(varied_model)
         policy.load()
         policy.load_state_dict(snapshots.parameters[step * updates], strict=False)
-        for group in first:
+        for first, *others in (own[::2], own[1::2]):
+            assert all(x is y for later in others for x, y in zip(first, later, strict=True))
+            micro_batch, old = first
             with torch.no_grad():
-                found = policy.logprobs([group.prompt], [group.completions], 1.0).logprobs
-            assert torch.equal(found, group.old_logprobs)
-            assert (found - group.sampling_logprobs).abs().max() < 1e-4
+                found = policy.logprobs(micro_batch.prompts, micro_batch.completions, 1.0).logprobs
+            assert torch.equal(found, old)
+            assert micro_batch.sampling_logprob_diff(old) < 1e-4 * micro_batch.mask.sum()
 
 
 @pytest.mark.parametrize("position", [0, 1])
@@ -440,7 +449,7 @@ def test_one_damaged_video_is_skipped_counted_and_named(
     """The others give what they would give alone."""
     train = questions(videos["long"], 2)
     train[position] = ask("x", videos["damaged"])
-    whole, trainer = fit(tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0))
+    skipping, trainer = fit(tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0))
     assert trainer.callback_metrics["train/skipped"] == 1
     assert "skipped question x: " in caplog.text
     assert "damaged.mp4" in caplog.text
@@ -448,7 +457,7 @@ def test_one_damaged_video_is_skipped_counted_and_named(
         tmp_path, make_policy(varied_model), [train[1 - position]], objective=GRPO(beta=0),
         data={"batch_size": 1},
     )  # fmt: skip
-    for name, parameter in whole.named_parameters():
+    for name, parameter in skipping.named_parameters():
         assert torch.equal(parameter, dict(alone.named_parameters())[name]), name
 
 
@@ -458,7 +467,7 @@ def test_a_batch_of_damaged_videos_changes_nothing(
     tmp_path, varied_model, videos, kind, beta, monkeypatch
 ):
     # as if there had been a usable batch before; a run without any is an error
-    monkeypatch.setattr(Patience, "check_end", lambda *_: None)
+    monkeypatch.setattr(UsableVideoGuard, "check_end", lambda *_: None)
     options, reference = KINDS[kind]
     snapshots, history = Snapshots(), History()
     train = questions(videos["damaged"], 2, "x")
@@ -483,7 +492,7 @@ def test_a_prompt_that_is_too_long_is_skipped(tmp_path, varied_model, videos, ca
 
 
 def rollouts(folder, policy, train, **options):
-    """Texts of each rollout by question; the policy stands still."""
+    """Texts of each rollout by question; the policy does not move."""
     kept = []
 
     class Keep(Callback):
@@ -503,7 +512,7 @@ def test_completions_depend_on_question_epoch_and_seed_alone(tmp_path, varied_mo
     first, second, third, fourth = rollouts(tmp_path, make_policy(varied_model), train, **run)
     assert first.keys() == third.keys() == {"q0", "q1"}
     assert all(len(set(texts)) == G for texts in first.values())
-    assert first["q0"] != third["q0"], "another epoch draws anew"
+    assert first["q0"] != third["q0"], "another epoch has other seeds"
     backwards = rollouts(
         tmp_path, make_policy(varied_model), train[::-1], **run, data={"batch_size": 4}
     )

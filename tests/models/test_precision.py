@@ -15,10 +15,10 @@ from tests.callbacks.runs import (
 from tests.data.plugins import FakeDecoder
 from tests.models.engines.running import mask_of, sample, sampled_logprobs
 from tests.models.steps import KINDS, MAX_NEW_TOKENS, G, Snapshots, fit
+from vrts.models.families.positions import VideoGrid, video_positions
 from vrts.models.grpo.advantages import BatchScaled
 from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
 from vrts.models.grpo.reference import FrozenCopy
-from vrts.models.qwen.positions import VideoGrid, video_positions
 from vrts.models.rewards.temporal import TemporalReward
 from vrts.types import Sampling
 

@@ -11,7 +11,7 @@ from tests.models.engines.running import make_engine
 from tests.models.steps import Snapshots, fit
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import Completion, InputError
 
 pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
@@ -65,7 +65,7 @@ def test_a_step_trains_the_adapter_alone(tmp_path, varied_model, videos, precisi
     states = [layer.base_layer.quant_state for layer in layers]
     assert states[0] is states[1]
 
-    # the adapter goes on from its folder, on the same weights
+    # training continues from the adapter's folder, on the same weights
     policy.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     again = quantized(tmp_path / "adapter")

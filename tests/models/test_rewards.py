@@ -15,12 +15,9 @@ from vrts.models.rewards import (
     RewardError,
     SoftOverlongPenalty,
     accuracy,
-    accuracy_score,
-    as_reward,
-    format,
-    length,
-    total_reward,
 )
+from vrts.models.rewards.accuracy import accuracy_score
+from vrts.models.rewards.base import as_reward, total_reward
 from vrts.types import Completion, InputError, ProblemType, Question
 
 COLOUR = Question("c", "Which?", "a.mp4", options=("red", "brown car", "blue"), gold="B")
@@ -37,7 +34,7 @@ def completions(*texts):
 
 
 class Scripted(Reward):
-    """A user's reward that gives what it is told."""
+    """A user's reward that returns given scores."""
 
     def __init__(self, scores, weight=1.0, name="scripted"):
         super().__init__(weight)
@@ -81,15 +78,15 @@ def test_accuracy_takes_its_tolerance():
 
 
 def test_format():
-    said = completions(wrap("B"), "Well. " + wrap("B"), "B")
-    assert FormatReward().score(said, [COLOUR] * 3) == [1.0, 0.0, 0.0]
-    assert FormatReward(strict=False).score(said, [COLOUR] * 3) == [1.0, 1.0, 0.0]
+    rows = completions(wrap("B"), "Well. " + wrap("B"), "B")
+    assert FormatReward().score(rows, [COLOUR] * 3) == [1.0, 0.0, 0.0]
+    assert FormatReward(strict=False).score(rows, [COLOUR] * 3) == [1.0, 1.0, 0.0]
 
 
 def test_total_is_the_weighted_sum_and_parts_are_without_weight():
-    said = completions(wrap("B"), wrap("C"), "B", "")
+    rows = completions(wrap("B"), wrap("C"), "B", "")
     rewards = [AccuracyReward(weight=2.0), FormatReward(weight=0.5)]
-    total, parts = total_reward(rewards, said, [COLOUR] * 4)
+    total, parts = total_reward(rewards, rows, [COLOUR] * 4)
     assert total.dtype == torch.float32
     assert total.tolist() == [2.5, 0.5, 2.0, 0.0]
     assert {name: part.tolist() for name, part in parts.items()} == {
@@ -99,9 +96,9 @@ def test_total_is_the_weighted_sum_and_parts_are_without_weight():
 
 
 def test_each_completion_goes_with_its_own_question():
-    said = completions(wrap("B"), wrap("13"), wrap("dolly zoom"), wrap("13"))
+    rows = completions(wrap("B"), wrap("13"), wrap("dolly zoom"), wrap("13"))
     questions = [COLOUR, LENGTH, TECHNIQUE, COLOUR]
-    total, _ = total_reward([AccuracyReward()], said, questions)
+    total, _ = total_reward([AccuracyReward()], rows, questions)
     assert total.tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
@@ -142,15 +139,6 @@ def test_a_question_without_gold_answer_is_named():
         total_reward([AccuracyReward()], completions("A"), [unknown])
 
 
-def test_bad_lists_are_named():
-    with pytest.raises(InputError, match=r"model\.rewards"):
-        total_reward([], completions("x"), [COLOUR])
-    with pytest.raises(InputError, match="name 'accuracy'"):
-        total_reward([AccuracyReward(), AccuracyReward()], completions("x"), [COLOUR])
-    with pytest.raises(InputError, match="2 completions, but 1 questions"):
-        total_reward([FormatReward()], completions("x", "y"), [COLOUR])
-
-
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
 def test_weights_are_finite(weight):
     with pytest.raises(InputError, match="FormatReward: weight must be finite"):
@@ -172,17 +160,17 @@ GRADED = [
 
 @pytest.mark.parametrize(("question", "answer", "score"), GRADED)
 def test_accuracy_is_graded_unless_it_shall_not_be(question, answer, score):
-    said = completions(wrap(answer))
-    assert AccuracyReward().score(said, [question]) == [pytest.approx(score)]
+    rows = completions(wrap(answer))
+    assert AccuracyReward().score(rows, [question]) == [pytest.approx(score)]
     right = question.problem_type is ProblemType.TEMPORAL_GROUNDING
-    assert AccuracyReward(graded=False).score(said, [question]) == [float(right)]
+    assert AccuracyReward(graded=False).score(rows, [question]) == [float(right)]
 
 
 def test_length_counts_for_right_answers_in_its_range():
     lengths = [319, 320, 512, 513, 400]
-    said = [Completion(wrap("B"), n, 768) for n in lengths[:4]]
-    said.append(Completion(wrap("A"), 400, 768))
-    assert LengthReward().score(said, [COLOUR] * 5) == [0, 1, 1, 0, 0]
+    rows = [Completion(wrap("B"), n, 768) for n in lengths[:4]]
+    rows.append(Completion(wrap("A"), 400, 768))
+    assert LengthReward().score(rows, [COLOUR] * 5) == [0, 1, 1, 0, 0]
     assert LengthReward().weight == 0.2
     with pytest.raises(InputError, match=r"min_tokens \(9\) is above max_tokens \(8\)"):
         LengthReward(min_tokens=9, max_tokens=8)
@@ -192,8 +180,8 @@ def test_length_counts_for_right_answers_in_its_range():
 def test_overlong_penalty_is_daposs_equation(limit, share):
     buffer = share * limit
     lengths = [1, limit // 3, *range(max(limit - 40, 1), limit + 1)]
-    said = [Completion("", n, limit, n < limit) for n in lengths]
-    got = SoftOverlongPenalty(buffer_share=share).score(said, [COLOUR] * len(said))
+    rows = [Completion("", n, limit, n < limit) for n in lengths]
+    got = SoftOverlongPenalty(buffer_share=share).score(rows, [COLOUR] * len(rows))
     for n, value in zip(lengths, got, strict=True):
         if n <= limit - buffer:
             assert value == 0
@@ -214,9 +202,8 @@ def test_no_completions_give_empty_tensors():
     assert parts["format"].shape == (0,)
 
 
-@pytest.mark.parametrize("module", [accuracy, format, length])
-def test_examples_in_docstrings(module):
-    result = doctest.testmod(module)
+def test_examples_in_docstrings():
+    result = doctest.testmod(accuracy)
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.callbacks.runs import build_model, read_predictions
 from tests.forked import forked
+from tests.models.families.conftest import CASES
 from tests.models.sharded_runs import run
 
 GIVEN_BACK = {"keep_gathered": False}
@@ -25,6 +26,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "given_back_lora": {"sharding": GIVEN_BACK, "lora": True, "count": 5, "checkpointing": True},
     "summed": {"sharding": SUMMED, "batch": 8, "count": 9},
     "offloaded": {"sharding": {"cpu_offload": True}, "clip": 0.05},
+    **{c.name: {"family": c.name, "freeze_vision": False, "beta": 0.0} for c in CASES[1:]},
+    **{f"{c.name}, lora": {"family": c.name, "lora": True, "count": 6} for c in CASES[1:]},
 }
 """By one process and by two."""
 MATRIX: dict[str, dict[str, Any]] = {
@@ -77,7 +80,10 @@ def start(folder: Path, model: Path, videos: dict[str, str], cases: dict[str, An
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
+    folder = build_model(tmp_path_factory.mktemp("model"))
+    for case in CASES[1:]:
+        case.build(folder / case.name)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.callbacks.runs import make_module, make_policy, make_videos
 from tests.forked import forked
 from tests.ranks.validation_runs import STRATEGIES, run
 from vrts.models.checkpoints.weights import load_trained
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 
 
 @pytest.fixture(scope="module")

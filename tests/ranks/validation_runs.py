@@ -16,8 +16,8 @@ from vrts.callbacks.export.callback import ExportPretrained
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff
-from vrts.models.qwen.loading import Lora
 from vrts.models.strategies.fully_sharded import FullySharded
+from vrts.models.vlm.loading import Lora
 from vrts.types import Prediction
 
 STRATEGIES = ("ddp", "fsdp")

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tools.tiny.targets import lookup_targets, warmup_target
 from vrts.data.video.frames import UniformSampler
 from vrts.demo.scenes import FPS, NUM_FRAMES
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Clip, Completion, Question, Sample
 
 
@@ -119,7 +119,7 @@ def draw_batch(
 
 
 def teach(
-    policy: QwenPolicy,
+    policy: TransformersPolicy,
     pool: Sequence[VideoQuestion],
     lesson: Lesson,
     batch_size: int,

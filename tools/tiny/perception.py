@@ -18,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from vrts.demo.scenes import COLOURS, FPS, NUM_FRAMES, SIZE, TRAVEL, Scene, random_scene, render
-from vrts.models.qwen.inputs import QwenPrompt
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.families.prompt import VideoPrompt
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Clip, Question, Sample
 
 NO_FLASH = len(COLOURS)
@@ -91,7 +91,7 @@ def label_pairs(scene: Scene, pairs: list[tuple[int, int]]) -> Labels:
 
 
 def train_vision(
-    policy: QwenPolicy,
+    policy: TransformersPolicy,
     num_steps: int,
     learning_rate: float,
     rng: np.random.Generator,
@@ -127,7 +127,7 @@ def train_vision(
             samples.append(Sample(Question("", "", ""), clip))
             labels.append(label_pairs(scene, pairs))
         network = policy.network()
-        prompts = cast(list[QwenPrompt], network.encode(samples))
+        prompts = cast(list[VideoPrompt], network.encode(samples))
         patches = torch.cat([prompt.patches(policy.device) for prompt in prompts])
         features = network.features(patches, [prompt.grid for prompt in prompts])
         loss = probe.loss(

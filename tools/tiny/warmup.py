@@ -28,7 +28,7 @@ from vrts.data.video.resolution import Resolution
 from vrts.demo.questions import FLASH, OBJECT, QuestionKind
 from vrts.demo.scenes import NUM_FRAMES
 from vrts.demo.videos import make_dataset
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 
 OUTPUT = Path("assets/tiny")
@@ -97,7 +97,7 @@ def warm_up(output: Path, recipe: Recipe, report: Callable[[str], None] = print)
     build_model_folder(output, recipe.seed)
     with tempfile.TemporaryDirectory() as folder:
         pool = load_pool(Path(folder), recipe.num_videos, recipe.seed)
-    policy = QwenPolicy(str(output), prompt=PROMPT, freeze_vision=False, dtype="float32")
+    policy = TransformersPolicy(str(output), prompt=PROMPT, freeze_vision=False, dtype="float32")
     policy.load()
     start_s = time.perf_counter()
     stages = {

@@ -27,7 +27,7 @@ from vrts.data.video.cache import CachingDecoder, FrameCache
 from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import FrameSampler, UniformSampler
 from vrts.data.video.pyav import PyAVDecoder
-from vrts.data.video.resolution import Resolution
+from vrts.data.video.resolution import QWEN2_5_VL, Resolution
 from vrts.data.workers.pool import DecodePool
 from vrts.data.workers.requests import Priority
 from vrts.files.fingerprints import describe
@@ -151,6 +151,9 @@ class VideoQADataModule(LightningDataModule):
         """
         if self.cache is not None:
             self.cache.prepare()
+        module = None if self.trainer is None else self.trainer.lightning_module
+        sizes = getattr(module, "frame_sizes", None)
+        self.resolution = self.resolution.for_model(sizes or QWEN2_5_VL)
         for name in READERS[stage]:
             reader = self.readers[name]
             if reader is None and (stage, name) == ("fit", "val"):

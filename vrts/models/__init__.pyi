@@ -23,8 +23,6 @@ from .module import VideoQAModule as VideoQAModule
 from .policy import Policy as Policy
 from .predictor import Plan as Plan
 from .predictor import Predictor as Predictor
-from .qwen.loading import Lora as Lora
-from .qwen.policy import QwenPolicy as QwenPolicy
 from .replay import ReplayPolicy as ReplayPolicy
 from .rewards import AccuracyReward as AccuracyReward
 from .rewards import FormatReward as FormatReward
@@ -35,3 +33,5 @@ from .rewards import SoftOverlongPenalty as SoftOverlongPenalty
 from .rewards.temporal import TemporalReward as TemporalReward
 from .sharding import Sharding as Sharding
 from .strategies.fully_sharded import FullySharded as FullySharded
+from .vlm.loading import Lora as Lora
+from .vlm.policy import TransformersPolicy as TransformersPolicy

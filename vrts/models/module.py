@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -29,27 +29,20 @@ from vrts.models.checkpoints.contents import (
 )
 from vrts.models.engines.engine import Engine
 from vrts.models.engines.native import NativeEngine
-from vrts.models.engines.sampling import row_seed
-from vrts.models.flops import Workload
-from vrts.models.grpo.checks import (
-    check_comparable,
-    check_groups,
-    check_reference,
-    check_rewards,
-    check_updates,
-    check_validation,
-    warn_of_length,
-)
-from vrts.models.grpo.guards import NonFiniteGuard, Patience, RewardWatch
+from vrts.models.engines.sampling import row_seed, seed_globally
+from vrts.models.evaluation import Evaluation
+from vrts.models.grpo.checks import check_context_length, check_data, check_options
+from vrts.models.grpo.guards import NonFiniteGuard, RewardWatch, UsableVideoGuard
+from vrts.models.grpo.metrics import log_means
 from vrts.models.grpo.micro_batches import MicroBatch
 from vrts.models.grpo.objectives import GRPO, LossTerms, Objective
 from vrts.models.grpo.reference import Reference
-from vrts.models.grpo.rollouts import Group, Rollout, RolloutWorker, StepWork
-from vrts.models.grpo.seeding import seed_globally
-from vrts.models.metrics import Evaluation, log_means
-from vrts.models.policy import Policy, Prompt
-from vrts.models.predictor import Plan, Predictor, TakesPredictions, checked
-from vrts.models.rewards import AccuracyReward, FormatReward, Reward, as_reward, check_all
+from vrts.models.grpo.rollouts import Group, RolloutWorker, StepWork
+from vrts.models.grpo.schedules import make_optimizer, monitor_of
+from vrts.models.policy import Policy, Prompt, Workload
+from vrts.models.predictor import Plan, TakesPredictions, checked
+from vrts.models.rewards import AccuracyReward, FormatReward, Reward
+from vrts.models.rewards.base import as_reward
 from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import (
     GradientSync,
@@ -59,9 +52,12 @@ from vrts.models.sharding import (
     dummy_sample,
     gathered,
 )
-from vrts.types import Completion, InputError, Prediction, Sample, Sampling
+from vrts.types import Completion, FrameSizes, Prediction, Sample, Sampling
 
 _log = logging.getLogger(__name__)
+
+_Pass = tuple[MicroBatch | None, list[Prompt], list[tuple[Completion, ...]]]
+"""A forward of prompts and their completions; of a dummy where there is no micro-batch."""
 
 
 class VideoQAModule(LightningModule):
@@ -72,7 +68,7 @@ class VideoQAModule(LightningModule):
 
     Args:
         policy: the model that is trained and scored.
-        engine: what samples completions; the policy's own where null (`NativeEngine` for a model).
+        engine: what samples completions; null for the policy's own (`NativeEngine` for a model).
         rewards: what completions are rewarded for, from Python also plain functions (see
             `FunctionReward`); accuracy and format where none are given.
         objective: the loss.
@@ -130,6 +126,8 @@ class VideoQAModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        # Checkpoints hold what is trained; the rest comes from the policy's own folder.
+        self.strict_loading = False
         self.policy = policy
         self.engine = engine or policy.default_engine() or NativeEngine()
         self.rewards = (
@@ -147,22 +145,16 @@ class VideoQAModule(LightningModule):
         self.mask_truncated = mask_truncated
         self.evaluation = evaluation or Sampling()
         self.sharding = sharding or Sharding()
-        self.is_sharded = False
-        """Whether each rank holds a part of the weights only."""
+        self.is_sharded = False  # whether a rank holds only a part of the weights
         self.seed = seed
         self.plan = Plan((self.evaluation,))
-        """How questions are asked in validation, test and prediction; a callback may set it."""
+        """How validation, test and prediction sample and decide; a callback may set it."""
         self.last_rollout: list[Group] | None = None
-        """Of the newest step, for callbacks that show or keep completions; None before the first
-        one and after one without a usable video."""
-        self.num_steps_trained = 0
-        """On this rank, since it was started."""
-        self.reward_watch = RewardWatch()
-        """Of the steps since it was started, on all ranks."""
+        """Groups of the newest step, for callbacks; None where it had no usable video."""
+        self.num_steps_trained = 0  # on this rank, since it was started
+        self.reward_watch = RewardWatch()  # of the steps since the run was started, on all ranks
         self.work = StepWork()
         """What the newest step took on this rank, for callbacks that watch the speed."""
-        # Checkpoints hold what is trained; the rest comes from the policy's own folder.
-        self.strict_loading = False
         self._rollout = RolloutWorker(
             policy,
             self.engine,
@@ -176,15 +168,14 @@ class VideoQAModule(LightningModule):
         )
         self._reference = reference
         self._is_prepared = False
-        self._engine_is_behind = True
+        self._engine_is_stale = True
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._guard = NonFiniteGuard(int(max_nonfinite_steps))
+        self._video_guard = UsableVideoGuard()
         self._grad_norm = torch.zeros((), device="cpu")
         self._logged: set[str] = set()
-        self._patience = Patience()
         self._evaluation = Evaluation()
-        self._predictor: Predictor | None = None
 
     # ---- training: a batch is a step
 
@@ -194,30 +185,33 @@ class VideoQAModule(LightningModule):
         B questions of this rank, G completions of each, N = B * G rows of up to L tokens.
         """
         seed_globally(row_seed(self.seed, "step", self.global_step, self.global_rank))
-        self.work = StepWork()
-        samples = self._patience.usable(
+        self.work = work = StepWork()
+        samples = self._video_guard.usable(
             [checked(sample, self.policy.refuses, self.max_new_tokens) for sample in batch]
         )
+        work.num_questions = len(samples)
+        work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
 
-        # Sample G completions of every question, all questions together, and reward them.
-        self._let_engine_catch_up()
+        # Rollout: sample G completions of every question, all questions together; reward them.
+        self.sync_engine()
         start_s = time.perf_counter()
-        rollout = self._rollout(samples, _epoch(batch))
-        self.engine.release()  # the KV cache makes place for activations
-        self._note(rollout, samples, time.perf_counter() - start_s)
-
-        # A completion's advantage is its reward compared with those of the same question.
+        end = getattr(batch, "end", None)  # none of a plain list
+        rollout = self._rollout(samples, end.epoch if end is not None else 0)
+        self.engine.release()  # the KV cache makes room for activations
+        work.rollout_s, work.sampled = time.perf_counter() - start_s, rollout.sampled
         groups = rollout.groups
-        totals = [group.total for group in groups]
-        rewards = (
-            torch.cat(totals) if totals else torch.zeros(0, dtype=torch.float32, device=self.device)
-        )  # [N]
-        advantages = self.objective.advantages(rewards, self.num_generations, self._mean)
-        for group, own in zip(groups, advantages.split(self.num_generations), strict=bool(groups)):
-            group.advantages = own
         self.last_rollout = groups or None
 
-        # Update the policy, micro-batch by micro-batch: memory grows with their size alone.
+        # Advantages: a completion's reward compared with those of the same question. Every rank
+        # takes part, since some are scaled by the rewards of all ranks.
+        rewards = torch.zeros(0, self.num_generations, dtype=torch.float32, device="cpu")
+        if groups:
+            rewards = torch.stack([group.total for group in groups])  # [B, G]
+        advantages = self.objective.advantages(rewards, self._all_reduce_mean)
+        for group, own in zip(groups, advantages, strict=True):
+            group.advantages = own  # [G]
+
+        # Reference and update, micro-batch by micro-batch: memory grows with their size alone.
         start_s = time.perf_counter()
         size = self.micro_batch_size
         micro_batches = [
@@ -230,53 +224,52 @@ class VideoQAModule(LightningModule):
                     self._score_reference(micro_batches)
                 metrics = self._accumulate_gradients(micro_batches)
             self._optimizer_step(is_last=update + 1 == self.updates_per_rollout)
-        self._mark_trained(batch)
-        self._follow_reference()
+        if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
+            data.mark_trained(batch)  # a run that resumes continues after this batch
+        if self.reference is not None:
+            self.reference.after_step(self.policy, self.global_step)
         self.engine.sync(self.policy)
 
         metrics |= rollout.metrics() | {
             "skipped": float(len(batch) - len(samples)),
             "grad_norm": self._grad_norm,
-            "rollout_s": self.work.rollout_s,
+            "rollout_s": work.rollout_s,
             "update_s": time.perf_counter() - start_s,
-            "tokens_per_s": self.work.sampled.num_tokens / max(self.work.rollout_s, 1e-9),
+            "tokens_per_s": work.sampled.num_tokens / max(work.rollout_s, 1e-9),
         }
+        names = [reward.name for reward in (*self.rewards, self.temporal) if reward is not None]
         num_tokens = sum(c.num_tokens for group in groups for c in group.completions)
-        self.reward_watch.see(
-            log_means(self, metrics, self._reward_names, num_tokens, self._logged)
-        )
+        self.reward_watch.update(log_means(self, metrics, names, num_tokens, self._logged))
         self.log("train/nonfinite_steps", float(self._guard.total), batch_size=1)
 
+    @torch.no_grad()
     def _score_reference(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Log-probs of the reference, which the KL penalty compares with."""
         if self.reference is None:
             return
-        with self.reference.scoring():
-            for micro_batch in self._passes(micro_batches):
-                prompts, completions = self._prompts_and_completions(micro_batch)
-                found = self.reference.logprobs(self.policy, prompts, completions, self.temperature)
+        with self.reference.scoring(self.policy) as scorer:
+            for micro_batch, prompts, completions in self._passes(micro_batches):
+                found = scorer.logprobs(prompts, completions, self.temperature).logprobs  # [N, L]
                 if micro_batch is not None:
-                    micro_batch.set_reference_logprobs(found)
+                    micro_batch.reference_logprobs = found
                     self._count(micro_batch, self.work.reference)
 
     def _accumulate_gradients(
         self, micro_batches: Sequence[MicroBatch]
     ) -> dict[str, float | torch.Tensor]:
-        """Forward and backward of a step's micro-batches; what they come to, as numbers to log."""
-        # The loss is divided by what all micro-batches of all ranks come to, so that it is the same
-        # however the step's completions are divided.
-        nothing = torch.zeros((), dtype=torch.float32, device=self.device)
+        """Forward and backward of a step's micro-batches; returns numbers to log."""
+        # One divisor for all micro-batches of all ranks, so that the loss is the same however the
+        # step's completions are divided.
+        zero = torch.zeros((), dtype=torch.float32, device=self.device)
         own = [self.objective.divisor(m.mask, self.max_new_tokens) for m in micro_batches]
-        divisor = self._mean(sum(own, nothing))
-        step = LossTerms(nothing, nothing, nothing, nothing, nothing)
-        entropy, gap = nothing, nothing
+        divisor = self._all_reduce_mean(sum(own, zero))
+        step = LossTerms(zero, zero, zero, zero, zero)
+        entropy = gap = zero
 
         passes = self._passes(micro_batches)
-        for i, micro_batch in enumerate(passes):
-            prompts, completions = self._prompts_and_completions(micro_batch)
+        for i, (micro_batch, prompts, completions) in enumerate(passes):
             scores = self.policy.logprobs(prompts, completions, self.temperature)  # [N, L] each
             if micro_batch is None:
-                # every rank takes part in gathering weights and summing gradients
                 loss = (scores.logprobs * 0.0).sum()
             else:
                 inputs = micro_batch.inputs(scores.logprobs, self.max_new_tokens)
@@ -297,8 +290,18 @@ class VideoQAModule(LightningModule):
         count = step.num_tokens.clamp(min=1)
         return step.metrics() | {"entropy": entropy / count, "sampling/logprob_diff": gap / count}
 
+    def _passes(self, micro_batches: Sequence[MicroBatch]) -> list[_Pass]:
+        """This rank's passes, filled up with dummies so that collectives stay in sync."""
+        passes: list[_Pass] = [(m, m.prompts, m.completions) for m in micro_batches]
+        num_dummies = self._sync.num_passes(len(micro_batches)) - len(micro_batches)
+        if num_dummies:
+            ids = torch.zeros(2, dtype=torch.int64, device="cpu")
+            completion = Completion("", 2, 2, token_ids=ids)
+            passes += [(None, self.engine.encode([dummy_sample()]), [(completion,)])] * num_dummies
+        return passes
+
     def _optimizer_step(self, is_last: bool) -> None:
-        """Clip, step and schedule. A step of Lightning's is counted once a batch."""
+        """Clip, step and schedule. Lightning counts a step once a batch, at the last update."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         if is_last:
             optimizer.step()  # calls `on_before_optimizer_step`
@@ -311,118 +314,72 @@ class VideoQAModule(LightningModule):
             schedule.step()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip gradients, and skip a step that is not finite: it leaves all as it is.
+        """Clip gradients; where they are not finite drop them, so that the step changes nothing.
 
         Raises:
-            DivergenceError: there were too many of them in a row.
+            DivergenceError: there were too many such steps in a row.
         """
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = clip_grad_norm_([p for p in self.parameters() if p.grad is not None], limit)
         self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if self._guard.is_bad(self._grad_norm):
+        if self._guard.must_skip(self._grad_norm):
             _log.warning("step %d is skipped: its gradient is not finite", self.global_step)
             optimizer.zero_grad()
 
     def on_train_batch_end(self, outputs: Any, batch: Sequence[Sample], batch_idx: int) -> None:
-        """End a run that finds nothing to train on.
-
-        Raises:
-            InputError: none of the first steps had a usable sample, on any rank.
-        """
+        """Raise InputError where none of the first steps had a usable video, on any rank."""
         self.num_steps_trained += 1
-        self._patience.check(self.last_rollout is not None, self.num_steps_trained, self.trainer)
+        found = self.last_rollout is not None
+        self._video_guard.check(found, self.num_steps_trained, self.trainer)
 
     def on_train_end(self) -> None:
-        """Do not call a run a success that has changed nothing.
+        """Raise where the run changed nothing, so that it does not pass for a success.
 
         Raises:
-            InputError: no sample of the complete run was usable.
-            DivergenceError: no step of the complete run was finite.
+            InputError: no step had a usable video.
+            DivergenceError: no step was finite.
         """
-        self._patience.check_end(self.num_steps_trained)
+        self._video_guard.check_end(self.num_steps_trained)
         self._guard.check_end(self.trainer.global_step)
 
     def on_validation_epoch_end(self) -> None:
-        """Let a plateau's scheduler see what validation has found, before callbacks save it."""
-        schedule: Any = self.lr_schedulers() if self.trainer.state.fn == TrainerFn.FITTING else None
+        """Step a plateau's schedule by what validation found, before callbacks save it."""
+        schedule: Any = self.lr_schedulers() if self._fitting else None
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
-            schedule.step(self.trainer.callback_metrics[_monitor(schedule)])
-
-    # ---- parts of a step
-
-    def _passes(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch | None]:
-        """The passes that this rank makes; None is one on a dummy, along with other ranks."""
-        num_passes = self._sync.num_passes(len(micro_batches))
-        return [*micro_batches, *[None] * (num_passes - len(micro_batches))]
-
-    def _prompts_and_completions(
-        self, micro_batch: MicroBatch | None
-    ) -> tuple[list[Prompt], list[tuple[Completion, ...]]]:
-        if micro_batch is not None:
-            return micro_batch.prompts, micro_batch.completions
-        ids = torch.zeros(2, dtype=torch.int64, device="cpu")
-        return self.engine.encode([dummy_sample()]), [(Completion("", 2, 2, token_ids=ids),)]
-
-    def _mark_trained(self, batch: Sequence[Sample]) -> None:
-        """Move the position in the data behind this step."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None:
-            data.mark_trained(batch)
-
-    def _follow_reference(self) -> None:
-        if self.reference is not None:
-            self.reference.after_step(self.policy, self.global_step)
-
-    def _note(self, rollout: Rollout, samples: Sequence[Sample], seconds: float) -> None:
-        """Keep what the rollout took."""
-        self.work.rollout_s = seconds
-        self.work.num_questions = len(samples)
-        self.work.num_frames = sum(s.clip.num_frames for s in samples if s.clip is not None)
-        self.work.sampled = rollout.sampled
+            schedule.step(self.trainer.callback_metrics[monitor_of(schedule)])
 
     def _count(self, micro_batch: MicroBatch, workloads: list[Workload]) -> None:
         workload = self.policy.workload(micro_batch.prompts, micro_batch.completions)
         if workload is not None:
             workloads.append(workload)
 
-    @property
-    def _reward_names(self) -> list[str]:
-        temporal = [] if self.temporal is None else [self.temporal.name]
-        return [*(reward.name for reward in self.rewards), *temporal]
-
-    def _mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Average a tensor over the ranks that train together."""
+    def _all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Mean of a tensor over the ranks, where it was."""
         start_s = time.perf_counter()
         mean = self.trainer.strategy.reduce(value.detach().to(self.device), reduce_op="mean")
         self.work.waiting_s += time.perf_counter() - start_s
         assert isinstance(mean, torch.Tensor)
-        return mean
+        return mean.to(value.device)
 
     # ---- setting up
+
+    @property
+    def frame_sizes(self) -> FrameSizes | None:
+        """How large the policy takes frames, which the data module reads."""
+        return self.policy.frame_sizes()
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before anything is loaded.
 
         Raises:
-            InputError: a combination of options that cannot work.
+            InputError: a combination of options that cannot work, or unusable questions.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        resolution, limit = getattr(data, "resolution", None), self.policy.context_length()
-        if resolution is not None and limit is not None:
-            num_frames = max(self.plan.levels, default=data.num_frames)
-            num_tokens = resolution.fewest_tokens(num_frames)
-            warn_of_length(num_tokens, num_frames, self.max_new_tokens, limit)
-        if stage != "fit":
-            return
-        check_comparable(self.num_generations)
-        check_rewards(self.rewards, self.temporal)
-        check_reference(self.objective.beta, self._reference is not None)
-        check_updates(self.updates_per_rollout, str(self.trainer.precision))
-        if data is not None:
-            check_groups(self.num_groups, data.batch_size)
-            check_all(self.rewards, data.questions("train"))
-            validated = data.questions("val") if data.readers["val"] is not None else None
-            check_validation(self.trainer, validated, data.steps_per_epoch)
+        check_context_length(self, data)
+        if stage == "fit":
+            check_options(self, str(self.trainer.precision))
+            if data is not None:
+                check_data(self, data, self.trainer)
 
     def configure_model(self) -> None:
         """Load the weights, once, and prepare them for what is to be done.
@@ -463,16 +420,21 @@ class VideoQAModule(LightningModule):
         self.policy.train(self._fitting)
 
     def on_fit_start(self) -> None:
-        """Begin with an engine that has nothing pending."""
+        """Start with an engine that has nothing pending."""
         self._sync = GradientSync(self.trainer.strategy, self.policy, self.sharding)
         self.engine.cancel()  # what an interrupted run has left
-        self._engine_is_behind = True  # strategies that shard load checkpoints after this
+        self._engine_is_stale = True  # strategies that shard load checkpoints after this
 
-    def _let_engine_catch_up(self) -> None:
-        """Give the engine the weights, unless it has them since the last step."""
-        if self._engine_is_behind:
+    def sync_engine(self) -> None:
+        """Give the engine the weights; in training only where it does not have them already."""
+        if self._engine_is_stale or not self._fitting:
             self.engine.sync(self.policy)
-            self._engine_is_behind = False
+            self._engine_is_stale = False
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer over the trainable parameters, and its schedule; see `make_optimizer`."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return make_optimizer(self._optimizer, self._lr_scheduler, trained)
 
     @property
     def reference(self) -> Reference | None:
@@ -484,27 +446,6 @@ class VideoQAModule(LightningModule):
         """Whether this run trains."""
         return self.trainer.state.fn == TrainerFn.FITTING
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer over the trainable parameters, and its schedule by step.
-
-        Raises:
-            InputError: the optimizer or the schedule refuses one of its options.
-        """
-        try:
-            optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
-        except (ValueError, TypeError) as error:
-            raise InputError(f"model.optimizer: {error}; correct its init_args") from error
-        if self._lr_scheduler is None:
-            return optimizer
-        try:
-            scheduler: Any = self._lr_scheduler(optimizer)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"model.lr_scheduler: {error}; correct its init_args") from error
-        schedule = {"scheduler": scheduler, "interval": "step"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            schedule["monitor"] = _monitor(scheduler)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
-
     # ---- prediction, validation and test
 
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Prediction]:
@@ -513,7 +454,8 @@ class VideoQAModule(LightningModule):
         Callbacks that take predictions get them at once, with their frames.
         """
         decided: list[Prediction] = []
-        for predictions in self._predict(batch, batch_idx, self.trainer.num_predict_batches):
+        counts = self.trainer.num_predict_batches
+        for predictions in self._evaluation.predict(self, batch, batch_idx, counts):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, TakesPredictions):
                     callback.on_predictions(self.trainer, self, predictions)
@@ -522,40 +464,16 @@ class VideoQAModule(LightningModule):
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> None:
         """Predict, and count under ``val/``."""
-        trainer = self.trainer
-        checking = trainer.sanity_checking
-        counts = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
-        for predictions in self._predict(batch, batch_idx, counts):
-            self._evaluation.count(predictions)
-        self._evaluation.log(self, "val")
+        sanity = self.trainer.sanity_checking
+        counts = self.trainer.num_sanity_val_batches if sanity else self.trainer.num_val_batches
+        self._evaluation.step(self, "val", batch, batch_idx, counts)
 
     def test_step(self, batch: list[Sample], batch_idx: int) -> None:
         """Predict, and count under ``test/``."""
-        for predictions in self._predict(batch, batch_idx, self.trainer.num_test_batches):
-            self._evaluation.count(predictions)
-        self._evaluation.log(self, "test")
-
-    def _predict(
-        self, batch: list[Sample], batch_idx: int, num_batches: list[int | float]
-    ) -> Iterator[list[Prediction]]:
-        """Submit a batch, and yield what is decided until there is room for the next one."""
-        if self._predictor is None or batch_idx == 0:
-            self.engine.cancel()  # what an interrupted run has left
-            self._engine_is_behind |= not self._fitting
-            self._let_engine_catch_up()
-            self._predictor = Predictor(
-                self.engine, self.policy.refuses, self.plan, self.max_new_tokens, self.seed
-            )
-        self._predictor.submit(batch)
-        if batch_idx + 1 < num_batches[0]:
-            yield from self._predictor.run_until_room()
-            return
-        yield from self._predictor.drain()
-        self._predictor = None
-        self.engine.release()
+        self._evaluation.step(self, "test", batch, batch_idx, self.trainer.num_test_batches)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What predictions depend on besides the data, as plain JSON values."""
+        """What predictions depend on in addition to the data, as plain JSON values."""
         if self.policy.is_recorded:
             return self.policy.fingerprint()
         return {
@@ -575,13 +493,13 @@ class VideoQAModule(LightningModule):
         if self.reference is not None and (state := self.reference.state_dict()):
             checkpoint["reference"] = state
         checkpoint["skipped_steps"] = self._guard.state_dict()
-        checkpoint["had_usable_video"] = self._patience.satisfied
+        checkpoint["had_usable_video"] = self._video_guard.satisfied
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model.
 
         Raises:
-            InputError: as `check_format`, `check_same_model` and `check_same_policy` say.
+            InputError: see `check_format`, `check_same_model` and `check_same_policy`.
         """
         if self._fitting:
             check_format(str(self.trainer.ckpt_path), checkpoint)
@@ -592,21 +510,4 @@ class VideoQAModule(LightningModule):
         if state and self._fitting and self.reference is not None:
             self.reference.load_state_dict(state)
         self._guard.load_state_dict(checkpoint.get("skipped_steps", {}))
-        self._patience.satisfied = checkpoint.get("had_usable_video", True)
-
-
-def _epoch(batch: Sequence[Sample]) -> int:
-    """Times that the training questions were gone through before."""
-    end = getattr(batch, "end", None)
-    return 0 if end is None else int(end.epoch)
-
-
-def _monitor(scheduler: ReduceLROnPlateau) -> str:
-    """What a plateau's scheduler watches."""
-    monitor = getattr(scheduler, "monitor", None)
-    if not monitor:
-        raise InputError(
-            "model.lr_scheduler: torch's ReduceLROnPlateau does not say what it watches; take "
-            "lightning.pytorch.cli.ReduceLROnPlateau with monitor: val/accuracy and mode: max"
-        )
-    return str(monitor)
+        self._video_guard.satisfied = checkpoint.get("had_usable_video", True)

@@ -1,19 +1,18 @@
-"""What the rest of vrts asks of a video language model."""
+"""The interface of a video language model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from vrts.models.flops import Workload
-from vrts.types import Completion, InputError, Question, Sample
+from vrts.types import Completion, FrameSizes, InputError, Question, Sample
 
 if TYPE_CHECKING:
     from vrts.models.engines.engine import Engine
@@ -25,6 +24,8 @@ class Prompt(ABC):
     """One encoded question, ready for sampling and scoring. Policies subclass it."""
 
     question: Question
+    opening: str = field(default="", kw_only=True)
+    """What the chat template begins the completion with, such as ``<think>``: part of its text."""
 
     @property
     @abstractmethod
@@ -34,7 +35,7 @@ class Prompt(ABC):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely a policy finds given completions."""
+    """Log-probs of the tokens of N completions."""
 
     logprobs: torch.Tensor
     """float32 ``[N, L]``, of each completion token; 0 after a completion's end."""
@@ -42,11 +43,42 @@ class TokenLogprobs:
     """float32 ``[N, L]``, of the distribution each token was drawn from, in nats; no gradient."""
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a policy computes for B prompts and their N completions."""
+
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    vision_flops: float
+    """One forward of the vision tower."""
+    forward_flops: float
+    """The language model without gradient, every prompt forwarded once: log-probs of the
+    completions, and as many for prefilling and decoding them."""
+    backward_flops: float
+    """Backward of the log-probs, and of the vision tower where it is trained."""
+    trains_vision: bool
+
+    @property
+    def rollout_flops(self) -> float:
+        """Encoding the videos and sampling the completions."""
+        return self.vision_flops + self.forward_flops
+
+    @property
+    def scoring_flops(self) -> float:
+        """Log-probs without gradient, such as the reference's; the features are known."""
+        return self.forward_flops + self.trains_vision * self.vision_flops
+
+    @property
+    def update_flops(self) -> float:
+        """Log-probs with gradient, forward and backward."""
+        return self.scoring_flops + self.backward_flops
+
+
 class Policy(nn.Module, ABC):
     """A video language model that is trained and scored. Plug-in point ``model.policy``.
 
-    Constructors only note what to load: every subcommand of the CLI builds a policy, `load` is
-    what takes time. What samples from it is an `Engine`.
+    Constructors only note what to load: every subcommand of the CLI builds a policy, and `load`
+    takes long. What samples from it is an `Engine`.
     """
 
     is_recorded: bool = False
@@ -70,10 +102,7 @@ class Policy(nn.Module, ABC):
         self.load()
 
     def fill(self, device: torch.device) -> None:
-        """Read the weights of a policy that was loaded empty and has been sharded.
-
-        Args:
-            device: where shards are kept.
+        """Read the weights of a policy that was loaded empty and sharded, into shards on a device.
 
         Raises:
             InputError: the files do not fit.
@@ -96,17 +125,22 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
-        """Why a sample that has a clip cannot be asked, or None where it can.
+        """Why a sample that has a clip cannot be used, with completions so long; None if it can."""
 
-        Args:
-            sample: with a clip.
-            max_new_tokens: room that completions will need.
+    def frame_sizes(self) -> FrameSizes | None:
+        """How large the model takes frames; None where that is the data module's alone to say.
+
+        Called before anything is loaded.
+
+        Raises:
+            InputError: the model is not there.
         """
+        return None
 
     def context_length(self) -> int | None:
         """Tokens of a prompt and its completion together at most; None where nothing limits them.
 
-        It is asked before anything is loaded.
+        Called before anything is loaded.
 
         Raises:
             InputError: the model is not there.
@@ -131,17 +165,12 @@ class Policy(nn.Module, ABC):
     def workload(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]
     ) -> Workload | None:
-        """Tokens and operations of sampling and scoring, or None where the policy cannot tell.
-
-        Args:
-            prompts: B of them.
-            completions: G of each.
-        """
+        """Tokens and operations of sampling and scoring, or None where they are not known."""
         return None
 
     @abstractmethod
     def adapter_disabled(self) -> AbstractContextManager[None]:
-        """Context in which an adapter is off, so that the base model answers.
+        """Context in which the adapter is off, so that the base model scores.
 
         Raises:
             InputError: on entering, where the policy has no adapter.
@@ -179,7 +208,7 @@ class Policy(nn.Module, ABC):
 
     @property
     def base_content(self) -> str | None:
-        """What tells the weights of the last of `sources` from others; None where nothing does.
+        """A fingerprint of the weights of the last of `sources`; None where there is none.
 
         Checkpoints keep it: frozen weights are not in them, and an adapter alone is no model.
         """
@@ -187,10 +216,10 @@ class Policy(nn.Module, ABC):
 
     @property
     def trained_with(self) -> dict[str, float]:
-        """Options without which the trained weights are another model, by their place in ours.
+        """Options, by name, that trained weights depend on, such as LoRA's alpha.
 
-        Checkpoints keep them, and are refused where they differ. What shows in the names or shapes
-        of weights need not be among them.
+        Checkpoints keep them, and are refused where they differ. What changes names or shapes of
+        weights need not be among them.
         """
         return {}
 

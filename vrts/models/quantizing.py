@@ -10,19 +10,15 @@ from vrts.types import InputError
 
 Quantize = Literal["nf4"]
 
-WHOLE = ["model.visual", "lm_head"]
-"""Parts of a model that keep their dtype: what sees, and what gives log-probs."""
+UNQUANTIZED = ["model.visual", "lm_head"]
+"""Parts of a model that keep their dtype."""
 
 
 def check_quantize(quantize: Quantize, adapts: bool) -> None:
-    """Find out whether a base can be held in 4 bits, before anything is loaded.
-
-    Args:
-        quantize: as the policy is told.
-        adapts: whether there is an adapter.
+    """Check that a base can be held in 4 bits, before anything is loaded.
 
     Raises:
-        InputError: there is none, or bitsandbytes is missing.
+        InputError: there is no adapter (`adapts`), or bitsandbytes is missing.
     """
     if not adapts:
         raise InputError(
@@ -39,11 +35,7 @@ def check_quantize(quantize: Quantize, adapts: bool) -> None:
 
 
 def quantization_options(dtype: torch.dtype) -> dict[str, Any]:
-    """What transformers' `from_pretrained` has to be told.
-
-    Args:
-        dtype: that matrices are unpacked to.
-    """
+    """Arguments of transformers' `from_pretrained`, for matrices unpacked to `dtype`."""
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
@@ -51,9 +43,9 @@ def quantization_options(dtype: torch.dtype) -> dict[str, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=WHOLE,
+        llm_int8_skip_modules=UNQUANTIZED,
     )
-    # packed where the run computes, if it has said so: a CPU takes minutes for the 7B
+    # packed where the run computes, where that is known: a CPU takes minutes for the 7B
     return {"quantization_config": config, "device_map": {"": torch.get_default_device()}}
 
 

@@ -1,6 +1,6 @@
-"""Weights and gradients over the ranks of a run: sharding with FSDP2, and when gradients meet.
+"""Weights and gradients over the ranks of a run: FSDP2, and when gradients are reduced.
 
-A sharded policy's `logprobs` is what FSDP takes for its forward: it gathers the weights that stand
+A sharded policy's `logprobs` is what FSDP takes for its forward: it gathers the weights that are
 outside of vision blocks and decoder layers (embeddings, norms, head), each of which is a group of
 its own. Sampling needs no sharded weights: see `vrts.models.engines.weights`.
 """
@@ -38,7 +38,7 @@ class Sharding:
 
     keep_gathered: bool = True
     """Gather each layer once for all micro-batches of an update, which takes the memory of all
-    weights in the dtype that is computed in; false gathers it for every forward and backward."""
+    weights in the compute dtype; false gathers it for every forward and backward."""
     sync_every_micro_batch: bool = False
     """Sum gradients over the ranks after each micro-batch, so that no rank holds those of the
     complete model; false does so once a step. Without effect on an adapter's memory."""
@@ -48,13 +48,10 @@ class Sharding:
 
 
 def data_parallel(mesh: DeviceMesh | None) -> DeviceMesh | None:
-    """The dimension that weights are sharded over.
-
-    Args:
-        mesh: Lightning's, of a strategy that shards; None of another one.
+    """The dimension of Lightning's mesh that weights are sharded over; None where none are.
 
     Raises:
-        InputError: the strategy is to divide layers too.
+        InputError: the strategy would shard layers by tensor parallelism too.
     """
     if mesh is None:
         return None
@@ -80,7 +77,7 @@ class Sharder:
         """Shard a policy that was loaded empty, in place, and read each rank's part of it.
 
         Raises:
-            InputError: the policy does not say what its layers are.
+            InputError: the policy cannot be sharded.
         """
         vision, language = policy.layers()
         offload = OffloadPolicy()
@@ -105,14 +102,10 @@ class Sharder:
 
 @contextmanager
 def gathered(module: nn.Module, options: Sharding) -> Iterator[None]:
-    """Context in which a sharded module's weights stay gathered; none are behind it.
+    """Context in which a sharded module's weights stay gathered; after it none are.
 
-    They must not be behind it: the optimizer's step changes the shards, and FSDP would compute with
-    what it has gathered before. Does nothing to a module that is not sharded.
-
-    Args:
-        module: a policy.
-        options: whether to keep them, or only to make sure of the end.
+    They must not be: the optimizer's step changes the shards, and FSDP would compute with what it
+    gathered before. Does nothing to a module that is not sharded.
     """
     groups = list(groups_of(module))
     if options.keep_gathered:
@@ -127,42 +120,31 @@ def gathered(module: nn.Module, options: Sharding) -> Iterator[None]:
 
 
 class GradientSync:
-    """When the gradients of a step's micro-batches are summed over the ranks.
-
-    Args:
-        strategy: of the run.
-        policy: that is trained.
-        options: of sharding.
-    """
+    """When the gradients of a step's micro-batches are reduced over the ranks."""
 
     def __init__(self, strategy: Strategy, policy: Policy, options: Sharding) -> None:
         self._strategy = strategy
         self._policy = policy
         self._is_sharded = isinstance(policy, FSDPModule)
-        # Gathering and summing are work of all ranks together.
-        self._in_step = self._is_sharded and (
+        # Gathering and reducing are collectives: all ranks have to make as many passes.
+        self._in_lockstep = self._is_sharded and (
             options.sync_every_micro_batch or not options.keep_gathered
         )
         self._every = options.sync_every_micro_batch
 
     def num_passes(self, num_micro_batches: int) -> int:
-        """Passes forward and backward that this rank has to make; every rank has to ask.
+        """Forwards and backwards this rank has to make; those beyond its own are of dummies.
 
-        Args:
-            num_micro_batches: that it has. Where it has fewer, the rest are on `dummy_sample`.
+        Every rank has to call it.
         """
-        if self._in_step:
+        if self._in_lockstep:
             most = torch.tensor(num_micro_batches, device=self._strategy.root_device)
             dist.all_reduce(most, op=dist.ReduceOp.MAX)
             return max(int(most), 1)
         return max(num_micro_batches, 1) if self._is_sharded else num_micro_batches
 
     def backward(self, is_last: bool) -> AbstractContextManager[None]:
-        """Context of a micro-batch's backward.
-
-        Args:
-            is_last: of this rank in this step.
-        """
+        """Context of a micro-batch's backward, `is_last` of this rank in this step."""
         if isinstance(self._policy, FSDPModule):
             self._policy.set_requires_gradient_sync(is_last or self._every)
         elif isinstance(self._strategy, DDPStrategy) and not is_last:
@@ -171,7 +153,7 @@ class GradientSync:
 
 
 def dummy_sample() -> Sample:
-    """A sample for a rank that has none: two small black frames and as good as no text."""
+    """A sample for a rank that has none: two small black frames and no text."""
     frames = torch.zeros(2, 3, 56, 56, dtype=torch.uint8, device="cpu")
     return Sample(Question("", "", ""), Clip(frames, (0, 1), fps=1.0, num_source_frames=2))
 
@@ -182,34 +164,27 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Complete weights of a module on the CPU of the first rank; nothing on the others.
+    """Complete weights of a module on the CPU of rank 0; nothing on the others.
 
     Every rank has to call it. Tensors that share memory do so in the result.
     """
-    first = dist.get_rank() == 0
-    whole: dict[int, torch.Tensor | None] = {}
+    found: dict[int, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in whole:
+        if id(value) not in found:
             tensor = unsharded(value.detach())
-            whole[id(value)] = tensor.cpu() if first else None
-        if (kept := whole[id(value)]) is not None:
-            state[name] = kept
-    return state
+            found[id(value)] = tensor.cpu() if dist.get_rank() == 0 else tensor.new_empty(0)
+        state[name] = found[id(value)]
+    return state if dist.get_rank() == 0 else {}
 
 
 def unsharded(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with all its shards, which every rank has to ask for."""
+    """A tensor with all its shards; a collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A complete tensor, sharded as another one is.
-
-    Args:
-        tensor: the same on all ranks.
-        own: decides.
-    """
+    """A complete tensor, the same on all ranks, sharded as `own` is."""
     if not isinstance(own, DTensor):
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)

@@ -8,8 +8,8 @@ import torch
 from benchmarks.common import random_policy, random_sample
 from benchmarks.scaling.sizes import MODELS, Model, workload
 from tests.benchmarks.conftest import TINY
-from vrts.models.qwen.flops import qwen_workload
-from vrts.models.qwen.loading import Lora, add_lora
+from vrts.models.vlm.flops import count_workload
+from vrts.models.vlm.loading import Lora, add_lora
 
 SMALL_7B, LARGE_72B = MODELS
 
@@ -42,7 +42,7 @@ def test_operations_are_those_of_a_loaded_model(rank):
         len(visual.fullatt_block_indexes),
     )
     lengths = [7, 3, 5]
-    want = qwen_workload(model, [prompt], [lengths])
+    want = count_workload(model, [prompt], [lengths])
     got = workload(mine, rank, prompt.grid, prompt.num_tokens, lengths)
     assert got.num_prompt_tokens == want.num_prompt_tokens
     assert got.num_completion_tokens == want.num_completion_tokens

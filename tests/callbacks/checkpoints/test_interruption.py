@@ -27,7 +27,7 @@ from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
 from vrts.models.checkpoints.finding import is_complete
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

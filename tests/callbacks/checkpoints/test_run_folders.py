@@ -16,7 +16,7 @@ from tests.permissions import permissions_count
 from vrts.callbacks.monitoring.completion_log import FILE_NAME as COMPLETIONS
 from vrts.cli.command import main
 from vrts.models.module import VideoQAModule
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def fill(folder: Path) -> None:
 @pytest.fixture
 def fails(model, annotations, tmp_path, capsys, monkeypatch):
     """Run and return the error, which has to come before the model is loaded."""
-    monkeypatch.setattr(QwenPolicy, "load", lambda self: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(TransformersPolicy, "load", lambda self: pytest.fail("the model is loaded"))
 
     def run(*more: str, root: Path = tmp_path) -> str:
         assert main(fit_args(model, root, *own_train(annotations), *more)) == 1

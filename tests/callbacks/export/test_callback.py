@@ -23,8 +23,8 @@ from tests.callbacks.runs import (
 from tests.models.engines.running import CPU, sample
 from vrts.callbacks.export.callback import ExportPretrained
 from vrts.models.grpo.objectives import GRPO
-from vrts.models.qwen.loading import Lora
-from vrts.models.qwen.shards import _current_name
+from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.shards import _current_name
 from vrts.types import InputError, Sampling
 
 

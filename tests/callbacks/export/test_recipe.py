@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
 from vrts.callbacks.export.recipe import plain, training_facts
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import ProblemType
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from vrts.callbacks.monitoring.rates import Interval, over_ranks, rates, tell_waiting
-from vrts.models.flops import Workload
 from vrts.models.grpo.rollouts import SampledCount, StepWork
 
 WORKLOAD = Workload(

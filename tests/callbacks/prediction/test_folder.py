@@ -103,7 +103,7 @@ def test_sampling_that_is_overridden_does_not_count(tmp_path, videos):
 def test_another_model_is_refused(tmp_path, videos, model_folder):
     predict(tmp_path, scripted(), questions(videos["long"], 1))
     policy = make_policy(model_folder)
-    with pytest.raises(InputError, match="policy 'ScriptedPolicy' -> 'QwenPolicy'"):
+    with pytest.raises(InputError, match="policy 'ScriptedPolicy' -> 'TransformersPolicy'"):
         predict(tmp_path, policy, questions(videos["long"], 1))
     assert not policy.loaded, "refused before anything is loaded"
 

@@ -216,7 +216,7 @@ def test_another_policy_is_refused(tmp_path, videos, model_folder):
     trainer = make_trainer(tmp_path, [Replay()])
     data = make_data(predict=[ask("q", videos["long"])])
     policy = make_policy(model_folder)
-    with pytest.raises(InputError, match=r"Replay, but model\.policy is QwenPolicy"):
+    with pytest.raises(InputError, match=r"Replay, but model\.policy is TransformersPolicy"):
         trainer.predict(make_module(policy), datamodule=data)
     assert not policy.loaded
 

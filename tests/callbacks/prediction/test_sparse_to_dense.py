@@ -19,7 +19,7 @@ from tests.callbacks.runs import (
 )
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.data.video.frames import NestedPairSampler, UniformSampler
-from vrts.models.qwen.network import QwenNetwork
+from vrts.models.vlm.network import TransformersNetwork
 from vrts.types import InputError, Prediction, Sampling
 
 
@@ -403,13 +403,13 @@ def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, m
 def counted_frames(monkeypatch):
     """Pairs of frames in each pass of the vision tower, in a list that grows."""
     counts: list[int] = []
-    features = QwenNetwork.features
+    features = TransformersNetwork.features
 
     def counting(network, patches, grids):
         counts.append(len(patches) // 16)  # frames of 56x56 pixels, a pair is 16 patches
         return features(network, patches, grids)
 
-    monkeypatch.setattr(QwenNetwork, "features", counting)
+    monkeypatch.setattr(TransformersNetwork, "features", counting)
     return counts
 
 

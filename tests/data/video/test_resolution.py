@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -8,9 +10,12 @@ from qwen_vl_utils.vision_process import (
     VIDEO_MIN_TOKEN_NUM,
     smart_resize,
 )
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as clip_size
 
-from vrts.data.video.resolution import TOKEN, Resolution
-from vrts.types import InputError, VideoError
+from vrts.data.video.resolution import QWEN2_5_VL, Resolution
+from vrts.types import FrameSizes, InputError, VideoError
+
+TOKEN = 28 * 28
 
 
 def expected(height, width, num_frames, **ele):
@@ -40,6 +45,35 @@ def test_sizes_equal_those_of_qwen_vl_utils(height, width, num_frames, budget):
     assert Resolution(**budget).size(height, width, num_frames) == size
 
 
+QWEN3_VL = FrameSizes("clip", 32, 0, 768 * 1024, 24576 * 1024)
+
+
+@given(
+    st.integers(16, 3000),
+    st.integers(16, 3000),
+    st.integers(1, 200).map(lambda n: 2 * n),
+    st.sampled_from([None, 65536, 262144]),
+)
+def test_sizes_of_clips_equal_those_of_qwen3_vl(height, width, num_frames, max_pixels):
+    """T x H x W share one budget; `max_pixels` lowers that of each frame."""
+    assume(max(height, width) <= 190 * min(height, width))
+    token = 32 * 32
+    limit = max(min(768 * token, 24576 * token // num_frames), int(4 * token * 1.05))
+    want = clip_size(
+        num_frames, height, width, factor=32, min_pixels=4 * token,
+        max_pixels=min(limit, max_pixels or limit) * num_frames,
+    )  # fmt: skip
+    resolution = Resolution(max_pixels=max_pixels).for_model(QWEN3_VL)
+    # transformers enlarges a frame below one token first, and rounds it once more
+    assume(min(height, width) >= 32)
+    assert resolution.size(height, width, num_frames) == want
+
+
+def test_squares():
+    resolution = Resolution().for_model(FrameSizes("square", 64, 512 * 512, 512 * 512, math.inf))
+    assert resolution.size(720, 1280, 32) == resolution.size(90, 30, 2) == (512, 512)
+
+
 @pytest.mark.parametrize(
     ("resolution", "tokens"),
     [
@@ -67,4 +101,10 @@ def test_narrow_frames():
 
 def test_an_empty_budget_names_the_keys():
     with pytest.raises(InputError, match=r"max_pixels \(784\) is below resolution.min_pixels"):
-        Resolution(max_pixels=784)
+        Resolution(min_pixels=785, max_pixels=784)
+    with pytest.raises(InputError, match=r"max_pixels must be 784 \(28x28\) or more"):
+        Resolution(max_pixels=783).for_model(QWEN2_5_VL)
+
+
+def test_a_small_budget_lowers_the_minimum_of_the_model():
+    assert Resolution(max_pixels=784).size(720, 1280, 32) == (28, 28)

@@ -1,4 +1,4 @@
-"""Merged flash attention against one softmax over the whole masked row."""
+"""Merged flash attention against one softmax over the full masked row."""
 
 import pytest
 import torch
@@ -145,7 +145,7 @@ def test_on_the_device(lengths):
 
 
 class OnDevice:
-    """What `has_flash` asks of a tensor on a CUDA device."""
+    """What `has_flash` reads of a tensor on a CUDA device."""
 
     device = torch.device("cuda")
     is_cuda = True
@@ -156,7 +156,7 @@ class OnDevice:
 
 @pytest.mark.parametrize(("dim", "has"), [(128, True), (80, True), (24, True), (20, False)])
 def test_flash_operators_need_head_dims_of_multiples_of_8(monkeypatch, dim, has):
-    """`can_use_flash_attention` says yes to all: torch's own SDPA pads them first."""
+    """`can_use_flash_attention` accepts all: torch's own SDPA pads them first."""
     monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *args: args)
     monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda params: True)
     x = OnDevice(dim)

@@ -41,7 +41,7 @@ class Plain:
 
 
 class Flight:
-    """A cache, and beside it each row on its own, under the rules of `DecodeBatch`."""
+    """A cache, and next to it each row on its own, under the rules of `DecodeBatch`."""
 
     def __init__(self, heads, kv_heads, fixed, generator):
         self.heads, self.kv_heads, self.fixed, self.generator = heads, kv_heads, fixed, generator
@@ -150,7 +150,7 @@ def test_each_row_attends_to_its_prompt_and_itself(kernel, heads, fixed, moves, 
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_what_is_not_written_yet_has_no_influence(fixed):
-    """Whatever stands there: memory that was used before is not zeroed."""
+    """Whatever is there: memory that was used before is not zeroed."""
     outs = []
     for rubbish in (0.0, 1e4):
         flight = Flight(4, 2, fixed, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Checkpoint files are whole or not there, and the newest whole one is found."""
+"""Checkpoint files are complete or not there, and the newest complete one is found."""
 
 import errno
 import os
@@ -143,8 +143,8 @@ class TestNewest:
         for index, name in enumerate(("step=1.ckpt", "step=2.ckpt", "last.ckpt")):
             save(AtomicCheckpointIO(), tmp_path / name, index)
             os.utime(tmp_path / name, ns=(index, index))
-        whole = (tmp_path / "last.ckpt").read_bytes()
-        (tmp_path / "last.ckpt").write_bytes(whole[: int(len(whole) * share)])
+        content = (tmp_path / "last.ckpt").read_bytes()
+        (tmp_path / "last.ckpt").write_bytes(content[: int(len(content) * share)])
         with pytest.warns(UserWarning, match=r"passed over .*last\.ckpt, which is damaged"):
             assert newest([tmp_path]) == tmp_path / "step=2.ckpt"
         for name in ("step=1.ckpt", "step=2.ckpt"):

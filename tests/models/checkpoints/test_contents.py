@@ -19,7 +19,7 @@ from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.models.checkpoints.contents import check_same_model, keep_trained
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
 
 KINDS = {
@@ -76,15 +76,18 @@ def test_the_state_of_the_module_has_no_reference(trained):
 def test_evaluation_and_prediction_load_it(trained, tmp_path, model_folder, videos):
     """The same answers as those of the trained module; others than those of the base."""
     module, path, kind = trained
-    asked = questions(videos["long"], 2)
-    want, _ = predict(tmp_path / "want", module.policy.eval(), asked)
-    base, _ = predict(tmp_path / "base", make_policy(model_folder, **KINDS[kind]), asked)
+    chosen = questions(videos["long"], 2)
+    want, _ = predict(tmp_path / "want", module.policy.eval(), chosen)
+    base, _ = predict(tmp_path / "base", make_policy(model_folder, **KINDS[kind]), chosen)
     fresh = make_module(make_policy(model_folder, **KINDS[kind]))
     folder = tmp_path / "got"
     callbacks = [SparseToDense([4, 8, 16], 3), PredictionWriter(str(folder))]
     trainer = make_trainer(folder, callbacks)
     trainer.predict(
-        fresh, datamodule=make_data(predict=asked), return_predictions=False, ckpt_path=str(path)
+        fresh,
+        datamodule=make_data(predict=chosen),
+        return_predictions=False,
+        ckpt_path=str(path),
     )
     assert read_predictions(folder) == want != base
     assert not fresh.policy.training
@@ -93,11 +96,11 @@ def test_evaluation_and_prediction_load_it(trained, tmp_path, model_folder, vide
 def test_a_resumed_run_keeps_the_reference_of_the_first(trained, tmp_path, model_folder, videos):
     """The KL is to the model before training, not to the one of the checkpoint."""
     _, path, kind = trained
-    _, whole = fit(tmp_path / "whole", model_folder, videos, kind, steps=4)
+    _, uninterrupted = fit(tmp_path / "uninterrupted", model_folder, videos, kind, steps=4)
     _, resumed = fit(tmp_path / "rest", model_folder, videos, kind, 4, str(path))
-    assert resumed.ids == whole.ids[2:]
+    assert resumed.ids == uninterrupted.ids[2:]
     if kind != "lora":  # whose first weights are random
-        assert resumed.losses == whole.losses[2:]
+        assert resumed.losses == uninterrupted.losses[2:]
     assert max(resumed.losses) > 1e-3
 
 

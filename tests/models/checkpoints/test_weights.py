@@ -90,7 +90,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, kind):
 def test_code_in_the_list_of_contents_does_not_run(tmp_path):
     path = save(make(), tmp_path / "last.ckpt", "folder")
     (path / ".metadata").write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(InputError, match=r"\.metadata asks for "):
+    with pytest.raises(InputError, match=r"\.metadata names "):
         load_trained(make(), path)
     assert not RAN
 

@@ -12,11 +12,11 @@ from tests.models.engines.running import (
     sampled_logprobs,
     tokens_of,
 )
-from tests.models.qwen.test_policy import perturb_adapter
 from tests.models.recorded_graph import RecordedGraph, use_recorded_graphs
+from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.engines.graphs import StepGraphs
 from vrts.models.engines.native import NativeEngine
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import Sampling
 
 L = 45

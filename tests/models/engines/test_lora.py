@@ -5,9 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.engines.running import make_engine, make_requests, mask_of, sampled_logprobs
-from tests.models.qwen.test_policy import perturb_adapter
+from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.engines.lora import merge_layers, share_products
-from vrts.models.qwen.loading import Lora
+from vrts.models.vlm.loading import Lora
 from vrts.types import Sampling
 
 L = 12

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU, make_engine, tokens_of
-from tests.models.qwen.test_policy import image_sample, perturb_adapter
+from tests.models.vlm.test_policy import image_sample, perturb_adapter
 from vrts.models.attention.kv_cache import KVCache, capacity_of
 from vrts.models.engines.engine import Request
 from vrts.models.engines.native import NativeEngine
-from vrts.models.qwen.loading import Lora
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Sampling
 
@@ -35,9 +35,11 @@ TOKEN_BYTES = 3 * 2 * 2 * 24 * 4
 
 
 @pytest.fixture(scope="module")
-def policy(model_folder) -> QwenPolicy:
+def policy(model_folder) -> TransformersPolicy:
     """One token in twenty ends a completion."""
-    policy = QwenPolicy(str(model_folder), prompt=PromptTemplate(preamble=""), dtype="float32")
+    policy = TransformersPolicy(
+        str(model_folder), prompt=PromptTemplate(preamble=""), dtype="float32"
+    )
     policy.load()
     policy.network().end_ids = torch.arange(0, policy.network().vocab_size, 20)
     return policy.eval()
@@ -285,10 +287,10 @@ def test_release_waits_for_what_is_pending(policy, prompts, alone):
 
 
 def test_should_stop_is_asked_about_new_ends_alone(policy, prompts):
-    told = []
+    seen = []
 
     def never(texts, means):
-        told.append([text is not None for text in texts])
+        seen.append([text is not None for text in texts])
         assert all(mean < 0 for mean, text in zip(means, texts, strict=True) if text is not None)
         return False
 
@@ -296,7 +298,7 @@ def test_should_stop_is_asked_about_new_ends_alone(policy, prompts):
     plan = (0, [(0, seed) for seed in range(5)], 30)
     (result,) = engine.generate([make_request(prompts, plan, never)])
     assert len(result.completions) == 5
-    counts = [sum(ended) for ended in told]
+    counts = [sum(ended) for ended in seen]
     assert counts == sorted(set(counts)), "each time more have ended"
     assert counts[-1] < 5
 

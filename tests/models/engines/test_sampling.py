@@ -37,7 +37,7 @@ def test_truncation_is_top_k_and_then_top_p(seed, V, top_p, top_k):
         probs, torch.tensor([[top_p], [1.0]], dtype=torch.float64), torch.tensor([[top_k], [0]])
     )
     assert got[0].tolist() == plain_truncation(probs[0].tolist(), top_p, top_k)
-    assert torch.equal(got[1], probs[1]), "a row without truncation beside one with it"
+    assert torch.equal(got[1], probs[1]), "a row without truncation next to one with it"
 
 
 @pytest.mark.parametrize("name", ["temperature", "presence_penalty", "frequency_penalty"])
@@ -82,15 +82,15 @@ def test_a_row_draws_the_same_whatever_the_others_need():
         assert torch.equal(a[1][[0, 2]], b[1][[0, 2]])
 
 
-def test_a_row_has_the_same_numbers_whatever_stands_beside_it():
+def test_a_seed_gives_the_same_numbers_however_many_are_drawn():
     seeds = [row_seed(0, "a", n) for n in range(5)]
-    assert len(set(seeds)) == 5
-    together = row_uniforms(seeds, 9)
-    assert together.min() >= 0
-    assert together.max() < 1
-    for n, seed in enumerate(seeds):
-        assert torch.equal(row_uniforms([seed], 9)[0], together[n])
-        assert torch.equal(row_uniforms([seed], 4)[0], together[n, :4])
+    rows = torch.stack([row_uniforms(seed, 9) for seed in seeds])
+    assert len(set(seeds)) == len({tuple(row.tolist()) for row in rows}) == 5
+    assert rows.min() >= 0
+    assert rows.max() < 1
+    for seed, row in zip(seeds, rows, strict=True):
+        assert torch.equal(row_uniforms(seed, 9), row)
+        assert torch.equal(row_uniforms(seed, 4), row[:4])
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,10 @@ def roll(
     return [completion for group in groups for completion in group]
 
 
-def plain_draw(logits: torch.Tensor, said: list[int], s: Sampling, uniform: float) -> int:
+def plain_draw(logits: torch.Tensor, ids: list[int], s: Sampling, uniform: float) -> int:
     """One token of one completion, without any batch; logits are float32 ``[V]``."""
     logits = logits.double().clone()
-    for token, count in Counter(said).items():
+    for token, count in Counter(ids).items():
         logits[token] -= s.presence_penalty + s.frequency_penalty * count
     if s.temperature == 0:
         return int(logits.argmax())
@@ -69,7 +69,7 @@ def test_penalties_equal_a_plain_draw_token_by_token(policy, samples):
     completions = roll(policy, samples, PENALISED)
     prompts = policy.network().encode(samples)
     G = len(PENALISED)
-    uniforms = row_uniforms(range(len(samples) * G), L)
+    uniforms = torch.stack([row_uniforms(seed, L) for seed in range(len(samples) * G)])
     repeats = 0
     for row, completion in enumerate(completions):
         ids, sampling = tokens_of(completion), PENALISED[row % G]
@@ -94,7 +94,7 @@ def test_penalties_equal_a_plain_draw_token_by_token(policy, samples):
 
 
 def test_penalties_follow_rows_to_other_places():
-    """Counts belong to a completion, wherever among the rows it stands."""
+    """Counts belong to a completion, wherever among the rows it is."""
     sampler = RowSampler(3, 4, torch.device("cpu"))
     sampler.penalises = True
     sampler.enter(torch.arange(3), [Sampling(0, frequency_penalty=1.0)] * 3)
@@ -193,24 +193,24 @@ def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_row
     requests = make_requests(engine.encode(samples), sampling, L)
     rows = []
     for stops in (True, False):
-        told: list[tuple[int, tuple[str | None, ...]]] = []
+        calls: list[tuple[int, tuple[str | None, ...]]] = []
 
-        def two_are_enough(question, texts, stops=stops, told=told):
-            told.append((question, tuple(texts)))
+        def two_are_enough(question, texts, stops=stops, calls=calls):
+            calls.append((question, tuple(texts)))
             return stops and question != 1 and sum(text is not None for text in texts) >= 2
 
-        asked = [
+        requests = [
             dataclasses.replace(r, should_stop=lambda texts, means, b=b: two_are_enough(b, texts))
             for b, r in enumerate(requests)
         ]
         before = engine.count.rows
-        groups = [result.completions for result in engine.generate(asked)]
+        groups = [result.completions for result in engine.generate(requests)]
         rows.append(engine.count.rows - before)
         if stops:
-            early, noted = groups, told
+            early, noted = groups, calls
         else:
             texts = [c.text for group in groups for c in group]
-            assert texts == [c.text for c in full], "asked and not stopped"
+            assert texts == [c.text for c in full], "called and not stopped"
     assert rows[0] < 0.9 * rows[1], "rows that were cancelled are still computed"
 
     assert any(c.cancelled for c in early[0])
@@ -231,7 +231,7 @@ def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_row
             assert got.finished == want.finished
     for question, texts in noted:
         of_question = [c.text for c in full[question * 5 : question * 5 + 5]]
-        assert any(text is None for text in texts), "it was asked about nothing"
+        assert any(text is None for text in texts), "it was called for nothing"
         assert all(text in (None, want) for text, want in zip(texts, of_question, strict=True))
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.models.engines.running import CPU, make_engine, make_requests, mask_of, sampled_logprobs
-from tests.models.qwen.test_policy import perturb_adapter
+from tests.models.vlm.test_policy import perturb_adapter
 from tests.pretended_cuda import pretended_cuda
 from vrts.models.engines.weights import Replica
-from vrts.models.qwen.loading import Lora
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.loading import Lora
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, Sampling
 
@@ -55,7 +55,7 @@ def test_weights_of_the_dtype_are_shared(load_policy):
 
 
 def test_only_the_adapter_of_bfloat16_weights_is_copied(model_folder):
-    policy = QwenPolicy(str(model_folder), lora=Lora(rank=4), dtype="bfloat16")
+    policy = TransformersPolicy(str(model_folder), lora=Lora(rank=4), dtype="bfloat16")
     policy.load()
     replica = make_replica(policy, torch.bfloat16)
     names = own_names(policy, replica)
@@ -167,9 +167,9 @@ def test_a_merged_adapter_samples_within_rounding(load_policy, samples, dtype, c
     with caplog.at_level(logging.INFO):
         engine.sync(policy)
         engine.sync(policy)
-    told = [r.getMessage() for r in caplog.records if "merging the adapter" in r.getMessage()]
-    assert len(told) == (dtype is not None), "once, where anything is rounded"
-    assert all(1e-3 < float(line.split()[4]) < 0.2 for line in told)
+    lines = [r.getMessage() for r in caplog.records if "merging the adapter" in r.getMessage()]
+    assert len(lines) == (dtype is not None), "once, where anything is rounded"
+    assert all(1e-3 < float(line.split()[4]) < 0.2 for line in lines)
     prompts, completions = generate(engine, samples, 24)
     mask, sampled = mask_of(completions), sampled_logprobs(completions)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, dtype is not None):
@@ -204,7 +204,7 @@ class TestOnAPretendedDevice:
     def test_an_offloaded_copy_leaves_and_comes_back(
         self, model_folder, samples, device, merge_lora
     ):
-        policy = QwenPolicy(
+        policy = TransformersPolicy(
             str(model_folder),
             prompt=PromptTemplate(preamble=""),
             lora=Lora(rank=4),

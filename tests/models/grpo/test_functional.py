@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vrts.models.grpo.advantages import BatchScaled, Centred, GroupScaled, LeaveOneOut
-from vrts.models.grpo.functional import MAX_KL, MAX_LOG_RATIO, clipped_surrogate, kl_k3, masked_mean
+from vrts.models.grpo.functional import MAX_KL, MAX_LOG_RATIO, clipped_surrogate, kl_k3
 from vrts.models.grpo.objectives import (
     CISPO,
     DAPO,
     GRPO,
     GSPO,
     RLOO,
-    Completions,
     DrGRPO,
+    LossInputs,
     LossTerms,
     Objective,
 )
@@ -32,12 +32,12 @@ def alone(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def step(objective: Objective, c: Completions) -> LossTerms:
+def step(objective: Objective, c: LossInputs) -> LossTerms:
     """The terms of completions that are all of a step."""
     return objective(c, objective.divisor(c.mask, c.max_new_tokens))
 
 
-def plain_loss(objective: Objective, c: Completions) -> torch.Tensor:
+def plain_loss(objective: Objective, c: LossInputs) -> torch.Tensor:
     """Loops over completions and tokens; no vectorised step in common with the package."""
     low, high = 1 - objective.clip_low, 1 + objective.clip_high
     sums = []
@@ -70,7 +70,7 @@ def plain_loss(objective: Objective, c: Completions) -> torch.Tensor:
     return sum(s / n for s, n in sums if n) / len(sums)
 
 
-def random_completions(seed: int, reference: bool, spread: float = 0.5) -> Completions:
+def random_completions(seed: int, reference: bool, spread: float = 0.5) -> LossInputs:
     g = torch.Generator().manual_seed(seed)
     N, L = 8, 7
     lengths = torch.randint(1, L + 1, (N,), generator=g)
@@ -80,7 +80,7 @@ def random_completions(seed: int, reference: bool, spread: float = 0.5) -> Compl
     def near() -> torch.Tensor:
         return logprobs.detach() + spread * torch.randn(N, L, generator=g, dtype=torch.float64)
 
-    return Completions(
+    return LossInputs(
         logprobs=logprobs.requires_grad_(),
         old_logprobs=near(),
         reference_logprobs=near() if reference else None,
@@ -118,8 +118,8 @@ def test_any_division_of_a_step_gives_its_loss_and_gradient(cls, data):
     bounds = list(zip([0, *cuts], [*cuts, N], strict=True))
     num_ranks = data.draw(st.integers(1, 3))
     rank_of = [data.draw(st.integers(0, num_ranks - 1)) for _ in bounds]
-    whole = step(objective, c)
-    (want,) = torch.autograd.grad(whole.loss, c.logprobs)
+    full = step(objective, c)
+    (want,) = torch.autograd.grad(full.loss, c.logprobs)
     parts = [
         dataclasses.replace(
             c,
@@ -139,12 +139,12 @@ def test_any_division_of_a_step_gives_its_loss_and_gradient(cls, data):
     found = [objective(part, divisors.mean()) for part in parts]
     loss = torch.stack([terms.loss for terms in found]).sum() / num_ranks
     (got,) = torch.autograd.grad(loss, c.logprobs)
-    torch.testing.assert_close(loss, whole.loss, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(loss, full.loss, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
     first, *others = found
     for other in others:
         first.add(other)
-    for name, value in whole.metrics().items():
+    for name, value in full.metrics().items():
         if name != "loss":
             torch.testing.assert_close(first.metrics()[name], value, rtol=1e-5, atol=1e-9)
 
@@ -175,7 +175,7 @@ def test_the_first_update_is_reinforce(cls):
 
 
 def test_cispo_keeps_the_gradient_of_clipped_tokens_and_ppo_does_not():
-    c = Completions(
+    c = LossInputs(
         logprobs=torch.tensor([[0.0, 0.0]], requires_grad=True),
         old_logprobs=torch.tensor([[-5.0, 0.0]]),
         reference_logprobs=None,
@@ -227,11 +227,16 @@ def random_rewards(seed: int) -> torch.Tensor:
     return rewards
 
 
+def grouped(rewards: torch.Tensor) -> torch.Tensor:
+    """``[B, 4]``, also of none."""
+    return rewards.view(len(rewards) // 4, 4)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_advantages_equal_the_plain_formula(kind, seed):
     rewards = random_rewards(seed)
-    got = KINDS[kind]()(rewards, 4, alone)
+    got = KINDS[kind]()(grouped(rewards), alone).flatten()
     want = torch.tensor(plain_advantages(rewards.tolist(), 4, kind))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert got[4:8].tolist() == [0.0] * 4
@@ -246,29 +251,29 @@ def test_advantages_of_two_processes_are_those_of_one(kind, shares):
     advantages = KINDS[kind]()
     done: list[torch.Tensor] = []
     while True:
-        asked: list[torch.Tensor] = []
+        pending: list[torch.Tensor] = []
 
-        def run(part: torch.Tensor, asked: list[torch.Tensor] = asked) -> torch.Tensor:
+        def run(part: torch.Tensor, pending: list[torch.Tensor] = pending) -> torch.Tensor:
             answers = iter(done)
 
-            def reduce(x: torch.Tensor) -> torch.Tensor:
+            def all_reduce_mean(x: torch.Tensor) -> torch.Tensor:
                 answer = next(answers, None)
                 if answer is None:
-                    asked.append(x)
+                    pending.append(x)
                     raise StopAsyncIteration
                 return answer
 
-            return advantages(part, 4, reduce)
+            return advantages(grouped(part), all_reduce_mean)
 
         results = []
         for part in parts:
             with contextlib.suppress(StopAsyncIteration):
                 results.append(run(part))
-        if not asked:
+        if not pending:
             break
-        assert len(asked) == 2, "a process did not take part"
-        done.append(sum(asked) / 2)
-    torch.testing.assert_close(torch.cat(results), advantages(rewards, 4, alone))
+        assert len(pending) == 2, "a process did not take part"
+        done.append(sum(pending) / 2)
+    torch.testing.assert_close(torch.cat(results), advantages(grouped(rewards), alone))
     assert len(done) == (2 if kind == "batch" else 0)
 
 
@@ -281,7 +286,7 @@ def test_objectives_have_the_advantages_of_their_papers_and_take_others():
         assert type(cls(advantages=BatchScaled()).advantages) is BatchScaled
 
 
-def test_clip_share_counts_held_back_tokens_only():
+def test_clip_ratio_counts_held_back_tokens_only():
     log_ratios = torch.tensor([[0.5, -0.5, 0.0]])
     losses, clipped = clipped_surrogate(log_ratios, torch.tensor([1.0]), 0.2, 0.2)
     assert clipped.tolist() == [[True, False, False]]
@@ -305,7 +310,7 @@ def test_a_far_policy_gives_a_finite_loss_and_gradient(cls, gap):
     logprobs.requires_grad_()
     old = torch.full((2, 2), -1.0)
     mask = torch.ones(2, 2, dtype=torch.bool)
-    c = Completions(logprobs, old, old - gap / 2, torch.tensor([1.0, -1.0]), mask, 2)
+    c = LossInputs(logprobs, old, old - gap / 2, torch.tensor([1.0, -1.0]), mask, 2)
     terms = step(cls(beta=0.04), c)
     (gradient,) = torch.autograd.grad(terms.loss, logprobs)
     assert math.isfinite(terms.loss)
@@ -315,22 +320,13 @@ def test_a_far_policy_gives_a_finite_loss_and_gradient(cls, gap):
     assert terms.clamped > 0
 
 
-def test_the_clamp_share_counts_what_is_beyond_the_bounds():
+def test_the_clamp_ratio_counts_what_is_beyond_the_bounds():
     logprobs = torch.tensor([[-1.0, -1.0, -1.0, -1.0]], requires_grad=True)
-    mask = torch.tensor(
-        [
-            [
-                True,
-                True,
-                True,
-                True,
-            ]
-        ]
-    )
+    mask = torch.ones(1, 4, dtype=torch.bool)
     far = MAX_LOG_RATIO + 1
     old = torch.tensor([[-1.0, -1.0 - far, -1.0, -1.0]])
     reference = torch.tensor([[-1.0, -1.0, 1.5, 1.0]])  # k3 of 2.5 is 8.7, of 2.0 it is 4.4
-    c = Completions(logprobs, old, reference, torch.tensor([1.0]), mask, 4)
+    c = LossInputs(logprobs, old, reference, torch.tensor([1.0]), mask, 4)
     assert step(GRPO(beta=0.1), c).metrics()["clamp_ratio"] == 0.25
     near = dataclasses.replace(c, reference_logprobs=reference + torch.tensor([0, 0, 0.5, 0]))
     assert step(GRPO(beta=0.1), near).metrics()["clamp_ratio"] == 0.5
@@ -340,9 +336,3 @@ def test_the_clamp_share_counts_what_is_beyond_the_bounds():
 def test_within_the_bounds_nothing_changes():
     d = torch.linspace(-5, 2, 50, dtype=torch.float64)
     torch.testing.assert_close(kl_k3(torch.zeros_like(d), d), d.exp() - d - 1)
-
-
-def test_masked_mean_ignores_what_does_not_count():
-    values = torch.tensor([1.0, 3.0, float("nan")])
-    assert masked_mean(values, torch.tensor([True, True, False])) == 2
-    assert masked_mean(values, torch.tensor([False] * 3)) == 0

@@ -1,23 +1,25 @@
 """Rollouts of training: dynamic sampling and T-GRPO's bonus, against plain simulations."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.models.conftest import make_sample
 from tests.models.scripted_engine import ScriptedEngine
+from vrts.models.grpo.micro_batches import MicroBatch
 from vrts.models.grpo.rollouts import RolloutWorker
 from vrts.models.policy import Policy
 from vrts.models.rewards import Reward
-from vrts.models.rewards.temporal import TemporalReward, shuffle_frames, temporal_bonus
+from vrts.models.rewards.temporal import TemporalReward, shuffle_frames
 from vrts.types import Clip, InputError, Question, Sample
 
 G = 4
 
 
 class NoPolicy(Policy):
-    """Is not asked: the engine has a script."""
+    """Is never called: the engine has a script."""
 
     loaded = True
 
@@ -39,11 +41,11 @@ class NoPolicy(Policy):
 
 
 class Script(ScriptedEngine):
-    """Says what a table holds for a question, on its frames in order or on others."""
+    """Completes from a table by question, on its frames in order or on others."""
 
-    def __init__(self, said, shuffled=None, order=None):
-        super().__init__(self.say, num_rows=100, length=lambda m, seeds: 3)
-        self.said, self.shuffled, self.order = said, shuffled or {}, order or {}
+    def __init__(self, script, shuffled=None, order=None):
+        super().__init__(self.text_of, num_rows=100, length=lambda m, seeds: 3)
+        self.script, self.shuffled, self.order = script, shuffled or {}, order or {}
         self.batches = []
         self.is_shuffled = []
 
@@ -56,14 +58,14 @@ class Script(ScriptedEngine):
         return super().encode(samples, known)
 
     def generate(self, requests):
-        self.tables = [self.shuffled if flag else self.said for flag in self.is_shuffled]
+        self.tables = [self.shuffled if flag else self.script for flag in self.is_shuffled]
         out = []
         for request, table in zip(requests, self.tables, strict=True):
             self.table = table
             out += super().generate([request])
         return out
 
-    def say(self, id, num_frames, m):
+    def text_of(self, id, num_frames, m):
         return self.table[id][m]
 
 
@@ -83,53 +85,53 @@ def worker(engine, num_groups=None, temporal=None) -> RolloutWorker:
 def batch(rng: random.Random, count: int) -> tuple[list[Sample], dict]:
     """Samples, and completions of which half of the groups agree."""
     samples = [make_sample(i, 4, (28, 28), "Which?") for i in range(count)]
-    said = {}
+    script = {}
     for sample in samples:
         lengths = [rng.randint(1, 6)] * G
         if rng.random() < 0.5:
             lengths[rng.randrange(G)] += 1
-        said[sample.question.id] = ["x" * n for n in lengths]
-    return samples, said
+        script[sample.question.id] = ["x" * n for n in lengths]
+    return samples, script
 
 
-def useful(said: dict, sample: Sample) -> bool:
-    return len({len(text) for text in said[sample.question.id]}) > 1
+def useful(script: dict, sample: Sample) -> bool:
+    return len({len(text) for text in script[sample.question.id]}) > 1
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_useful_groups_are_sampled_until_there_are_enough(seed):
     rng = random.Random(seed)
     size = rng.randint(1, 3)
-    samples, said = batch(rng, rng.randint(1, 8))
-    engine = Script(said)
+    samples, script = batch(rng, rng.randint(1, 8))
+    engine = Script(script)
     found = worker(engine, size)(samples, 0)
     rounds = 1
     while rounds * size < len(samples):
-        if sum(useful(said, s) for s in samples[: rounds * size]) >= size:
+        if sum(useful(script, s) for s in samples[: rounds * size]) >= size:
             break
         rounds += 1
     tried = samples[: rounds * size]
-    chosen = [s for s in tried if useful(said, s)] + [s for s in tried if not useful(said, s)]
+    chosen = [s for s in tried if useful(script, s)] + [s for s in tried if not useful(script, s)]
     assert len(engine.batches) == rounds
     assert [g.sample for g in found.tried] == tried
     assert [g.sample for g in found.groups] == chosen[:size]
     for group in found.groups:
-        texts = said[group.sample.question.id]
+        texts = script[group.sample.question.id]
         assert [c.text for c in group.completions] == texts
         assert group.prompt.question == group.sample.question
         assert group.total.tolist() == group.rewards["length"].tolist() == [*map(len, texts)]
     metrics = found.metrics()
     assert metrics["sampled_groups"] == len(tried)
-    share = sum(not useful(said, s) for s in tried) / len(tried)
+    share = sum(not useful(script, s) for s in tried) / len(tried)
     assert metrics["frac_reward_zero_std"] == pytest.approx(share)
-    every = [float(len(t)) for s in tried for t in said[s.question.id]]
+    every = [float(len(t)) for s in tried for t in script[s.question.id]]
     assert metrics["reward/length"] == pytest.approx(sum(every) / len(every))
     assert found.sampled.num_completions == len(tried) * G
 
 
 def test_without_dynamic_sampling_the_complete_batch_is_rolled_out_together():
-    samples, said = batch(random.Random(1), 5)
-    engine = Script(said)
+    samples, script = batch(random.Random(1), 5)
+    engine = Script(script)
     found = worker(engine)(samples, 0)
     assert engine.batches == [[s.question.id for s in samples]]
     assert [g.sample for g in found.groups] == samples
@@ -143,15 +145,26 @@ def test_a_rank_without_samples_samples_nothing(num_groups):
     assert found.metrics() == {}
 
 
-def test_what_was_sampled_is_padded_by_row():
-    samples, said = batch(random.Random(3), 1)
-    (group,) = worker(Script(said))(samples, 0).groups
-    lengths = [c.num_tokens for c in group.completions]
-    assert group.mask.sum(1).tolist() == lengths
-    for row, completion in zip(group.sampling_logprobs, group.completions, strict=True):
-        n = completion.num_tokens
-        torch.testing.assert_close(row[:n].double(), completion.logprobs.double())
-        assert (row[n:] == 0).all()
+def test_micro_batches_pad_completions_and_leave_out_truncated_ones():
+    samples, script = batch(random.Random(3), 2)
+    groups = worker(Script(script))(samples, 0).groups
+    rows = [c for group in groups for c in group.completions]
+    rows[1].logprobs[0] -= 1.0
+    for group in groups:
+        group.advantages = torch.arange(G).float()
+    groups[0].completions = (
+        replace(rows[0], finished=False, num_tokens=2, logprobs=rows[0].logprobs[:2]),
+        *rows[1:G],
+    )
+    micro_batch = MicroBatch(groups, torch.device("cpu"), mask_truncated=False)
+    assert micro_batch.mask.sum(1).tolist() == [2] + [3] * 7
+    assert micro_batch.advantages.tolist() == [0, 1, 2, 3] * 2
+    own = micro_batch.inputs(micro_batch._sampling_logprobs, 9).old_logprobs
+    assert own[0, 2] == 0
+    assert micro_batch.sampling_logprob_diff(own) == 0
+    assert micro_batch.sampling_logprob_diff(own + 0.5) == pytest.approx(0.5 * 23)
+    masked = MicroBatch(groups, torch.device("cpu"), mask_truncated=True)
+    assert masked.mask.sum(1).tolist() == [0] + [3] * 7
 
 
 # ---- T-GRPO
@@ -162,7 +175,7 @@ def test_bonus_equals_the_plain_formula(seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(6, G, generator=generator).round(decimals=1)
     shuffled = torch.rand(6, 2, generator=generator).round(decimals=1)
-    got = temporal_bonus(scores, shuffled, alpha=0.3, mu=0.8, min_score=0.1)
+    got = TemporalReward(alpha=0.3, mu=0.8).bonus(scores, shuffled)
     for b in range(6):
         p, p_shuffled = sum(scores[b].tolist()) / G, sum(shuffled[b].tolist()) / 2
         for g in range(G):
@@ -190,10 +203,10 @@ def image(index: int) -> Sample:
 
 
 def test_right_answers_of_groups_that_need_the_order_get_the_bonus():
-    """Frames in order and at random are sampled together; images are asked once."""
+    """Frames in order and at random are sampled together; images are sampled once."""
     right, wrong = "A", "B"
     videos = [make_sample(i, 8, (28, 28), "Which?") for i in range(3)]
-    said = {
+    script = {
         "q0": [right, right, wrong, wrong],  # 0.5 in order, 0 shuffled: a bonus
         "q1": [right, wrong, wrong, wrong],  # 0.25 in order, 1 shuffled: none
         "q2": [right, right, right, right],  # 1 in order, 1 shuffled: at least 0.8 of it
@@ -202,7 +215,7 @@ def test_right_answers_of_groups_that_need_the_order_get_the_bonus():
     shuffled = {"q0": [wrong] * 2, "q1": [right] * 2, "q2": [right] * 2}
     samples = [*videos, image(9)]
     order = {s.question.id: s.clip.frames for s in samples}
-    engine = Script(said, shuffled, order)
+    engine = Script(script, shuffled, order)
     groups = worker(engine, temporal=TemporalReward())(samples, 0).groups
     bonus = [g.rewards["temporal"].tolist() for g in groups]
     assert bonus[0] == pytest.approx([0.3, 0.3, 0, 0])

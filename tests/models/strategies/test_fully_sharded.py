@@ -1,4 +1,4 @@
-"""Checkpoints of sharded training: replaced as a whole, and refused by name."""
+"""Checkpoints of sharded training: replaced atomically, and refused by name."""
 
 import os
 import pickle
@@ -103,7 +103,7 @@ def test_code_in_the_list_of_contents_does_not_run(tmp_path):
     save({"state_dict": {"weight": torch.ones(3)}}, checkpoint_id=path, no_dist=True)
     torch.save({}, path / "meta.pt")
     (path / ".metadata").write_bytes(pickle.dumps(MakesFolder(tmp_path / "marker")))
-    with pytest.raises(InputError, match=r"\.metadata asks for posix\.mkdir"):
+    with pytest.raises(InputError, match=r"\.metadata names posix\.mkdir"):
         FullySharded().load_checkpoint(path)
     assert not (tmp_path / "marker").exists()
 
@@ -260,7 +260,7 @@ class TestBackground:
         assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["last.ckpt"]
 
     def test_what_a_run_went_on_from_is_removed_under_the_name_it_should_have(self, tmp_path):
-        """A run that was killed before a rename goes on from the folder's other name."""
+        """A run that was killed before a rename resumes from the folder's other name."""
         strategy = FullySharded()
         save_value(strategy, tmp_path / "1.ckpt", 1.0)
         (tmp_path / "1.ckpt").rename(tmp_path / "1.ckpt.part")

@@ -23,7 +23,7 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def fails(log: Path, args: list[str], **variables: str) -> str:
-    """What a run of two processes says that ends by itself, long before processes time out."""
+    """The output of a run of two processes that ends by itself, long before they time out."""
     with forked(log, command, args, **variables) as processes:
         assert processes.wait_for_each() != [0]
         (group,) = processes.pids
@@ -57,13 +57,13 @@ def test_a_port_in_use_is_named(inputs, tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         args = fit_args(*inputs, tmp_path / "run", 2)
-        said = fails(tmp_path / "log", args, MASTER_PORT=port)
-    assert f"vrts: error: MASTER_PORT: port {port} is in use" in said
+        message = fails(tmp_path / "log", args, MASTER_PORT=port)
+    assert f"vrts: error: MASTER_PORT: port {port} is in use" in message
 
 
 def test_processes_that_do_not_meet(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "node1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    said = str(explain(DistNetworkError("The client socket has timed out after 60000ms\nat x")))
-    assert "did not meet at node1, port 29500 (The client socket has timed out" in said
-    assert "--trainer.num_nodes" in said
+    message = str(explain(DistNetworkError("The client socket has timed out after 60000ms\nat x")))
+    assert "did not meet at node1, port 29500 (The client socket has timed out" in message
+    assert "--trainer.num_nodes" in message

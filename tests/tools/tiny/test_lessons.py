@@ -15,7 +15,7 @@ from vrts.data.datamodule import VideoQADataModule
 from vrts.data.readers.base import VideoR1Reader
 from vrts.data.video.resolution import Resolution
 from vrts.demo.scenes import SIZE
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 
 TOKENIZER = build_tokenizer()
 ANSWER_ID = TOKENIZER.convert_tokens_to_ids("<answer>")
@@ -100,7 +100,7 @@ def test_batch_with_perception_starts_each_question_with_the_truth(pool):
 @pytest.mark.parametrize("lesson", [LOOKUP, BOTH])
 def test_teaching_lowers_the_loss_and_trains_vision_only_where_it_perceives(lesson, pool, tmp_path):
     build_model_folder(tmp_path, seed=0)
-    policy = QwenPolicy(str(tmp_path), prompt=PROMPT, freeze_vision=False, dtype="float32")
+    policy = TransformersPolicy(str(tmp_path), prompt=PROMPT, freeze_vision=False, dtype="float32")
     policy.load()
     tower = policy.base.model.visual
     before = tower.patch_embed.proj.weight.clone()

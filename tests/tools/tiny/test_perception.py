@@ -14,7 +14,7 @@ from tools.tiny.perception import (
     train_vision,
 )
 from vrts.demo.scenes import COLOURS, NUM_FRAMES, random_scene
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 
 
 def test_pairs_ascend_and_the_last_shows_the_flash():
@@ -64,7 +64,7 @@ def test_probe_averages_the_tokens_of_each_pair():
 
 def test_a_few_steps_lower_the_loss_and_leave_the_language_model(tmp_path):
     build_model_folder(tmp_path, seed=0)
-    policy = QwenPolicy(str(tmp_path), freeze_vision=False, dtype="float32")
+    policy = TransformersPolicy(str(tmp_path), freeze_vision=False, dtype="float32")
     policy.load()
     language = policy.base.model.language_model
     before = {name: p.clone() for name, p in language.named_parameters()}

@@ -12,14 +12,14 @@ from tools.tiny.model import build_config, build_model_folder
 from tools.tiny.tokenizer import build_tokenizer
 from tools.tiny.warmup import OUTPUT, PROMPT, REPORT_STEPS, Recipe, load_pool, warm_up
 from vrts.answers import has_format, is_correct, parse_answer
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Sampling
 
 SHIPPED = Path(__file__).parents[3] / OUTPUT
 
 
-def load(folder: Path) -> QwenPolicy:
-    policy = QwenPolicy(str(folder), prompt=PROMPT, dtype="float32")
+def load(folder: Path) -> TransformersPolicy:
+    policy = TransformersPolicy(str(folder), prompt=PROMPT, dtype="float32")
     policy.load()
     return policy
 

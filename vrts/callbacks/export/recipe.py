@@ -15,7 +15,7 @@ from lightning import LightningDataModule, Trainer
 from vrts.data.datamodule import VideoQADataModule
 from vrts.files.fingerprints import class_name, public_attributes
 from vrts.models.module import VideoQAModule
-from vrts.models.qwen.policy import QwenPolicy
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError
 
 PACKAGES = ("vrts", "torch", "transformers", "peft", "lightning")
@@ -85,7 +85,7 @@ def _recipe(
             "sampler": data.sampler,
             "resolution": data.resolution,
         }
-    if isinstance(module.policy, QwenPolicy):
+    if isinstance(module.policy, TransformersPolicy):
         found |= {
             "lora": module.policy.lora,
             "freeze_vision": module.policy.freeze_vision,

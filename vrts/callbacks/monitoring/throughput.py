@@ -30,7 +30,7 @@ class ThroughputLog(Callback):
     ``data_share`` and ``rollout_share`` of the time; sampled tokens a second of rollout; tokens of
     prompts and completions a second of update; questions and frames a second; peak memory
     (allocated and reserved on a GPU, else what the process has resident) in 10^9 bytes. ``mfu_``
-    is the share of the device's peak that the model's own operations are (`vrts.models.flops`), in
+    is the share of the device's peak that the model's own operations are (`vrts.models.families.flops`), in
     the update, the reference's scoring included, and in the whole step. On more than one rank,
     each is the mean, with the worst rank's value beside it (``/min`` or ``/max``) and those of
     every rank (``/rank0``).

@@ -1,7 +1,7 @@
 """Flash attention of completions that share a prompt, exact and without a mask.
 
-A completion token attends to its whole prompt and causally to its own completion. Each of the two
-is an attention that flash kernels take as it is; the results are merged by their log-sum-exp. No
+A completion token attends to its full prompt and causally to its own completion. Each of the two
+is an attention that flash kernels support; the results are merged by their log-sum-exp. No
 ``[tokens, P + tokens]`` mask or score matrix exists, and no completion computes scores with
 another's keys.
 
@@ -21,15 +21,10 @@ _aten = torch.ops.aten
 
 
 def has_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether torch has a flash kernel for these tensors.
+    """Whether torch has a flash kernel for these tensors ``[rows, heads, tokens, dim]``.
 
     On CUDA that is half precision only, and head dims that are multiples of 8: torch's own SDPA
     pads others, the operators that are called here refuse them.
-
-    Args:
-        query: ``[rows, heads, tokens, dim]``.
-        key: ``[rows, kv_heads, tokens, dim]``.
-        value: like `key`.
     """
     if query.device.type == "cpu":
         return True
@@ -49,8 +44,8 @@ def attend_with_lse(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to all keys, without gradient.
 
-    For few queries and many keys, as in decoding: scores are stored, since a flash kernel would go
-    through the keys with as few of a GPU's processors as there are heads.
+    For few queries and many keys, as in decoding: scores are stored, since a flash kernel would
+    use no more of a GPU's processors than there are heads.
 
     Args:
         query: ``[rows, heads, tokens, dim]``.
@@ -85,7 +80,7 @@ def product_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class CompletionRows:
-    """Where packed completion tokens lie among ``[rows, longest]`` of one row a completion.
+    """Converts completion tokens from packed to one row a completion, and back.
 
     Args:
         lengths: tokens of each completion; empty ones get no row.
@@ -96,14 +91,16 @@ class CompletionRows:
         kept = [n for n in lengths if n > 0]
         self._shape = (len(kept), max(kept))
         self._slots: torch.Tensor | None = None
+        """int64 ``[tokens]``, where each token is among ``rows * longest``; None where no padding
+        is needed."""
         if min(kept) < max(kept):
             places = torch.arange(max(kept), device="cpu")
             valid = places < torch.tensor(kept, device="cpu")[:, None]
             self._slots = valid.flatten().nonzero()[:, 0].to(device)
 
     def spread(self, packed: torch.Tensor) -> torch.Tensor:
-        """``[1, heads, tokens, ...]`` to ``[rows, heads, longest, ...]``, zeros where none is."""
-        heads = packed[0]
+        """``[1, heads, tokens, ...]`` to ``[rows, heads, longest, ...]``, padded with zeros."""
+        heads = packed[0]  # [heads, tokens, ...]
         if self._slots is not None:
             rows, longest = self._shape
             grid = heads.new_zeros(heads.shape[0], rows * longest, *heads.shape[2:])
@@ -111,8 +108,8 @@ class CompletionRows:
         return heads.view(heads.shape[0], *self._shape, *heads.shape[2:]).transpose(0, 1)
 
     def pack(self, spread: torch.Tensor) -> torch.Tensor:
-        """The reverse of `spread`."""
-        heads = spread.transpose(0, 1).flatten(1, 2)
+        """The inverse of `spread`."""
+        heads = spread.transpose(0, 1).flatten(1, 2)  # [heads, rows * longest, ...]
         return (heads if self._slots is None else heads[:, self._slots])[None]
 
 
@@ -145,17 +142,20 @@ class SharedPrefixFlash(torch.autograd.Function):
         Returns:
             ``[1, heads, tokens, dim]``.
         """
-        q, k, v = (rows.spread(x) for x in (query, key, value))
+        # All completions' queries to the prompt in one call, without a mask: it comes before them.
         on_prompt, prompt_lse, prompt_state = _forward(
             query, prompt_key, prompt_value, False, scaling
-        )
+        )  # [1, heads, tokens, dim], [1, heads, tokens]
+        # Own keys: one causal row a completion. Its queries never reach the padding after it.
+        q, k, v = (rows.spread(x) for x in (query, key, value))  # [rows, heads, longest, dim]
         on_own, own_lse, own_state = _forward(q, k, v, True, scaling)
-        own_lse = rows.pack(own_lse)
+        own_lse = rows.pack(own_lse)  # [1, heads, tokens]
+        # softmax over both = each part's softmax, weighted by its share exp(lse_part - lse)
         lse = torch.logaddexp(prompt_lse, own_lse)
         out = on_prompt * (prompt_lse - lse).exp()[..., None]
         out = (out + rows.pack(on_own) * (own_lse - lse).exp()[..., None]).to(query.dtype)
         ctx.save_for_backward(query, prompt_key, prompt_value, key, value, out, lse)
-        # random state of kernels that draw none: a few bytes each
+        # the kernels' random state, of dropout that is off: a few bytes each
         ctx.states = prompt_state, own_state
         ctx.rows, ctx.scaling = rows, scaling
         return out
@@ -165,14 +165,18 @@ class SharedPrefixFlash(torch.autograd.Function):
         """Gradients of query, keys and values."""
         query, prompt_key, prompt_value, key, value, out, lse = ctx.saved_tensors
         prompt_state, own_state = ctx.states
-        grad, spread = grads[0].contiguous(), ctx.rows.spread
+        grad, spread = grads[0].contiguous(), ctx.rows.spread  # [1, heads, tokens, dim]
+        # A kernel recomputes p = exp(q k - lse) and ds = p (grad v - sum(grad * out)). With the
+        # merged lse and out, both are those of the softmax over prompt and completion together, so
+        # each part's kernel gives exactly the gradients through its own keys.
         grad_query, grad_prompt_key, grad_prompt_value = _backward(
             grad, query, prompt_key, prompt_value, out, lse, prompt_state, False, ctx.scaling
         )
+        # Padding has zero grad and query, so it adds nothing to the gradients of keys and values.
         g, q, k, v, o, s = (spread(x) for x in (grad, query, key, value, out, lse))
         own_grads = _backward(g, q, k, v, o, s, own_state, True, ctx.scaling)
         own_query, grad_key, grad_value = (ctx.rows.pack(x) for x in own_grads)
-        grad_query = grad_query + own_query
+        grad_query = grad_query + own_query  # the query is in both parts' scores
         return grad_query, grad_prompt_key, grad_prompt_value, grad_key, grad_value, None, None
 
 
@@ -182,7 +186,7 @@ _State = tuple[Any, ...]
 def _forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, _State]:
-    """Output, log-sum-exp ``[rows, heads, tokens]``, and what the backward kernel asks back."""
+    """Output, log-sum-exp ``[rows, heads, tokens]``, and what the backward kernel needs again."""
     if not query.is_cuda:
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, scale=scaling

@@ -1,12 +1,12 @@
 """Keys and values of decoding: one copy of each prompt, and the own tokens of each row.
 
-R rows decode one token each. Rows of one prompt attend to it in one call: their queries are put
-together in a grid ``[prompts, rows of a prompt]``. The log-sum-exp of that attention then stands
-among the scores of the row's own tokens as one more, and its output among their values, so the
-result is the one softmax over all of them.
+R rows decode one token each. Rows of one prompt attend to it in one call: their queries are
+gathered into a grid ``[prompts, rows of a prompt]``. The log-sum-exp of that attention is then one
+more score next to those of the row's own tokens, and its output one more value, so the result is
+the one softmax over all of them.
 
-All buffers stay where they are while rows and prompts come and go, so that a CUDA graph can replay
-a step. Used rows and prompts always lie in front: what leaves is replaced by the last one.
+Buffers never move while rows and prompts come and go, so that a CUDA graph can replay a step. Used
+rows and prompts are always at the front: what leaves is replaced by the last one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vrts.models.attention.flash import attend_with_lse, product_float32
 from vrts.models.attention.shared_prefix import PackedLayout
 
 CLASSES_AN_OCTAVE = 4
-"""Prompts of similar length share a pool, padded to its capacity: by at most a quarter."""
+"""Prompts of similar length share a pool and are padded to its capacity, by at most a quarter."""
 
 
 def capacity_of(num_tokens: int) -> int:
-    """Tokens that the pool of a prompt of some length makes room for."""
+    """Tokens of a slot in the pool of prompts of such a length."""
     step = max((1 << (num_tokens.bit_length() - 1)) // CLASSES_AN_OCTAVE, 16)
     return -(-num_tokens // step) * step
 
@@ -40,14 +40,13 @@ class PromptPool:
     ) -> None:
         layers, kv_heads, dim = kv_shape
         self.capacity = capacity
-        self.lengths: list[int] = []
-        """P of each prompt; the prompts lie in front of the slots."""
+        self.lengths: list[int] = []  # P of each prompt; used slots come first
         self.kv = torch.zeros(layers, 2, 0, kv_heads, capacity, dim, dtype=dtype, device=device)
         self.bias = torch.zeros(0, 1, 1, capacity, dtype=torch.float32, device=device)
         """0 for tokens of the prompt, else minus infinity."""
         self.cells = torch.zeros(0, kv_heads, 0, dtype=torch.int64, device=device)
-        """``[prompts, kv_heads, rows of a prompt]``, which of ``[R * kv_heads]`` queries belong to
-        each; padded with any row's. One look-up takes them, without a copy in another order."""
+        """``[prompts, kv_heads, rows of a prompt]``: which of the ``R * kv_heads`` queries belong
+        to each, padded with any row's. One look-up gathers and transposes them."""
 
     @property
     def num_slots(self) -> int:
@@ -67,14 +66,7 @@ class PromptPool:
         self.cells = self.cells.new_zeros(num_slots, kv_heads, most)
 
     def add(self, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        """Keep a prompt.
-
-        Args:
-            kv: of each layer, keys and values ``[kv_heads, P, dim]``.
-
-        Returns:
-            Its slot.
-        """
+        """Keep a prompt, ``[kv_heads, P, dim]`` keys and values of each layer; returns its slot."""
         slot, P = len(self.lengths), kv[0][0].shape[1]
         for layer, (key, value) in enumerate(kv):
             self.kv[layer, 0, slot, :, :P] = key
@@ -85,11 +77,7 @@ class PromptPool:
         return slot
 
     def remove(self, slot: int) -> int:
-        """Drop a prompt; the last one takes its place.
-
-        Returns:
-            The slot that the last one had.
-        """
+        """Drop a prompt; the last one moves to its slot. Returns the slot the last one had."""
         last = len(self.lengths) - 1
         if slot != last:
             self.kv[:, :, slot] = self.kv[:, :, last]
@@ -110,13 +98,13 @@ class PromptPool:
 
         Args:
             layer: of the decoder.
-            query: ``[R, kv_heads, heads of a kv head, dim]``.
-            shape: prompts and rows of a prompt that count.
+            query: ``[R, kv_heads, h, dim]``, h heads for each kv head.
+            shape: Q prompts in use, and G rows of each.
             scaling: factor of the scores.
             fixed_shapes: read the same memory whatever the prompts' lengths are.
 
         Returns:
-            ``[cells, heads of a kv head, dim]``, and the log-sum-exp without the last dimension.
+            ``[Q * kv_heads * G, h, dim]``, and the log-sum-exp without the last dimension.
         """
         Q, G = shape
         _, kv_heads, h, dim = query.shape
@@ -136,10 +124,10 @@ class KVCache:
     Args:
         kv_shape: layers, kv heads, and the size of a head.
         num_rows: R, at most.
-        max_new_tokens: tokens that a row has room for.
+        max_new_tokens: own tokens of a row, at most.
         dtype: of keys and values.
-        device: where they are.
-        fixed_shapes: whether steps with equal `shapes` must read the same memory, for CUDA graphs.
+        device: of keys and values.
+        fixed_shapes: steps with equal `shapes` read the same memory, for CUDA graphs.
     """
 
     def __init__(
@@ -152,8 +140,7 @@ class KVCache:
         fixed_shapes: bool,
     ) -> None:
         layers, kv_heads, dim = kv_shape
-        self.pools: dict[int, PromptPool] = {}
-        """By capacity."""
+        self.pools: dict[int, PromptPool] = {}  # by capacity
         self._kv_shape, self._dtype, self._device = kv_shape, dtype, device
         self._fixed_shapes = fixed_shapes
         self._own = torch.zeros(
@@ -169,30 +156,26 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        """Of all buffers."""
+        """Bytes of all buffers."""
         tensors = [self._own, *(pool.kv for pool in self.pools.values())]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def pool(self, num_tokens: int) -> PromptPool:
-        """The pool for a prompt of some length; made empty where there is none yet."""
+        """The pool for prompts of such a length; a new one where there is none yet."""
         capacity = capacity_of(num_tokens)
         if capacity not in self.pools:
             self.pools[capacity] = PromptPool(self._kv_shape, capacity, self._dtype, self._device)
         return self.pools[capacity]
 
     def drop_empty_pools(self) -> bool:
-        """Free the memory of pools that have no prompt; whether there were any."""
+        """Free the memory of pools without prompts; returns whether there were any."""
         empty = [c for c, pool in self.pools.items() if pool.num_slots and not pool.lengths]
         for capacity in empty:
             del self.pools[capacity]
         return bool(empty)
 
     def add(self, prefill: PackedLayout) -> list[tuple[PromptPool, int]]:
-        """Keep the prompts of a finished prefill, for which there is room.
-
-        Returns:
-            Pool and slot of each.
-        """
+        """Keep the prompts of a prefill, for which there is room; returns each pool and slot."""
         layers = [prefill.prompt_kv.pop(layer) for layer in sorted(prefill.prompt_kv)]
         placed = []
         for kv in zip(*layers, strict=True):
@@ -205,7 +188,7 @@ class KVCache:
         self._own[:, :, to] = self._own[:, :, source]
 
     def arrange(self, members: dict[int, list[list[int]]], rows_a_prompt: int | None) -> None:
-        """Say which rows complete which prompts.
+        """Set which rows complete which prompts.
 
         Args:
             members: by capacity of the pool, the rows of each of its prompts.
@@ -217,10 +200,12 @@ class KVCache:
         for capacity, prompts in sorted(members.items()):
             G = rows_a_prompt or max(1, *(len(rows) for rows in prompts))
             heads = range(self._kv_shape[1])
+            # Into the grid: cell [q, k, g] takes the query of row prompts[q][g] and kv head k.
             padded = [[*rows, *([0] * (G - len(rows)))] for rows in prompts]
             queries = [[[row * len(heads) + k for row in rows] for k in heads] for rows in padded]
             cells = self.pools[capacity].cells
             cells[: len(prompts), :, :G] = torch.tensor(queries, device="cpu").to(cells.device)
+            # And back: where in the pools' concatenated outputs a row finds its kv heads'.
             for q, rows in enumerate(prompts):
                 for g, row in enumerate(rows):
                     places[row] = [start + (q * len(heads) + k) * G + g for k in heads]
@@ -234,19 +219,19 @@ class KVCache:
 
     @property
     def shapes(self) -> tuple[tuple[int, tuple[int, int]], ...]:
-        """Of the grids: two steps with equal ones launch the same kernels."""
+        """Shapes of the pools' grids; steps with equal ones launch the same kernels."""
         return self._shapes
 
     def begin_step(self, held: torch.Tensor, num_columns: int) -> None:
         """Prepare for a step, once for all layers; nothing here waits for the device.
 
         Args:
-            held: int64 ``[R]``, own tokens that each of the first R rows has keys of already. A
-                forward adds one.
+            held: int64 ``[R]``, own tokens in the cache of each of the first R rows. A forward adds
+                one.
             num_columns: own tokens that any row has after the step, at most.
         """
         self._held = held
-        masked = self._columns[:num_columns] > held[:, None]
+        masked = self._columns[:num_columns] > held[:, None]  # [R, columns]
         self._bias = torch.zeros_like(masked, dtype=torch.float32)  # [R, columns]
         self._bias.masked_fill_(masked, float("-inf"))
 
@@ -262,24 +247,26 @@ class KVCache:
         R, kv_heads, _, dim = key.shape
         columns = self._bias.shape[1]
         rows = self._all_rows[:R]
-        own_keys, own_values = self._own[layer]
+        own_keys, own_values = self._own[layer]  # [rows, kv_heads, max_new_tokens, dim] each
         own_keys[rows, :, self._held] = key[:, :, 0]
         own_values[rows, :, self._held] = value[:, :, 0]
 
-        q = query.view(R, kv_heads, -1, dim)  # [R, kv_heads, heads of a kv head, dim]
+        # The prompts: each pool's output and log-sum-exp, put back from its grid to the rows.
+        q = query.view(R, kv_heads, -1, dim)  # [R, kv_heads, h, dim], h heads for each kv head
         parts = [
             self.pools[capacity].attend(layer, q, shape, scaling, self._fixed_shapes)
             for capacity, shape in self._shapes
         ]
         outs, lses = zip(*parts, strict=True)
-        places = self._places[:R]
-        on_prompt = (torch.cat(outs) if len(outs) > 1 else outs[0])[places]
-        lse = (torch.cat(lses) if len(lses) > 1 else lses[0])[places]
+        places = self._places[:R]  # [R, kv_heads]
+        on_prompt = (torch.cat(outs) if len(outs) > 1 else outs[0])[places]  # [R, kv_heads, h, dim]
+        lse = (torch.cat(lses) if len(lses) > 1 else lses[0])[places]  # [R, kv_heads, h]
 
+        # The own tokens, with the prompt as one more: its log-sum-exp is its score.
         keys, values = own_keys[:R, :, :columns], own_values[:R, :, :columns]
         scores = product_float32(q, keys.mT)  # [R, kv_heads, h, columns]
         scores = torch.add(self._bias[:, None, None], scores, alpha=scaling)
         weights = torch.cat([scores, lse[..., None]], -1).softmax(-1).to(value.dtype)
         out = weights[..., :columns] @ values
-        out = torch.addcmul(out, weights[..., columns:], on_prompt)
+        out = torch.addcmul(out, weights[..., columns:], on_prompt)  # [R, kv_heads, h, dim]
         return out.reshape(R, 1, -1, dim)

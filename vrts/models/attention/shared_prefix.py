@@ -3,7 +3,7 @@
 Two layouts of one language-model forward:
 
 - `PackedLayout`: one row holds, question after question, a prompt and its completions. Prompt
-  tokens attend causally to their prompt; completion tokens to the whole prompt and causally to
+  tokens attend causally to their prompt; completion tokens to the full prompt and causally to
   their own completion. No padding is computed and the prompt is forwarded once, so the gradient
   of all completions flows back through it in one pass.
 - `KVCache` (in `kv_cache`): R rows of one new token each, which read one copy of their prompt's
@@ -59,7 +59,7 @@ class Layout(Protocol):
 
 @dataclass
 class PackedLayout:
-    """Where each prompt and its completions lie in a packed row of ``S`` tokens."""
+    """Where each prompt and its completions are in a packed row of ``S`` tokens."""
 
     prompt_lengths: Sequence[int]
     """P of each of the B questions."""
@@ -72,7 +72,7 @@ class PackedLayout:
     """Whether to fill `prompt_kv`."""
 
     def __post_init__(self) -> None:
-        """Find each completion's place once for all layers."""
+        # once for all layers; None where a prompt has no completion tokens
         self._rows = [
             CompletionRows(lengths, self.device) if sum(lengths) else None
             for lengths in self.completion_lengths
@@ -98,7 +98,7 @@ class PackedLayout:
             end = start + sum(sizes)
             (q, q_own), (k, k_own), (v, v_own) = (
                 x[:, :, start:end].split(sizes, dim=2) for x in (query, key, value)
-            )
+            )  # [1, heads, P, dim] and [1, heads, tokens, dim]
             outputs.append(_dense(q, k, v, None, scaling, grouped=flash))
             if self.keep_prompt_kv:
                 kept.append((k[0], v[0]))
@@ -117,15 +117,9 @@ class PackedLayout:
 def completion_mask(
     prompt_length: int, lengths: Sequence[int], device: torch.device
 ) -> torch.Tensor:
-    """Bool ``[tokens, P + tokens]`` of one question's completion tokens.
-
-    Args:
-        prompt_length: P.
-        lengths: tokens of each completion.
-        device: of the mask.
-    """
-    owner = torch.repeat_interleave(torch.tensor(list(lengths), device=device))
-    own = (owner[:, None] == owner[None, :]).tril()
+    """Bool ``[tokens, P + tokens]`` of one question's completion tokens: prompt and own ones."""
+    owner = torch.repeat_interleave(torch.tensor(list(lengths), device=device))  # [tokens]
+    own = (owner[:, None] == owner[None, :]).tril()  # causal, within a completion
     return F.pad(own, (prompt_length, 0), value=True)
 
 
@@ -140,26 +134,14 @@ def _dense(
 ) -> torch.Tensor:
     """SDPA; causal where no mask is given.
 
-    Args:
-        query: ``[1, heads, tokens, dim]``.
-        key: ``[1, kv_heads, tokens, dim]``.
-        value: like `key`.
-        mask: bool ``[tokens, tokens]``.
-        scaling: factor of the scores.
-        grouped: whether the kernel takes fewer heads of keys than of queries. Only flash kernels
-            do; for the others torch would go back to one that stores all scores.
+    `grouped`: the kernel takes fewer heads of keys than of queries. Only flash kernels do; for the
+    others torch would fall back to one that stores all scores.
     """
     if not grouped:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=grouped,
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )
 
 

@@ -30,21 +30,15 @@ def batched_window_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention within windows.
 
-    Args:
-        module: the attention layer.
-        query: ``[1, heads, S, dim]``, the windows one after the other.
-        key: like `query`.
-        value: like `query`.
-        attention_mask: none; windows are dense.
-        scaling: factor of the scores.
-        cu_seq_lens_q: int ``[windows + 1]``, where windows start and end.
-        kwargs: what else transformers passes to flash attention; of no use here.
+    Query, key and value are ``[1, heads, S, dim]``, the windows one after the other;
+    `cu_seq_lens_q` is int ``[windows + 1]``, where they start and end. What else transformers
+    passes to flash attention is ignored.
 
     Returns:
         ``[1, S, heads, dim]``, and None for the attention weights.
     """
     lengths = cu_seq_lens_q.diff()
-    kinds = [length for length in lengths.unique().tolist() if length > 0]
+    kinds = [length for length in lengths.unique().tolist() if length > 0]  # smaller at edges
     if len(kinds) == 1:
         return _attend(query[0], key[0], value[0], kinds[0], scaling).transpose(0, 1)[None], None
     out = torch.empty_like(query[0])

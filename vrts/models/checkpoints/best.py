@@ -25,32 +25,22 @@ class Best:
 
 
 def recorded_best(checkpoint: Mapping[str, Any], path: Path) -> Best | None:
-    """What a checkpoint says about itself, where it was the best when it was saved.
-
-    Args:
-        checkpoint: Lightning's.
-        path: of it.
-    """
+    """What a checkpoint records of itself, where it was the best when it was saved."""
     return next((best for best in _watchers(checkpoint) if best.path.name == path.name), None)
 
 
 def find_best(folder: Path) -> Path:
-    """Find the best checkpoint of a run, as the newest of its checkpoints knows it.
+    """Find the best checkpoint in a run's folder, as the newest of its checkpoints records it.
 
-    Args:
-        folder: of its checkpoints; it may have been moved.
+    The folder may have been moved.
 
     Raises:
         InputError: none is recorded, or it is gone.
     """
     found: list[tuple[int, Path]] = []
-    for path in folder.glob("*.ckpt"):
-        if not is_complete(path):
-            continue
-        file = path / REST if path.is_dir() else path
-        checkpoint = read_file(file)
-        best = next(_watchers(checkpoint), None)
-        if best is not None:
+    for path in filter(is_complete, folder.glob("*.ckpt")):
+        checkpoint = read_file(path / REST if path.is_dir() else path)
+        if (best := next(_watchers(checkpoint), None)) is not None:
             found.append((int(checkpoint["global_step"]), best.path))
     if not found:
         raise InputError(

@@ -12,20 +12,16 @@ from vrts.models.policy import Policy
 from vrts.types import InputError
 
 FORMAT = 1
-"""Of the checkpoints that this version writes and resumes from. It is raised by every change after
+"""Version of the checkpoints that are written and resumed from. It is raised by every change after
 which a run could not resume from an earlier checkpoint as if nothing had happened."""
 
 FORMAT_KEY, TRAINED_WITH, BASE = "vrts_format", "trained_with", "base_model"
-"""Keys in a checkpoint: of `FORMAT`, of the policy's options that are called so, and of name and
-content of the model that training began with."""
+"""Keys in a checkpoint: `FORMAT`, the policy's `trained_with`, and name and content of the model
+that training started from."""
 
 
 def identity(policy: Policy) -> dict[str, Any]:
-    """What a checkpoint says about itself, for `check_format` and `check_same_policy`.
-
-    Args:
-        policy: loaded.
-    """
+    """What a checkpoint records of itself, for `check_format` and `check_same_policy`."""
     return {
         FORMAT_KEY: FORMAT,
         TRAINED_WITH: policy.trained_with,
@@ -34,15 +30,7 @@ def identity(policy: Policy) -> dict[str, Any]:
 
 
 def check_format(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume from a checkpoint of another version's format.
-
-    Args:
-        path: of the checkpoint, for the message.
-        checkpoint: Lightning's.
-
-    Raises:
-        InputError: it has another format.
-    """
+    """Raise InputError where a checkpoint, at that path, has another version's format."""
     found = checkpoint.get(FORMAT_KEY, 0)
     if found != FORMAT:
         age = "an earlier" if found < FORMAT else "a later"
@@ -54,19 +42,14 @@ def check_format(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def keep_trained(module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Drop frozen weights from a checkpoint; they stay in the policy's own folder.
-
-    Args:
-        module: what the checkpoint was made of.
-        checkpoint: Lightning's; its ``state_dict`` is replaced.
-    """
+    """Drop frozen weights from a checkpoint; they stay in the policy's own folder."""
     trained = _trained_keys(module)
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
 
 
 def keep_trained_only(module: nn.Module) -> None:
-    """Leave frozen weights out of a module's state, where the strategy saves it before it asks."""
+    """Leave frozen weights out of a module's state, for strategies that save it themselves."""
 
     def drop(owner: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         for name in state.keys() - {prefix + key for key in _trained_keys(owner)}:
@@ -76,11 +59,7 @@ def keep_trained_only(module: nn.Module) -> None:
 
 
 def check_same_model(module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Refuse the checkpoint of another model.
-
-    Args:
-        module: what the checkpoint is to be loaded into.
-        checkpoint: Lightning's.
+    """Refuse to load the checkpoint of another model into a module.
 
     Raises:
         InputError: tensors are missing, superfluous or of another shape.
@@ -101,13 +80,9 @@ def check_same_model(module: nn.Module, checkpoint: dict[str, Any]) -> None:
 def check_same_policy(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
     """Refuse trained weights that would be another model with the policy's base or options.
 
-    Args:
-        policy: loaded.
-        checkpoint: Lightning's.
-
     Raises:
-        InputError: the run that wrote the checkpoint began with another model, or an option
-            differs from that run's.
+        InputError: the run that wrote the checkpoint started from another model, or had another
+            option.
     """
     base = checkpoint.get(BASE) or {}
     content = policy.base_content
@@ -128,15 +103,7 @@ def check_same_policy(policy: Policy, checkpoint: Mapping[str, Any]) -> None:
 
 
 def check_sharded(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a file whose optimizer states do not fit a sharded run.
-
-    Args:
-        path: of the file.
-        checkpoint: Lightning's.
-
-    Raises:
-        InputError: it was written without sharding.
-    """
+    """Raise InputError where a file's optimizer states do not fit a sharded run."""
     if any(state["state"] for state in checkpoint.get("optimizer_states", [])):
         raise InputError(
             f"--ckpt_path: {path} is of a run that was not sharded: its optimizer states do not "

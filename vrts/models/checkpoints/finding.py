@@ -1,4 +1,4 @@
-"""Finding checkpoints that are whole."""
+"""Finding complete checkpoints."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ SHARDS, REST = ".metadata", "meta.pt"
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to its end.
+    """Whether a checkpoint, a file or the folder of a sharded run, was written to its end.
 
-    Args:
-        path: of the file, or of the folder that a sharded run writes. Of a file, the directory is
-            read, which is its end, and what says which tensors there are.
+    Of a file the zip directory, which comes last, and the list of tensors are read.
     """
     if path.is_dir():
         return (path / SHARDS).is_file() and is_complete(path / REST)
@@ -33,13 +31,10 @@ def is_complete(path: Path) -> bool:
 
 
 def surviving(path: Path) -> Path:
-    """Return what holds a checkpoint now, where a run was killed while it replaced a folder.
+    """Where a checkpoint is now; not at `path` if a run was killed while it replaced a folder.
 
-    A folder cannot be replaced at once: for a moment there are only the older one, moved aside,
+    A folder cannot be replaced atomically: for a moment there are only the older one, moved aside,
     and the newer one, complete, under the name that it was written with.
-
-    Args:
-        path: that the checkpoint should have, which is returned where there is no other.
     """
     if not path.exists():
         for end in (PART, OLD):
@@ -52,14 +47,8 @@ def surviving(path: Path) -> Path:
 def newest(folders: Sequence[Path]) -> Path | None:
     """Find the checkpoint to resume from: the newest complete one of those named ``last``.
 
-    Where none of them is complete, the newest complete one of any name is taken. Others are
-    passed over with a warning.
-
-    Args:
-        folders: that checkpoints are in.
-
-    Returns:
-        None where there are no checkpoints at all.
+    Where none of them is complete, the newest complete one of any name is taken. Incomplete ones
+    are passed over with a warning. None where there are no checkpoints at all.
 
     Raises:
         InputError: there are some, and none of them is complete.

@@ -1,4 +1,4 @@
-"""The one door through which checkpoints are read: nothing in them can run code."""
+"""All reading of checkpoints; nothing in them can run code."""
 
 from __future__ import annotations
 
@@ -52,15 +52,13 @@ CORRUPTION_ERRORS = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, EOFError),
     pickle.UnpicklingError,
 )
-"""What reading a damaged file, or one that is made to do harm, raises."""
+"""What reading a damaged or malicious file raises."""
 
 
 def read_file(path: Path, mmap: bool = True) -> dict[str, Any]:
     """Read a checkpoint that is a file, or the file `REST` of a sharded one.
 
-    Args:
-        path: of the file.
-        mmap: leave tensors on the disk until they are used.
+    With `mmap`, tensors stay on the disk until they are used.
 
     Raises:
         InputError: it is damaged, or holds anything but tensors and plain values.
@@ -78,10 +76,7 @@ def read_file(path: Path, mmap: bool = True) -> dict[str, Any]:
 
 
 def read_contents(path: Path) -> Metadata:
-    """Read what a sharded checkpoint lists as its contents.
-
-    Args:
-        path: of its folder.
+    """Read what the folder of a sharded checkpoint lists as its contents.
 
     Raises:
         InputError: the list is damaged, or names anything that torch does not write into it.
@@ -93,11 +88,7 @@ def read_contents(path: Path) -> Metadata:
 
 
 def listed_weights(contents: Metadata) -> dict[str, torch.Tensor]:
-    """The weights that a sharded checkpoint lists, as tensors without memory.
-
-    Args:
-        contents: as `read_contents` returns them. What they call no tensor is left out.
-    """
+    """The weights that a sharded checkpoint lists, as tensors without memory."""
     prefix = f"{WEIGHTS}."
     return {
         name.removeprefix(prefix): torch.empty(value.size, device="meta")
@@ -112,7 +103,7 @@ def load_shards(target: dict[str, Any], path: Path, alone: bool = False) -> None
     Args:
         target: state dicts by their names in the checkpoint.
         path: of its folder.
-        alone: read by this process only; else all processes have to call this.
+        alone: read by this rank only; else all ranks have to call this.
 
     Raises:
         InputError: a part is missing or damaged, or holds anything but tensors and plain values.
@@ -143,7 +134,7 @@ def _unreadable(path: Path, error: BaseException) -> InputError:
 
 
 class SafeMetadataReader(FileSystemReader):
-    """Reads a sharded checkpoint whose list of contents can name no code to run."""
+    """Reads a sharded checkpoint without running code that its list of contents may name."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read what the checkpoint holds.
@@ -161,18 +152,18 @@ class SafeMetadataReader(FileSystemReader):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Finds the names that torch pickles, and no others."""
+    """Allows the names that torch pickles, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in ALLOWED_GLOBALS:
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"{SHARDS} asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"{SHARDS} names {module}.{name}")
 
 
 class _SafeLoadPlanner(DefaultLoadPlanner):
-    """Takes plain values where torch's own would unpickle anything that is not a tensor."""
+    """Loads plain values where torch's own would unpickle anything that is not a tensor."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         found = torch.load(value, weights_only=True)

@@ -1,4 +1,4 @@
-"""Trained weights out of checkpoints."""
+"""Loading trained weights from checkpoints."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from vrts.types import InputError
 
 
 def load_trained(module: nn.Module, path: Path) -> dict[str, Any]:
-    """Load trained weights of a checkpoint into a module.
+    """Load trained weights of a checkpoint into a module whose policy is loaded.
 
     Args:
-        module: whose policy is loaded. Where it is sharded (FSDP2) it stays so, and all processes
-            have to call this.
-        path: a file, or a folder that sharded training wrote with any number of processes.
+        module: where it is sharded (FSDP2) it stays so, and all ranks have to call this.
+        path: a file, or a folder that sharded training wrote with any number of ranks.
 
     Returns:
-        What else is in the checkpoint, other than optimizer states where it is a folder.
+        The rest of the checkpoint, without optimizer states.
 
     Raises:
         InputError: it is damaged, incomplete, of another model, or holds more than plain data.
@@ -48,8 +47,8 @@ def _load_file(module: nn.Module, path: Path) -> dict[str, Any]:
     named = dict(module.named_parameters(remove_duplicate=False))
     state = checkpoint.pop("state_dict")
     with torch.no_grad():
-        for name, whole in state.items():
-            named[name].copy_(sharded_like(whole, named[name]))
+        for name, full in state.items():
+            named[name].copy_(sharded_like(full, named[name]))
     checkpoint.pop("optimizer_states", None)
     return checkpoint
 

@@ -1,9 +1,10 @@
-"""Checkpoint files that are whole or not there. Plug-in point ``trainer.plugins``."""
+"""Checkpoint files that are complete or not there. Plug-in point ``trainer.plugins``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning_utilities.core.apply_func import apply_to_collection
+from torch.distributed.checkpoint.api import CheckpointException
 
 from vrts.files.writing import replacing
 from vrts.models.checkpoints.reading import read_file
@@ -18,46 +20,33 @@ from vrts.types import InputError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside an older one of its name, and replaces that when all is on disk.
+    """Writes a checkpoint next to an older one of its name, and replaces that when all is on disk.
 
-    Lightning's own writes into the final name, so that a full disk or a kill takes the older
-    checkpoint along. `vrts` uses this one where the configuration names no other.
+    Lightning's own writes to the final name, so that a full disk or a kill also destroys the older
+    checkpoint. `vrts` uses this one where the configuration names no other.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint.
-
-        Args:
-            checkpoint: Lightning's.
-            path: of the file; what is no local path goes Lightning's way.
-            storage_options: are refused, as Lightning does.
+        """Write a checkpoint; one with a URL, or with storage options, as Lightning does.
 
         Raises:
-            InputError: it cannot be written; an older file of that name is as it was.
+            InputError: it cannot be written; an older file of that name is unchanged.
         """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         file = Path(path)
-        try:
+        with error_context(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as out:
                 torch.save(checkpoint, out)
-        except (OSError, RuntimeError) as error:  # torch hides a full disk behind the latter
-            reason = reason_of(error)
-            if reason is None:
-                raise
-            raise InputError(unwritten(file, reason)) from error
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint into the host's memory; nothing in it is run.
 
-        Args:
-            path: of the file; what is no local path is read Lightning's way.
-            args: of Lightning's, which do not count here.
-            kwargs: likewise.
+        Lightning's further arguments are ignored.
 
         Raises:
             InputError: it is damaged, or holds anything but tensors and plain values.
@@ -70,10 +59,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class BackgroundCheckpointIO(AtomicCheckpointIO):
     """Writes checkpoints in a thread, while training continues.
 
-    Tensors are copied to the host first, so a checkpoint is of the moment at which it was asked
-    for, and takes as much memory again. A save that failed ends the run at the next save, or at
-    the end. (Lightning's AsyncCheckpointIO deletes older checkpoints before the newer one is
-    written, copies on the device, and puts Lightning's own writer in the place of what it wraps.)
+    Tensors are copied to the host first, which takes as much memory again. A save that failed ends
+    the run at the next save, or at the end. (Lightning's AsyncCheckpointIO deletes older
+    checkpoints before the newer one is written, copies on the device, and replaces the writer that
+    it wraps by Lightning's own.)
     """
 
     def __init__(self) -> None:
@@ -82,31 +71,23 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
     ) -> None:
-        """Begin to write a checkpoint, when the one before is written.
-
-        Args:
-            checkpoint: Lightning's.
-            path: of the file.
-            storage_options: are refused, as Lightning does.
+        """Start to write a checkpoint, once the one before is written.
 
         Raises:
             InputError: an earlier one could not be written.
         """
         self.wait()
-        copied = apply_to_collection(checkpoint, torch.Tensor, _to_host)
+        copied = apply_to_collection(
+            checkpoint, torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
+        )
         self._background.submit(super().save_checkpoint, copied, path, storage_options)
 
     def remove_checkpoint(self, path: _PATH) -> None:
-        """Remove a checkpoint, after those that are to take its place are written."""
+        """Remove a checkpoint, after those that replace it are written."""
         self.when_saved(super().remove_checkpoint, path)
 
     def when_saved(self, work: Callable[..., None], *args: Any) -> None:
-        """Do something when all checkpoints so far are written, unless that fails.
-
-        Args:
-            work: to do.
-            args: of it.
-        """
+        """Call something when all checkpoints so far are written, unless that fails."""
         self._background.submit(work, *args)
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -115,11 +96,7 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         return super().load_checkpoint(path, *args, **kwargs)
 
     def wait(self) -> None:
-        """Wait until all is written.
-
-        Raises:
-            InputError: something could not be.
-        """
+        """Wait until all is written; raises InputError where something could not be."""
         self._background.wait()
 
     def teardown(self) -> None:
@@ -127,19 +104,32 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         self._background.close()
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
+@contextmanager
+def error_context(path: Path) -> Iterator[None]:
+    """Context in which a failed write becomes a message that names the checkpoint.
 
-
-def reason_of(error: BaseException | None) -> str | None:
-    """What the system said of a write that failed.
-
-    Args:
-        error: or what it was caused by.
-
-    Returns:
-        None where the error is none of writing.
+    Raises:
+        InputError: the checkpoint could not be written.
     """
+    try:
+        yield
+    except (CheckpointException, OSError, RuntimeError) as error:
+        cause: BaseException = error
+        if isinstance(error, CheckpointException):
+            cause, _ = next(iter(error.failures.values()))
+        reason = _reason_of(cause)
+        if reason is None and not isinstance(error, CheckpointException):
+            raise
+        # what the system reported does not survive the way between processes
+        reason = reason or f"is the disk full? torch reports: {cause}"
+        raise InputError(
+            f"cannot write the checkpoint {path} ({reason}); checkpoints saved before are "
+            "complete: fix this, then give the same command again with --ckpt_path last"
+        ) from error
+
+
+def _reason_of(error: BaseException | None) -> str | None:
+    """What the system reported, by the error or one of its causes: torch hides a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
@@ -147,33 +137,15 @@ def reason_of(error: BaseException | None) -> str | None:
     return None
 
 
-def unwritten(path: Path, reason: str) -> str:
-    """Message about a checkpoint that could not be written.
-
-    Args:
-        path: of it.
-        reason: of the system.
-    """
-    return (
-        f"cannot write the checkpoint {path} ({reason}); checkpoints saved before are whole: put "
-        "this right, then give the same command again with --ckpt_path last"
-    )
-
-
 class Background:
-    """A thread that does what it is given in that order, and nothing more after a failure."""
+    """A thread that runs calls in the order they are submitted, and none after a failure."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future[None]] = []
 
     def submit(self, work: Callable[..., Any], *args: Any) -> None:
-        """Have something done after what was given before, unless that fails.
-
-        Args:
-            work: to do.
-            args: of it.
-        """
+        """Call something after what was submitted before, unless that fails."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1)
         before = list(self._pending)
@@ -185,7 +157,7 @@ class Background:
         self._pending.append(self._thread.submit(run))
 
     def wait(self) -> None:
-        """Wait until all is done; raises what the first failure raised."""
+        """Wait for all calls; raises what the first failed one raised."""
         pending, self._pending = self._pending, []
         for future in pending:
             future.result()

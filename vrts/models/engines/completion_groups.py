@@ -1,4 +1,4 @@
-"""Requests of the native engine and their completions, as Python knows them."""
+"""Requests of the native engine and their completions, on the host."""
 
 from __future__ import annotations
 
@@ -14,19 +14,15 @@ from vrts.types import Completion, Sampling
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A completion that is decoded or waits for its place."""
+    """A completion that is decoded or waits for a place among the rows in flight."""
 
-    group: Group
-    index: int
-    """Among the group's G."""
-    place: int | None = None
-    """Among the rows in flight; None before and after."""
+    group: CompletionGroup
+    index: int  # among the group's G
+    place: int | None = None  # None before and after decoding
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    num_searched: int = 0
-    """Tokens that hold no stop text."""
-    completion: Completion | None = None
-    """Once it has ended."""
+    num_searched: int = 0  # tokens that are known to hold no stop text
+    completion: Completion | None = None  # once it has ended
 
     @property
     def sampling(self) -> Sampling:
@@ -34,29 +30,16 @@ class Row:
         return self.group.request.sampling[self.index]
 
     def start(self, first_position: int) -> NewRow:
-        """What the device has to know of it.
-
-        Args:
-            first_position: of its first token.
-        """
+        """What the device needs of it."""
         request = self.group.request
         seed = request.seeds[self.index]
         return NewRow(self.sampling, seed, request.max_new_tokens, first_position)
 
-    def cut(self, num_tokens: int) -> None:
-        """Drop what was drawn beyond a stop text."""
-        del self.ids[num_tokens:], self.logprobs[num_tokens:]
-
     def finish(self, tokenizer: Any, finished: bool, cancelled: bool = False) -> None:
-        """Make the completion of what was drawn.
-
-        Args:
-            tokenizer: of the model.
-            finished: whether it has come to its own end.
-            cancelled: whether it was stopped before, because it is not needed.
-        """
+        """Make the completion of what was drawn: finished, cut off, or cancelled as not needed."""
         self.completion = Completion(
-            text=tokenizer.decode(self.ids, skip_special_tokens=True),
+            text=self.group.request.prompt.opening
+            + tokenizer.decode(self.ids, skip_special_tokens=True),
             num_tokens=len(self.ids),
             max_new_tokens=self.group.request.max_new_tokens,
             finished=finished,
@@ -67,21 +50,19 @@ class Row:
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class CompletionGroup:
     """A request with its completions."""
 
     request: Request
     rows: list[Row] = field(init=False)
     capacity: int | None = None
-    """Of the pool that has its prompt, once it is prefilled. Not the pool itself: groups and rows
-    refer to each other, and would keep its memory until garbage is collected."""
-    slot: int = -1
-    """In that pool."""
+    """Capacity of the pool that has its prompt, once prefilled. Not the pool itself: groups and
+    rows refer to each other, and would keep its memory until garbage is collected."""
+    slot: int = -1  # in that pool
     logits: torch.Tensor | None = None
     """``[V]``, of each completion's first token, until all have begun."""
 
     def __post_init__(self) -> None:
-        """Make its G rows."""
         self.rows = [Row(self, i) for i in range(len(self.request.sampling))]
 
     @property
@@ -91,11 +72,11 @@ class Group:
 
     @property
     def open_rows(self) -> list[Row]:
-        """Those that have not ended."""
+        """Rows that have not ended."""
         return [row for row in self.rows if row.completion is None]
 
     def is_decided(self) -> bool:
-        """Whether the rows that have not ended are not needed any more."""
+        """Whether the rows that have not ended are no longer needed."""
         should_stop = self.request.should_stop
         if should_stop is None:
             return False

@@ -1,4 +1,4 @@
-"""The rows in flight of the native engine, and the memory that they and their prompts take."""
+"""The rows in flight of the native engine, and the memory of them and their prompts."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from vrts.models.attention.kv_cache import KVCache, capacity_of
-from vrts.models.engines.completion_groups import Group, Row
+from vrts.models.engines.completion_groups import CompletionGroup, Row
 from vrts.models.engines.graphs import StepGraphs
 from vrts.models.engines.network import Network
 from vrts.models.engines.rows import DecodeRows
 from vrts.models.engines.sampling import has_penalty, has_truncation
 
 GRAPH_COLUMNS = 128
-"""Own tokens that rows have are rounded up to a multiple of it, so that a CUDA graph serves as many
-steps."""
+"""The rows' number of own tokens is rounded up to a multiple of it, so that a CUDA graph serves as
+many steps."""
 GRAPH_ROWS = 8
-"""Likewise for rows."""
+"""The number of rows is rounded up likewise."""
 WORTH_DROPPING = 0.75
-"""With CUDA graphs, rows that have ended are decoded on in vain until no more than this share of
-the rows is left: fewer rows are another graph."""
+"""With CUDA graphs, rows that have ended stay until no more than this share of the rows is left:
+fewer rows are another graph."""
 MAX_PREFILL_TOKENS = 2**15
 """Prompt tokens that are prefilled at once, unless one prompt has more."""
 ROW_SHARE = 0.5
-"""Of the KV cache that the rows' own tokens may take; prompts have the rest."""
+"""Share of the KV cache for the rows' own tokens; prompts have the rest."""
 
 
 def bytes_per_token(network: Network) -> int:
-    """Of the keys and values of one token."""
+    """Bytes of one token's keys and values."""
     layers, kv_heads, dim = network.kv_shape
     return layers * 2 * kv_heads * dim * network.dtype.itemsize
 
@@ -42,16 +42,16 @@ class DecodeBatch:
     Args:
         network: decodes.
         groups: that wait; there is room for the first one, whatever the others need.
-        max_rows: that are decoded together.
-        kv_bytes: that keys and values may take.
+        max_rows: decoded together at most.
+        kv_bytes: budget of keys and values.
         look_every: steps from one `read` to the next, at most.
-        uses_graphs: whether steps are recorded as CUDA graphs.
+        uses_graphs: record steps as CUDA graphs.
     """
 
     def __init__(
         self,
         network: Network,
-        groups: Sequence[Group],
+        groups: Sequence[CompletionGroup],
         max_rows: int,
         kv_bytes: int,
         look_every: int,
@@ -65,35 +65,19 @@ class DecodeBatch:
         self._rows_a_prompt = max(len(g.rows) for g in groups)
         row_bytes = self._max_new_tokens * self._token_bytes
         fitting = int(min(ROW_SHARE * kv_bytes, left)) // row_bytes
-        self.num_places = max(min(max_rows, fitting), 1)
-        """Rows that there is room for."""
-        device = network.device
-        self._device = device
+        self.num_places = max(min(max_rows, fitting), 1)  # rows that there is room for
+        self._device = device = network.device
         self._graphs = StepGraphs(uses_graphs)
+        size = (self.num_places, self._max_new_tokens)
         self._cache = KVCache(
-            network.kv_shape,
-            self.num_places,
-            self._max_new_tokens,
-            network.dtype,
-            device,
-            fixed_shapes=uses_graphs,
+            network.kv_shape, *size, network.dtype, device, fixed_shapes=uses_graphs
         )
-        self._rows = DecodeRows(
-            self.num_places,
-            self._max_new_tokens,
-            network.vocab_size,
-            network.end_ids,
-            look_every,
-            device,
-        )
+        self._rows = DecodeRows(*size, network.vocab_size, network.end_ids, look_every, device)
         self._places: list[Row | None] = []
-        """The rows in front of the buffers; None where one has ended."""
-        self._groups: list[Group] = []
-        """Those whose prompts are in the cache."""
-        self._columns = 0
-        """Own tokens that any row has after the next step, at most."""
-        self._is_stale = True
-        """Whether rows or prompts have changed since they were arranged."""
+        """The rows at the front of the buffers; None where one has ended."""
+        self._groups: list[CompletionGroup] = []  # those whose prompts are in the cache
+        self._columns = 0  # own tokens that any row has after the next step, at most
+        self._is_stale = True  # whether rows or prompts have changed since they were arranged
 
     @property
     def num_rows(self) -> int:
@@ -102,22 +86,18 @@ class DecodeBatch:
 
     @property
     def num_bytes(self) -> int:
-        """Of keys and values, used or not."""
+        """Bytes of keys and values, used or not."""
         return self._cache.num_bytes
 
     # ---- who is in it
 
-    def choose(self, waiting: Iterable[Row]) -> tuple[list[Row], list[Group]]:
-        """The rows among those that wait, in order, that there are places and memory for.
+    def choose(self, waiting: Iterable[Row]) -> tuple[list[Row], list[CompletionGroup]]:
+        """The first of the waiting rows, as many as there are places and memory for.
 
-        Args:
-            waiting: a group's rows stand one after the other.
-
-        Returns:
-            These rows, and the groups among theirs whose prompts have to be prefilled.
+        Also the groups among theirs whose prompts have to be prefilled.
         """
         rows: list[Row] = []
-        new: list[Group] = []
+        new: list[CompletionGroup] = []
         waiting = list(waiting)
         for row in waiting[: self.num_places - self.num_rows]:
             if row.group.capacity is None and row.group not in new:
@@ -127,14 +107,10 @@ class DecodeBatch:
             rows.append(row)
         return rows, new
 
-    def _make_room(self, group: Group, others: Sequence[Group], waiting: Sequence[Row]) -> bool:
-        """Whether a prompt can be prefilled now.
-
-        Args:
-            group: whose prompt it is.
-            others: that will be prefilled with it.
-            waiting: rows whose prompts will need room too.
-        """
+    def _make_room(
+        self, group: CompletionGroup, others: Sequence[CompletionGroup], waiting: Sequence[Row]
+    ) -> bool:
+        """Whether a group's prompt can be prefilled now, together with those of others."""
         tokens = group.num_tokens + sum(other.num_tokens for other in others)
         if others and tokens > MAX_PREFILL_TOKENS:
             return False
@@ -144,7 +120,7 @@ class DecodeBatch:
             return False
         pool = self._cache.pool(group.num_tokens)
 
-        def num_alike(groups: Iterable[Group]) -> int:
+        def num_alike(groups: Iterable[CompletionGroup]) -> int:
             return sum(capacity_of(other.num_tokens) == pool.capacity for other in groups)
 
         needed = len(pool.lengths) + num_alike(others) + 1
@@ -165,13 +141,8 @@ class DecodeBatch:
             return self._make_room(group, others, waiting)
         return False
 
-    def begin(self, rows: Sequence[Row], new: Sequence[Group]) -> None:
-        """Prefill prompts and draw rows' first tokens; `read` has to follow.
-
-        Args:
-            rows: to begin, as `choose` has given them.
-            new: the groups that it has given.
-        """
+    def begin(self, rows: Sequence[Row], new: Sequence[CompletionGroup]) -> None:
+        """Prefill prompts and draw rows' first tokens, both from `choose`; `read` has to follow."""
         if new:
             prefill, logits = self._network.prefill([g.request.prompt for g in new])
             for group, (pool, slot), own in zip(new, self._cache.add(prefill), logits, strict=True):
@@ -197,7 +168,7 @@ class DecodeBatch:
         self._is_stale = True
 
     def leave(self, rows: Sequence[Row]) -> None:
-        """Give the places of rows up."""
+        """Free the places of rows."""
         places = [row.place for row in rows if row.place is not None]
         if not places:
             return
@@ -208,8 +179,8 @@ class DecodeBatch:
             row.place = None
         self._is_stale = True
 
-    def drop_prompt(self, group: Group) -> None:
-        """Forget a group without rows; the last prompt of its pool takes the slot."""
+    def drop_prompt(self, group: CompletionGroup) -> None:
+        """Forget a group without rows; the last prompt of its pool moves to its slot."""
         assert group.capacity is not None
         last = self._cache.pools[group.capacity].remove(group.slot)
         self._groups.remove(group)
@@ -221,15 +192,13 @@ class DecodeBatch:
     # ---- decoding
 
     def arrange(self) -> None:
-        """Close up places that have ended, and say which rows read which prompts."""
-        graphs = self._graphs.enabled
-        if not graphs or self.num_rows <= WORTH_DROPPING * len(self._places):
+        """Close the gaps of rows that have ended, and pass on which rows read which prompts."""
+        if not self._graphs.enabled or self.num_rows <= WORTH_DROPPING * len(self._places):
             self._close_up()
-        if graphs:
+        columns = max(len(row.ids) for row in self._places if row is not None)
+        if self._graphs.enabled:  # rounded up: few shapes, so few graphs
             size = min(-(-len(self._places) // GRAPH_ROWS) * GRAPH_ROWS, self.num_places)
             self._places += [None] * (size - len(self._places))
-        columns = max(len(row.ids) for row in self._places if row is not None)
-        if graphs:
             columns = -(-(columns + self._look_every) // GRAPH_COLUMNS) * GRAPH_COLUMNS
         self._columns = min(columns, self._max_new_tokens)
         if not self._is_stale:
@@ -239,15 +208,15 @@ class DecodeBatch:
             capacity: [[] for _ in pool.lengths]
             for capacity, pool in self._cache.pools.items()
             if pool.lengths
-        }
+        }  # of each pool, the rows of each of its prompts
         for place, row in enumerate(self._places):
             if row is not None:
                 assert row.group.capacity is not None
                 members[row.group.capacity][row.group.slot].append(place)
-        self._cache.arrange(members, self._rows_a_prompt if graphs else None)
+        self._cache.arrange(members, self._rows_a_prompt if self._graphs.enabled else None)
 
     def _close_up(self) -> None:
-        """Move the last rows to places that have ended."""
+        """Move the last rows to places whose rows have ended."""
         to, source = [], []
         while None in self._places:
             last = self._places.pop()
@@ -257,9 +226,9 @@ class DecodeBatch:
                 to.append(place)
                 source.append(len(self._places))
         if to:
-            at, come = (torch.tensor(x, device="cpu").to(self._device) for x in (to, source))
-            self._rows.move(at, come)
-            self._cache.move_rows(at, come)
+            moved = [torch.tensor(x, device="cpu").to(self._device) for x in (to, source)]
+            self._rows.move(*moved)
+            self._cache.move_rows(*moved)
             self._is_stale = True
 
     def advance(self) -> None:
@@ -278,7 +247,7 @@ class DecodeBatch:
             self._columns += 1
 
     def read(self) -> list[tuple[Row, bool]]:
-        """Let rows have what was drawn for them since the last time; waits for the device.
+        """Append to rows what was drawn for them since the last time; waits for the device.
 
         Returns:
             Rows in flight, and whether an end token or their limit has ended them.

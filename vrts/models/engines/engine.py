@@ -25,12 +25,12 @@ from vrts.types import Completion, Sample, Sampling
 
 ShouldStop = Callable[[Sequence[str | None], Sequence[float]], bool]
 """From the texts of a request's G completions (None for those that have not ended) and their mean
-token log-probs (of no meaning where there is no text) to whether the others are not needed."""
+token log-probs (meaningless where there is no text) to whether the others are not needed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One prompt that is to be completed G times."""
+    """One prompt, to be completed G times."""
 
     prompt: Prompt
     sampling: tuple[Sampling, ...]
@@ -40,7 +40,7 @@ class Request:
     is decoded next to it."""
     max_new_tokens: int
     should_stop: ShouldStop | None = None
-    """Is called whenever completions have ended and others have not; may cancel those."""
+    """Called whenever completions have ended and others have not; may cancel those."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,8 +65,8 @@ class Engine(ABC):
 
         Args:
             policy: to sample from, once `sync` has been called.
-            device: that the run computes on.
-            dtype: that it computes in; None is that of the weights.
+            device: of the run.
+            dtype: to compute in; None for that of the weights.
             will_shard: whether the policy's weights are about to be sharded.
 
         Raises:
@@ -83,8 +83,8 @@ class Engine(ABC):
 
         Args:
             samples: all with clips, none of them refused by the policy.
-            known: a prompt about the same video, whose vision features are used again where the
-                same frames are shown. The result is the same without it.
+            known: a prompt about the same video, whose vision features are reused where the same
+                frames are shown. The result is the same without it.
         """
 
     @abstractmethod
@@ -106,11 +106,7 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self) -> list[Result]:
-        """Decode for a while; does nothing where nothing is pending.
-
-        Returns:
-            The requests that have ended, in any order.
-        """
+        """Decode for a while, and return the requests that have ended, in any order."""
 
     @abstractmethod
     def cancel(self) -> None:
@@ -132,5 +128,5 @@ class Engine(ABC):
             yield from self.step()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What completions depend on besides policy, sampling and seeds, as plain JSON values."""
+        """What completions depend on in addition to policy, sampling and seeds, as plain JSON."""
         return {}

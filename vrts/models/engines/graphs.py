@@ -1,4 +1,4 @@
-"""Steps that are repeated in the same shapes, replayed as CUDA graphs where that is possible."""
+"""Decoding steps of the same shapes, replayed as CUDA graphs where that is possible."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ import torch
 _log = logging.getLogger(__name__)
 
 MAX_GRAPHS = 64
-"""Graphs that are kept; each takes memory, and with rows of many prompts in flight there is no end
-of shapes."""
+"""Graphs that are kept; each takes memory, and rows of many prompts have ever new shapes."""
 
 
 class StepGraphs:
-    """Runs a step as it is the first time, records it the second time, and then replays it.
+    """Runs a step eagerly the first time, records it the second time, and then replays it.
 
     A 7B model's step is some thousand small kernels: launching them one by one takes several times
     as long as the device needs for them. Where a step cannot be recorded, a warning gives the
-    reason and all further steps run as they are: slower, with the same result.
-
-    Args:
-        enabled: whether anything is recorded.
+    reason and all further steps run eagerly: slower, with the same result.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -32,11 +28,9 @@ class StepGraphs:
         self._pool = torch.cuda.graph_pool_handle() if enabled else None
 
     def run(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Run a step once.
+        """Run a step once; it must not wait for the device.
 
-        Args:
-            key: steps with the same one launch the same kernels on the same memory.
-            step: never waits for the device.
+        Steps of one key launch the same kernels on the same memory.
         """
         if not self.enabled:
             step()
@@ -50,7 +44,7 @@ class StepGraphs:
             graph = graph or self._record(step)
             run = step if graph is None else graph.replay
             run()
-        self._graphs[key] = graph  # the newest, whose turn to go comes last
+        self._graphs[key] = graph  # put last: the first one is the least recently used
         if len(self._graphs) > MAX_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
 

@@ -1,9 +1,9 @@
-"""LoRA in decoding: as few kernels as its products need.
+"""LoRA in decoding, with few kernels.
 
-peft computes ``base(x) + B(A(x)) * scaling`` layer by layer, with casts of the input and the result
-around it: under autocast 11 small kernels for each adapted matrix. A decoding step has 196 of them
-for a 7B model, and launching kernels is what bounds it. Here an adapter is added in the kernel of
-its second product, and layers that read the same input (q, k and v; gate and up) share the first.
+peft computes ``base(x) + B(A(x)) * scaling`` layer by layer, with casts around it: under autocast
+11 small kernels for each adapted matrix. A decoding step has 196 of these for a 7B model, and is
+bound by kernel launches. Here an adapter is added in the kernel of its second product, and layers
+that read the same input (q, k and v; gate and up) share the first.
 """
 
 from __future__ import annotations
@@ -20,20 +20,14 @@ from vrts.models.quantizing import quantization_states
 from vrts.types import InputError
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-"""Names of linear layers of one parent that read the same tensor, in the order of their use."""
+"""Names of linear layers of one parent that read the same tensor, in the order they are called."""
 
 
 def share_products(model: nn.Module) -> list[SharedInput]:
-    """Let plain LoRA layers of a model that only samples run in few kernels, without gradient.
+    """Let the plain LoRA layers of a replica in eval mode run in few kernels, without gradient.
 
-    Layers that do more than plain LoRA (dropout, several adapters, variants such as DoRA) are left
-    as they are.
-
-    Args:
-        model: with or without adapters, in eval mode; a replica, which nothing else uses.
-
-    Returns:
-        What has to `refresh` when the weights have changed.
+    Layers that do more (dropout, several adapters, variants such as DoRA) are left as they are.
+    What is returned has to `refresh` when the weights have changed.
     """
     groups: list[SharedInput] = []
     for parent in model.modules():
@@ -45,7 +39,7 @@ def share_products(model: nn.Module) -> list[SharedInput]:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer is the sum of a linear one and of one low-rank product, of one dtype."""
+    """Whether a layer is the sum of a linear one and one low-rank product, of one dtype."""
     adapters = getattr(layer, "lora_A", None)
     if not adapters or layer.disable_adapters or layer.merged or layer.lora_variant:
         return False
@@ -81,12 +75,12 @@ class SharedInput:
             layer.forward = self.forward_of(i)
 
     def move(self, device: torch.device) -> None:
-        """Move what is no parameter."""
+        """Move what is not a parameter."""
         self._A = self._A.to(device)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the first factors side by side again, in place."""
+        """Concatenate the first factors again, in place."""
         torch.cat(self._weights, out=self._A)
 
     def forward_of(self, i: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -94,14 +88,13 @@ class SharedInput:
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor = self._base[i](x)
-            if self._input is not x:
-                low = x.to(self._A.dtype).flatten(0, -2) @ self._A.T
+            if self._input is not x:  # the first of the layers that read it
+                low = x.to(self._A.dtype).flatten(0, -2) @ self._A.T  # [rows, sum of ranks]
                 self._input, self._low = x, low.split(self._ranks, dim=-1)
             rows = out.view(-1, out.shape[-1])
-            # in place, since else the kernel's result begins as a copy of `out`
-            # the weight as it is now: moving a replica gives it other memory
+            # `self._B[i].weight` as it is now: moving a replica gives it other memory
             low, B = self._low[i].to(out.dtype), self._B[i].weight.to(out.dtype)
-            rows.addmm_(low, B.T, alpha=self._scaling[i])
+            rows.addmm_(low, B.T, alpha=self._scaling[i])  # in place: addmm() copies `out` first
             if i == len(self._base) - 1:
                 self._input, self._low = None, ()
             return out
@@ -110,13 +103,9 @@ class SharedInput:
 
 
 def merge_layers(model: nn.Module) -> list[MergedLayer]:
-    """Let LoRA layers of a model that only samples run on weights with their adapter added.
+    """Let the LoRA layers of a replica run on weights with their adapter added.
 
-    Args:
-        model: a replica, which nothing else uses.
-
-    Returns:
-        What has to `refresh` when the weights have changed.
+    What is returned has to `refresh` when the weights have changed.
 
     Raises:
         InputError: the weights are in 4 bits.
@@ -132,7 +121,7 @@ def merge_layers(model: nn.Module) -> list[MergedLayer]:
 
 
 class MergedLayer:
-    """An adapted layer on one matrix, which is rounded to the dtype of the base's."""
+    """An adapted layer as one matrix, which is rounded to the base's dtype."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
@@ -140,7 +129,7 @@ class MergedLayer:
         self._merged = torch.empty_like(self._base.weight)
         nothing = torch.zeros((), device=self._base.weight.device)
         self.norms = (nothing, nothing)
-        """Squared norms of what rounding has changed, and of the adapter's update."""
+        """Squared norms of the rounding error, and of the adapter's update."""
         layer.forward = self._forward
 
     def move(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The engine of vrts itself: continuous batching on one device, with the prompt of a group shared.
+"""vrts's own engine: continuous batching on one device, with the prompt of a group shared.
 
 A budget of rows is decoded together. A row that ends makes place for the next completion, of the
 same prompt or of another one, so nothing waits for the slowest of a batch. Prompts are prefilled
@@ -18,7 +18,7 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from vrts.models.attention.kv_cache import capacity_of
-from vrts.models.engines.completion_groups import Group, Row
+from vrts.models.engines.completion_groups import CompletionGroup, Row
 from vrts.models.engines.decode_batch import DecodeBatch, bytes_per_token
 from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.engines.network import Network
@@ -39,37 +39,22 @@ class EngineCount:
     """What was decoded."""
 
     steps: int = 0
-    rows: int = 0
-    """Rows in flight, summed over steps."""
-    full_steps: int = 0
-    """Steps at which more rows were waiting than had a place."""
-    full_rows: int = 0
-    """Rows in flight, summed over those."""
+    rows: int = 0  # rows in flight, summed over steps
+    full_steps: int = 0  # steps while other rows waited for a place
+    full_rows: int = 0  # rows in flight, summed over those
     prefilled_tokens: int = 0
-
-    def add(self, num_rows: int, is_full: bool) -> None:
-        """Count a step.
-
-        Args:
-            num_rows: in flight.
-            is_full: whether others wait.
-        """
-        self.steps += 1
-        self.rows += num_rows
-        self.full_steps += is_full
-        self.full_rows += num_rows * is_full
 
 
 class NativeEngine(Engine):
-    """See `Engine`; samples with the policy's own code.
+    """Samples with the policy's own code.
 
-    It shares the policy's weights where they lie whole on this device in the dtype that is computed
-    in, and else holds a copy in that dtype.
+    It shares the policy's weights where they are unsharded on this device in the compute dtype, and
+    else holds a copy in that dtype.
 
     Args:
         max_rows: completions that are decoded together.
-        max_kv_gb: 10^9 bytes that the KV cache may take; 0.6 of the memory that is free when it is
-            made, where null (0.25 on a CPU).
+        max_kv_gb: 10^9 bytes that the KV cache may take; null for 0.6 of the memory that is free
+            when it is made (0.25 on a CPU).
         merge_lora: sample from weights with the adapter added. Saves its products, takes the memory
             of the adapted matrices, and rounds (logged once).
         offload: keep the copy of the weights on the host during the update.
@@ -94,17 +79,14 @@ class NativeEngine(Engine):
         self._replica: Replica | None = None
         self._net: Network | None = None
         self._device = torch.device("cpu")
-        self._is_away = False
-        """Whether the copy of the weights is on the host."""
+        self._is_offloaded = False  # whether the copy of the weights is on the host
         self._has_reported_rounding = False
         self._look_every = 1
         self._uses_graphs = False
         self._end_ids: frozenset[int] = frozenset()
         self._stops: dict[tuple[str, ...], StopTexts] = {}
-        self._waiting: deque[Row] = deque()
-        """Completions without a place yet, in order."""
-        self._groups: list[Group] = []
-        """Requests that have not come out."""
+        self._waiting: deque[Row] = deque()  # completions without a place yet, in order
+        self._groups: list[CompletionGroup] = []  # requests that have not come out
         self._done: list[Result] = []
         self._batch: DecodeBatch | None = None
         self._kv_bytes = 0
@@ -130,11 +112,10 @@ class NativeEngine(Engine):
         with self._computing():
             assert self._replica is not None
             self._replica.refresh(policy)
-        if self.merge_lora and not self._has_reported_rounding:
-            rounding = self._replica.merge_rounding()
-            if rounding:  # an adapter begins at zero
-                self._has_reported_rounding = True
-                _log.info("merging the adapter rounds %.3g of its update away", rounding)
+        # none at first: an adapter's update starts at zero
+        if not self._has_reported_rounding and (rounding := self._replica.merge_rounding()):
+            self._has_reported_rounding = True
+            _log.info("merging the adapter rounds %.3g of its update away", rounding)
 
     @property
     def _network(self) -> Network:
@@ -143,12 +124,12 @@ class NativeEngine(Engine):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Context of all passes: the copy is there and has the dtype that is computed in."""
+        """Context of all passes: the weights are on the device, in the compute dtype."""
         assert self._replica is not None, "attach() was not called"
-        if self._is_away:
+        if self._is_offloaded:
             self._replica.move(self._device)
-            self._is_away = False
-        # Validation runs in inference mode: what is made there may not be written in training.
+            self._is_offloaded = False
+        # Validation runs in inference mode, whose tensors may not be written to in training.
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -189,9 +170,9 @@ class NativeEngine(Engine):
                 f"question {request.prompt.question.id}: its {request.prompt.num_tokens} prompt "
                 f"tokens and {request.max_new_tokens} new ones need {num_bytes / 1e9:.3g} GB of KV "
                 f"cache, more than the {self._kv_bytes / 1e9:.3g} GB of it; raise "
-                "model.engine.init_args.max_kv_gb, or ask on fewer or smaller frames"
+                "model.engine.init_args.max_kv_gb, or give fewer or smaller frames"
             )
-        group = Group(request)
+        group = CompletionGroup(request)
         self._groups.append(group)
         self._waiting += group.rows
 
@@ -201,10 +182,9 @@ class NativeEngine(Engine):
             return int(self.max_kv_gb * 1e9)
         if self._device.type != "cuda":
             return int(0.25 * psutil.virtual_memory().available)
-        free = torch.cuda.mem_get_info(self._device)[0]
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
-            self._device
-        )
+        device = self._device
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(0.6 * (free + cached))
 
     def cancel(self) -> None:
@@ -220,12 +200,12 @@ class NativeEngine(Engine):
         self._batch = None
         if self.offload and self._replica is not None:
             self._replica.move(torch.device("cpu"))
-            self._is_away = True
+            self._is_offloaded = True
 
     # ---- decoding
 
     def step(self) -> list[Result]:
-        """See `Engine.step`. One look at all rows, and the decoding steps before it."""
+        """See `Engine.step`. A few decoding steps, and one look at all rows."""
         with self._computing():
             self._admit()
             batch = self._batch
@@ -233,13 +213,21 @@ class NativeEngine(Engine):
                 batch.arrange()
                 for _ in range(self._look_every):
                     batch.advance()
-                    self.count.add(batch.num_rows, is_full=bool(self._waiting))
+                self._count_steps(batch.num_rows)
                 self._look(batch)
         done, self._done = self._done, []
         return done
 
+    def _count_steps(self, num_rows: int) -> None:
+        steps = self._look_every
+        self.count.steps += steps
+        self.count.rows += steps * num_rows
+        if self._waiting:
+            self.count.full_steps += steps
+            self.count.full_rows += steps * num_rows
+
     def _admit(self) -> None:
-        """Give places to waiting rows, as long as there are any and their prompts fit."""
+        """Give places to waiting rows, as long as there are places and their prompts fit."""
         while self._waiting:
             is_new = self._batch is None
             batch = self._batch or self._make_batch()
@@ -253,20 +241,14 @@ class NativeEngine(Engine):
             elif batch.num_rows:
                 return
             else:
-                assert not is_new, "there is no room for a request that add() has let in"
-                self._batch = None  # the first that waits needs other buffers
+                assert not is_new, "no room for a request that add() accepted"
+                self._batch = None  # the first of the waiting rows needs larger buffers
 
     def _make_batch(self) -> DecodeBatch:
         """Buffers for the rows that wait."""
         waiting = list({id(row.group): row.group for row in self._waiting}.values())
-        self._batch = DecodeBatch(
-            self._network,
-            waiting,
-            self.max_rows,
-            self._kv_bytes,
-            self._look_every,
-            self._uses_graphs,
-        )
+        options = (self.max_rows, self._kv_bytes, self._look_every, self._uses_graphs)
+        self._batch = DecodeBatch(self._network, waiting, *options)
         return self._batch
 
     def _look(self, batch: DecodeBatch) -> None:
@@ -276,7 +258,7 @@ class NativeEngine(Engine):
             stop = self._stop_texts(row).end(row.ids, row.num_searched)
             row.num_searched = len(row.ids)
             if stop is not None:
-                row.cut(stop)
+                del row.ids[stop:], row.logprobs[stop:]
             if stop is not None or is_over:
                 row.finish(tokenizer, stop is not None or row.ids[-1] in self._end_ids)
                 ended.append(row)
@@ -284,8 +266,8 @@ class NativeEngine(Engine):
         for group in {id(row.group): row.group for row in ended}.values():
             self._settle(batch, group)
 
-    def _settle(self, batch: DecodeBatch, group: Group) -> None:
-        """Cancel what a request does not need any more, and let it out where nothing is left."""
+    def _settle(self, batch: DecodeBatch, group: CompletionGroup) -> None:
+        """Cancel what a request no longer needs; where nothing is left of it, it is done."""
         left = group.open_rows
         if left and not group.is_decided():
             return
@@ -299,7 +281,7 @@ class NativeEngine(Engine):
         self._done.append(group.result())
 
     def _stop_texts(self, row: Row) -> StopTexts:
-        """What finds the end of a completion in its text."""
+        """The stop texts of a row's sampling, made once."""
         texts = row.sampling.stop
         if texts not in self._stops:
             self._stops[texts] = StopTexts(self._network.tokenizer, texts)

@@ -1,7 +1,7 @@
 """A model's forward passes on one set of weights: what the native engine samples with.
 
-The policy has a network on its own weights, the native engine one on a copy of them in the dtype
-that is computed in (see `vrts.models.engines.weights`). Both run the same code.
+The policy has a network on its own weights, the native engine one on a copy of them in the compute
+dtype (see `vrts.models.engines.weights`). Both run the same code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rows that are being decoded: what the device knows of each."""
+"""The rows that are being decoded: their state on the device."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ class NewRow:
     sampling: Sampling
     seed: int
     max_new_tokens: int
-    first_position: int
-    """Of its first token."""
+    first_position: int  # of its first token
 
 
 class DecodeRows:
-    """State of R rows, in buffers that stay where they are.
+    """State of R rows, in buffers that never move, as CUDA graphs need them.
 
-    A row that has ended may be decoded on, in vain: its tokens and its length stay.
+    A row that has ended may still be decoded, in vain: its tokens and its length stay.
 
     Args:
         num_rows: R.
-        max_new_tokens: tokens that a row may have at most.
+        max_new_tokens: of a row, at most.
         vocab_size: V.
         end_ids: int64, each of which ends a completion.
         look_every: steps from one `read` to the next, at most.
@@ -53,7 +52,7 @@ class DecodeRows:
         self._lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._limits = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        """Of each row's first token."""
+        """Position of each row's first token."""
         self._ended = torch.ones(num_rows, dtype=torch.bool, device=device)
         self._uniforms = torch.zeros(num_rows, max_new_tokens, dtype=torch.float64, device=device)
         self._recent_ids = torch.zeros(num_rows, look_every, dtype=torch.int64, device=device)
@@ -62,57 +61,48 @@ class DecodeRows:
             num_rows, look_every, dtype=torch.float32, device=device
         )
         self._since = torch.zeros(1, dtype=torch.int64, device=device)
-        """Steps since the last `read`; on the device, where a CUDA graph counts it on."""
+        """Steps since the last `read`; on the device, since a CUDA graph increments it."""
         self._buffers = (
             self._tokens, self._lengths, self._limits, self._positions, self._ended,
             self._uniforms, self._recent_ids, self._recent_logprobs,
         )  # fmt: skip
 
     def enter(self, rows: Sequence[int], new: Sequence[NewRow], logits: torch.Tensor) -> None:
-        """Begin completions, and draw their first tokens; `read` has to follow.
+        """Begin completions in some rows, and draw their first tokens; `read` has to follow.
 
-        Args:
-            rows: where.
-            new: as many.
-            logits: float32 ``[rows, V]``, of their prompts.
+        `logits` are those of their prompts, float32 ``[rows, V]``.
         """
-        device = self._tokens.device
-        at = torch.tensor(list(rows), device="cpu").to(device)
+        at = self._index(rows)
         self.sampler.enter(at, [row.sampling for row in new])
         self._lengths[at] = 0
         self._ended[at] = False
-        self._limits[at] = _to_device([row.max_new_tokens for row in new], device)
-        self._positions[at] = _to_device([row.first_position for row in new], device)
+        self._limits[at] = self._index([row.max_new_tokens for row in new])
+        self._positions[at] = self._index([row.first_position for row in new])
         uniforms = torch.zeros(len(new), self._uniforms.shape[1], dtype=torch.float64, device="cpu")
         for own, row in zip(uniforms, new, strict=True):
-            own[: row.max_new_tokens] = row_uniforms([row.seed], row.max_new_tokens)[0]
-        self._uniforms[at] = uniforms.to(device)
+            own[: row.max_new_tokens] = row_uniforms(row.seed, row.max_new_tokens)
+        self._uniforms[at] = uniforms.to(at.device)
         self._draw(logits, at)
 
     def next_inputs(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the next step forwards, of the first rows: tokens, positions, and keys held before.
+        """Inputs of the first rows' next step: tokens, positions, and own tokens in the KV cache.
 
-        Returns:
-            Three int64 ``[num_rows]``.
+        Each is int64 ``[num_rows]``.
         """
-        held = self._lengths[:num_rows] - 1
+        held = self._lengths[:num_rows] - 1  # the newest token has no keys yet
         return self._tokens[:num_rows], self._positions[:num_rows] + held, held
 
     def advance(self, logits: torch.Tensor) -> None:
-        """Draw the next token of the first rows; nothing here waits for the device.
-
-        Args:
-            logits: float32 ``[num_rows, V]``.
-        """
+        """Draw the first rows' next tokens from float32 ``[num_rows, V]``; never waits."""
         self._draw(logits, self._all[: len(logits)])
         self._since.add_(1)
 
     def read(self, num_rows: int) -> tuple[list[int], list[bool], list[list[int]], torch.Tensor]:
-        """What has happened to the first rows since the last time; waits for the device.
+        """What the first rows drew since the last time; waits for the device.
 
         Returns:
             Their lengths, whether they have ended, and their tokens (those since the last time come
-            first, what stands behind them is of no meaning), with as many log-probs.
+            first, what follows them is meaningless), with as many log-probs.
         """
         self._since.zero_()
         lengths = self._lengths[:num_rows].tolist()
@@ -121,7 +111,7 @@ class DecodeRows:
 
     def end(self, rows: Sequence[int]) -> None:
         """End completions as they are."""
-        self._ended[torch.tensor(list(rows), device="cpu").to(self._ended.device)] = True
+        self._ended[self._index(rows)] = True
 
     def move(self, to: torch.Tensor, source: torch.Tensor) -> None:
         """Copy rows over others; int64 indices, all different."""
@@ -130,19 +120,22 @@ class DecodeRows:
         self.sampler.move(to, source)
 
     def _draw(self, logits: torch.Tensor, rows: torch.Tensor) -> None:
-        """Draw a token for each of some rows, and keep it where the row has not ended."""
+        """Draw a token for each of some rows, and keep it where the row has not ended.
+
+        Masked instead of selected by value: shapes must not depend on what is drawn.
+        """
         lengths, ended = self._lengths[rows], self._ended[rows]
-        at = lengths.clamp(max=self._uniforms.shape[1] - 1)
+        at = lengths.clamp(max=self._uniforms.shape[1] - 1)  # rows at their limit have ended
         tokens, logprobs = self.sampler(logits, self._uniforms[rows, at], rows)
         tokens = torch.where(ended, self._tokens[rows], tokens)
         lengths = lengths + (~ended).long()
-        is_end = (tokens[:, None] == self._end_ids).any(-1)
+        is_end = (tokens[:, None] == self._end_ids).any(-1)  # [rows, end ids] -> [rows]
         self._tokens[rows] = tokens
         self._lengths[rows] = lengths
         self._recent_ids[rows, self._since] = tokens
         self._recent_logprobs[rows, self._since] = logprobs
         self._ended[rows] = ended | is_end | (lengths >= self._limits[rows])
 
-
-def _to_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(list(values), device="cpu").to(device)
+    def _index(self, values: Sequence[int]) -> torch.Tensor:
+        """Integers on the device, whatever torch's default device is."""
+        return torch.tensor(list(values), device="cpu").to(self._tokens.device)

@@ -1,10 +1,12 @@
-"""Drawing tokens: distributions, truncation, and random numbers that belong to a row."""
+"""Sampling tokens: penalties, truncation, and random numbers that belong to a row."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
@@ -12,48 +14,35 @@ from vrts.types import Sampling
 
 
 def row_seed(*parts: object) -> int:
-    """A seed that depends on nothing but `parts`, for instance (seed, question id, step, sample).
-
-    Returns:
-        A non-negative integer below 2**63.
-    """
+    """A seed from 0 to 2**63 - 1 that depends on `parts` alone, such as a question's id."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def row_uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:
-    """Random numbers for each row from its own seed, whatever rows stand beside it.
+def seed_globally(seed: int) -> None:
+    """Seed what Python, numpy and torch draw on all devices: dropout, a user's own reward.
 
-    Returns:
-        float64 ``[N, num_tokens]`` in [0, 1).
+    Done before each batch with a seed of its own, a run that resumes from a checkpoint draws the
+    same on every rank, without any generator's state in the checkpoint.
     """
-    generator = torch.Generator()
-    rows = [
-        torch.rand(
-            num_tokens,
-            dtype=torch.float64,
-            generator=generator.manual_seed(seed),
-            device=generator.device,
-        )
-        for seed in seeds
-    ]
-    return torch.stack(rows)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def row_uniforms(seed: int, num_tokens: int) -> torch.Tensor:
+    """A row's random numbers, float64 ``[num_tokens]`` in [0, 1), whatever rows are next to it."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num_tokens, dtype=torch.float64, generator=generator, device="cpu")
 
 
 class RowSampler:
-    """Draws one token a row from logits, each row with its own `Sampling`.
-
-    Args:
-        num_rows: R.
-        vocab_size: V.
-        device: where the logits are.
-    """
+    """Draws one token a row from logits ``[R, V]``, each row with its own `Sampling`."""
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         self.truncates = False
-        """Whether any row that is drawn for may have top_p or top_k; whoever draws sets it."""
-        self.penalises = False
-        """Whether any may have a penalty, likewise."""
+        """Whether any row that is drawn for may have top_p or top_k; set by the caller."""
+        self.penalises = False  # whether any may have a penalty, likewise
         # Not the default dtype, which Lightning's bf16-true changes: the policy scores at exactly
         # the temperature that it sampled at.
         self._params = torch.zeros(num_rows, 5, dtype=torch.float32, device=device)
@@ -62,12 +51,7 @@ class RowSampler:
         """``[R, V]``, how often each row holds each token; with rows once there are penalties."""
 
     def enter(self, rows: torch.Tensor, sampling: Sequence[Sampling]) -> None:
-        """Begin new completions.
-
-        Args:
-            rows: int64, where.
-            sampling: of each.
-        """
+        """Begin new completions in some rows; int64 indices."""
         V = self._counts.shape[1]
         params = [
             # more than V is all of them, and may not fit
@@ -105,18 +89,19 @@ class RowSampler:
         """
         logits = logits.float()
         temperature, top_p, top_k, presence, frequency = self._params[rows].split(1, dim=1)
-        is_greedy = temperature == 0
+        is_greedy = temperature == 0  # [R', 1]
         temperature = temperature.masked_fill(is_greedy, 1.0)
-        scaled = logits / temperature
+        scaled = logits / temperature  # [R', V]
         logprobs = scaled.log_softmax(-1)
         if self.penalises:
             logits = penalise(logits, self._counts[rows], presence, frequency)
             scaled = logits / temperature
-        # not the exponentials of the log-probs, which round otherwise: a row without penalties
-        # draws the same next to one with them
+        # Not the exponentials of the log-probs, which round differently: a row without penalties
+        # must draw the same next to one with them.
         probs = scaled.softmax(-1)
         if self.truncates:
             probs = truncate(probs, top_p, top_k)
+        # Both for all rows, then chosen: which rows are greedy is known on the device alone.
         tokens = torch.where(
             is_greedy[:, 0], logits.argmax(-1), inverse_transform_sample(probs, uniforms)
         )
@@ -138,32 +123,28 @@ def has_truncation(sampling: Sampling) -> bool:
 def penalise(
     logits: torch.Tensor, counts: torch.Tensor, presence: torch.Tensor, frequency: torch.Tensor
 ) -> torch.Tensor:
-    """Make tokens that a completion holds already less likely, as vLLM and OpenAI's API do.
+    """Make tokens that a completion has already less likely, as vLLM and OpenAI's API do.
 
-    Args:
-        logits: ``[R, V]``.
-        counts: int ``[R, V]``, how often each completion holds each token.
-        presence: ``[R, 1]``, subtracted where the count is not 0.
-        frequency: ``[R, 1]``, subtracted as often as the count says.
+    Logits and counts of tokens are ``[R, V]``, the penalties ``[R, 1]``.
     """
     return logits - presence * (counts > 0) - frequency * counts
 
 
 def truncate(probs: torch.Tensor, top_p: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
-    """Zero what top-k and then top-p leave out; the most likely token always stays.
+    """Zero what top-k and then top-p leave out, without renormalising.
+
+    The most likely token always stays.
 
     Args:
-        probs: ``[N, V]``.
-        top_p: ``[N, 1]``, 1 keeps all.
-        top_k: int ``[N, 1]``, 0 keeps all.
-
-    Returns:
-        ``[N, V]``, not renormalised.
+        probs: ``[R, V]``.
+        top_p: ``[R, 1]``, 1 keeps all.
+        top_k: int ``[R, 1]``, 0 keeps all.
     """
-    ordered, order = probs.sort(-1, descending=True)
+    ordered, order = probs.sort(-1, descending=True)  # [R, V]
     rank = torch.arange(probs.shape[-1], device=probs.device)
     keep = (top_k == 0) | (rank < top_k)
     kept = ordered * keep
+    # A token stays while those before it do not reach top_p of what top-k left.
     before = kept.cumsum(-1) - kept
     keep &= (before < top_p * kept.sum(-1, keepdim=True)) | (top_p >= 1) | (rank == 0)
     return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
@@ -176,10 +157,10 @@ FEW = 8 * CHUNK
 
 
 def inverse_transform_sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The token at which the cumulative distribution passes a number.
+    """The token at which the cumulative distribution passes a number; never one of probability 0.
 
     In two levels, chunks of the vocabulary and the tokens of one chunk: a cumulative sum over 150
-    thousand tokens in float64 would take longer than a small model's whole step, and a GPU
+    thousand tokens in float64 would take longer than a small model's entire step, and a GPU
     computes it for a few rows on as few of its processors.
 
     Args:
@@ -187,29 +168,27 @@ def inverse_transform_sample(probs: torch.Tensor, uniforms: torch.Tensor) -> tor
         uniforms: float64 ``[R]`` in [0, 1).
 
     Returns:
-        int64 ``[R]``; never a token of probability 0.
+        int64 ``[R]``.
     """
     V = probs.shape[1]
     if V <= FEW:
-        whole = probs.double().cumsum(-1)
-        return _first_beyond(whole, uniforms[:, None] * whole[:, -1:])[:, 0]
+        sums = probs.double().cumsum(-1)
+        return _first_beyond(sums, uniforms[:, None] * sums[:, -1:])[:, 0]
     if V % CHUNK:
         probs = F.pad(probs, (0, -V % CHUNK))
     chunks = probs.unflatten(1, (-1, CHUNK))  # [R, chunks, CHUNK]
-    ends = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
-    target = uniforms[:, None] * ends[:, -1:]
+    ends = chunks.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, chunks]
+    target = uniforms[:, None] * ends[:, -1:]  # [R, 1]
     chunk = _first_beyond(ends, target)
     start = torch.where(chunk > 0, ends.gather(1, (chunk - 1).clamp(min=0)), 0.0)
-    inside = chunks.gather(1, chunk[..., None].expand(-1, -1, CHUNK))[:, 0].double().cumsum(-1)
-    token = chunk * CHUNK + _first_beyond(inside, target - start)
+    inside = chunks.gather(1, chunk[..., None].expand(-1, -1, CHUNK))[:, 0]  # [R, CHUNK]
+    token = chunk * CHUNK + _first_beyond(inside.double().cumsum(-1), target - start)
     return token[:, 0].clamp(max=V - 1)
 
 
 def _first_beyond(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Index ``[R, 1]`` of the first sum beyond the target.
-
-    Where rounding leaves none, the last one that adds anything; a valid index for NaN, too.
-    """
+    """Index ``[R, 1]`` of the first sum beyond the target; a valid index for NaN, too."""
     first = torch.searchsorted(cumulative, target, right=True)
+    # where rounding leaves none: the last one that adds anything
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
     return torch.minimum(first, last).clamp(max=cumulative.shape[1] - 1)

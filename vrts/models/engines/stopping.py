@@ -1,4 +1,4 @@
-"""Stop texts: what ends a completion besides an end token."""
+"""Stop texts: what ends a completion, in addition to an end token."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ class StopTexts:
         self._texts = tuple(texts)
         self._decode = tokenizer.decode
         self._special = frozenset(tokenizer.all_special_ids)
-        # with as many tokens before the new ones, no text is missed that reaches back beyond them
+        # a stop text that ends in new tokens starts at most this many tokens before them
         self._reach = max((len(text.encode()) for text in self._texts), default=0)
 
     def end(self, ids: Sequence[int], seen: int) -> int | None:
-        """Tokens up to and with the first one that completes a stop text, or None.
+        """Number of tokens up to and with the first one that completes a stop text, or None.
 
-        Args:
-            ids: of one completion.
-            seen: tokens that hold no stop text, as an earlier call found.
+        The first `seen` tokens are known to hold none.
         """
         if not self._texts or len(ids) == seen:
             return None

@@ -1,9 +1,9 @@
-"""A second set of a model's weights, in the dtype that is computed in, for sampling.
+"""A second set of a model's weights, in the compute dtype, for sampling.
 
-What has that dtype already and lies whole on this device is shared, not copied. The rest is copied
-once, and refreshed after each optimizer step: where weights are sharded (FSDP2) by one gather of
-each shard group, or, where only an adapter is trained, by one gather in all. Nothing communicates
-between two refreshes, so ranks sample at their own pace.
+Weights that have that dtype already and are unsharded on this device are shared, not copied. The
+rest is copied once, and refreshed after each optimizer step: where weights are sharded (FSDP2) by
+one gather of each shard group, or, where only an adapter is trained, by one gather in all. Nothing
+communicates between two refreshes, so ranks sample at their own pace.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from vrts.types import InputError
 
 
 class Replica:
-    """A copy of a policy's model.
-
-    To be made before the policy is sharded, since FSDP cannot be copied.
+    """A copy of a policy's model, made before the policy is sharded: FSDP cannot be copied.
 
     Args:
         policy: loaded; its parameters may still be on the meta device.
@@ -34,8 +32,7 @@ class Replica:
         device: of the copy.
         dtype: of the copy; None keeps each parameter's own.
         will_shard: whether the policy is going to be sharded, so that nothing can be shared.
-        merge_lora: add adapters to copies of the weights that they adapt, which takes the memory of
-            these and saves a decoding step the adapters' products.
+        merge_lora: see `NativeEngine`.
 
     Raises:
         InputError: the device has no room for the copy.
@@ -52,7 +49,7 @@ class Replica:
     ) -> None:
         self._path = next(name for name, module in policy.named_modules() if module is part)
         self._is_fresh = False
-        parameters = list({id(p): p for p in part.parameters()}.values())
+        parameters = list(part.parameters())  # tied ones once
         # packed 4-bit weights have no other dtype, and are shared with what unpacks them
         copied = [
             p
@@ -78,16 +75,15 @@ class Replica:
 
     @torch.no_grad()
     def refresh(self, policy: nn.Module) -> None:
-        """Take over the policy's weights, all the first time and then those that are trained.
+        """Copy the policy's weights, all the first time and then those that are trained.
 
-        Args:
-            policy: may be sharded by now; then every rank has to call this.
+        Where the policy is sharded by now, every rank has to call this.
         """
         source = policy.get_submodule(self._path)
         named = dict(source.named_parameters())
         names = [n for n in self._own if not self._is_fresh or named[n].requires_grad]
         if any(isinstance(named[n], DTensor) for n in names):
-            # At once, all are in memory a second time: fine for an adapter, not for a tuned model.
+            # One gather holds all of them a second time: fine for an adapter, not for a full model.
             largest = max(p.numel() for p in named.values())
             if self._is_fresh and sum(named[n].numel() for n in names) <= largest:
                 _gather_at_once({n: named[n] for n in names}, self._own)
@@ -104,17 +100,14 @@ class Replica:
             product.refresh()
         self._is_fresh = True
 
-    def merge_rounding(self) -> float | None:
-        """How much of the adapter's update the merge rounds away, as a share; None without one."""
+    def merge_rounding(self) -> float:
+        """Share of the adapter's update that rounding removes; 0 where none is merged."""
         layers = [x for x in self._products or () if isinstance(x, MergedLayer)]
-        if not layers:
-            return None
-        errors = sum(float(layer.norms[0]) for layer in layers)
-        updates = sum(float(layer.norms[1]) for layer in layers)
-        return (errors / updates) ** 0.5 if updates else 0.0
+        error, update = (sum(float(layer.norms[i]) for layer in layers) for i in (0, 1))
+        return (error / update) ** 0.5 if update else 0.0
 
     def move(self, device: torch.device) -> None:
-        """Move what is not shared: to the host while it is not needed, and back."""
+        """Move what is not shared with the policy."""
         with torch.inference_mode(False):  # else no later refresh could write
             nn.ParameterList(self._own.values()).to(device)  # in place
             for product in self._products or ():
@@ -133,11 +126,7 @@ class Replica:
 
 
 def _check_room(num_bytes: int, device: torch.device) -> None:
-    """Refuse a copy that the device has no room for.
-
-    Raises:
-        InputError: it is too large.
-    """
+    """Raise InputError where the device has no room for a copy."""
     if device.type != "cuda" or not num_bytes:
         return
     free, total = torch.cuda.mem_get_info(device)
@@ -152,13 +141,9 @@ def _check_room(num_bytes: int, device: torch.device) -> None:
 def _gather_by_group(
     policy: nn.Module, prefix: str, target: Mapping[str, nn.Parameter], names: set[str]
 ) -> None:
-    """Copy sharded parameters, one group of FSDP after the other.
+    """Copy sharded parameters, one FSDP group after the other.
 
-    Args:
-        policy: that is sharded.
-        prefix: of the names of the part that is copied.
-        target: the copies, by name within the part.
-        names: of those that are wanted.
+    `names` and those of `target` are within the part of the policy that has the prefix.
     """
     reshard(policy)  # else a gathered copy from before the optimizer's step would be read
     missing = set(names)
@@ -166,7 +151,7 @@ def _gather_by_group(
         if not isinstance(module, FSDPModule):
             continue
         module.unshard()
-        # what belongs to groups within is sharded again by now
+        # inner groups come first, and are sharded again by now
         for full, parameter in cast(nn.Module, module).named_parameters(prefix=path):
             name = full.removeprefix(prefix)
             if name in missing and not isinstance(parameter, DTensor):
@@ -177,12 +162,12 @@ def _gather_by_group(
 
 
 def _gather_at_once(source: Mapping[str, nn.Parameter], target: Mapping[str, nn.Parameter]) -> None:
-    """Copy a few small sharded parameters by one gather; those of an adapter."""
+    """Copy the small sharded parameters of an adapter by one all-gather."""
     shards = {n: cast(DTensor, p) for n, p in source.items()}
     mesh = next(iter(shards.values())).device_mesh
     assert all(s.placements in ((Shard(0),), (Replicate(),)) for s in shards.values())
     ranks, device = mesh.size(), target[next(iter(shards))].device
-    # each rank's rows, padded to those of the first one
+    # FSDP gives every rank ceil(rows / ranks) rows, the last ones fewer: padded here.
     rows = {n: -(-s.shape[0] // ranks) for n, s in shards.items()}
     padded = []
     for name, shard in shards.items():
@@ -196,9 +181,9 @@ def _gather_at_once(source: Mapping[str, nn.Parameter], target: Mapping[str, nn.
     start = 0
     for name, shard in shards.items():
         size = rows[name] * shard.shape[1:].numel()
-        part = every.view(ranks, -1)[:, start : start + size]
-        whole = part.reshape(ranks * rows[name], *shard.shape[1:])[: shard.shape[0]]
-        target[name].copy_(whole)
+        part = every.view(ranks, -1)[:, start : start + size]  # [ranks, rows * columns]
+        full = part.reshape(ranks * rows[name], *shard.shape[1:])[: shard.shape[0]]
+        target[name].copy_(full)
         start += size
 
 
@@ -208,6 +193,6 @@ def groups_of(module: nn.Module) -> Iterator[FSDPModule]:
 
 
 def reshard(module: nn.Module) -> None:
-    """Give back all gathered weights; does nothing where none are."""
+    """Free all gathered weights; does nothing where none are."""
     for group in groups_of(module):
         group.reshard()

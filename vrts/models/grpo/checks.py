@@ -1,57 +1,24 @@
-"""What training needs, checked before anything is loaded."""
+"""Checks of options and data, made before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from lightning import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from vrts.models.rewards import Reward
-from vrts.models.rewards.temporal import TemporalReward
+from vrts.models.rewards.base import check_all
 from vrts.types import InputError, Question
 
-
-def check_comparable(num_generations: int) -> None:
-    """Refuse groups of one.
-
-    Args:
-        num_generations: G.
-
-    Raises:
-        InputError: a completion has no other one to be compared with.
-    """
-    if num_generations < 2:
-        raise InputError(
-            f"model.num_generations is {num_generations}; GRPO compares completions of "
-            "one question, so give 2 or more"
-        )
-
-
-def check_rewards(rewards: Sequence[Reward], temporal: TemporalReward | None) -> None:
-    """Refuse to train without rewards, and two of one name.
-
-    Args:
-        rewards: of completions.
-        temporal: has a name of its own.
-
-    Raises:
-        InputError: there is none, or the temporal one's name is taken.
-    """
-    if temporal and temporal.name in [reward.name for reward in rewards]:
-        raise InputError(
-            f"model.rewards has one of the name {temporal.name!r}, which is that of "
-            "model.temporal; rename it or set model.temporal to null"
-        )
-    if not rewards:
-        raise InputError("model.rewards is empty; give at least one reward")
+if TYPE_CHECKING:
+    from vrts.models.module import VideoQAModule
 
 
 def check_step(trainer: Trainer) -> None:
     """Refuse options of the Trainer in whose place the data or the model has one.
 
-    Args:
-        trainer: before `fit`, which has a message of its own for them.
+    Called before `fit`, which has a message of its own for them.
 
     Raises:
         InputError: one of them is given.
@@ -69,58 +36,73 @@ def check_step(trainer: Trainer) -> None:
         )
 
 
-def check_reference(beta: float, has_reference: bool) -> None:
-    """Refuse a KL penalty without anything to hold on to.
-
-    Args:
-        beta: weight of the penalty.
-        has_reference: whether a reference is configured.
-
-    Raises:
-        InputError: there is a penalty and no reference.
-    """
-    if beta > 0 and not has_reference:
-        raise InputError(
-            f"model.objective has beta {beta} but model.reference is null; set "
-            "model.reference to vrts.models.AdapterOff (LoRA) or FrozenCopy (full), "
-            "or beta to 0"
-        )
-
-
-def warn_of_length(num_tokens: int, num_frames: int, max_new_tokens: int, limit: int) -> None:
-    """Tell of a number of frames that no prompt has room for.
-
-    Args:
-        num_tokens: of the video at least.
-        num_frames: of the longest clip that is asked for.
-        max_new_tokens: of a completion.
-        limit: tokens of both together.
-    """
-    if num_tokens + max_new_tokens > limit:
+def check_context_length(module: VideoQAModule, data: Any) -> None:
+    """Warn of a number of frames that no prompt has room for."""
+    resolution, limit = getattr(data, "resolution", None), module.policy.context_length()
+    if resolution is None or limit is None:
+        return
+    num_frames = max(module.plan.levels, default=data.num_frames)
+    num_tokens = resolution.fewest_tokens(num_frames)
+    if num_tokens + module.max_new_tokens > limit:
         rank_zero_warn(
             f"{num_frames} frames are {num_tokens} video tokens or more, which with "
-            f"{max_new_tokens} new ones exceed the model's {limit}: questions on videos that have "
-            "so many will fail; lower data.num_frames (SparseToDense.levels) or "
+            f"{module.max_new_tokens} new ones exceed the model's {limit}: questions on videos "
+            "that have so many will fail; lower data.num_frames (SparseToDense.levels) or "
             "data.resolution.min_pixels"
         )
 
 
-def check_groups(num_groups: int | None, batch_size: int) -> None:
-    """Refuse more groups than a batch has questions.
-
-    Args:
-        num_groups: that an update is made from; None takes all.
-        batch_size: questions of a batch.
+def check_options(module: VideoQAModule, precision: str) -> None:
+    """Refuse combinations of the module's options that cannot train.
 
     Raises:
-        InputError: there are fewer questions.
+        InputError: one of them is given.
     """
-    if num_groups is not None and num_groups > batch_size:
+    if module.num_generations < 2:
         raise InputError(
-            f"model.num_groups is {num_groups}, but a batch has {batch_size} questions; "
-            "set data.batch_size to a multiple of it: the further ones replace groups "
+            f"model.num_generations is {module.num_generations}; GRPO compares completions of "
+            "one question, so give 2 or more"
+        )
+    names = [reward.name for reward in module.rewards]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"model.rewards has two of the name {twice[0]!r}; rename one of them")
+    if module.temporal and module.temporal.name in names:
+        raise InputError(
+            f"model.rewards has one of the name {module.temporal.name!r}, which is that of "
+            "model.temporal; rename it or set model.temporal to null"
+        )
+    if not names:
+        raise InputError("model.rewards is empty; give at least one reward")
+    if module.objective.beta > 0 and module.reference is None:
+        raise InputError(
+            f"model.objective has beta {module.objective.beta} but model.reference is null; set "
+            "model.reference to vrts.models.AdapterOff (LoRA) or FrozenCopy (full), "
+            "or beta to 0"
+        )
+    if module.updates_per_rollout > 1 and precision == "16-mixed":
+        raise InputError(
+            f"model.updates_per_rollout is {module.updates_per_rollout} and trainer.precision "
+            "16-mixed, whose gradient scaler allows one update a step; set precision to "
+            "bf16-mixed, or updates_per_rollout to 1"
+        )
+
+
+def check_data(module: VideoQAModule, data: Any, trainer: Trainer) -> None:
+    """Refuse training and validation questions that the run could not use.
+
+    Raises:
+        InputError: there are fewer questions in a batch than groups to train on, some cannot be
+            rewarded, or validation is at fault (see `check_validation`).
+    """
+    if module.num_groups is not None and module.num_groups > data.batch_size:
+        raise InputError(
+            f"model.num_groups is {module.num_groups}, but a batch has {data.batch_size} "
+            "questions; set data.batch_size to a multiple of it: the further ones replace groups "
             "whose rewards are all equal"
         )
+    check_all(module.rewards, data.questions("train"))
+    validated = data.questions("val") if data.readers["val"] is not None else None
+    check_validation(trainer, validated, data.steps_per_epoch)
 
 
 def check_validation(
@@ -169,22 +151,4 @@ def check_validation(
         raise InputError(
             f"trainer.val_check_interval is {interval} steps, but the run has {min(limits)}; give "
             "fewer"
-        )
-
-
-def check_updates(updates_per_rollout: int, precision: str) -> None:
-    """Refuse several updates of a rollout under a gradient scaler, which counts each step.
-
-    Args:
-        updates_per_rollout: of the module.
-        precision: of the Trainer.
-
-    Raises:
-        InputError: there are several, in float16.
-    """
-    if updates_per_rollout > 1 and precision == "16-mixed":
-        raise InputError(
-            f"model.updates_per_rollout is {updates_per_rollout} and trainer.precision 16-mixed, "
-            "whose gradient scaler allows one update a step; set precision to bf16-mixed, or "
-            "updates_per_rollout to 1"
         )

@@ -4,19 +4,14 @@ Sources: GRPO, DeepSeekMath (Shao et al., 2024, arXiv 2402.03300), eq. 3 and 4; 
 al., 2025, arXiv 2503.20783); DAPO (Yu et al., 2025, arXiv 2503.14476); GSPO (Zheng et al., 2025,
 arXiv 2507.18071); CISPO, MiniMax-M1 (2025, arXiv 2506.13585); the k3 estimator of the KL divergence
 (Schulman, 2020, "Approximating KL divergence").
+
+Log-probs, log-ratios, losses and masks are ``[N, L]``, advantages ``[N]``. Masks are boolean, True
+for completion tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-
-Reduce = Callable[[torch.Tensor], torch.Tensor]
-"""Mean of a tensor over the processes that train together."""
-
-ADVANTAGE_EPS = 1e-4
-"""Added to the standard deviation of a group's rewards, as in Open-R1-Video and TRL."""
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios of two policies count up to this far from 0: ``compute_policy_loss_vanilla`` and
@@ -32,72 +27,25 @@ def bounded(log_ratios: torch.Tensor) -> torch.Tensor:
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def rewards_differ(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
-    """Which groups teach something: those whose rewards are not all equal.
-
-    Args:
-        rewards: ``[N]``, question-major.
-        num_generations: G.
-
-    Returns:
-        bool ``[B]``.
-    """
-    groups = rewards.view(len(rewards) // num_generations, num_generations)
-    return (groups != groups[:, :1]).any(1)
-
-
-def centred(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
-    """Reward minus the mean of the completions of the same question.
-
-    Args:
-        rewards: ``[N]``, question-major.
-        num_generations: G.
-
-    Returns:
-        ``[N]``; exact zeros for a group whose rewards are all equal.
-    """
-    groups = rewards.view(len(rewards) // num_generations, num_generations)
-    # A mean of equal floats may be off by rounding, which scaling would blow up.
-    uneven = rewards_differ(rewards, num_generations)
-    return torch.where(uneven[:, None], groups - groups.mean(1, keepdim=True), 0.0).flatten()
-
-
-def group_advantages(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
-    """Reward relative to the other completions of the same question (DeepSeekMath 4.1.2).
-
-    Args:
-        rewards: ``[N]``, question-major.
-        num_generations: G, at least 2.
-
-    Returns:
-        ``[N]``; exact zeros for a group whose rewards are all equal.
-    """
-    if not len(rewards):
-        return rewards  # of a process without a usable sample, where std() would warn
-    groups = rewards.view(len(rewards) // num_generations, num_generations)
-    std = groups.std(1).repeat_interleave(num_generations)
-    return centred(rewards, num_generations) / (std + ADVANTAGE_EPS)
-
-
 def clipped_surrogate(
     log_ratios: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clipped objective of each token, as a loss (DeepSeekMath eq. 3; PPO).
+    """PPO's clipped loss of each token (DeepSeekMath eq. 3).
 
     Args:
-        log_ratios: ``[N, L]``, log-probs of the policy that is trained minus those of the policy
-            that sampled; with gradient.
-        advantages: ``[N]``.
+        log_ratios: trained policy's log-probs minus the sampling policy's, with gradient.
+        advantages: of the completions.
         clip_low: the ratio counts down to ``1 - clip_low``.
         clip_high: the ratio counts up to ``1 + clip_high``.
 
     Returns:
-        ``[N, L]`` losses, and bool ``[N, L]``, True where clipping holds back the gradient.
+        Losses, and a bool mask of the tokens whose gradient clipping stops.
     """
     ratio = bounded(log_ratios).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    free, bound = ratio * advantages[:, None], clipped * advantages[:, None]
-    return -torch.minimum(free, bound), bound < free
+    unclipped = ratio * advantages[:, None]  # [N, L]
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
+    # The lower of the two: clipping never makes a step look better than it is.
+    return -torch.minimum(unclipped, clipped), clipped < unclipped
 
 
 def clipped_reinforce(
@@ -112,14 +60,14 @@ def clipped_reinforce(
     Unlike under PPO's clipping, every token keeps a gradient.
 
     Args:
-        logprobs: ``[N, L]``, of the policy that is trained, with gradient.
-        old_logprobs: ``[N, L]``, of the policy that sampled.
-        advantages: ``[N]``.
+        logprobs: of the trained policy, with gradient.
+        old_logprobs: of the sampling policy.
+        advantages: of the completions.
         clip_low: the weight is at least ``1 - clip_low``; 1 or more sets no lower limit.
         clip_high: the weight is at most ``1 + clip_high``.
 
     Returns:
-        ``[N, L]`` losses, and bool ``[N, L]``, True where the weight is clipped.
+        Losses, and a bool mask of the tokens whose weight is clipped.
     """
     ratio = bounded(logprobs.detach() - old_logprobs).exp()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -127,39 +75,16 @@ def clipped_reinforce(
 
 
 def sequence_log_ratios(log_ratios: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Log of GSPO's length-normalised likelihood ratio of each completion (eq. 7).
-
-    Args:
-        log_ratios: ``[N, L]``, of each token.
-        mask: bool ``[N, L]``, True for completion tokens.
-
-    Returns:
-        ``[N, L]``: the mean over a completion's tokens, at each of them.
-    """
-    lengths = mask.sum(1, keepdim=True).clamp(min=1)
-    log_ratios = bounded(log_ratios)
-    return (log_ratios.where(mask, 0.0).sum(1, keepdim=True) / lengths).expand_as(log_ratios)
+    """GSPO's log-ratios (eq. 7): the mean over a completion's tokens, at each of them."""
+    lengths = mask.sum(1, keepdim=True).clamp(min=1)  # [N, 1]
+    means = bounded(log_ratios).where(mask, 0.0).sum(1, keepdim=True) / lengths
+    return means.expand_as(log_ratios)
 
 
 def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
     """Unbiased, never negative estimate of KL(policy || reference) (DeepSeekMath eq. 4).
 
-    Args:
-        logprobs: ``[N, L]``, of the policy.
-        reference_logprobs: ``[N, L]``.
-
-    Returns:
-        ``[N, L]``: ``exp(d) - d - 1`` with ``d = reference - policy``, at most ``MAX_KL``.
+    It is ``exp(d) - d - 1`` with ``d = reference - policy``, at most ``MAX_KL``.
     """
     difference = bounded(reference_logprobs - logprobs)
     return (difference.exp() - difference - 1).clamp(max=MAX_KL)
-
-
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the values that count; 0 where none does.
-
-    Args:
-        values: any shape.
-        mask: bool, same shape.
-    """
-    return values.where(mask, 0.0).sum() / mask.sum().clamp(min=1)

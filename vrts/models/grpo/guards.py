@@ -1,4 +1,4 @@
-"""Telling of a run that learns nothing, instead of calling its end a success."""
+"""Guards against runs that learn nothing, so that their end is not taken for a success."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from vrts.types import InputError, Sample
 _log = logging.getLogger(__name__)
 
 PATIENCE = 20
-"""Batches without any usable video after which a run that has had none ends."""
+"""Steps without any usable video, or without any signal in the rewards, until a guard acts."""
 
 
 class RewardWatch:
-    """Notices that rewards never differed within a group, or that none was given for the format.
+    """Notices that rewards never differed within a group, or that no completion had the format.
 
-    There is nothing to learn from then, and nothing else shows it: the loss is finite and small.
+    Nothing can be learned then, and nothing else shows it: the loss is finite and small.
     """
 
     def __init__(self) -> None:
         self._num_steps = 0
         self._differed = False
-        self._formatted: bool | None = None
-        """None where the format has no reward."""
+        self._formatted: bool | None = None  # None where no reward is given for the format
         self._truncated = 0.0
 
-    def see(self, metrics: Mapping[str, float]) -> None:
+    def update(self, metrics: Mapping[str, float]) -> None:
         """Take a step's metrics, which are means over the ranks; warn once, after `PATIENCE`."""
         if math.isnan(metrics.get("reward_std", math.nan)):
             return  # no rank had a usable video
@@ -66,12 +65,11 @@ class RewardWatch:
         )
 
 
-class Patience:
-    """Waits for the first usable sample of a run."""
+class UsableVideoGuard:
+    """Ends a run whose first steps had no usable video on any rank."""
 
     def __init__(self) -> None:
-        self.satisfied = False
-        """Whether there has been one."""
+        self.satisfied = False  # whether there has been one
         self._last_reason: str | None = None
 
     def usable(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -82,16 +80,16 @@ class Patience:
                 _log.warning(printable(f"skipped question {sample.question.id}: {sample.error}"))
         return [sample for sample in samples if sample.clip is not None]
 
-    def check(self, found: bool, num_batches: int, trainer: Trainer) -> None:
-        """Give up where it has taken too long; every process has to ask.
+    def check(self, found: bool, num_steps: int, trainer: Trainer) -> None:
+        """Stop the run where it has taken too long; every rank has to call it.
 
         Args:
-            found: whether there was a usable sample on this process.
-            num_batches: that the run has seen.
+            found: whether this rank had a usable sample in the newest step.
+            num_steps: of the run so far.
             trainer: of the run.
 
         Raises:
-            InputError: none of the first batches had a usable sample, on any process.
+            InputError: none of the first steps had a usable sample, on any rank.
         """
         if self.satisfied:
             return
@@ -99,43 +97,31 @@ class Patience:
         num_expected = int(trainer.num_training_batches)
         if trainer.max_steps > 0:
             num_expected = min(num_expected, trainer.max_steps)
-        if num_batches >= min(PATIENCE, num_expected):
-            self.check_end(num_batches)
+        if num_steps >= min(PATIENCE, num_expected):
+            self.check_end(num_steps)
 
-    def check_end(self, num_batches: int) -> None:
-        """Give up at the end.
-
-        Args:
-            num_batches: that the run has seen.
-
-        Raises:
-            InputError: none of them had a usable sample.
-        """
+    def check_end(self, num_steps: int) -> None:
+        """Raise InputError where none of the run's steps had a usable sample."""
         if not self.satisfied:
             raise InputError(
-                f"none of the first {num_batches} training batches had a usable video; the last "
+                f"none of the first {num_steps} training batches had a usable video; the last "
                 f"reason: {self._last_reason}"
             )
 
 
 class DivergenceError(RuntimeError):
-    """Training that does not come back to finite numbers. The message says what to change."""
+    """Training that does not return to finite numbers. The message names what to change."""
 
 
 class NonFiniteGuard:
-    """Counts optimizer steps with a loss or gradient that is not finite, and stops after too many.
-
-    Args:
-        limit: the run stops at that many in a row.
-    """
+    """Counts optimizer steps whose gradient is not finite; `limit` in a row end the run."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.total = 0
-        """Such steps so far."""
+        self.total = 0  # such steps so far
         self._in_a_row = 0
 
-    def is_bad(self, grad_norm: torch.Tensor) -> bool:
+    def must_skip(self, grad_norm: torch.Tensor) -> bool:
         """Whether an optimizer step must be skipped.
 
         Args:
@@ -148,39 +134,30 @@ class NonFiniteGuard:
         self.total += bad
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= self.limit:
-            raise DivergenceError(
-                f"{self._in_a_row} optimizer steps in a row had a loss or gradient that is not "
-                "finite, so none of them was made and the weights are those before; lower "
-                "model.optimizer's learning rate, set model.max_grad_norm, look for extreme "
-                "rewards, or raise model.max_nonfinite_steps"
+            raise _diverged(
+                f"{self._in_a_row} optimizer steps in a row",
+                "look for extreme rewards, or raise model.max_nonfinite_steps",
             )
         return bad
 
     def check_end(self, num_steps: int) -> None:
-        """Do not call a run a success none of whose steps was made.
-
-        Args:
-            num_steps: of the whole run.
-
-        Raises:
-            DivergenceError: all of them were skipped.
-        """
+        """Raise DivergenceError where all `num_steps` steps of the run were skipped."""
         if 0 < num_steps <= self.total:
-            raise DivergenceError(
-                f"all {num_steps} optimizer steps had a loss or gradient that is not finite, so "
-                "none of them was made and the weights are those before; lower model.optimizer's "
-                "learning rate, set model.max_grad_norm, or look for extreme rewards"
-            )
+            raise _diverged(f"all {num_steps} optimizer steps", "or look for extreme rewards")
 
     def state_dict(self) -> dict[str, int]:
-        """Return the counts, for a checkpoint."""
+        """The counts, for a checkpoint."""
         return {"total": self.total, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on counting.
-
-        Args:
-            state: as `state_dict` returned it; one of an older checkpoint is empty.
-        """
+        """Take over what `state_dict` returned; nothing of older checkpoints, which lack it."""
         self.total = state.get("total", 0)
         self._in_a_row = state.get("in_a_row", 0)
+
+
+def _diverged(which: str, further: str) -> DivergenceError:
+    return DivergenceError(
+        f"{which} had a loss or gradient that is not finite, so none of them was made and the "
+        "weights are those before; lower model.optimizer's learning rate, set "
+        f"model.max_grad_norm, {further}"
+    )

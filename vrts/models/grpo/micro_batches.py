@@ -3,89 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from vrts.models.grpo.objectives import Completions
+from vrts.models.grpo.objectives import LossInputs
 from vrts.models.grpo.rollouts import Group
 from vrts.models.policy import Prompt
 from vrts.types import Completion
 
 
 class MicroBatch:
-    """Some groups of a step, N completions in all.
+    """Some groups of a step, N completions in all; it serves all updates of the rollout.
 
     Args:
         groups: at least one.
         device: of the tensors that are made.
-        mask_truncated: whether completions that were cut off count in no loss.
+        mask_truncated: leave completions that were cut off out of the loss.
     """
 
     def __init__(self, groups: Sequence[Group], device: torch.device, mask_truncated: bool) -> None:
-        self._groups = groups
-        self._device = device
         self.prompts: list[Prompt] = [group.prompt for group in groups]
         self.completions: list[tuple[Completion, ...]] = [group.completions for group in groups]
-        self.mask = _rows([group.mask for group in groups]).to(device)
+        rows = [c for group in groups for c in group.completions]  # N of them
+        lengths = torch.tensor([c.num_tokens for c in rows], device=device)
+        self.mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
         """Bool ``[N, L]``, tokens that count in the loss."""
         if mask_truncated:
-            finished = [c.finished for group in groups for c in group.completions]
-            self.mask &= torch.tensor(finished, device=device)[:, None]
+            self.mask &= torch.tensor([c.finished for c in rows], device=device)[:, None]
+        self.advantages = torch.cat([group.advantages for group in groups]).to(device)  # [N]
+        self.reference_logprobs: torch.Tensor | None = None  # [N, L]
+        self._old_logprobs: torch.Tensor | None = None  # [N, L]
+        sampled = [
+            torch.zeros(c.num_tokens, device="cpu") if c.logprobs is None else c.logprobs
+            for c in rows
+        ]
+        sampled = [logprobs.to(device, torch.float32) for logprobs in sampled]
+        self._sampling_logprobs = pad_sequence(sampled, batch_first=True)  # [N, L]
 
-    def set_reference_logprobs(self, logprobs: torch.Tensor) -> None:
-        """Keep what the reference finds, ``[N, L]``."""
-        for group, own in zip(self._groups, self._by_group(logprobs), strict=True):
-            group.reference_logprobs = own
+    def inputs(self, logprobs: torch.Tensor, max_new_tokens: int) -> LossInputs:
+        """Inputs of the objective, from the policy's log-probs ``[N, L]`` with gradient.
 
-    def inputs(self, logprobs: torch.Tensor, max_new_tokens: int) -> Completions:
-        """What the objective is computed from; the first update's own log-probs are the old ones.
-
-        No weight moves between a rollout and its first update, so the policy that sampled needs no
-        pass of its own, and later updates compare with what the same kernels gave, to the bit in
-        any precision. Log-probs recorded by the engine would be as free, but differ by rounding in
-        16 bits. (Dropout, off by default, would make every pass another one.)
-
-        Args:
-            logprobs: ``[N, L]``, of the policy, with gradient.
-            max_new_tokens: the most tokens a completion could have had.
+        The first update's own log-probs become the old ones: no weight moves between a rollout and
+        its first update, so the policy that sampled needs no pass of its own, and later updates
+        compare with what the same kernels gave, to the bit in any precision. Log-probs recorded by
+        the engine would be as free, but differ by rounding in 16 bits. (Dropout, off by default,
+        would make every pass another one.)
         """
-        if self._groups[0].old_logprobs is None:
-            for group, own in zip(self._groups, self._by_group(logprobs), strict=True):
-                group.old_logprobs = own
-        reference = None
-        if self._groups[0].reference_logprobs is not None:
-            reference = self._tensor([g.reference_logprobs for g in self._groups])
-        return Completions(
+        if self._old_logprobs is None:
+            self._old_logprobs = logprobs.detach()
+        return LossInputs(
             logprobs,
-            self._tensor([g.old_logprobs for g in self._groups]),
-            reference,
-            torch.cat([g.advantages for g in self._groups]).to(self._device),
+            self._old_logprobs,
+            self.reference_logprobs,
+            self.advantages,
             self.mask,
             max_new_tokens,
         )
 
     def sampling_logprob_diff(self, old_logprobs: torch.Tensor) -> torch.Tensor:
-        """Sum over tokens of how far apart the log-probs of engine and policy are.
-
-        Args:
-            old_logprobs: ``[N, L]``, of the policy that sampled.
-        """
-        sampled = self._tensor([group.sampling_logprobs for group in self._groups])
-        return (old_logprobs - sampled).abs().where(self.mask, 0.0).sum()
-
-    def _tensor(self, parts: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """One ``[N, L]`` of the groups' ``[G, L]``."""
-        return _rows(cast(Sequence[torch.Tensor], parts)).to(self._device)
-
-    def _by_group(self, logprobs: torch.Tensor) -> list[torch.Tensor]:
-        """The groups' ``[G, L]`` of one ``[N, L]``, without gradient."""
-        parts = logprobs.detach().split([len(own) for own in self.completions])
-        lengths = [max(c.num_tokens for c in own) for own in self.completions]
-        return [part[:, :length] for part, length in zip(parts, lengths, strict=True)]
-
-
-def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One ``[N, L]`` of several ``[G, L]``, padded with zeros."""
-    return pad_sequence([row for part in parts for row in part], batch_first=True)
+        """Sum over tokens of how far the log-probs ``[N, L]`` of policy and engine are apart."""
+        return (old_logprobs - self._sampling_logprobs).abs().where(self.mask, 0.0).sum()

@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import nn
 
-from vrts.models.policy import Policy, Prompt
-from vrts.models.sharding import (
-    Sharder,
-    Sharding,
-    gathered,
-    is_sharded,
-    sharded_like,
-    unsharded,
-)
-from vrts.types import Completion
+from vrts.models.policy import Policy
+from vrts.models.sharding import Sharder, Sharding, gathered, is_sharded, sharded_like, unsharded
 
 
 class Reference(ABC):
-    """Log-probs of the policy as it was before training."""
+    """The policy as it was before training."""
 
     @abstractmethod
     def attach(self, policy: Policy) -> None:
         """Prepare from a policy that has just been loaded and not been trained yet."""
 
     @abstractmethod
-    def logprobs(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Completion]],
-        temperature: float,
-    ) -> torch.Tensor:
-        """Log-probs ``[N, L]`` of completions, without gradient; see `Policy.logprobs`."""
+    def scoring(self, policy: Policy) -> AbstractContextManager[Policy]:
+        """Context of a step, with what scores as the reference; called without gradient.
 
-    def scoring(self) -> AbstractContextManager[None]:
-        """Context of all calls of `logprobs` in a step."""
-        return nullcontext()
+        Args:
+            policy: as it is trained now.
+        """
 
     def shard(self, sharder: Sharder) -> None:  # noqa: B027 most have nothing of their own
         """Shard own weights, after `attach`."""
@@ -56,11 +42,11 @@ class Reference(ABC):
         """
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint has to keep of it; nothing where the policy's folder gives it back."""
+        """What a checkpoint has to keep; nothing where the policy's folder has it."""
         return {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027
-        """Take back what `state_dict` gave; called after `attach`."""
+        """Take over what `state_dict` returned; called after `attach`."""
 
 
 class AdapterOff(Reference):
@@ -75,17 +61,11 @@ class AdapterOff(Reference):
         with policy.adapter_disabled():
             pass
 
-    @torch.no_grad()
-    def logprobs(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Completion]],
-        temperature: float,
-    ) -> torch.Tensor:
-        """See `Reference.logprobs`."""
+    @contextmanager
+    def scoring(self, policy: Policy) -> Iterator[Policy]:
+        """See `Reference.scoring`."""
         with policy.adapter_disabled():
-            return policy.logprobs(prompts, completions, temperature).logprobs
+            yield policy
 
 
 class FrozenCopy(Reference):
@@ -109,6 +89,11 @@ class FrozenCopy(Reference):
         self._sharding = Sharding()
         self._trained: frozenset[str] = frozenset()
 
+    @property
+    def _copy(self) -> Policy:
+        assert self._policy is not None, "attach() was not called"
+        return self._policy
+
     def attach(self, policy: Policy) -> None:
         """Copy the policy's weights."""
         self._trained = frozenset(n for n, p in policy.named_parameters() if p.requires_grad)
@@ -116,30 +101,18 @@ class FrozenCopy(Reference):
 
     def shard(self, sharder: Sharder) -> None:
         """See `Reference.shard`."""
-        assert self._policy is not None, "attach() was not called"
         self._sharding = sharder.options
-        sharder(self._policy)
+        sharder(self._copy)
 
-    def scoring(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def scoring(self, policy: Policy) -> Iterator[Policy]:
         """See `Reference.scoring`: where it is sharded, each layer is gathered once."""
-        assert self._policy is not None, "attach() was not called"
-        return gathered(self._policy, self._sharding)
-
-    @torch.no_grad()
-    def logprobs(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Completion]],
-        temperature: float,
-    ) -> torch.Tensor:
-        """See `Reference.logprobs`."""
-        assert self._policy is not None, "attach() was not called"
-        if not is_sharded(self._policy):
+        if not is_sharded(self._copy):
             # the strategy has moved and converted the policy since, but does not know of the copy
             parameter = next(policy.parameters())
-            self._policy.to(parameter.device, parameter.dtype)
-        return self._policy.logprobs(prompts, completions, temperature).logprobs
+            self._copy.to(parameter.device, parameter.dtype)
+        with gathered(self._copy, self._sharding):
+            yield self._copy
 
     @torch.no_grad()
     def after_step(self, policy: Policy, step: int) -> None:
@@ -164,5 +137,4 @@ class FrozenCopy(Reference):
 
     def _moving(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Own weights that the policy trains."""
-        assert self._policy is not None, "attach() was not called"
-        return (item for item in self._policy.named_parameters() if item[0] in self._trained)
+        return (item for item in self._copy.named_parameters() if item[0] in self._trained)

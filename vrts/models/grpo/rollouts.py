@@ -9,10 +9,10 @@ import torch
 
 from vrts.models.engines.engine import Engine, Request
 from vrts.models.engines.sampling import row_seed
-from vrts.models.flops import Workload
-from vrts.models.policy import Policy, Prompt
-from vrts.models.rewards import MIN_SCORE, Reward, accuracy_score, total_reward
-from vrts.models.rewards.temporal import TemporalReward, shuffle_frames, temporal_bonus
+from vrts.models.policy import Policy, Prompt, Workload
+from vrts.models.rewards.accuracy import accuracy_score
+from vrts.models.rewards.base import Reward, total_reward
+from vrts.models.rewards.temporal import TemporalReward, shuffle_frames
 from vrts.types import Completion, Question, Sample, Sampling
 
 
@@ -25,63 +25,40 @@ class Group:
     completions: tuple[Completion, ...]
     rewards: dict[str, torch.Tensor]
     """``[G]`` for each reward, unweighted; on the CPU, as all that follows."""
-    total: torch.Tensor
-    """``[G]``, weighted sum of the rewards."""
+    total: torch.Tensor  # [G], weighted sum of the rewards
     advantages: torch.Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     """``[G]``, once they are known."""
-    reference_logprobs: torch.Tensor | None = None
-    """``[G, L]``, or None without a KL penalty."""
-    old_logprobs: torch.Tensor | None = None
-    """``[G, L]`` of the policy that sampled; the first update fills it in."""
 
     @property
     def rewards_differ(self) -> bool:
-        """Whether it teaches something: its rewards are not all equal."""
+        """Whether something can be learned from it: its rewards are not all equal."""
         return bool((self.total != self.total[0]).any())
-
-    @property
-    def mask(self) -> torch.Tensor:
-        """Bool ``[G, L]``, True for completion tokens."""
-        lengths = torch.tensor([c.num_tokens for c in self.completions], device="cpu")
-        return torch.arange(int(lengths.max()), device="cpu") < lengths[:, None]
-
-    @property
-    def sampling_logprobs(self) -> torch.Tensor:
-        """Float32 ``[G, L]``, as the engine sampled; 0 after a completion's end."""
-        out = torch.zeros(self.mask.shape, dtype=torch.float32, device="cpu")
-        for row, completion in zip(out, self.completions, strict=True):
-            if completion.logprobs is not None:
-                row[: completion.num_tokens] = completion.logprobs
-        return out
 
 
 @dataclass(slots=True)
 class SampledCount:
-    """Completions that were sampled, those that no update is made from among them."""
+    """Completions that were sampled, including those that no update is made from."""
 
     num_completions: int = 0
     num_truncated: int = 0
     num_tokens: int = 0
-    flops: float = 0.0
-    """0 where the policy cannot tell."""
+    flops: float = 0.0  # 0 where the policy does not know
 
 
 @dataclass(slots=True)
 class StepWork:
     """What a step took on this rank, for callbacks that watch the speed."""
 
-    waiting_s: float = 0.0
-    """In all exchanges of numbers with other ranks."""
+    waiting_s: float = 0.0  # waiting for other ranks, in all-reduces of numbers
     rollout_s: float = 0.0
     """Encoding, sampling and rewarding; no rank waits for another one meanwhile."""
-    num_questions: int = 0
-    """Those with a usable video."""
+    num_questions: int = 0  # those with a usable video
     num_frames: int = 0
     sampled: SampledCount = field(default_factory=SampledCount)
     update: list[Workload] = field(default_factory=list)
-    """Of each micro-batch of the update; of all updates of the rollout."""
+    """One for each micro-batch of each of the rollout's updates."""
     reference: list[Workload] = field(default_factory=list)
-    """Of each micro-batch that the reference scored."""
+    """One for each micro-batch that the reference scored."""
 
     @property
     def update_flops(self) -> float:
@@ -94,14 +71,12 @@ class StepWork:
 class Rollout:
     """What was sampled for a step."""
 
-    groups: list[Group]
-    """To train on."""
-    tried: list[Group]
-    """All, in the order of their questions."""
+    groups: list[Group]  # to train on
+    tried: list[Group]  # all, in the order of their questions
     sampled: SampledCount
 
     def metrics(self) -> dict[str, float | torch.Tensor]:
-        """What it tells about the state of training, as numbers to log; none without a group."""
+        """Numbers to log; none without a group."""
         if not self.tried:
             return {}
         completions = [c for group in self.tried for c in group.completions]
@@ -120,135 +95,106 @@ class Rollout:
         }
 
 
+@dataclass(frozen=True, slots=True)
 class RolloutWorker:
     """Samples and rewards groups of completions.
 
     With `num_groups` it does so until that many groups have rewards that differ, or the batch is
     used up (dynamic sampling, DAPO, Yu et al., 2025, arXiv 2503.14476, section 3.2).
-
-    Args:
-        policy: is sampled from.
-        engine: samples.
-        rewards: of completions.
-        temporal: adds T-GRPO's bonus; None does not.
-        num_generations: G.
-        num_groups: groups to train on; None takes all of the batch.
-        max_new_tokens: completions are cut off there.
-        temperature: of sampling.
-        seed: of sampling.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        engine: Engine,
-        rewards: Sequence[Reward],
-        temporal: TemporalReward | None,
-        num_generations: int,
-        num_groups: int | None,
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> None:
-        self._policy = policy
-        self._engine = engine
-        self._rewards = rewards
-        self._temporal = temporal
-        self._num_generations = num_generations
-        self._num_groups = num_groups
-        self._max_new_tokens = max_new_tokens
-        self._temperature = temperature
-        self._seed = seed
+    policy: Policy
+    engine: Engine
+    rewards: Sequence[Reward]
+    temporal: TemporalReward | None  # adds T-GRPO's bonus; None does not
+    num_generations: int  # G
+    num_groups: int | None  # groups to train on; None takes all of the batch
+    max_new_tokens: int
+    temperature: float
+    seed: int
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rollout:
         """Sample and reward groups.
 
         Args:
             samples: of this rank, all with clips.
-            epoch: other seeds in each.
+            epoch: seeds differ from epoch to epoch.
 
         Raises:
             RewardError: a reward failed.
         """
-        size = self._num_groups or max(len(samples), 1)
+        size = self.num_groups or max(len(samples), 1)
         tried: list[Group] = []
         count = SampledCount()
         for start in range(0, len(samples), size):
             tried += self._sample(samples[start : start + size], epoch, count)
             if sum(group.rewards_differ for group in tried) >= size:
                 break
-        # Useful ones first; others only fill up. In order where all are taken.
+        # Groups whose rewards differ first, the others only fill up; in order where all are taken.
         useful_first = sorted(tried, key=lambda group: not group.rewards_differ)
-        return Rollout(useful_first[:size] if self._num_groups else tried, tried, count)
+        return Rollout(useful_first[:size] if self.num_groups else tried, tried, count)
 
     def _sample(self, samples: Sequence[Sample], epoch: int, count: SampledCount) -> list[Group]:
         """G rewarded completions of each question, all sampled together."""
-        G = self._num_generations
-        # T-GRPO asks about the frames in random order too.
+        B, G = len(samples), self.num_generations
+        # T-GRPO samples on the frames in random order too.
         shuffled = [
-            shuffle_frames(s, row_seed(self._seed, epoch, s.question.id, "order"))
+            shuffle_frames(s, row_seed(self.seed, epoch, s.question.id, "order"))
             for s in samples
-            if self._temporal is not None and s.clip is not None and not s.clip.is_image
+            if self.temporal is not None and s.clip is not None and not s.clip.is_image
         ]
-        prompts = self._engine.encode([*samples, *shuffled])
-        ordered = [self._request(p, G, epoch) for p in prompts[: len(samples)]]
-        others = self._temporal.num_generations or max(G // 2, 1) if self._temporal else 0
-        disordered = [self._request(p, others, epoch, "shuffled") for p in prompts[len(samples) :]]
-        results = self._engine.generate([*ordered, *disordered])
+        num_shuffled = (self.temporal and self.temporal.num_generations) or max(G // 2, 1)
+        prompts = self.engine.encode([*samples, *shuffled])
+        requests = [self._request(p, G, epoch) for p in prompts[:B]]
+        requests += [self._request(p, num_shuffled, epoch, "shuffled") for p in prompts[B:]]
+        results = self.engine.generate(requests)
         for result in results:
             self._count(result.request.prompt, result.completions, count)
-        found = [result.completions for result in results]
-        on_shuffled = {
-            s.question.id: _scores(completions, s.question)
-            for s, completions in zip(shuffled, found[len(samples) :], strict=True)
-        }
-        completions = [c for group in found[: len(samples)] for c in group]
-        questions = [s.question for s in samples for _ in range(G)]
-        total, rewards = total_reward(self._rewards, completions, questions)
-        if self._temporal is not None:
-            bonus = torch.cat(
-                [
-                    self._bonus(_scores(group, s.question), on_shuffled.get(s.question.id))
-                    for s, group in zip(samples, found, strict=False)
-                ]
-            )
-            rewards[self._temporal.name] = bonus
-            total = total + bonus
+        completions = [result.completions for result in results]
+
+        total, rewards = total_reward(
+            self.rewards,
+            [c for group in completions[:B] for c in group],
+            [s.question for s in samples for _ in range(G)],
+        )  # [B * G]
+        if self.temporal is not None:
+            on_shuffled = {
+                s.question.id: _accuracy(group, s.question)
+                for s, group in zip(shuffled, completions[B:], strict=True)
+            }
+            bonus = torch.zeros(B, G, dtype=torch.float32, device="cpu")
+            for row, sample, group in zip(bonus, samples, completions[:B], strict=True):
+                if (other := on_shuffled.get(sample.question.id)) is not None:
+                    row[:] = self.temporal.bonus(_accuracy(group, sample.question), other)
+            rewards[self.temporal.name] = bonus.flatten()
+            total = total + bonus.flatten()
         return [
             Group(
                 sample,
                 prompts[b],
-                found[b],
-                {name: values[b * G : (b + 1) * G] for name, values in rewards.items()},
-                total[b * G : (b + 1) * G],
+                completions[b],
+                {name: values.view(B, G)[b] for name, values in rewards.items()},
+                total.view(B, G)[b],
             )
             for b, sample in enumerate(samples)
         ]
 
     def _request(self, prompt: Prompt, num_samples: int, epoch: int, *kind: str) -> Request:
         id = prompt.question.id
-        seeds = [row_seed(self._seed, epoch, id, *kind, n) for n in range(num_samples)]
+        seeds = [row_seed(self.seed, epoch, id, *kind, n) for n in range(num_samples)]
         # The model's own distribution, untruncated: what is sampled is what is scored.
-        sampling = Sampling(temperature=self._temperature)
-        return Request(prompt, (sampling,) * num_samples, tuple(seeds), self._max_new_tokens)
-
-    def _bonus(self, scores: torch.Tensor, shuffled: torch.Tensor | None) -> torch.Tensor:
-        """T-GRPO's bonus ``[G]``; 0 for questions that were not asked on shuffled frames."""
-        assert self._temporal is not None
-        if shuffled is None:
-            return torch.zeros_like(scores)
-        alpha, mu = self._temporal.alpha, self._temporal.mu
-        return temporal_bonus(scores[None], shuffled[None], alpha, mu, MIN_SCORE)[0]
+        sampling = Sampling(temperature=self.temperature)
+        return Request(prompt, (sampling,) * num_samples, tuple(seeds), self.max_new_tokens)
 
     def _count(self, prompt: Prompt, own: Sequence[Completion], count: SampledCount) -> None:
-        workload = self._policy.workload([prompt], [own])
+        workload = self.policy.workload([prompt], [own])
         count.num_completions += len(own)
         count.num_truncated += sum(not c.finished for c in own)
         count.num_tokens += sum(c.num_tokens for c in own)
         count.flops += workload.rollout_flops if workload else 0.0
 
 
-def _scores(completions: Sequence[Completion], question: Question) -> torch.Tensor:
+def _accuracy(completions: Sequence[Completion], question: Question) -> torch.Tensor:
     """Accuracy ``[G]`` of completions."""
     scores = [accuracy_score(c.text, question) for c in completions]
     return torch.tensor(scores, dtype=torch.float32, device="cpu")

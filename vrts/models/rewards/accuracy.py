@@ -29,6 +29,8 @@ class AccuracyReward(Reward):
         InputError: the tolerance is negative or not finite.
     """
 
+    name = "accuracy"
+
     def __init__(
         self, weight: float = 1.0, tolerance: float = DEFAULT_TOLERANCE, graded: bool = True
     ) -> None:
@@ -38,19 +40,14 @@ class AccuracyReward(Reward):
         self.tolerance = tolerance
         self.graded = graded
 
-    @property
-    def name(self) -> str:
-        """``accuracy``."""
-        return "accuracy"
-
     def check(self, question: Question) -> None:
-        """See `Reward.check`: there is a gold answer, and it can be one."""
+        """See `Reward.check`: there is a gold answer, and it fits the problem type."""
         accuracy_score("", question, self.tolerance, self.graded)
 
     def score(
         self, completions: Sequence[Completion], questions: Sequence[Question]
     ) -> list[float]:
-        """Score completions with :func:`accuracy_score`."""
+        """See `Reward.score`."""
         return [
             accuracy_score(completion.text, question, self.tolerance, self.graded)
             for completion, question in zip(completions, questions, strict=True)
@@ -58,15 +55,12 @@ class AccuracyReward(Reward):
 
 
 def accuracy_score(
-    completion: str,
-    question: Question,
-    tolerance: float = DEFAULT_TOLERANCE,
-    graded: bool = True,
+    completion: str, question: Question, tolerance: float = DEFAULT_TOLERANCE, graded: bool = True
 ) -> float:
     """Score the answer of a completion, from 0 to 1.
 
     Raises:
-        InputError: the question has no gold answer, or one that cannot be one.
+        InputError: the question has no gold answer, or one that does not fit its problem type.
 
     Example:
         >>> question = Question("1", "Which?", "a.mp4", options=("red", "blue"), gold="B")

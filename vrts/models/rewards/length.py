@@ -23,6 +23,8 @@ class LengthReward(Reward):
         InputError: the range is empty.
     """
 
+    name = "length"
+
     def __init__(self, weight: float = 0.2, min_tokens: int = 320, max_tokens: int = 512) -> None:
         super().__init__(weight)
         if min_tokens > max_tokens:
@@ -32,15 +34,10 @@ class LengthReward(Reward):
         self.min_tokens = min_tokens
         self.max_tokens = max_tokens
 
-    @property
-    def name(self) -> str:
-        """``length``."""
-        return "length"
-
     def score(
         self, completions: Sequence[Completion], questions: Sequence[Question]
     ) -> list[float]:
-        """See the class."""
+        """See `Reward.score`."""
         return [
             float(
                 self.min_tokens <= completion.num_tokens <= self.max_tokens
@@ -65,6 +62,8 @@ class SoftOverlongPenalty(Reward):
         InputError: the share is not above 0 and at most 1.
     """
 
+    name = "overlong"
+
     def __init__(self, weight: float = 1.0, buffer_share: float = 0.2) -> None:
         super().__init__(weight)
         if not 0 < buffer_share <= 1:
@@ -74,26 +73,13 @@ class SoftOverlongPenalty(Reward):
             )
         self.buffer_share = buffer_share
 
-    @property
-    def name(self) -> str:
-        """``overlong``."""
-        return "overlong"
-
     def score(
         self, completions: Sequence[Completion], questions: Sequence[Question]
     ) -> list[float]:
-        """Score completions with :func:`overlong_penalty`."""
-        return [
-            overlong_penalty(c.num_tokens, c.max_new_tokens, self.buffer_share) for c in completions
-        ]
+        """See `Reward.score`."""
+        return [self._penalty(c.num_tokens, c.max_new_tokens) for c in completions]
 
-
-def overlong_penalty(num_tokens: int, max_new_tokens: int, buffer_share: float) -> float:
-    """Give DAPO's length penalty (eq. 13): 0 before the buffer, then linear down to -1.
-
-    Example:
-        >>> [overlong_penalty(n, 100, 0.2) for n in (80, 90, 100)]
-        [0.0, -0.5, -1.0]
-    """
-    buffer = buffer_share * max_new_tokens
-    return -min(max((num_tokens - (max_new_tokens - buffer)) / buffer, 0.0), 1.0) + 0.0
+    def _penalty(self, num_tokens: int, max_new_tokens: int) -> float:
+        buffer = self.buffer_share * max_new_tokens
+        used = (num_tokens - (max_new_tokens - buffer)) / buffer  # share of the buffer
+        return -min(max(used, 0.0), 1.0) + 0.0  # not -0.0

@@ -1,4 +1,4 @@
-"""What this machine can do of what is asked of the Trainer, found out before the long work."""
+"""What the Trainer's options need of this machine, checked before the long work."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from torch.distributed import DistNetworkError, DistStoreError
 from vrts.types import InputError
 
 MIN_DRIVER = {"12": 525, "13": 580}
-"""Of NVIDIA for the builds of torch, by the first number of their CUDA."""
+"""NVIDIA drivers that torch's builds need, by the major version of their CUDA."""
 
 DEVICES = (Path("/dev/nvidia0"), Path("/dev/dxg"))
-"""One of them is there where the machine has a GPU: on Linux, and on Linux in Windows."""
+"""One of them exists where the machine has a GPU: on Linux, and on Linux in Windows."""
 
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def check_precision(asked: str | int | None, trainer: Trainer) -> None:
-    """Refuse a precision that Lightning replaces by another, or that the GPU only emulates.
+def check_precision(requested: str | int | None, trainer: Trainer) -> None:
+    """Refuse a precision that Lightning replaced by another, or that the GPU only emulates.
 
     Args:
-        asked: ``trainer.precision``; None for the default.
+        requested: ``trainer.precision``; None for the default.
         trainer: made with it.
 
     Raises:
-        InputError: the machine cannot compute in it, or only without what training needs.
+        InputError: the machine cannot compute in it, or only slowly.
     """
     got = str(trainer.precision)
-    if asked is not None and got != _convert_precision_to_unified_args(asked):  # type: ignore[arg-type]
+    if requested is not None and got != _convert_precision_to_unified_args(requested):  # type: ignore[arg-type]
         raise InputError(
-            f"trainer.precision: {asked} is not possible on this device, only {got} would be; set "
-            "--trainer.precision 32-true or bf16-mixed"
+            f"trainer.precision: {requested} is not possible on this device, only {got} would be; "
+            "set --trainer.precision 32-true or bf16-mixed"
         )
     device = trainer.strategy.root_device
     if got.startswith("16") and device.type == "cpu":
@@ -59,9 +59,9 @@ def check_precision(asked: str | int | None, trainer: Trainer) -> None:
 
 
 def why_no_cuda() -> str | None:
-    """Why torch cannot use a GPU that this machine has, and the remedy; None where there is none.
+    """Why torch cannot use a GPU that this machine has, and the remedy; None where it has none.
 
-    Where CUDA is asked for and torch finds none, Lightning says only that there is none.
+    Where CUDA is requested and torch finds none, Lightning reports only that there is none.
     """
     if torch.cuda.is_available() or not any(path.exists() for path in DEVICES):
         return None
@@ -88,12 +88,9 @@ def why_no_cuda() -> str | None:
 def check_strategy(trainer: Trainer) -> None:
     """Refuse strategies that shard in other ways, or train in copies of this process.
 
-    Args:
-        trainer: is asked for its strategy.
-
     Raises:
-        InputError: the strategy is FSDP1 or DeepSpeed, which vrts does not know how to generate
-            with, or forks or spawns: what such copies learn stays in them.
+        InputError: the strategy is FSDP1 or DeepSpeed, which vrts cannot sample with, or forks or
+            spawns: what such copies learn stays in them.
     """
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
         raise InputError(
@@ -108,21 +105,18 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def end_others(trainer: Trainer) -> None:
-    """End the processes that this one has started, which would wait for it until a timeout.
+    """End the processes that a failed run has started, which would wait for it until a timeout.
 
-    Those that torchrun or srun has started end by them. In the other direction Lightning watches:
-    a process that ends with an error ends the one that started it.
-
-    Args:
-        trainer: of a run that failed in this process.
+    Those of torchrun or srun are ended by these. The other direction is Lightning's: a process that
+    ends with an error ends the one that started it.
     """
     launcher: Any = trainer.strategy.launcher
     if getattr(launcher, "procs", None):
-        launcher.kill(signal.SIGKILL)  # they may be inside of a collective, which ends for no less
+        launcher.kill(signal.SIGKILL)  # nothing less ends a process inside a collective
 
 
 def explain(error: DistNetworkError | DistStoreError) -> InputError:
-    """Say what to do where processes did not find each other."""
+    """Make a message with the remedy, where processes did not find each other."""
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
     port = os.environ.get("MASTER_PORT", "?")
     if "EADDRINUSE" in str(error):

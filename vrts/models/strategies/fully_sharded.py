@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed import new_group
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -36,18 +34,18 @@ from vrts.models.checkpoints.reading import (
     read_contents,
     read_file,
 )
-from vrts.models.checkpoints.writing import Background, BackgroundCheckpointIO, reason_of, unwritten
+from vrts.models.checkpoints.writing import Background, BackgroundCheckpointIO, error_context
 from vrts.types import InputError
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy with all processes for FSDP2, however many there are.
+    """Lightning's ModelParallelStrategy with FSDP2 over all ranks, however many there are.
 
-    Each process writes its own part of a checkpoint, which is a folder.
+    Each rank writes its own part of a checkpoint, which is a folder.
 
     Args:
         process_group_backend: of torch; null takes NCCL on CUDA and gloo on CPUs.
-        timeout_s: processes that wait so long for one another end with an error.
+        timeout_s: ranks that wait so long for one another end with an error.
         save_in_background: copy what is saved to the host, and write it while training continues. A
             save that failed ends the run at the next one, or at the end.
     """
@@ -72,14 +70,14 @@ class FullySharded(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None
     ) -> None:
-        """Save a checkpoint beside an older one of that name, and only then replace it.
+        """Save a checkpoint next to an older one of that name, and only then replace it.
 
         Lightning writes into the older folder. A run that is killed meanwhile would leave a
-        mixture of both, which loads without a word.
+        mixture of both, which loads without an error.
 
         Raises:
-            InputError: it cannot be written, or, in the background, the one before; older ones are
-                whole.
+            InputError: it cannot be written, or, in the background, the one before; older ones
+                stay complete.
         """
         self._saves.wait()
         path = Path(self.broadcast(filepath))
@@ -88,20 +86,20 @@ class FullySharded(ModelParallelStrategy):
             _clear(path)
         self.barrier()
         if self._save_in_background:
-            self._begin_to_save(checkpoint, fresh, path)
+            self._save_async(checkpoint, fresh, path)
             return
-        with naming(path):
+        with error_context(path):
             super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.global_rank == 0:
             replace_folder(path, fresh, path.with_name(path.name + OLD))
         self.barrier()
 
-    def _begin_to_save(self, checkpoint: dict[str, Any], fresh: Path, path: Path) -> None:
-        """Copy a checkpoint to the host, and have it written while training continues.
+    def _save_async(self, checkpoint: dict[str, Any], fresh: Path, path: Path) -> None:
+        """Copy a checkpoint to the host, and write it while training continues.
 
-        Processes tell one another over gloo when they have written, beside what they exchange in
-        training. The first one learns of all of them, and gives the folder its name.
+        A gloo group of its own keeps the ranks' messages apart from those of training. Rank 0
+        learns when all have written, and gives the folder its name.
         """
         if self._host_group is None:
             self._host_group = new_group(backend="gloo", timeout=self._timeout)
@@ -115,26 +113,21 @@ class FullySharded(ModelParallelStrategy):
         self._saves.submit(_finish, written, rest if self.global_rank == 0 else None, fresh, path)
 
     def remove_checkpoint(self, filepath: _PATH) -> None:
-        """Remove a checkpoint, after those that are to take its place are written.
+        """Remove a checkpoint, after those that replace it are written.
 
-        It loses its name first: of one whose removal was cut short nothing is taken for whole.
+        It loses its name first: what a removal that is cut short leaves does not pass for complete.
         """
         if self.global_rank == 0:
             self.when_saved(_remove, Path(filepath))
 
     def when_saved(self, work: Callable[..., None], *args: Any) -> None:
-        """Do something on this process when all checkpoints so far are written, unless that fails.
-
-        Args:
-            work: to do.
-            args: of it.
-        """
+        """Call something on this rank once all checkpoints are written, unless that fails."""
         self._saves.submit(work, *args)
         if not self._save_in_background:
             self._saves.wait()
 
     def wait_for_saves(self) -> None:
-        """Wait until this process has written its checkpoints; raises as `save_checkpoint`."""
+        """Wait until this rank has written its checkpoints; raises as `save_checkpoint`."""
         self._saves.wait()
 
     def teardown(self) -> None:
@@ -167,7 +160,7 @@ class FullySharded(ModelParallelStrategy):
         assert module is not None
         assert model is not None
         check_same_model(module, {WEIGHTS: listed_weights(contents)})
-        # as Lightning does it, but for its readers, which run code that is in the files
+        # as Lightning does it, except for its readers, which run code that is in the files
         weights = {WEIGHTS: get_model_state_dict(model)}
         load_shards(weights, path)
         model.load_state_dict(weights[WEIGHTS], strict=module.strict_loading)
@@ -180,7 +173,7 @@ class FullySharded(ModelParallelStrategy):
         return read_file(path / REST)
 
     def model_to_device(self) -> None:
-        """Move what is not sharded: FSDP has put shards where they belong, offloaded ones too."""
+        """Move what is not sharded: FSDP has placed the shards, offloaded ones too."""
         assert self.model is not None
         sharded = {n: m for n, m in self.model.named_children() if isinstance(m, FSDPModule)}
         for name in sharded:
@@ -189,18 +182,15 @@ class FullySharded(ModelParallelStrategy):
         self.model._modules.update(sharded)
 
     def setup_environment(self) -> None:
-        """Take all processes; Lightning's ``auto`` would take one a node."""
+        """Take all ranks; Lightning's ``auto`` would take one a node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
 
 def when_saved(strategy: Strategy, work: Callable[..., None], *args: Any) -> None:
-    """Do something when all checkpoints so far are written: now, or in the background.
+    """Call something when all checkpoints so far are written, under a strategy of any kind.
 
-    Args:
-        strategy: of any kind.
-        work: to do; where checkpoints are written in the background, not if that fails.
-        args: of it.
+    Where they are written in the background, it is not called if that fails.
     """
     if isinstance(strategy, FullySharded):
         strategy.when_saved(work, *args)
@@ -211,54 +201,22 @@ def when_saved(strategy: Strategy, work: Callable[..., None], *args: Any) -> Non
 
 
 def wait_for_saves(strategy: Strategy) -> None:
-    """Wait until this process has written its checkpoints, where that is done in the background.
-
-    Args:
-        strategy: of any kind.
-    """
+    """Wait until this rank has written its checkpoints, where that is done in the background."""
     strategy.checkpoint_io.teardown()
     if isinstance(strategy, FullySharded):
         strategy.wait_for_saves()
 
 
 def finish_saves(strategy: Strategy) -> None:
-    """Wait until all processes have written their checkpoints; all have to call it.
-
-    Args:
-        strategy: of any kind.
-    """
+    """Wait until all ranks have written their checkpoints; all have to call it."""
     wait_for_saves(strategy)
     strategy.barrier()
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Context in which a disk's refusal becomes a message that names the checkpoint.
-
-    Args:
-        path: of the checkpoint.
-
-    Raises:
-        InputError: it could not be written.
-    """
-    try:
-        yield
-    except CheckpointException as error:
-        failure, _ = next(iter(error.failures.values()))
-        # what the system said does not survive the way between processes
-        said = reason_of(failure) or f"is the disk full? torch says: {failure}"
-        raise InputError(unwritten(path, said)) from error
-    except (OSError, RuntimeError) as error:
-        reason = reason_of(error)
-        if reason is None:
-            raise
-        raise InputError(unwritten(path, reason)) from error
-
-
 def _clear(path: Path) -> None:
-    """Make room for a checkpoint: put what is left of one of its name in order."""
+    """Make room for a checkpoint: clean up what a killed run left of one of its name."""
     survivor = surviving(path)
-    if survivor != path:  # perhaps what this run went on from, and the only one
+    if survivor != path:  # perhaps what this run resumed from, and the only one
         path.unlink(missing_ok=True)  # a link that leads nowhere
         survivor.replace(path)
     for end in (PART, OLD):
@@ -268,8 +226,8 @@ def _clear(path: Path) -> None:
 
 
 def _finish(written: Future[Any], rest: io.BytesIO | None, fresh: Path, path: Path) -> None:
-    """Wait until all processes have written their parts; the one that has the rest adds it."""
-    with naming(path):
+    """Wait until all ranks have written their parts; the one that has the rest adds it."""
+    with error_context(path):
         written.result()
         if rest is None:
             return
@@ -280,7 +238,7 @@ def _finish(written: Future[Any], rest: io.BytesIO | None, fresh: Path, path: Pa
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, its name first, and what a swap that was cut short has left of it."""
+    """Remove a checkpoint, its name first, and what an interrupted replacement left of it."""
     gone, *left = (path.with_name(path.name + end) for end in (GONE, PART, OLD))
     if path.exists():
         path.replace(gone)
@@ -289,17 +247,12 @@ def _remove(path: Path) -> None:
 
 
 def _check_shards(path: Path, contents: Metadata) -> None:
-    """See that all parts of a checkpoint are there, before processes read their own.
-
-    Raises:
-        InputError: one is missing, or too short.
-    """
-    needed: dict[str, int] = {}
+    """Raise InputError where a part of a checkpoint is missing or too short."""
+    sizes: dict[str, int] = {}
     for part in contents.storage_data.values():
-        needed[part.relative_path] = max(
-            needed.get(part.relative_path, 0), part.offset + part.length
-        )
-    for name, size in sorted(needed.items()):
+        end = part.offset + part.length
+        sizes[part.relative_path] = max(sizes.get(part.relative_path, 0), end)
+    for name, size in sorted(sizes.items()):
         file = path / name
         if not file.is_file() or file.stat().st_size < size:
             raise InputError(

@@ -1,0 +1,1 @@
+"""Families of video language models: what differs between them, a file each."""

@@ -1,0 +1,122 @@
+"""Qwen3-VL: each temporal patch behind its time as text; features for the first decoder layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from vrts.models.families.family import Family, Vision, vision_matrices
+from vrts.models.families.flops import Matrices, attention_flops, frame_pairs
+from vrts.models.families.positions import VideoGrid, prompt_positions
+from vrts.models.families.prompt import GridPatcher
+from vrts.types import Clip, FrameSizes, Sample
+
+CLOCK_S = 0.01
+"""Seconds that a frame may be off the constant rate: containers round times to milliseconds."""
+
+
+class Qwen3VL(Family):
+    """See `Family`. Dense models, Instruct and Thinking."""
+
+    title: ClassVar[str] = "Qwen3-VL"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+
+    def __init__(self, config: Any, processor: Any) -> None:
+        super().__init__(config, processor)
+        self._of_images = GridPatcher.of(processor.image_processor)
+        self._of_videos = GridPatcher.of(processor.video_processor)
+
+    @classmethod
+    def frame_sizes(cls, config: Any) -> FrameSizes:
+        """See `Family.frame_sizes`: the budgets of the checkpoints' video processor."""
+        vision = config.vision_config
+        side = vision.patch_size * vision.spatial_merge_size
+        token = side**2
+        return FrameSizes("clip", side, 0, 768 * token, 24576 * token)
+
+    def patcher(self, sample: Sample) -> GridPatcher:
+        """See `Family.patcher`."""
+        assert sample.clip is not None
+        return self._of_images if sample.clip.is_image else self._of_videos
+
+    def expand(self, chat: str, sample: Sample, num_patches: int) -> str:
+        """See `Family.expand`: ``<12.3 seconds>``, and the patch in vision tokens of its own.
+
+        These take the place of the chat's vision tokens, as in transformers 4.57, which the weights
+        were published with. transformers 5.24 leaves those around the whole video as well.
+        """
+        assert sample.clip is not None
+        if sample.clip.is_image:
+            return chat
+        own = self.processor
+        patch = f"{own.vision_start_token}{own.video_token}{own.vision_end_token}"
+        times = patch_times_s(sample.clip, self.patcher(sample).temporal_patch_size)
+        assert len(times) == num_patches
+        expanded = "".join(f"<{time_s:.1f} seconds>{patch}" for time_s in times)
+        placeholder = patch if patch in chat else own.video_token
+        return chat.replace(placeholder, expanded, 1)
+
+    def positions(
+        self,
+        is_vision: torch.Tensor,
+        grid: tuple[int, int, int],
+        sample: Sample,
+    ) -> tuple[torch.Tensor, int]:
+        """See `Family.positions`: every temporal patch is a grid of its own."""
+        t, h, w = grid
+        patch = VideoGrid(1, h, w, seconds_per_grid=1.0, tokens_per_second=None)
+        return prompt_positions(is_vision, [patch] * t, self.patcher(sample).merge_size)
+
+    def features(
+        self, model: Any, patches: torch.Tensor, grids: Sequence[tuple[int, int, int]]
+    ) -> torch.Tensor:
+        """See `Family.features`: those of the last block, then those for decoder layers in order.
+
+        F is D times one more than there are such layers (DeepStack, Meng et al., 2024, arXiv
+        2406.04334).
+        """
+        visual = self.visual(model)
+        grid = torch.tensor(list(grids), device=patches.device)
+        out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grid)
+        deeper = getattr(out, "deepstack_features", None) or []
+        return torch.cat([out.pooler_output, *deeper], -1)
+
+    def vision_inputs(self, vision: Vision, ids: torch.Tensor) -> dict[str, Any]:
+        """See `Family.vision_inputs`: a decoder layer adds its features at the vision tokens."""
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask[0, vision.places] = True
+        D = self.config.text_config.hidden_size
+        return {
+            "visual_pos_masks": mask,
+            "deepstack_visual_embeds": list(vision.features.split(D, -1)),
+        }
+
+    def vision_work(
+        self, model: Any, grids: Sequence[tuple[int, int, int]]
+    ) -> tuple[Matrices, float]:
+        """See `Family.vision_work`; every block attends within a temporal patch."""
+        visual = self.visual(model)
+        config, merge = visual.config, visual.config.spatial_merge_size**2
+        mergers = torch.nn.ModuleList([visual.merger])
+        mergers.extend(getattr(visual, "deepstack_merger_list", []))
+        matrices = vision_matrices(visual.blocks, visual.patch_embed, mergers, merge)
+        pairs = config.depth * sum(frame_pairs(grid) for grid in grids)
+        return matrices, attention_flops(config.hidden_size, pairs)
+
+
+def patch_times_s(clip: Clip, frames_per_patch: int) -> list[float]:
+    """When each temporal patch is shown: the mean time of its first and its last frame.
+
+    Times are ``index / fps``, as in transformers, or the frames' own where the rate is not
+    constant.
+    """
+    times = [index / clip.fps for index in clip.frame_indices]
+    if any(abs(a - b) > CLOCK_S for a, b in zip(times, clip.times_s, strict=False)):
+        times = list(clip.times_s)
+    times += [times[-1]] * (-len(times) % frames_per_patch)
+    return [
+        (times[i] + times[i + frames_per_patch - 1]) / 2
+        for i in range(0, len(times), frames_per_patch)
+    ]
