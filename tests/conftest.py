@@ -18,7 +18,8 @@ SHARED = Path(__file__).parents[1] / "../shared"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLOW = (
     "benchmarks", "callbacks", "cli", "ranks", "tools", "models/checkpoints",
-    "models/test_exactness.py", "models/test_module.py", "test_prefetch.py", "test_readme.py",
+    "models/families/test_exactness.py", "models/test_exactness.py", "models/test_module.py",
+    "test_prefetch.py", "test_readme.py",
 )  # fmt: skip
 """Tests of whole runs: each is slow, unless it is marked as fast."""
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")

@@ -14,9 +14,9 @@ from vrts.models.checkpoints.finding import newest
 from vrts.models.checkpoints.writing import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff
-from vrts.models.vlm.loading import Lora
 from vrts.models.sharding import unsharded
 from vrts.models.strategies.fully_sharded import FullySharded
+from vrts.models.vlm.loading import Lora
 
 HOW = {
     "files": lambda: {"plugins": [AtomicCheckpointIO()]},
