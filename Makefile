@@ -27,7 +27,7 @@ test: install ## Lint, types and all tests but those that need a GPU
 	$(VENV)/bin/mypy
 	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu" --durations=20
 
-test-fast: install ## The tests that take no more than a few seconds each
+test-fast: install ## The tests that take no more than a second each, and one of each command
 	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu and not slow"
 
 lint: install ## Check style and docstrings

@@ -1,11 +1,12 @@
 """What the command answers without its libraries."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from vrts.cli import SUBCOMMANDS, main
+from vrts.cli import PARTS, SUBCOMMANDS, main
 from vrts.cli.command import VrtsCLI
 
 LIBRARIES = """
@@ -36,6 +37,12 @@ sys.exit(status if not found else f"imported {found}")
             2,
             "there are fit, validate, test, predict, export, configs, demo",
         ),
+        (
+            ["fit", "--tainer.max_steps", "1"],
+            2,
+            "--tainer.max_steps: no such option; did you mean --trainer.max_steps?",
+        ),
+        (["fit", "--x.y=1"], 2, "vrts: error: --x.y: no such option; see vrts fit --help"),
     ],
 )
 def test_it_answers_at_once(words, status, text):
@@ -44,6 +51,14 @@ def test_it_answers_at_once(words, status, text):
     )
     assert done.returncode == status, done.stderr
     assert text in (done.stderr if status else done.stdout)
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "export"])
+def test_options_begin_with_the_parts_that_are_known(subcommand, capsys):
+    with pytest.raises(SystemExit):
+        main([subcommand, "--help"])
+    names = re.findall(r"--(?:print_)?([a-z_]+)\.", capsys.readouterr().out)
+    assert set(names) == set(PARTS)
 
 
 def test_each_subcommand_is_listed(capsys):

@@ -18,6 +18,8 @@ SUBCOMMANDS = {
     "configs": "list the configurations that come with vrts, or print the one named",
     "demo": "predict, train, predict again: a small model on the CPU, in minutes",
 }
+PARTS = ("trainer", "model", "data")
+"""What the names of options with a dot begin with."""
 HELP = f"""Trains video language models on rewards alone (GRPO), and answers questions about videos
 with as few frames as agreement needs (sparse-to-dense), as Video-RTS does (arXiv 2507.06485).
 
@@ -47,7 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: command-line words; those of the process where None.
 
     Returns:
-        The exit status, see `vrts.cli.command.main`; 2 for an unknown subcommand.
+        The exit status, see `vrts.cli.command.main`; 2 for an unknown subcommand, or an option of
+        an unknown part.
     """
     words = sys.argv[1:] if args is None else list(args)
     if not words or words in (["-h"], ["--help"]):
@@ -65,6 +68,12 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[0] == "demo":  # which itself gives commands, and so lies above them
         demo = resolve_name("vrts.demo.__main__:main")
         return int(demo(words[1:]))
+    for name in (word.partition("=")[0] for word in words):
+        part, dot, rest = name.removeprefix("--").partition(".")
+        if name.startswith("--") and dot and part not in PARTS:
+            near = get_close_matches(part, PARTS, 1)
+            hint = f"did you mean --{near[0]}.{rest}?" if near else f"see vrts {words[0]} --help"
+            return _refuse(f"{name}: no such option; {hint}")
     from vrts.cli.command import main as run
 
     return run(words)
