@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vrts.models.vlm.flops as counting
 from tests.models.conftest import make_sample
-from tests.models.engines.running import make_engine, mask_of, sampled_logprobs, tokens_of
+from tests.models.engines.running import CPU, make_engine, mask_of, sampled_logprobs, tokens_of
 from tests.models.families.conftest import CASES, FamilyModel
 from tests.models.families.test_flops import computed_pairs
-from tests.models.naive import CPU, keep_float64, plain_distributions, plain_logprobs, to_float64
+from tests.models.naive import keep_float64, plain_distributions, plain_logprobs, to_float64
 from tests.models.recorded_graph import use_recorded_graphs
 from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.attention.kv_cache import KVCache, capacity_of
