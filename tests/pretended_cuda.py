@@ -503,6 +503,8 @@ def _move(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
         copy = kwargs.get("copy", False)
         with _device.operator(True):
             return torch.Tensor.to(tensor, dtype or tensor.dtype, copy=copy)
+    if tensor.is_meta and device is not None and _device.keep(torch.zeros(0)).is_meta:
+        return tensor  # a shape that is back on the host, such as a tied head's
     return func(tensor, *args, **kwargs)
 
 
