@@ -47,7 +47,7 @@ def decode_bytes(policy: Any, P: int, G: int, L: float) -> float:
 
 
 def update_flops(policy: TransformersPolicy, prompt: VideoPrompt, G: int, L: int) -> float:
-    """Floating point operations of log-probs with gradient, as `vrts.models.families.flops` counts them.
+    """Floating point operations of log-probs with gradient, as vrts counts them.
 
     Args:
         policy: whose language model is updated.

@@ -33,7 +33,7 @@ def round_of(answers, logprobs=()) -> Round:
 
 
 def outcome(rule: VotingRule, answers, logprobs, is_last: bool):
-    """What a round comes to: None where the question goes on, else the answer and unanimity."""
+    """The result of a round: None if the question continues, else the answer and unanimity."""
     made = round_of(answers, logprobs)
     if not is_last and not rule.is_settled(made):
         return None
@@ -96,7 +96,7 @@ def may_stop(answers: str, *, is_last: bool, rule: VotingRule | None = None) -> 
         ("?????", False, False),
         ("AAAA?", False, False),  # unanimity is open
         ("AAA??", False, False),  # as it is here, though the majority is not
-        ("AB???", True, False),  # no unanimity: goes on
+        ("AB???", True, False),  # no unanimity: continues
         ("-????", True, False),
         ("--???", True, False),
         ("AAB??", True, False),  # two more B would win
@@ -187,7 +187,7 @@ def test_a_vote_that_raises_is_named_with_its_question():
     message = r"question q7: Raising raised KeyError .*-0\.5: 'certainty'; correct it, or .* null"
     with pytest.raises(VoteError, match=message) as caught:
         decide(QUESTION, [round_of("AB", [-0.5, -0.7])], VotingRule(Raising()))
-    assert isinstance(caught.value.__cause__, KeyError), "its traceback tells where"
+    assert isinstance(caught.value.__cause__, KeyError), "its traceback has the place"
     assert decide(QUESTION, [round_of([None], [-0.5])], VotingRule(Raising())).answer is None
 
 

@@ -1,10 +1,10 @@
-"""The text of prompts: template, question, options and what form the answer has."""
+"""Prompt texts: preamble, question, options and answer format."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vrts.types import InputError, ProblemType, Question, letters
+from vrts.types import InputError, Question, letters
 
 R1_PREAMBLE = (
     "A conversation between User and Assistant. The User asks a question and the Assistant answers "
@@ -13,7 +13,7 @@ R1_PREAMBLE = (
     "<answer> </answer> tags, like this: <think> the reasoning </think><answer> the answer "
     "</answer>."
 )
-"""The template of DeepSeek-R1 (arXiv 2501.12948, table 1) in other words."""
+"""The template of DeepSeek-R1 (arXiv 2501.12948, table 1), paraphrased."""
 
 MULTIPLE_CHOICE_INSTRUCTION = (
     "Give only the letter of the right option (A, B, C, …) within the <answer> </answer> tags."
@@ -24,7 +24,6 @@ NUMERICAL_INSTRUCTION = (
 REGRESSION_INSTRUCTION = NUMERICAL_INSTRUCTION
 OCR_INSTRUCTION = "Give the text exactly as it is written within the <answer> </answer> tags."
 FREE_FORM_INSTRUCTION = "Give your answer as a short text within the <answer> </answer> tags."
-
 TEMPORAL_GROUNDING_INSTRUCTION = (
     "Give the start and the end in seconds (such as 12.5 to 20.0) within the <answer> </answer> "
     "tags."
@@ -36,13 +35,13 @@ class PromptTemplate:
     """Turns a question into the text of the user's turn. Any part may be empty.
 
     Args:
-        preamble: What comes before the question.
-        multiple_choice: Instruction behind the options of a multiple choice question.
-        numerical: Instruction behind a question for a number.
-        regression: Instruction behind a question for a number that can be nearly right.
-        ocr: Instruction behind a question for a text to be read off.
-        free_form: Instruction behind a question for a text.
-        temporal_grounding: Instruction behind a question for a time span.
+        preamble: Text before the question.
+        multiple_choice: Instruction after the options of a multiple-choice question.
+        numerical: Instruction after a question for a number.
+        regression: Instruction after a question for a number that can be nearly right.
+        ocr: Instruction after a question for text in the video.
+        free_form: Instruction after a question for a short text.
+        temporal_grounding: Instruction after a question for a time span.
 
     Example:
         >>> template = PromptTemplate(preamble="", multiple_choice="Letter only.")
@@ -62,7 +61,7 @@ class PromptTemplate:
     temporal_grounding: str = TEMPORAL_GROUNDING_INSTRUCTION
 
     def render(self, question: Question) -> str:
-        """Give the text of the user's turn, without the video.
+        """Return the text of the user's turn, without the video.
 
         Raises:
             InputError: more options than letters.
@@ -76,13 +75,6 @@ class PromptTemplate:
         options = [
             f"{name}. {text.strip()}" for name, text in zip(names, question.options, strict=True)
         ]
-        instruction = {
-            ProblemType.MULTIPLE_CHOICE: self.multiple_choice,
-            ProblemType.NUMERICAL: self.numerical,
-            ProblemType.REGRESSION: self.regression,
-            ProblemType.OCR: self.ocr,
-            ProblemType.FREE_FORM: self.free_form,
-            ProblemType.TEMPORAL_GROUNDING: self.temporal_grounding,
-        }[question.problem_type]
+        instruction: str = getattr(self, question.problem_type.name.lower())
         parts = [self.preamble.strip(), question.text.strip(), *options, instruction.strip()]
         return "\n".join(part for part in parts if part)

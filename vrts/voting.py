@@ -1,9 +1,10 @@
-"""How votes are weighed and counted, and from when on the missing ones do not matter."""
+"""How votes are weighed and counted, and when the missing ones no longer matter."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from vrts.types import Clip, InputError, Prediction, Question, Round
 
 
 class VoteError(RuntimeError):
-    """A vote that raised or gave no weight. The message names its class, and the question."""
+    """A vote that raised or returned no valid weight. The message names its class."""
 
 
 @contextmanager
 def naming(question: Question) -> Iterator[None]:
-    """Let errors of a vote name the question that is voted on."""
+    """Name the question in errors of a vote."""
     try:
         yield
     except VoteError as error:
@@ -27,11 +28,11 @@ def naming(question: Question) -> Iterator[None]:
 
 
 class Vote(ABC):
-    """Says what a completion's vote weighs. Plug-in point ``SparseToDense.vote``."""
+    """Weighs the vote of a completion. Plug-in point ``SparseToDense.vote``."""
 
     @abstractmethod
     def weight(self, mean_logprob: float) -> float:
-        """Return a weight from 0 to 1; the bound is what an early stop counts on.
+        """Return a weight from 0 to 1; early stopping relies on this bound.
 
         Args:
             mean_logprob: of the completion's tokens, as in `Round.mean_logprobs`.
@@ -47,43 +48,35 @@ class MajorityVote(Vote):
 
 
 class LogProbVote(Vote):
-    """Completions count as much as the model was sure of them: the exp of their mean log-prob.
+    """Weighs completions by the geometric mean of their tokens' probabilities.
 
-    That is the geometric mean of the probabilities of its tokens, so that long completions weigh
-    no less than short ones. Log-probs are those of `Round.mean_logprobs`, at each completion's own
+    So long completions weigh no less than short ones. Log-probs are taken at each completion's own
     temperature: completions sampled at a higher one weigh less.
     """
 
     def weight(self, mean_logprob: float) -> float:
-        """Return the geometric mean of the tokens' probabilities."""
+        """Return the exp of the mean log-prob."""
         return min(math.exp(mean_logprob), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class VotingRule:
-    """What M completions decide: an answer, or that more frames are needed to give one.
-
-    Raises:
-        InputError: a consensus of no completion at all.
-    """
+    """What M completions decide: an answer, or that more frames are needed."""
 
     vote: Vote = field(default_factory=MajorityVote)
-    consensus: int | None = None
-    """Completions that have to give the answer for it to stand before the last level; None is
-    all of them."""
-    early_stop: bool = True
-    """Whether completions that cannot change the result are cancelled."""
+    consensus: int | None = None  # completions that must agree before the last level; None is all
+    early_stop: bool = True  # whether completions that cannot change the result are cancelled
 
     def __post_init__(self) -> None:
-        """Check the consensus."""
+        """Raise `InputError` for a consensus below 1."""
         if self.consensus is not None and self.consensus < 1:
             raise InputError(f"consensus is {self.consensus}; give 1 or more, or null for all")
 
     def answer(self, round: Round) -> str | None:
-        """Return the answer that the vote of a round gives, None where there is no vote.
+        """Return the answer with the most weight in a round, None without any vote.
 
         Raises:
-            VoteError: the vote raises, or gives something that is no weight from 0 to 1.
+            VoteError: the vote raises, or returns something other than a weight from 0 to 1.
         """
         return elect(round.answers, self._weights(round.answers, round.mean_logprobs))
 
@@ -103,45 +96,42 @@ class VotingRule:
     ) -> bool:
         """Whether the unfinished completions of a round cannot change what it decides.
 
-        What must stay: whether the question goes to the next level, the answer if it does not,
-        and whether that answer was unanimous. With u completions unfinished, a round
+        That is whether the question continues with the next level, the answer if it does not, and
+        whether that answer is unanimous. With u completions unfinished:
 
-        - continues for certain where not even u more votes make a consensus of any answer, and has
-          an answer for certain where it continues for none, or is the last one, and nobody can
-          catch up with the leader: any other answer, a new one too, has less than the leader's
-          weight with u more; where votes of weight 1 make it a tie, the leader also comes first;
-        - can be unanimous as long as all finished completions agree, and is then not stopped.
+        - The question continues for certain if u more votes cannot make any answer a consensus.
+        - Its answer is certain if the question does not continue, or this is the last level, and no
+          other answer (one not yet given included) can catch up with the leader by u votes of
+          weight 1. Of equals the one that came first leads.
+        - A round whose finished completions all agree may still be unanimous and is not stopped.
 
         Args:
-            answers: M; those of unfinished completions are not looked at.
+            answers: M; those of unfinished completions are ignored.
             mean_logprobs: M, or none.
             finished: M flags.
             is_last: whether no level with more frames follows.
 
         Returns:
-            False too where `early_stop` is off, and where log-probs are no numbers: such a round
-            fails.
+            Also False if `early_stop` is off, or log-probs are not finite: such a round fails.
 
         Raises:
             VoteError: as in `answer`.
         """
         if not self.early_stop:
             return False
-        if mean_logprobs and not all(
-            math.isfinite(mean) for mean, f in zip(mean_logprobs, finished, strict=True) if f
-        ):
+        if not all(math.isfinite(m) for m, f in zip(mean_logprobs, finished, strict=False) if f):
             return False
         known = [a if f else None for a, f in zip(answers, finished, strict=True)]
         done = [a for a, f in zip(answers, finished, strict=True) if f]
-        u = len(answers) - len(done)
-        most = max((done.count(a) for a in set(done) if a is not None), default=0)
+        votes = Counter(a for a in done if a is not None)
+        num_open = len(answers) - len(done)
         needed = self.consensus or len(answers)
-        if not is_last and most + u < needed:
+        if not is_last and max(votes.values(), default=0) + num_open < needed:
             return True
         if len(set(done)) < 2:
             return False
         leader = elect(known, weights := self._weights(known, mean_logprobs))
-        if leader is None or (not is_last and done.count(leader) < needed):
+        if leader is None or (not is_last and votes[leader] < needed):
             return False
         return cannot_be_caught(leader, known, weights, [not f for f in finished])
 
@@ -156,21 +146,20 @@ class VotingRule:
         ]
 
     def _weight(self, mean_logprob: float) -> float:
-        """What the vote of one completion weighs, known to be a weight."""
         name = type(self.vote).__name__
+        remedy = "correct it, or set SparseToDense.vote to null"
         try:
             weight = self.vote.weight(mean_logprob)
         except Exception as error:
             raise VoteError(
                 f"{name} raised {type(error).__name__} at the mean log-prob {mean_logprob}: "
-                f"{error}; correct it, or set SparseToDense.vote to null"
+                f"{error}; {remedy}"
             ) from error
         if not isinstance(weight, int | float) or not 0 <= weight <= 1:
             lacking = "; its completions lack mean log-probs" if math.isnan(mean_logprob) else ""
             raise VoteError(
                 f"{name} gives a vote the weight {weight!r} at the mean log-prob {mean_logprob}, "
-                f"and not a float from 0 to 1{lacking}; correct it, or set SparseToDense.vote to "
-                "null"
+                f"and not a float from 0 to 1{lacking}; {remedy}"
             )
         return weight
 
@@ -185,15 +174,7 @@ def tally(answers: Sequence[str | None], weights: Sequence[float]) -> dict[str, 
 
 
 def elect(answers: Sequence[str | None], weights: Sequence[float]) -> str | None:
-    """The answer with the most weight; of several leaders the one that came first.
-
-    Args:
-        answers: canonical answers; None is no vote.
-        weights: as many.
-
-    Returns:
-        An answer, or None where there is no vote.
-    """
+    """The answer with the most weight, of equals the first; None without a vote."""
     votes = tally(answers, weights)
     # dicts keep the order of first appearance, and max takes the first of equals
     return max(votes, key=votes.__getitem__, default=None)
@@ -205,36 +186,19 @@ def cannot_be_caught(
     weights: Sequence[float],
     is_open: Sequence[bool],
 ) -> bool:
-    """Whether a leader wins whatever votes of weight 0 to 1 are still to come.
-
-    Args:
-        leader: one of the answers.
-        answers: None where no vote is, or none yet.
-        weights: as many.
-        is_open: as many; where a vote may still come.
-    """
+    """Whether a leader wins whatever votes of weight 0 to 1 are cast where ``is_open``."""
     votes = tally(answers, weights)
-    places = [place for place, flag in enumerate(is_open) if flag]
-    first = {answer: answers.index(answer) for answer in votes}
-    next_place = min(places, default=len(answers))
-    for rival in [*(votes.keys() - {leader}), None]:
-        # None stands for an answer that nobody has given yet
-        reach = len(places) + (Fraction(0) if rival is None else votes[rival])
-        comes = next_place if rival is None else min(first[rival], next_place)
-        if reach > votes[leader] or (reach == votes[leader] and comes < first[leader]):
-            return False
-    return True
+    next_place = next((i for i, flag in enumerate(is_open) if flag), len(answers))
+    # an answer that has not been given yet has no votes
+    rivals = [(votes[a], answers.index(a)) for a in votes if a != leader]
+    rivals.append((Fraction(0), next_place))
+    # more weight wins, at equal weight the earlier place
+    lead = (votes[leader], -answers.index(leader))
+    return all((w + sum(is_open), -min(place, next_place)) < lead for w, place in rivals)
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer; of several leaders the one that came first.
-
-    Args:
-        answers: canonical answers; None is no vote.
-
-    Returns:
-        An answer, or None where there is no vote.
-    """
+    """The most frequent answer, of equals the first; None without a vote."""
     return elect(answers, [1.0] * len(answers))
 
 
@@ -244,7 +208,7 @@ def is_unanimous(answers: Sequence[str | None]) -> bool:
 
 
 def agreement(answers: Sequence[str | None]) -> float:
-    """Share of all completions that gave the leading answer; 0 where none gave any."""
+    """Fraction of all completions that gave the most frequent answer; 0 if none gave any."""
     leader = majority(answers)
     return 0.0 if leader is None else list(answers).count(leader) / len(answers)
 
@@ -261,22 +225,12 @@ def make_round(
     is_last: bool = False,
     num_damaged: int = 0,
 ) -> Round:
-    """Parse completions of one question into a round.
-
-    Args:
-        completions: texts.
-        question: what was asked.
-        num_frames: frames that the model saw.
-        times_s: when in the video they are.
-        num_tokens: of each completion.
-        mean_logprobs: of each completion.
-        cancelled: which completions were cancelled; they have no answer, whatever they say.
-        is_last: whether the video has no more frames to show.
-        num_damaged: damaged frames, replaced by the nearest sound ones.
-    """
+    """Parse M completions of one question into a `Round`, which documents the arguments."""
     answers = tuple(
-        None if given_up else parse_answer(text, question)
-        for text, given_up in zip(completions, cancelled or [False] * len(completions), strict=True)
+        None if is_cancelled else parse_answer(text, question)
+        for text, is_cancelled in zip(
+            completions, cancelled or [False] * len(completions), strict=True
+        )
     )
     return Round(
         num_frames,
@@ -288,7 +242,7 @@ def make_round(
         tuple(mean_logprobs),
         tuple(cancelled),
         is_last,
-        num_damaged=num_damaged,
+        num_damaged,
     )
 
 
@@ -298,21 +252,13 @@ def decide(
     rule: VotingRule | None = None,
     clip: Clip | None = None,
 ) -> Prediction:
-    """Answer a question by the vote of its last round.
+    """Answer a question by the vote of its last round, or fail if its log-probs are not finite.
 
-    It fails where the model's log-probs are not finite.
-
-    Args:
-        question: what was asked.
-        rounds: at least one.
-        rule: how votes are counted; by majority where none is given.
-        clip: frames of the last round.
-
-    Raises:
-        VoteError: the rule's vote raises, or gives something that is no weight.
+    ``clip`` has the frames of that round. Raises as `VotingRule.answer`; votes are by majority if
+    there is no rule.
     """
     if not all(map(math.isfinite, rounds[-1].mean_logprobs)):
-        # what is sampled from such a model is no answer, not even a wrong one
+        # what such a model samples is not an answer, not even a wrong one
         reason = (
             f"question {question.id} at {rounds[-1].num_frames} frames: the model's log-probs are "
             "no finite numbers; its weights are damaged or overflow, see model.policy"
@@ -325,12 +271,6 @@ def decide(
 
 
 def fail(question: Question, error: str | None, rounds: Sequence[Round] = ()) -> Prediction:
-    """Give up on a question. It is wrong, not missing, where its right answer is known.
-
-    Args:
-        question: what was asked.
-        error: why there is no answer.
-        rounds: those that were finished before.
-    """
+    """Return a failed prediction: wrong, not missing, if the gold answer is known."""
     correct = None if question.gold is None else False
     return Prediction(question, tuple(rounds), error=error, correct=correct)

@@ -5,7 +5,7 @@ reads one, none where it reads none, and several where it is not strict. A rando
 right for none here.
 
 - Video-MME: ``evaluation/eval_your_results.py`` of github.com/BradyFU/Video-MME.
-- LongVideoBench: the task of lmms-eval, which says to be that of the paper's author.
+- LongVideoBench: the task of lmms-eval, which claims to be that of the paper's author.
 - VideoMMMU: the task of lmms-eval, written by the authors.
 - Video-Holmes: ``evaluate.py`` of github.com/TencentARC/Video-Holmes.
 - MMVU: its authors let GPT-4o judge, which is no rule; the rule here is that of lmms-eval's task.
@@ -82,7 +82,7 @@ def _last(response: str, found: Sequence[str], form: str) -> set[str]:
 def video_holmes(response: str, options: Sequence[str]) -> set[str]:
     """In the last ``<answer>``: of A to F the first in the alphabet that is there.
 
-    One before a space or colon or behind ``[`` comes before one that is there at all.
+    One before a space or colon or after ``[`` takes precedence over any other.
     """
     answers = re.findall(r"<answer>\s*(.*?)\s*</answer>", response, re.DOTALL)
     text = answers[-1].strip() if answers else response
@@ -93,7 +93,7 @@ def video_holmes(response: str, options: Sequence[str]) -> set[str]:
 
 
 def mmvu(response: str, options: Sequence[str]) -> set[str]:
-    """Every letter that stands by itself, in either case, and every option that is quoted.
+    """Every letter that stands alone, in either case, and every option that is quoted.
 
     Quoted is an option whose text is in the response, or one word of it of three letters or more
     where its letter is somewhere in the response.

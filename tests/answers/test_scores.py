@@ -35,9 +35,9 @@ def edit_distance(a: list[str], b: list[str]) -> int:
 def test_ocr_is_one_minus_the_word_error_rate():
     rng = random.Random(1)
     for _ in range(60):
-        gold, said = words(rng, rng.randint(1, 5)), words(rng, rng.randint(1, 6))
-        want = max(0.0, 1 - edit_distance(said, gold) / len(gold))
-        got = score(" ".join(said), ProblemType.OCR, " ".join(gold))
+        gold, answer = words(rng, rng.randint(1, 5)), words(rng, rng.randint(1, 6))
+        want = max(0.0, 1 - edit_distance(answer, gold) / len(gold))
+        got = score(" ".join(answer), ProblemType.OCR, " ".join(gold))
         assert got == pytest.approx(want, abs=1e-6)
 
 
@@ -45,17 +45,17 @@ def ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def f_measure(common: int, said: int, gold: int) -> float:
+def f_measure(common: int, answer: int, gold: int) -> float:
     if common == 0:
         return 0.0
-    precision, recall = common / said, common / gold
+    precision, recall = common / answer, common / gold
     return 2 * precision * recall / (precision + recall)
 
 
-def plain_rouge(said: list[str], gold: list[str]) -> float:
+def plain_rouge(answer: list[str], gold: list[str]) -> float:
     values = []
     for n in (1, 2):
-        a, b = ngrams(said, n), ngrams(gold, n)
+        a, b = ngrams(answer, n), ngrams(gold, n)
         common = sum(min(a.count(gram), b.count(gram)) for gram in set(a))
         values.append(f_measure(common, len(a), len(b)))
 
@@ -66,25 +66,25 @@ def plain_rouge(said: list[str], gold: list[str]) -> float:
             return 1 + longest(a[1:], b[1:])
         return max(longest(a[1:], b), longest(a, b[1:]))
 
-    values.append(f_measure(longest(said, gold), len(said), len(gold)))
+    values.append(f_measure(longest(answer, gold), len(answer), len(gold)))
     return sum(values) / 3
 
 
 def test_free_form_is_the_mean_of_rouge_1_2_and_l():
     rng = random.Random(2)
     for _ in range(60):
-        gold, said = words(rng, rng.randint(2, 6)), words(rng, rng.randint(1, 7))
-        want = 1.0 if said == gold else plain_rouge(said, gold)
-        got = score(" ".join(said), ProblemType.FREE_FORM, " ".join(gold))
+        gold, answer = words(rng, rng.randint(2, 6)), words(rng, rng.randint(1, 7))
+        want = 1.0 if answer == gold else plain_rouge(answer, gold)
+        got = score(" ".join(answer), ProblemType.FREE_FORM, " ".join(gold))
         assert got == pytest.approx(want, abs=1e-6)
 
 
 def test_regression_is_one_minus_the_relative_error():
     rng = random.Random(3)
     for _ in range(100):
-        gold, said = round(rng.uniform(-9, 9), 2), round(rng.uniform(-9, 9), 2)
-        relative = min((abs(said - gold) + 1e-9) / (abs(gold) + 1e-9), 1)
-        got = score(str(said), ProblemType.REGRESSION, str(gold))
+        gold, answer = round(rng.uniform(-9, 9), 2), round(rng.uniform(-9, 9), 2)
+        relative = min((abs(answer - gold) + 1e-9) / (abs(gold) + 1e-9), 1)
+        got = score(str(answer), ProblemType.REGRESSION, str(gold))
         assert got == pytest.approx(1 - relative, abs=1e-9)
 
 

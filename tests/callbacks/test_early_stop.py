@@ -85,7 +85,7 @@ def test_a_vote_of_ones_own(tmp_path, videos):
     assert lines[0]["rounds"][0]["num_tokens"] == [1, 1, 1]
 
 
-def test_what_was_given_up_is_asked_again_where_no_frames_are_left(tmp_path, videos):
+def test_cancelled_completions_are_sampled_again_if_no_frames_are_left(tmp_path, videos):
     """That the video has no more to show is found out on its next level only."""
     policy = scripted({"q": {4: "AABBB"}}, one_by_one=True)
     asked, data = [ask("q", videos["long"], "B")], {"sampler": AtMostFour()}

@@ -1,4 +1,4 @@
-"""Signals at any place of a run of many steps: what is saved, and what a run that goes on does."""
+"""Signals at any step of a run: what is saved, and what a resumed run does."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ class Send(Callback):
 
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end"])
 @pytest.mark.parametrize("step", range(1, 9))
-def test_a_run_goes_on_from_any_step_that_a_signal_ended(tmp_path, step, hook):
+def test_a_run_resumes_after_any_step_that_a_signal_ended(tmp_path, step, hook):
     """Validations come after steps 3 and 6; that of the last step is in the checkpoint."""
     options = VALIDATED | {"max_epochs": 2}
     whole, _ = fit(tmp_path, VAL, **options)
@@ -49,7 +49,7 @@ def test_a_run_goes_on_from_any_step_that_a_signal_ended(tmp_path, step, hook):
     assert len(validations) == 2, "none is lost, none is made twice"
 
 
-def test_regular_checkpoints_go_on_with_the_validations_of_the_whole_run(tmp_path):
+def test_regular_checkpoints_resume_with_the_validations_of_the_full_run(tmp_path):
     options = VALIDATED | {"max_epochs": 2}
     keep = StepCheckpoint(every_n_steps=1, keep=9, dirpath=str(tmp_path / "kept"))
     whole, _ = fit(tmp_path, VAL, callbacks=[keep], **options)

@@ -1,4 +1,4 @@
-"""The bar of a prediction run, and what stands in for it where there is no terminal."""
+"""The bar of a prediction run, and the lines that replace it without a terminal."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ from vrts.callbacks import progress
 from vrts.callbacks.metrics.summary import summarise
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.callbacks.prediction.writer import PredictionWriter
-from vrts.callbacks.progress import FitProgress, PredictionProgress, Tally, clock_text, time_left_s
+from vrts.callbacks.progress import FitProgress, PredictionProgress, Tally, time_left
 
 
 def test_a_tally_comes_to_the_same_as_the_metrics():
@@ -39,14 +39,9 @@ def test_a_tally_shows_only_what_there_is():
 
 
 def test_the_time_left_is_by_the_speed_of_this_run():
-    assert time_left_s(0, 10, 5.0) is None
-    assert time_left_s(4, 10, 6.0) == 15
-    assert [clock_text(s) for s in (0.4, 61, 3600, 7384.6)] == [
-        "0:00",
-        "1:01",
-        "1:00:00",
-        "2:03:05",
-    ]
+    assert time_left(0, 10, 5.0) is None
+    assert str(time_left(4, 10, 6.0)) == "0:00:15"
+    assert str(time_left(1, 1, 7384.6)) == "2:03:05"
 
 
 def run(folder, videos, bar, **options):
@@ -69,9 +64,9 @@ def test_without_a_terminal_it_is_a_line_now_and_then(tmp_path, videos, capsys):
     lines = [s for s in capsys.readouterr().out.splitlines() if s.startswith("questions:")]
     assert len(lines) == 9, "a line as soon as a question is decided"
     assert re.fullmatch(
-        r"questions: 2 of 9, 0 failed, 6\.0 frames, accuracy 50\.0 %, 0:\d\d left", lines[1]
+        r"questions: 2 of 9, 0 failed, 6\.0 frames, accuracy 50\.0 %, 0:00:\d\d left", lines[1]
     )
-    assert lines[-1].startswith("questions: 9 of 9, 2 failed, 8.0 frames, accuracy 50.0 %, 0:00")
+    assert lines[-1].startswith("questions: 9 of 9, 2 failed, 8.0 frames, accuracy 50.0 %, 0:00:00")
 
 
 @pytest.mark.parametrize("every_s", [0.0, 1e6])
@@ -80,7 +75,7 @@ def test_it_is_quiet_otherwise(tmp_path, videos, capsys, every_s):
     assert "questions:" not in capsys.readouterr().out
 
 
-def test_a_run_that_goes_on_counts_what_was_done(tmp_path, videos, capsys):
+def test_a_resumed_run_counts_what_was_done(tmp_path, videos, capsys):
     predict(tmp_path, scripted(SCRIPT), nine(videos)[:4])
     capsys.readouterr()
     run(tmp_path, videos, ticking(line_every_s=1))
@@ -98,7 +93,7 @@ def test_on_a_terminal_it_is_a_bar(tmp_path, videos, monkeypatch):
     run(tmp_path, videos, bar)
     out = file.getvalue()
     assert "9/9" in out
-    assert "2 failed, 8.0 frames, accuracy 50.0 %, 0:00 left" in out
+    assert "2 failed, 8.0 frames, accuracy 50.0 %, 0:00:00 left" in out
     assert out.endswith("\x1b[?25h"), "the cursor is back"
     assert bar._bar is None
 
@@ -160,8 +155,8 @@ def test_a_training_run_without_a_terminal_prints_lines(capsys):
     steps.bar.on_train_end(steps, None)
     text = "loss 0.1235, reward 0.5, 10.0 s a step"
     assert capsys.readouterr().out.splitlines() == [
-        f"step 3 of 9: {text}, 1:00 left",
-        f"step 6 of 9: {text}, 0:30 left",
+        f"step 3 of 9: {text}, 0:01:00 left",
+        f"step 6 of 9: {text}, 0:00:30 left",
         f"step 9 of 9: {text}",
     ]
 

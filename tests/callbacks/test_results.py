@@ -1,4 +1,4 @@
-"""What a command ends with."""
+"""What a command prints last."""
 
 from types import SimpleNamespace
 
@@ -45,6 +45,6 @@ def test_what_is_there_is_named_and_why_the_run_stopped(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", [{"is_global_zero": False}, {"callbacks": [Callback()]}])
-def test_other_processes_and_runs_without_files_say_nothing(tmp_path, capsys, change):
+def test_other_processes_and_runs_without_files_print_nothing(tmp_path, capsys, change):
     tell_results(trainer(tmp_path, **change))
     assert capsys.readouterr().out == ""

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from vrts.callbacks.checkpoints.interruption import SIGNALS
-from vrts.callbacks.signals import ENDING, Termination
+from vrts.callbacks.signals import ENDING, SignalHandlers
 
 
 @pytest.fixture(autouse=True)
@@ -19,20 +19,20 @@ def _hangup():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_ends_as_by_ctrl_c(number):
     before = signal.getsignal(number)
-    termination = Termination()
-    termination.take_over()
+    handlers = SignalHandlers()
+    handlers.install()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
-    termination.give_back()
+    handlers.restore()
     assert signal.getsignal(number) is before
 
 
 def test_what_nohup_ignores_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    termination = Termination()
-    termination.take_over()
+    handlers = SignalHandlers()
+    handlers.install()
     os.kill(os.getpid(), signal.SIGHUP)  # the run goes on
-    termination.give_back()
+    handlers.restore()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 

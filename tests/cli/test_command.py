@@ -125,7 +125,7 @@ class TestCommands:
         assert list((tmp_path / "lightning_logs").rglob("events*"))
         assert (tmp_path / "model/model.safetensors").is_file()
         out = capsys.readouterr().out
-        assert re.search(r"^step 1 of 2: loss .*, reward .* s a step, 0:\d\d left$", out, re.M)
+        assert re.search(r"^step 1 of 2: loss .*, reward .* s a step, 0:00:\d\d left$", out, re.M)
         assert re.search(r"^step 2 of 2: loss .*, reward .* s a step$", out, re.M)
         *_, last, warning = out.splitlines()
         assert warning.startswith("warning: in 2 steps no completion had the format")

@@ -26,9 +26,17 @@ sys.exit(status if not found else f"imported {found}")
     [
         (["--help"], 0, "predict   answer the questions"),
         ([], 0, "usage: vrts {fit,"),
+        (["--help"], 0, "\nAsk about a video:  vrts predict --config ask "),
+        (["configs"], 0, "\ngrpo          Video-RTS's training"),
+        (["configs", "demo/fit"], 0, "\n  max_steps: 200\n"),
+        (["configs", "gpro"], 2, "no configuration gpro; did you mean grpo?"),
         (["--version"], 0, "vrts 0."),
         (["fitt"], 2, "vrts: error: fitt: no such subcommand; did you mean fit?"),
-        (["answer"], 2, "no such subcommand; there are fit, validate, test, predict, export"),
+        (
+            ["answer"],
+            2,
+            "there are fit, validate, test, predict, export, configs, demo",
+        ),
         (
             ["fit", "--tainer.max_steps", "1"],
             2,
@@ -54,7 +62,7 @@ def test_options_begin_with_the_parts_that_are_known(subcommand, capsys):
 
 
 def test_each_subcommand_is_listed(capsys):
-    assert SUBCOMMANDS.keys() == VrtsCLI.subcommands().keys()
+    assert SUBCOMMANDS.keys() == VrtsCLI.subcommands().keys() | {"configs", "demo"}
     assert main(["-h"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in SUBCOMMANDS)

@@ -90,7 +90,7 @@ class TestAsk:
         ("more", "message"),
         [
             (["--data.video=nowhere.mp4", "--data.question=?"], "data.video: nowhere.mp4: no such"),
-            ([f"--data.video={__file__}"], "data.video and data.question ask one question"),
+            ([f"--data.video={__file__}"], "data.video and data.question are one question"),
             (
                 [f"--data.video={__file__}", "--data.question=?", '--data.options=["one"]'],
                 "data.options: a multiple choice needs",

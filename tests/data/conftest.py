@@ -21,7 +21,7 @@ def touch(tmp_path):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write rows in the format that the name's ending tells and return the path."""
+    """Write rows in the format of the name's suffix and return the path."""
 
     def make(rows, name: str = "rows.json") -> str:
         path = Path(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Videos whose frames tell which ones they are: the number is painted as stripes, a bit each."""
+"""Videos whose frames show their own number, painted as stripes, a bit each."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -37,7 +37,7 @@ def numbers(clip) -> tuple[int, ...]:
 
 
 def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """An image ``[H, W, C]`` as a player shows it: each pixel put where the matrix says."""
+    """An image ``[H, W, C]`` as a player shows it: each pixel moved by the matrix."""
     height, width = pixels.shape[:2]
     a, b, c, d = ORIENTATIONS[orientation]
     y, x = np.mgrid[:height, :width]

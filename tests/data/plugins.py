@@ -34,7 +34,7 @@ class FakeDecoder(Decoder):
 
 
 class NaughtyDecoder(FakeDecoder):
-    """Does what the name of the file says."""
+    """Behaves according to the name of the file."""
 
     def decode(self, path, num_frames, sampler, resolution, window=WHOLE):
         name = Path(path).stem

@@ -108,7 +108,7 @@ def check(question):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Videos of the sound rows, in a folder whose name tells VideoMMMU's track."""
+    """Videos of the valid rows, in a folder whose name has VideoMMMU's track."""
     folder = tmp_path_factory.mktemp("adaptation")
     for name in ("abc", "clip", "BV1", "Art/validation_Art_Theory_3", "Art/0"):
         path = folder / "videos" / f"{name}.mp4"

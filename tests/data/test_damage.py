@@ -36,7 +36,7 @@ def wanted(num_frames=32):
 
 
 def check(clip, lost, offset=0):
-    """A clip whose damaged frames are these: the others stay, the nearest sound ones stand in."""
+    """A clip with these damaged frames, each replaced by the nearest intact one."""
     sound = [i for i in range(clip.num_source_frames) if i not in lost]
     nearest = [min(sound, key=lambda s: (abs(s - i), s)) for i in wanted(len(clip.frames))]
     assert list(clip.frame_indices) == nearest
@@ -46,7 +46,7 @@ def check(clip, lost, offset=0):
 
 
 def spoil(first, last=None):
-    """Damage the images' data in these packets, by decoding order, behind their heads."""
+    """Damage the images' data in these packets, by decoding order, after their headers."""
 
     def change(number, packet):
         if not first <= number <= (first if last is None else last):
@@ -94,7 +94,7 @@ def test_a_cut_file_is_not_taken_for_the_whole(tmp_path, ending, share):
     assert decode(source).num_damaged == 0
     # by their times: one may be missing where the cut falls between reordered frames
     assert numbers(clip) == tuple(round(10 * time_s) for time_s in clip.times_s)
-    if ending == "ts":  # nothing in it tells how long it was
+    if ending == "ts":  # its length is not recorded
         assert clip.num_source_frames < TOTAL * (share + 0.05)
         return
     assert clip.num_source_frames == pytest.approx(TOTAL, abs=2)

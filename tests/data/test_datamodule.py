@@ -357,10 +357,10 @@ class OwnReader(ListReader):
     ("given", "message"),
     [
         (None, r"OwnReader gave NoneType; OwnReader.read\(\) must return a list of .*Question"),
-        ([{"id": "1"}], "OwnReader gave dict at place 0; "),
+        ([{"id": "1"}], "OwnReader gave dict at index 0; "),
         (
             [*ListReader(2).read(), *ListReader(1).read()],
-            "gave the id 'q0' twice, again at place 2",
+            "gave the id 'q0' twice, again at index 2",
         ),
     ],
 )

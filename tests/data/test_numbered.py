@@ -1,4 +1,4 @@
-"""Frame numbers painted into the pixels: the very frames come out that a clip says it has."""
+"""Frame numbers painted into the pixels: the decoded frames are those that the clip lists."""
 
 import random
 import re

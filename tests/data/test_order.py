@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrts.data.order import epoch_order, evaluation_batches
+from vrts.data.progress import epoch_order
+from vrts.data.stream import evaluation_batches
 
 COUNT, BATCH, WORLD = st.integers(0, 200), st.integers(1, 7), st.integers(1, 8)
 

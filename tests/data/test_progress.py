@@ -1,4 +1,4 @@
-"""However often a run goes on, and with whatever ranks and batches: each question once an epoch."""
+"""However often a run is resumed, with whatever ranks and batches: each question once an epoch."""
 
 import itertools
 from concurrent.futures import Future
@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrts.data.progress import Layout, Position, TrainingProgress
+from vrts.data.progress import Position, StepPlan, TrainingProgress
 from vrts.data.stream import TrainingStream
 from vrts.types import Question, Sample
 
@@ -26,9 +26,9 @@ class Pool:
         return future
 
 
-def steps(layout, progress):
+def steps(plan, progress):
     """All ranks' batches, step by step, over epochs; None at the end of each."""
-    questions = [Question(str(i), "?", "v.mp4") for i in range(layout.num_questions)]
+    questions = [Question(str(i), "?", "v.mp4") for i in range(plan.num_questions)]
     streams = [TrainingStream(each, questions, Pool(), 2) for each in progress]
     while True:
         yield from zip(*streams, strict=True)
@@ -37,12 +37,12 @@ def steps(layout, progress):
 
 def run(count, shape, state, num_steps):
     """Steps of one run, each as (epoch, questions of each rank), and its state at the end."""
-    layout = Layout(count, 3, True, *shape)
-    progress = [TrainingProgress(layout, rank) for rank in range(layout.world_size)]
+    plan = StepPlan(count, 3, True, *shape)
+    progress = [TrainingProgress(plan, rank) for rank in range(plan.world_size)]
     for each in progress:
         if state is not None:
             each.load_state_dict(state)
-    given, source = [], steps(layout, progress)
+    given, source = [], steps(plan, progress)
     while len(given) < num_steps:
         batches = next(source)
         if batches is None:
@@ -77,7 +77,7 @@ def test_any_sequence_of_resumes_trains_on_each_question_once(count, runs):
     epochs = [epoch for epoch, _ in given]
     assert epochs == sorted(epochs)
     for epoch in set(epochs):
-        whole = Layout(count, 3, True, 1, 1).shares(Position(epoch, 0), 0)
+        whole = StepPlan(count, 3, True, 1, 1).shares(Position(epoch, 0), 0)
         order = [index for share in whole for index in share.indices]
         trained = [merged(ranks) for each, ranks in given if each == epoch]
         trained = [index for step in trained for index in step]
@@ -87,7 +87,7 @@ def test_any_sequence_of_resumes_trains_on_each_question_once(count, runs):
 
 
 @given(st.integers(1, 40), SHAPES, st.lists(st.integers(0, 9), max_size=5))
-def test_resumes_with_the_same_layout_are_the_run_that_was_not_interrupted(count, shape, parts):
+def test_resumes_with_the_same_plan_are_the_run_that_was_not_interrupted(count, shape, parts):
     whole, end = run(count, shape, None, sum(parts))
     state, given = None, []
     for num_steps in parts:
@@ -111,8 +111,8 @@ def test_two_ranks_train_on_what_one_does(count, shape, num_steps):
 @given(st.integers(1, 40), SHAPES, st.integers(0, 40))
 def test_the_length_is_more_than_there_is(count, shape, num_seen):
     """So that Lightning takes no batch for the last one."""
-    layout = Layout(count, 0, False, *shape)
-    progress = TrainingProgress(layout)
+    plan = StepPlan(count, 0, False, *shape)
+    progress = TrainingProgress(plan)
     progress.position = Position(0, min(num_seen, count))
-    assert progress.num_batches() == layout.num_steps() + 1
-    assert len(progress.rest()) == layout.num_steps(num_seen) < progress.num_batches()
+    assert progress.num_batches() == plan.num_steps() + 1
+    assert len(progress.remaining()) == plan.num_steps(num_seen) < progress.num_batches()

@@ -9,7 +9,7 @@ QUESTIONS = [Question(f"q{i}", "?", "v.mp4") for i in range(6)]
 
 
 class SlowPool:
-    """Records what is asked for, and decodes only when told to."""
+    """Records what is submitted, and decodes only on demand."""
 
     num_workers = 1
 

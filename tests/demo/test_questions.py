@@ -1,4 +1,4 @@
-"""Questions say what their scene shows, and options hide which one is right."""
+"""Questions match their scene, and options hide which one is right."""
 
 import dataclasses
 from collections import Counter
@@ -33,17 +33,17 @@ CHANGING = random_scene(np.random.default_rng(0), changes=True)
     ],
 )
 def test_answers(kind, scene, answer):
-    asked = kind.ask(scene)
+    question = kind.question(scene)
     assert kind.suits(scene)
-    assert asked.answer == answer
+    assert question.answer == answer
     assert answer in kind.choices
     if kind is not FLASH:
-        assert asked.evidence is None
-        assert scene.shape in asked.text
+        assert question.evidence is None
+        assert scene.shape in question.text
 
 
 def test_only_the_flash_has_frames_of_evidence():
-    assert FLASH.ask(SCENE).evidence == SCENE.flash_frames
+    assert FLASH.question(SCENE).evidence == SCENE.flash_frames
 
 
 def test_first_and_last_need_a_change_and_the_plain_colour_none():
@@ -74,16 +74,16 @@ def test_unshuffled_options_keep_the_order_of_their_kind():
 
 
 def test_row():
-    asked = FLASH.ask(SCENE)
-    options = draw_options(FLASH, asked.answer, True, np.random.default_rng(5))
-    row = question_row(7, FLASH, asked, options, "videos/00007.mp4")
+    question = FLASH.question(SCENE)
+    options = draw_options(FLASH, question.answer, True, np.random.default_rng(5))
+    row = question_row(7, FLASH, question, options, "videos/00007.mp4")
     letter = row["solution"].removeprefix("<answer>").removesuffix("</answer>")
-    assert row["options"]["ABCD".index(letter)] == f"{letter}. {asked.answer}"
+    assert row["options"]["ABCD".index(letter)] == f"{letter}. {question.answer}"
     assert row["evidence_frames"] == list(SCENE.flash_frames)
     assert (row["problem_id"], row["kind"], row["path"]) == (7, "flash", "videos/00007.mp4")
 
 
 def test_an_answer_that_is_no_option_is_an_error():
-    asked = dataclasses.replace(OBJECT.ask(SCENE), answer="white")
+    question = dataclasses.replace(OBJECT.question(SCENE), answer="white")
     with pytest.raises(ValueError, match="white"):
-        question_row(0, OBJECT, asked, ["red", "green"], "a.mp4")
+        question_row(0, OBJECT, question, ["red", "green"], "a.mp4")

@@ -1,4 +1,4 @@
-"""What scenes show is what their properties say."""
+"""Rendered scenes match their properties."""
 
 import dataclasses
 

@@ -117,7 +117,7 @@ def test_any_object_is_described():
 
 
 def video_digest(path):
-    """As the cache of frames tells videos apart."""
+    """As the cache of frames distinguishes videos."""
     return sampled_digest(path, with_time=True)
 
 

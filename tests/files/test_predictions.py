@@ -1,4 +1,4 @@
-"""predictions.jsonl: its schema, there and back, and whole lines whatever happened."""
+"""predictions.jsonl: its schema, round trips, and complete lines whatever happened."""
 
 import dataclasses
 import json

@@ -18,15 +18,6 @@ from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Completion, Sample
 
 WORDS = "what which colour red does the circle left square two after moves then seven it".split()
-CPU = torch.device("cpu")
-
-
-def vision_inputs(policy: TransformersPolicy, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
-    """What transformers' forward calls the patches of a video or an image."""
-    grid, patches = torch.tensor([prompt.grid]), prompt.patches(CPU)
-    if (prompt.input_ids == policy.base.config.image_token_id).any():
-        return {"pixel_values": patches, "image_grid_thw": grid}
-    return {"pixel_values_videos": patches, "video_grid_thw": grid}
 
 
 def plain_logits(
@@ -34,15 +25,12 @@ def plain_logits(
 ) -> torch.Tensor:
     """Logits ``[length, V]`` that a completion's tokens are drawn from, at temperature 1."""
     assert isinstance(prompt, VideoPrompt)
+    inputs = policy.family.model_inputs(policy.base, prompt)
+    positions = inputs["position_ids"]
     steps = prompt.next_position + torch.arange(len(completion_ids))
-    axes = len(prompt.positions)
-    positions = torch.cat([prompt.positions, steps.expand(axes, -1)], 1)[:, None]
-    logits = policy.base(
-        input_ids=torch.cat([prompt.input_ids, completion_ids])[None],
-        position_ids=positions if axes > 1 else positions[0],
-        **vision_inputs(policy, prompt),
-        use_cache=False,
-    ).logits[0, len(prompt.input_ids) - 1 : -1]
+    inputs["position_ids"] = torch.cat([positions, steps.expand(*positions.shape[:-1], -1)], -1)
+    inputs["input_ids"] = torch.cat([prompt.input_ids, completion_ids])[None]
+    logits = policy.base(**inputs, use_cache=False).logits[0, prompt.num_tokens - 1 : -1]
     return logits.float().index_fill(-1, policy.network().suppressed_ids, float("-inf"))
 
 
@@ -127,13 +115,16 @@ def to_float64(policy: TransformersPolicy) -> TransformersPolicy:
     return policy
 
 
-def random_samples(generator: torch.Generator, count: int, side: int = 28) -> list[Sample]:
+def random_samples(
+    generator: torch.Generator, count: int, side: int = 28, tokens: tuple[int, int] = (2, 4)
+) -> list[Sample]:
     """Questions of different length about videos of different size and number of frames.
 
     Args:
         generator: of all that is drawn.
         count: of samples.
         side: pixels of a side of one vision token.
+        tokens: fewest and most of them along a side.
     """
 
     def draw(low: int, high: int) -> int:
@@ -143,7 +134,7 @@ def random_samples(generator: torch.Generator, count: int, side: int = 28) -> li
         make_sample(
             draw(0, 2**30),
             2 * draw(1, 5),
-            (side * draw(2, 4), side * draw(2, 4)),
+            (side * draw(*tokens), side * draw(*tokens)),
             " ".join(WORDS[draw(0, len(WORDS) - 1)] for _ in range(draw(1, 20))),
         )
         for _ in range(count)

@@ -75,7 +75,7 @@ def build(model: Path, case: dict[str, Any]) -> VideoQAModule:
     """Module of a case."""
     lora = Lora(rank=4, alpha=8) if case.get("lora") else None
     policy = make_policy(
-        model / case.get("family", ""),
+        model / case.get("folder", ""),
         lora=lora,
         freeze_vision=case.get("freeze_vision", True),
         gradient_checkpointing=case.get("checkpointing", False),

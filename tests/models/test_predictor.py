@@ -321,7 +321,7 @@ def test_a_question_joins_its_next_level_while_others_are_decoded():
     assert [future.cancelled() for future in frames.futures] == [False, True, True]
 
 
-def test_frames_that_are_needed_are_asked_for_again_before_they_are_given_up():
+def test_needed_frames_are_requested_again_before_those_ahead_are_cancelled():
     frames = Asked()
     asked = predictor(scripted({"a": {4: "ABC"}}), frames)
     asked.submit([sample("a", 4)])

@@ -8,7 +8,7 @@ import torch
 
 from vrts.files.predictions import prediction_to_json
 from vrts.models.engines.engine import Request
-from vrts.models.replay import Recording, ReplayPolicy
+from vrts.models.replay import ReplayPolicy
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
 
 
@@ -41,9 +41,7 @@ def line(id, *rounds, error=None):
 
 def found(path, id, num_frames):
     """Frames that the recorded run saw and whether the video has no more, or why not."""
-    recording = Recording(path)
-    recording.read()
-    result = recording.find(id, num_frames)
+    result = load(path).find(id, num_frames)
     return result if isinstance(result, str) else (result.num_frames, result.is_last)
 
 
@@ -83,11 +81,12 @@ def test_a_failure_is_found_where_it_happened(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"settings\.json: cannot read what the recorded run"):
-        Recording(tmp_path / "predictions.jsonl").read()
+    with pytest.raises(InputError, match=r"settings\.json: cannot read the levels of the recorded"):
+        load(tmp_path / "predictions.jsonl")
     path = write(tmp_path)
     path.unlink()
-    for call in (Recording(path).read, Recording(path).checksum):
+    policy = ReplayPolicy(str(path))
+    for call in (policy.load, policy.fingerprint):
         with pytest.raises(InputError, match=r"model\.policy\.path: cannot read .*predictions"):
             call()
 
@@ -97,7 +96,7 @@ def test_settings_of_something_else_are_named(tmp_path, text):
     path = write(tmp_path, line("q", (4, "AB")))
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(InputError, match=r"settings\.json: cannot read"):
-        Recording(path).read()
+        load(path)
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", "{}", '{"id": "a", "rounds": [{}], "error": null}'])
@@ -106,7 +105,7 @@ def test_a_bad_line_is_named(tmp_path, bad):
     with path.open("a") as file:
         file.write(bad + "\n")
     with pytest.raises(InputError, match=rf"{path}:2: not a line that vrts predict wrote"):
-        Recording(path).read()
+        load(path)
 
 
 def question(id):
@@ -207,7 +206,7 @@ def cancelled(tmp_path):
         return load(write(tmp_path, recorded, line("b", (4, "AAA"))))
 
 
-def test_what_an_early_stop_gave_up_is_needed_unless_a_stop_says_otherwise(tmp_path):
+def test_cancelled_completions_are_needed_unless_the_replay_stops_early_too(tmp_path):
     policy = cancelled(tmp_path)
     sample = policy.sample(question("a"), 4)
     asked = []

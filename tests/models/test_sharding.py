@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.callbacks.runs import build_model, read_predictions
+from tests.callbacks.runs import build_model, make_policy, read_predictions
 from tests.forked import forked
 from tests.models.families.conftest import CASES
 from tests.models.sharded_runs import run
+from tests.models.vlm.test_policy import perturb_adapter
+from vrts.models.vlm.loading import Lora
 
 GIVEN_BACK = {"keep_gathered": False}
 SUMMED = {"sync_every_micro_batch": True}
@@ -26,8 +28,9 @@ TRAINED: dict[str, dict[str, Any]] = {
     "given_back_lora": {"sharding": GIVEN_BACK, "lora": True, "count": 5, "checkpointing": True},
     "summed": {"sharding": SUMMED, "batch": 8, "count": 9},
     "offloaded": {"sharding": {"cpu_offload": True}, "clip": 0.05},
-    **{c.name: {"family": c.name, "freeze_vision": False, "beta": 0.0} for c in CASES[1:]},
-    **{f"{c.name}, lora": {"family": c.name, "lora": True, "count": 6} for c in CASES[1:]},
+    "continued": {"folder": "adapter", "lora": True, "count": 6},
+    **{c.name: {"folder": c.name, "freeze_vision": False, "beta": 0.0} for c in CASES[1:]},
+    **{f"{c.name}, lora": {"folder": c.name, "lora": True, "count": 6} for c in CASES[1:]},
 }
 """By one process and by two."""
 MATRIX: dict[str, dict[str, Any]] = {
@@ -83,6 +86,10 @@ def model(tmp_path_factory) -> Path:
     folder = build_model(tmp_path_factory.mktemp("model"))
     for case in CASES[1:]:
         case.build(folder / case.name)
+    adapted = make_policy(folder, lora=Lora(rank=4, alpha=8))
+    adapted.load()
+    perturb_adapter(adapted)
+    adapted.save_pretrained(folder / "adapter")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The letter that a completion means, given the options: the rules are those of the package."""
+"""Multiple-choice answers: the letter that a completion means, by the rules of the package."""
 
 from __future__ import annotations
 
@@ -30,18 +30,15 @@ _OPTION_LINE = re.compile(r"[ \t>*\-\u2022]{0,6}\(?([A-Z])[*)]{0,3}[.):][*\s]{0,
 _RESTATED = re.compile(r"(?:\([A-Z]\)\s{0,3}[,;.]?\s{0,3}(?:(?:and|or)\s)?){2,}+")
 _SENTENCES = re.compile(r"[.!?;\n]\s*+\S")
 _POLAR = frozenset("yes no true false 是 否 不是 对 不对 有 没有 正确 错误".split())
-_BEHIND_TEXT = r"\s{0,2}(?:[.!;:\n\u2014]|,?\s(?:because|since|as)\b"
+_AFTER_TEXT = r"\s{0,2}(?:[.!;:\n\u2014]|,?\s(?:because|since|as)\b"
 
 
 def extract_choice(text: str, options: Sequence[str]) -> str | None:
-    """Give the letter of the option that a completion means, by the rules of the package.
+    """Return the letter of the option that a completion means; None if it means none or several.
 
     Args:
         text: A completion, or only its answer.
         options: Texts of the options in order, each with or without its ``A. ``.
-
-    Returns:
-        A capital letter, or None where the text means no option or several.
 
     Example:
         >>> extract_choice("A man opens the door. The answer is C.", ["red", "green", "blue"])
@@ -62,6 +59,7 @@ def extract_choice(text: str, options: Sequence[str]) -> str | None:
     }
     found = _alone(answer, texts)
     if not found:
+        # asides such as an explanation count only if there is no answer without them
         answer = _shorten_labels(_plain(answer), texts)
         main = _without_asides(answer)
         found = (_read(main, texts) if main != answer else set()) or _read(answer, texts)
@@ -69,35 +67,27 @@ def extract_choice(text: str, options: Sequence[str]) -> str | None:
 
 
 def option_texts(options: Sequence[str]) -> tuple[str, ...]:
-    """Texts of the options without their letters, if each begins with its own (``A. ``, ``(A)``).
+    """Return options without their letters, if each begins with its own (``A. ``, ``(A)``).
 
     Example:
         >>> option_texts(["A. red", "B. blue"]), option_texts(["A. Lincoln", "J. Adams"])
         (('red', 'blue'), ('A. Lincoln', 'J. Adams'))
     """
-    matches = [
-        re.match(rf"\s*(?:\({letter}\)|{letter}[.):\uff0e\uff1a\u3001])\s*", option)
-        for letter, option in zip(letters(options), options, strict=False)
-    ]
-    if len(matches) < len(options) or not all(matches):
-        return tuple(option.strip() for option in options)
-    return tuple(
-        option[match.end() :].strip()
-        for match, option in zip(matches, options, strict=True)
-        if match
-    )
+    bare = []
+    for letter, option in zip(letters(options), options, strict=False):
+        match = re.match(rf"\s*(?:\({letter}\)|{letter}[.):\uff0e\uff1a\u3001])\s*", option)
+        bare += [option[match.end() :]] if match else []
+    return tuple(text.strip() for text in (bare if len(bare) == len(options) else options))
 
 
 def _alone(answer: str, texts: dict[str, str]) -> set[str]:
-    """Letters where the answer is nothing but a letter, an option's text or both (rules 2 to 4)."""
+    """Letters of an answer that is only a letter, an option's text or both (rules 2 to 4)."""
     plain = _plain(answer)
     for candidate in (plain, strip_lead_in(plain)):
-        alone = _ALONE.fullmatch(candidate)
-        if alone and alone[1].upper() in texts:
+        if (alone := _ALONE.fullmatch(candidate)) and alone[1].upper() in texts:
             return {alone[1].upper()}
     for candidate in (answer, strip_lead_in(answer)):
-        meant = _with_text(candidate, texts)
-        if meant:
+        if meant := _with_text(candidate, texts):
             return set(meant)
     pair = _LETTER_AND_TEXT.fullmatch(answer)
     if pair and _with_text(pair[2], texts) == pair[1].upper():
@@ -106,7 +96,7 @@ def _alone(answer: str, texts: dict[str, str]) -> set[str]:
 
 
 def _read(answer: str, texts: dict[str, str]) -> set[str]:
-    """Letters that an answer means once it has corrected itself (rules 5 to 8)."""
+    """Letters that an answer means after its corrections (rules 5 to 8); several mean none."""
     no_is_an_answer = any(_folded(text) == "no" for text in texts.values())
     answer = corrected(answer, lambda part: bool(_meant(part, texts)), no_is_an_answer)
     found = _meant(answer, texts)
@@ -116,8 +106,7 @@ def _read(answer: str, texts: dict[str, str]) -> set[str]:
 
 
 def _meant(answer: str, texts: dict[str, str]) -> set[str]:
-    found = _alone(answer, texts)
-    if found:
+    if found := _alone(answer, texts):
         return found
     mentions = read_mentions(answer, "".join(texts))
     if mentions.affirmed & mentions.denied:
@@ -130,13 +119,12 @@ def _meant(answer: str, texts: dict[str, str]) -> set[str]:
 
 def _without_asides(answer: str) -> str:
     """Answer without explanations, rows of tables and options that are only restated."""
-    answer = _EXPLANATION.sub("\n", answer)
-    answer = _TABLE_ROW.sub("", answer)
+    answer = _TABLE_ROW.sub("", _EXPLANATION.sub("\n", answer))
     lines: list[str] = []
-    run: list[str] = []  # lines "A. …", "B. …", that follow each other
+    run: list[str] = []  # consecutive lines "A. …", "B. …"
     for line in [*answer.split("\n"), "end"]:
         match = _OPTION_LINE.match(line)
-        restated = len([option for option in run if option.strip()])
+        restated = sum(bool(option.strip()) for option in run)
         if (match and ord(match[1]) == ord("A") + restated) or (run and not line.strip()):
             run.append(line)
         else:
@@ -149,14 +137,14 @@ def _without_asides(answer: str) -> str:
 def _leading_text(answer: str, texts: dict[str, str], bare: bool) -> set[str]:
     """Letters of the option whose text the answer begins with: ``No, the man does not.``.
 
-    A sentence has to end behind it, or a reason begin; behind yes and no a comma is enough. Where
-    the text of another option follows, both are meant. A bare one has no article before it.
+    If the text of another option follows, both are meant. A bare one has no article before it.
     """
+    # a sentence must end after the text, or a reason begin; after yes and no a comma is enough
     article = "" if bare else r"(?:(?:an?|the)\s)?"
     folded = " ".join(strip_lead_in(answer).casefold().split(" ")).lstrip("\"'* ")
     for letter, text in sorted(texts.items(), key=lambda item: -len(item[1])):
         option = _folded(text)
-        end = _BEHIND_TEXT + (r"|,)" if option in _POLAR else ")")
+        end = _AFTER_TEXT + (r"|,)" if option in _POLAR else ")")
         if not option or not re.match(rf"{article}{re.escape(option)}{end}", folded):
             continue
         rest = folded[len(option) :]
@@ -171,31 +159,31 @@ def _leading_text(answer: str, texts: dict[str, str], bare: bool) -> set[str]:
 
 
 def _contradicts(answer: str, letter: str, texts: dict[str, str]) -> bool:
-    """Whether the text of another option stands directly behind or before the letter."""
+    """Whether the text of another option is directly after or before the letter."""
     for other, text in texts.items():
         words = r"\s+".join(map(re.escape, _plain(text).split()))
         if other == letter or not words:
             continue
         words = rf"(?:(?:an?|the)\s)?{words}"
-        behind = (
+        after = (
             rf"(?<![A-Za-z0-9]){letter}[\s.):\]\-\u2013\u2014,(\"'=]{{1,6}}{words}"
             r"(?=\s{0,2}(?:\Z|[.;!?\n)\]\"']|(?:because|since)\b))"
         )
         before = rf"(?:\A|[.:;!?\n]\s?|\bis\s){words}\s?[\(\[]{letter}[\)\]]"
-        if re.search(rf"{behind}|{before}", answer, re.IGNORECASE):
+        if re.search(rf"{after}|{before}", answer, re.IGNORECASE):
             return True
     return False
 
 
 def _plain(answer: str) -> str:
-    """Answer without LaTeX and emphasis; an emphasised or quoted capital is put in brackets."""
+    """Answer without LaTeX and emphasis; an emphasised or quoted capital gets brackets."""
     answer = _LATEX.sub("", answer).replace("\\", "").replace("$", "")
     answer = _EMPHASISED.sub(r"(\2)", answer)
     return answer.replace("*", "").replace("`", "").strip()
 
 
 def _with_text(candidate: str, texts: dict[str, str]) -> str:
-    """Letters of the options that have this text, by the strictest comparison that finds any."""
+    """Letters of the options with this text, by the strictest comparison that finds any."""
     for simplify in (_exact, _folded, _without_article, _without_separators):
         wanted = simplify(candidate)
         found = "".join(letter for letter, text in texts.items() if simplify(text) == wanted)
@@ -209,7 +197,7 @@ def _exact(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    # signs such as "-" and "+" stay: they tell "-1" from "1" and "4+" from "4"
+    # signs such as "-" and "+" stay: "-1" is not "1", nor "4+" "4"
     return " ".join(_plain(text).casefold().split()).strip("\"'`* ").rstrip("\"'`* .,;:!。")
 
 
@@ -225,7 +213,7 @@ def _without_separators(text: str) -> str:
 
 
 def _shorten_labels(answer: str, texts: dict[str, str]) -> str:
-    """Write ``(C)`` for each ``C. text``, and behind "the answer is" for each text of one option.
+    """Write ``(C)`` for ``C. text``, and for the option's text after "the answer is".
 
     So letters within the text are not read.
     """
@@ -237,9 +225,7 @@ def _shorten_labels(answer: str, texts: dict[str, str]) -> str:
         label = rf"(?<![A-Za-z0-9]){letter}\s{{0,2}}[.):\]\-\u2013\u2014]{{1,2}}[\s\"']{{0,4}}"
         answer = re.sub(rf"{label}{words}(?!\w)", f"({letter}) ", answer, flags=re.IGNORECASE)
         if count(_folded(text)) == 1:
-            said = (
-                rf"(\b(?:answer|option|choice)\s?(?:is|:)\s{{0,3}})(?:(?:an?|the)\s)?[\"']?{words}"
-            )
+            lead = r"(\b(?:answer|option|choice)\s?(?:is|:)\s{0,3})(?:(?:an?|the)\s)?[\"']?"
             end = r"[\"']?(?=\s{0,2}(?:\Z|[.,;!?\n]|(?:because|since|as)\b))"
-            answer = re.sub(said + end, rf"\1({letter})", answer, flags=re.IGNORECASE)
+            answer = re.sub(lead + words + end, rf"\1({letter})", answer, flags=re.IGNORECASE)
     return answer

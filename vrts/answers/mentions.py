@@ -1,8 +1,8 @@
 """Which letters a text affirms, denies or only discusses: rules 5 to 8 of :mod:`vrts.answers`.
 
-A text is a list of tokens. A letter (or a list such as "A, B and D") is *named* by its place among
-them, and what stands before and after it in its clause says what becomes of it. The tables of words
-hold English and Chinese alike; a Chinese word of a table is one token.
+A text is a list of tokens. A letter (or a list such as "A, B and D") is *named* by its position,
+and the words before and after it in its clause give its stance. The tables are English and
+Chinese; a Chinese word of a table is one token.
 """
 
 from __future__ import annotations
@@ -45,15 +45,14 @@ _CLAUSE_STARTS = _words(
     """, so therefore thus hence then but because since as while whereas although though which and
     \u2014 \u2013 所以 因此 因而 故 但 但是 而是 因为 由于 不过"""
 )
-_SUFFIXES = _words("选项 项")
-"""Chinese words for "option" behind the letter."""
+_SUFFIXES = _words("选项 项")  # "option", after the letter
 _VERDICTS = _words(
     """correct right true best answer closest likely option choice fits fit matches match describes
     describe corresponds captures reflects agrees consistent supported accurate it this yes
     正确 对 符合 匹配 吻合 一致 成立 合适 \u2713 \u2714 \u2705"""
 )
+# these may follow a letter without "is"
 _VERDICTS_ALONE = _words("fits matches describes best instead rather 正确 对 符合 成立")
-"""These may follow a letter without "is"."""
 _DENIERS = _words(
     """not cannot never wrong incorrect false no impossible unlikely less eliminated excluded ruled
     rejected discarded dismissed contradicts contradict contradicted fails fail mismatches
@@ -75,12 +74,12 @@ _NEGATORS = _words(
     disagree doubt hardly avoid far
     不 没 没有 非 未 无 除了"""
 )
+# these deny what directly follows: "eliminate option B", "the wrong answer is B"
 _REMOVERS = _words(
     """eliminate eliminated eliminating exclude excluded excluding reject rejected rejecting discard
     discarded dismiss dismissed wrong incorrect false worst rule ruled ruling cross crossed
     排除 错误 错 不正确"""
 )
-"""These deny what they stand directly before: "eliminate option B", "the wrong answer is B"."""
 _BEFORE_COLON = _FILLERS | _KEYWORDS | _NEGATORS | _REMOVERS
 _CONSIDERED = _words(
     """thought initially originally tempted tempting consider considering look looking evaluate
@@ -91,10 +90,8 @@ _QUESTION_STARTS = _words(
     """is are was were do does did can could would should what which who how why whether 难道"""
 )
 _CERTAIN = frozenset("BCDEFGHJKLMNOPQRSTUVWXYZ")  # neither an article nor a pronoun
-_MAX_FILLERS = 8
-_MAX_BETWEEN = 6
-_MAX_CLAUSE = 14
-_BEYOND = 64
+# how many tokens the rules look ahead or back
+_MAX_FILLERS, _MAX_BETWEEN, _MAX_CLAUSE, _BEYOND = 8, 6, 14, 64
 
 _CHINESE = sorted(
     {
@@ -110,9 +107,9 @@ _CHINESE = sorted(
     key=len,
     reverse=True,
 )
-# Words with inner hyphens, apostrophes or full stops are one token, so their letters do not stand
-# alone. The letters of other scripts need no space before a Latin letter and are tokens of one,
-# but for the words of the tables.
+# Words with inner hyphens, apostrophes or full stops are one token, so their letters are not alone.
+# Letters of other scripts need no space before a Latin letter: each is a token, except in the words
+# of the tables.
 _TOKEN = re.compile(
     r"(?:[A-Za-z]\.){2,}+(?![A-Za-z]{2})"
     r"|[A-Za-z0-9À-ɏ_]++(?:['\-][A-Za-z0-9À-ɏ]++)*+[+#]*+"
@@ -145,8 +142,6 @@ def _correction(retraction: str) -> re.Pattern[str]:
 
 _CORRECTION = _correction(_RETRACTION + _NO)
 _CORRECTION_BUT_NO = _correction(_RETRACTION)
-
-
 _EDGES = " \t\n.,:;!-"
 
 
@@ -169,11 +164,7 @@ class Mentions:
 
 
 def read_mentions(text: str, options: str) -> Mentions:
-    """Find the letters that a text names, and whether it affirms them.
-
-    Args:
-        text: Plain text, without emphasis.
-        options: The letters that options have, such as ``"ABCD"``.
+    """Find the letters that a text without emphasis names, and their stance.
 
     Example:
         >>> found = read_mentions("I choose B, not (C).", "ABCD")
@@ -209,16 +200,11 @@ def read_mentions(text: str, options: str) -> Mentions:
 
 
 def corrected(text: str, names: Callable[[str], bool], no_is_an_answer: bool = False) -> str:
-    """The part of a text that counts once it has corrected itself (rule 6).
+    """Return the part of a text that counts after its corrections (rule 6).
 
-    Args:
-        text: An answer.
-        names: Whether a part of it names an answer.
-        no_is_an_answer: Whether "no" is one, and so corrects nothing.
-
-    Returns:
-        The part from the last correction on that names an answer, if a part before it names one
-        too; nothing where the answer is taken back and none put in its place; else the text.
+    That is the part from the last correction on that names an answer, if a part before it names one
+    too; nothing if the answer is taken back and not replaced; else the text. ``names`` is whether a
+    part names an answer; if "no" is one, it is not a correction.
 
     Example:
         >>> corrected("It is 5. Wait, no. It is 6.", lambda part: any(map(str.isdigit, part)))
@@ -241,12 +227,12 @@ def corrected(text: str, names: Callable[[str], bool], no_is_an_answer: bool = F
 
 
 class _Tokens:
-    """Tokens of a text with the questions that the rules ask about them."""
+    """Tokens of a text, and the conditions of the rules on them."""
 
     def __init__(self, text: str) -> None:
         matches = list(_TOKEN.finditer(text))
         self.words = [match[0] for match in matches]
-        # nothing stands behind the end, however far a rule looks
+        # padded, so that the rules may look beyond the end
         self._lower = [word.lower() for word in self.words] + [""] * _BEYOND
         self._letters = [len(w) == 1 and w.isascii() and w.isalpha() for w in self.words]
         self._glued = [match.start() > 0 and text[match.start() - 1].isalnum() for match in matches]
@@ -278,7 +264,7 @@ class _Tokens:
         return self._word(index) in _DENIERS or self._word(index).endswith("n't")
 
     def _word(self, index: int) -> str:
-        """Word at a place, in lower case; nothing outside the text."""
+        """Lower-case word at a position; empty outside the text."""
         return self._lower[index] if index >= 0 else ""
 
     def is_letter(self, index: int) -> bool:
@@ -307,56 +293,51 @@ class _Tokens:
 
     def is_declared(self, index: int, end: int) -> bool:
         """``the answer is C``, ``option c``."""
-        position = index - 1
-        while position >= 0 and index - position <= _MAX_FILLERS:
+        for position in range(index - 1, max(index - 1 - _MAX_FILLERS, -1), -1):
             word = self._lower[position]
             if word in _LABEL_KEYWORDS and position == index - 1 and self.words[index].isupper():
                 return True
             if word in _KEYWORDS:
-                certain = self.words[index] in _CERTAIN
-                return certain or self._may_follow(end)
+                return self.words[index] in _CERTAIN or self._may_follow(end)
             if word not in _FILLERS and word != "\n":
                 return False
-            position -= 1
         return False
 
     def stands_alone(self, index: int, end: int) -> bool:
-        """The letter is all that stands between punctuation, line ends or words like "so"."""
+        """The letter is alone between punctuation, line ends or words like "so"."""
         before = index - 1
         while before >= 0 and self.words[before] in _OPENERS:
             before -= 1
         if before < 0 and self._starts_title(index, end):
             return True
-        if before >= 0 and self.words[before] not in _PUNCTUATION:
-            led = self._lower[before] in _BEFORE and self.words[index].isupper()
-            if not led:
-                return False
-        return self._may_follow(end)
+        led = self.words[index].isupper() and self._word(before) in _BEFORE
+        punctuated = before < 0 or self.words[before] in _PUNCTUATION
+        return (punctuated or led) and self._may_follow(end)
 
     def follows_so_is(self, index: int) -> bool:
-        """``and so is B``, which does with B what was done with the letter before."""
+        """``and so is B``, which gives B the stance of the letter before."""
         return self._word(index - 1) in ("is", "are") and self._word(index - 2) in ("so", "as")
 
     def has_predicate(self, end: int) -> bool:
-        """``B is``, ``B cannot``, ``B: wrong``: something is perhaps said of it."""
+        """``B is``, ``B cannot``, ``B: wrong``: a predicate may follow."""
         limit = end + _MAX_BETWEEN
         while end < limit and (self._word(end) in _CLOSERS or self._word(end) in _SEPARATORS):
             end += 1
         return self._denies(end) or (self._word(end) in _AUXILIARIES and self._word(end) != "a")
 
     def stance(self, index: int, end: int) -> Stance:
-        """What the clause does with the letters from ``index`` to ``end``."""
-        before = self._said_before(index)
+        """Stance of the clause on the letters from ``index`` to ``end``."""
+        before = self._stance_before(index)
         if before is Stance.DENIED:
             return before
-        after = self._said_after(index, end)
+        after = self._stance_after(index, end)
         if after is Stance.DENIED or self._is_denied_by_which(end):
             return Stance.DENIED
         if before is Stance.DISCUSSED or self._is_asked(index):
             return Stance.DISCUSSED
         return after
 
-    def _said_before(self, index: int) -> Stance:
+    def _stance_before(self, index: int) -> Stance:
         """Look for "not", "we can eliminate", "the wrong answer is" before the letter."""
         directly, removes = True, False
         for position in range(index - 1, max(index - 1 - _MAX_CLAUSE, -1), -1):
@@ -375,7 +356,7 @@ class _Tokens:
                 break
         return Stance.DENIED if removes else Stance.AFFIRMED
 
-    def _said_after(self, index: int, end: int) -> Stance:
+    def _stance_after(self, index: int, end: int) -> Stance:
         """Look at the predicate: "is correct", "cannot be right", ": false", "shows a car"."""
         position = end
         while self._word(position) in _CLOSERS:
@@ -401,7 +382,7 @@ class _Tokens:
             return Stance.AFFIRMED
         if self._ends_clause(first) or word in _REASONS:
             return Stance.AFFIRMED
-        # something else is said of the letter: "option A shows a red car", "A: the car is red"
+        # another predicate: "option A shows a red car", "A: the car is red"
         before = index - 1
         while before >= 0 and (self.words[before] in _OPENERS or self.words[before] in "-*\u2022"):
             before -= 1
@@ -413,13 +394,13 @@ class _Tokens:
         return Stance.DESCRIBED if opens or labelled else Stance.AFFIRMED
 
     def _declares(self, index: int) -> bool:
-        """Whether "answer" or "choose" stands before the letter, and not "option" alone."""
+        """Whether "answer" or "choose" is before the letter, and not only "option"."""
         for position in range(index - 1, max(index - 1 - _MAX_FILLERS, -1), -1):
             word = self._lower[position]
             if word in _KEYWORDS and word not in _LABEL_KEYWORDS:
                 return True
             if word not in _FILLERS and word not in _LABEL_KEYWORDS and word != "\n":
-                return word in _BEFORE and word not in (".", ",")
+                return word in _BEFORE
         return False
 
     def _is_denied_by_which(self, end: int) -> bool:

@@ -1,4 +1,4 @@
-"""Numbers in answers: reading them, writing them in one way, comparing them."""
+"""Numbers in answers: parsing, canonical form, comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VULGAR = {
     chr(code): unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
     for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
 }
-_VULGAR_FRACTION = re.compile(rf"(?:(?P<whole>\d)\s?)?(?P<fraction>[{''.join(_VULGAR)}])")
+_VULGAR_FRACTION = re.compile(rf"(?:(?P<integer>\d)\s?)?(?P<fraction>[{''.join(_VULGAR)}])")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _FRAC = re.compile(r"(\w?)\\[dt]?frac\s?\{(-?[\d.,]{1,40})\}\s?\{([\d.,]{1,40})\}", re.ASCII)
@@ -42,10 +42,10 @@ _SPACED_THOUSANDS = re.compile(
     r"(?<![\d.,/^])([1-9]\d{0,2})((?:[ '_]\d{3})++)(?![\d,/^]|\s?/)", re.ASCII
 )
 
-# Possessive quantifiers: a run of digits is scanned once, wherever the match fails behind it.
+# Possessive quantifiers: a run of digits is scanned once, wherever the match fails after it.
 _NUMBER = re.compile(
     r"""
-    (?<![\w.^]) (?<![A-Za-z]-) (?<!\d/) (?<!\d:)
+    (?<![\w.^]) (?<![A-Za-z]-) (?<!\d/) (?<!\d:)  # not within a word, version, date or time
     (?P<sign>[-+]?) (?P<currency>[$€£¥]?)
     (?P<value>\d[\d,]*+(?:\.\d++)?|\.\d++)
     (?: (?P<exponent>e[-+]?\d{1,4}(?!\w))
@@ -54,7 +54,7 @@ _NUMBER = re.compile(
       | \s?/\s?(?P<divisor>\d++(?:\.\d++)?)
       | \^\s?[({]?(?P<raised>[-+]?\d{1,4}(?!\d))[)}]?
     )?
-    (?!\.?\d|/\d|:\d|\^)
+    (?!\.?\d|/\d|:\d|\^)  # nor cut off within one
     (?P<half>\s+and\s+a\s+half\b)?
     (?: \s?(?P<scale>(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|mln|mn|bn)\b
                      (?:\s(?:thousand|million|billion|trillion)\b)?)
@@ -102,32 +102,28 @@ _BELOW_ZERO = re.compile(
     r"\s?(?:\u00b0|degrees?|deg)?\s?[A-Za-z]{0,10}\s(?:below|under)\szero\b", re.IGNORECASE
 )
 _CONTEXT = 40
-_MAX_NUMBERS = 1000
-"""Whatever names more is no answer; by then it has named two, or a list of one."""
+_MAX_NUMBERS = 1000  # a text with more is not an answer
 
 
 def extract_number(text: str) -> float | None:
-    r"""Read the one number that a completion gives as its answer.
+    r"""Return the one finite number that a completion gives as its answer, or None.
 
-    1. The answer is found as for every completion (:func:`vrts.answers.tags.final_answer`).
-    2. In it, the first of these that is there counts: the last ``\boxed{…}``; the sentence after
-       the last "answer is"; what follows the only ``=`` or ``≈``; all of it. Words in brackets
-       or after "because", "since", "as", "given" are left out if a number comes before them.
-    3. Read are ``1,234.5`` (groups of three, or of two before the last), ``1 234``, ``1'000``,
+    1. The answer is found as for every completion (`vrts.answers.tags.final_answer`).
+    2. Of it, the first of these counts: the last ``\boxed{…}``; the sentence after the last "answer
+       is"; what follows the only ``=`` or ``≈``; all of it. Words in brackets or after "because",
+       "since", "as", "given" are left out if a number comes before them.
+    3. Accepted are ``1,234.5`` (groups of three, or of two before the last), ``1 234``, ``1'000``,
        ``.5``, ``1e-3``, ``2 x 10^3``, ``10³``, ``1/2``, ``1 1/2``, ``½``, ``\frac{1}{2}``,
        ``2 and a half``; with a sign (``-3``, ``- 3``, ``minus 3``, ``负3``, ``3 degrees below
        zero``) and a magnitude (``5k``, ``3.5 bn``, ``$5M``, ``2 hundred``, ``3万``).
-    4. Words are read where they are all of the answer but for one word behind them: ``thirteen``,
-       ``two hundred and five cars``, ``三千``, see :mod:`vrts.answers.numerals`.
+    4. Numbers in words count if they are the complete answer but for one word after them:
+       ``thirteen``, ``two hundred and five cars``, ``三千``, see `vrts.answers.numerals`.
     5. Units are ignored, and the percent sign is one: ``50%`` is 50. Digits within a word or a
-       version (``CO2``, ``m^2``, ``covid-19``, ``1.2.3``), times and dates are no numbers.
+       version (``CO2``, ``m^2``, ``covid-19``, ``1.2.3``), times and dates are not numbers.
     6. A number that is denied ("not 5", 不是5, "5 is wrong") or corrected ("5. Wait, no, 6")
        does not count.
     7. Two different values, a range, a list, a bound (``<5``, "at least 5"), ``±5``, ``2π``,
        ``0x10``, ``3x4`` or a malformed number are no answer.
-
-    Returns:
-        A finite number, or None.
 
     Example:
         >>> extract_number("<answer>about 1,250 km/h</answer>")
@@ -150,10 +146,9 @@ def extract_number(text: str) -> float | None:
 
 
 def numbers_match(value: float, gold: float, tolerance: float) -> bool:
-    """Whether a value is right.
+    """Whether two numbers differ by at most ``tolerance * min(1, |gold|)``.
 
-    The difference may be ``tolerance * min(1, |gold|)``: absolute for gold values of 1 and more, so
-    that large counts must be exact, relative below, so that small values are not all alike.
+    Absolute for gold values of 1 and more, so that large counts must be exact; relative below.
     """
     if not (math.isfinite(value) and math.isfinite(gold)):
         return False
@@ -162,15 +157,15 @@ def numbers_match(value: float, gold: float, tolerance: float) -> bool:
 
 
 def canonical_number(value: float) -> str:
-    """Write a number so that equal values give equal strings: ``13``, ``0.5``, ``1e+20``."""
+    """Return the canonical form of a number: ``13``, ``0.5``, ``1e+20``."""
     text = f"{value:.12g}"
     return "0" if text == "-0" else text
 
 
 def _simplify(answer: str) -> str:
-    """Write fractions, powers, signs and groups of thousands in one way, in ASCII."""
+    """Rewrite fractions, powers, signs and groups of thousands in one ASCII form."""
     answer = _VULGAR_FRACTION.sub(
-        lambda match: f"{match['whole'] or ''} {_VULGAR[match['fraction']]}".strip(), answer
+        lambda match: f"{match['integer'] or ''} {_VULGAR[match['fraction']]}".strip(), answer
     )
     answer = _RAISED.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), answer)
     answer = _FRAC.sub(lambda match: f"{match[1]} {match[2]}/{match[3]}".strip(), answer)
@@ -182,7 +177,7 @@ def _simplify(answer: str) -> str:
 
 
 def _join_sign(match: re.Match[str]) -> str:
-    """``- 5`` is ``-5``; behind "Answer" the dash only parts, and behind another word it may."""
+    """``- 5`` is ``-5``; after "Answer" the dash is punctuation, after another word it may be."""
     before, space = match["before"], match["space"]
     if not before[:1].isalpha() or before.casefold() in _VERBS:
         return f"{before}{space}-"
@@ -190,7 +185,7 @@ def _join_sign(match: re.Match[str]) -> str:
 
 
 def _only_value(text: str) -> float | None:
-    """Give the one value that a text names, None where it names none or several."""
+    """Return the one value in a text, None if there are none or several."""
     text = text.strip()
     aside = _ASIDE.search(text)
     if aside and _NUMBER.search(text, 0, aside.start()):
@@ -203,18 +198,19 @@ def _only_value(text: str) -> float | None:
 
 
 def _in_words(text: str) -> float | None:
-    # digits that were not read are no number in words
+    # unparsed digits are not a number in words
     return None if any(map(str.isdecimal, text)) else spoken_number(strip_lead_in(text))
 
 
 def _values(text: str) -> set[float | None]:
-    """Values of all numbers in a text that it does not deny, None for an unreadable one."""
+    """Values of all numbers in a text that are not denied, None for an ambiguous one."""
     values: set[float | None] = set()
     for match in islice(_NUMBER.finditer(text), _MAX_NUMBERS):
         before = text[max(match.start() - _CONTEXT, 0) : match.start()]
         after = text[match.end() : match.end() + _CONTEXT]
         if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after):
             continue
+        # a bound, an unevaluated expression, two signs, another base, or half a number in words
         unreadable = (
             _UNREADABLE_BEFORE.search(before)
             or _UNREADABLE_AFTER.match(after)
@@ -223,13 +219,14 @@ def _values(text: str) -> set[float | None]:
             or (match["scale"] and MORE_WORDS.match(after))
         )
         value = None if unreadable else _value(match)
-        negated = value is not None and _BELOW_ZERO.match(after)
-        values.add(-abs(value) if negated and value is not None else value)
+        if value is not None and _BELOW_ZERO.match(after):
+            value = -abs(value)
+        values.add(value)
     return values
 
 
 def _value(match: re.Match[str]) -> float | None:
-    """Value of a match of ``_NUMBER``, None where it is malformed or not finite."""
+    """Value of a match of ``_NUMBER``, None if it is malformed or not finite."""
     value = _plain(match["value"], match["exponent"] or "")
     if value is None or len(match[0]) > _MAX_DIGITS:
         return None
@@ -256,9 +253,9 @@ def _value(match: re.Match[str]) -> float | None:
 
 
 def _plain(text: str, exponent: str) -> float | None:
-    """Value of digits with separators, None where the groups are no thousands."""
-    whole, point, fraction = text.rstrip(",").partition(".")
-    first, *groups = whole.split(",")
+    """Value of digits with separators, None if the groups are not thousands."""
+    integer, point, fraction = text.rstrip(",").partition(".")
+    first, *groups = integer.split(",")
     if groups:
         *inner, last = groups
         if not (1 <= len(first) <= 3 and len(last) == 3 and all(len(g) in (2, 3) for g in inner)):

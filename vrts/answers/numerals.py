@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 
 _UNITS = "zero one two three four five six seven eight nine".split()
-_TEENS = (
-    """ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen""".split()
-)
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SMALL = {
     **{name: (value, "unit") for value, name in enumerate(_UNITS)},
@@ -22,7 +20,7 @@ _MAY_FOLLOW = {
 SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4}
 MORE_WORDS = re.compile(rf"\s(?:and\s)?(?:{'|'.join(_SMALL)})\b", re.IGNORECASE)
-"""What would be lost behind "5 hundred"."""
+"""What would be lost after "5 hundred"."""
 _ABOUT = re.compile(r"(?:about|around|approximately|roughly|nearly|exactly|only|just)\s")
 _PART = re.compile(
     r"hundred|dozen|halves|thirds?|quarters?"
@@ -42,10 +40,7 @@ _CHINESE = re.compile(
 
 
 def spoken_number(text: str) -> float | None:
-    """Read a number in words that is all of a text, but for one word behind it.
-
-    Returns:
-        The number, or None where the text is not a number or more than one.
+    """Return the number in words that is a complete text, but for one word after it; or None.
 
     Example:
         >>> spoken_number("two hundred and five cars"), spoken_number("负三点五")
@@ -62,10 +57,10 @@ def _english(text: str) -> float | None:
     negative = re.match(r"(?:minus|negative)\s", text) is not None
     text = text.split(None, 1)[1] if negative else text
     about = _ABOUT.match(text)
-    words = _WORD.findall(text[about.end() :] if about else text)
-    if len(words) > _MAX_WORDS or sum(len(a) + len(b) for a, b in words) < len(text) - (
-        about.end() if about else 0
-    ):
+    text = text[about.end() :] if about else text
+    words = _WORD.findall(text)
+    # fewer characters than the text: it has something other than words
+    if len(words) > _MAX_WORDS or sum(len(a) + len(b) for a, b in words) < len(text):
         return None
     value, length = _read_words([word for word, _ in words])
     rest = words[length:]
@@ -77,7 +72,7 @@ def _english(text: str) -> float | None:
 
 
 def _read_words(words: list[str]) -> tuple[float | None, int]:
-    """Value of the number that the words begin with, and how many of them it has."""
+    """Value of the number at the start of the words, and how many words it has."""
     total, group, last, scale = 0.0, 0.0, "", float("inf")
     for position, word in enumerate(words):
         following = words[position + 1 : position + 3]
@@ -121,8 +116,8 @@ def _chinese(match: re.Match[str]) -> float | None:
         return 0.5
     if text.endswith("千") and rest[:1] in ("米", "公"):
         return None  # three kilometres or three thousand metres
-    whole, point, fraction = text.partition("点")
-    value = _chinese_whole(whole)
+    integer, point, fraction = text.partition("点")
+    value = _chinese_integer(integer)
     if value is None or "半" in text:
         return None
     if point:
@@ -132,8 +127,8 @@ def _chinese(match: re.Match[str]) -> float | None:
     return -value if match["sign"] else value
 
 
-def _chinese_whole(text: str) -> float | None:
-    """``一万二千三百``; "一百五" is 150, as it is said."""
+def _chinese_integer(text: str) -> float | None:
+    """``一万二千三百``; "一百五" is 150, as in speech."""
     total, section, digit, last_power = 0.0, 0.0, None, 0
     for character in text:
         if character in _DIGITS:

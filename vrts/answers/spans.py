@@ -1,4 +1,4 @@
-"""Time spans in answers: reading them, writing them in one way, comparing them."""
+"""Time spans in answers: parsing, canonical form, comparison."""
 
 from __future__ import annotations
 
@@ -19,14 +19,10 @@ _TIME = re.compile(
 
 
 def extract_span(text: str) -> tuple[float, float] | None:
-    """Read the one time span that a completion gives as its answer.
+    """Return the start and end in seconds that a completion gives as its answer, or None.
 
-    The answer is found as for every completion (:func:`vrts.answers.tags.final_answer`). It has to
-    name two times, start and end, in seconds or as ``mm:ss`` or ``hh:mm:ss``, with any words or
-    brackets around them; "5 minutes" is no such time.
-
-    Returns:
-        Start and end in seconds, or None: more or fewer times, or the end before the start.
+    The answer (`vrts.answers.tags.final_answer`) must contain two times, in order, in seconds or as
+    ``mm:ss`` or ``hh:mm:ss``, with any words or brackets around them; "5 minutes" is no such time.
 
     Example:
         >>> extract_span("<answer>from 12.5 s to 01:20</answer>")
@@ -39,12 +35,12 @@ def extract_span(text: str) -> tuple[float, float] | None:
 
 
 def canonical_span(span: tuple[float, float]) -> str:
-    """Write a span so that equal ones give equal strings: ``12.5 to 80``."""
+    """Return the canonical form of a span: ``12.5 to 80``."""
     return f"{canonical_number(span[0])} to {canonical_number(span[1])}"
 
 
 def span_iou(span: tuple[float, float], gold: tuple[float, float]) -> float:
-    """Time that two spans share, divided by the time that they cover together.
+    """Intersection over union of two spans.
 
     Example:
         >>> span_iou((0.0, 10.0), (5.0, 20.0))

@@ -1,7 +1,6 @@
-"""The two tags of a completion, ``<think>`` and ``<answer>``: the only place that parses them.
+"""The only parser of the tags ``<think>`` and ``<answer>``.
 
-Everything here is linear in the length of the text, whatever the text is: a completion is
-written by a model, and a model may write anything.
+Everything here takes linear time in the length of the text: a model may write anything.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ _LEAD_IN = re.compile(
 
 _ANSWER_KEYS = ("answer", "final_answer", "final answer", "choice", "option", "letter", "result")
 
-# A table and not Unicode normalisation (NFKC), whose sorting of combining marks takes quadratic
-# time, and which would also change option texts such as "①". In order: full-width ASCII, circled
-# letters, wide spaces, invisible characters, quotes, brackets, minus signs, full stops, a comma.
+# Not NFKC, which takes quadratic time (it sorts combining marks) and would change option texts such
+# as "①". In order: full-width ASCII, circled letters, wide spaces, invisible characters, quotes,
+# brackets, minus signs, full stops, a comma.
 _FOLD: dict[int, str | None] = {
     **{0xFF01 + i: chr(0x21 + i) for i in range(94)},
     **{0x24B6 + i: chr(ord("A") + i) for i in range(26)},
@@ -51,17 +50,17 @@ _FOLD: dict[int, str | None] = {
 def split_completion(text: str) -> tuple[str | None, str]:
     """Split a completion into its reasoning and its answer.
 
-    1. What follows the last ``</think>`` holds the answer: the content of its last ``<answer>``,
-       or all of it where it has no such tag.
-    2. Where nothing follows, or there is no ``</think>``, the last ``<answer>`` of the text counts.
+    1. The answer follows the last ``</think>``: the content of the last ``<answer>`` there, or all
+       of the text there if it has no such tag.
+    2. If nothing follows, or there is no ``</think>``, the last ``<answer>`` of the text counts.
     3. Without any ``<answer>``, reasoning that was never closed has no answer, and a text without
        reasoning is all answer.
 
     Tags match in any case. An ``<answer>`` that is not closed ends at the next ``<answer>`` or at
-    the end of the text. A tag with nothing in it, behind another one, is passed over.
+    the end of the text. An empty tag after another one is skipped.
 
     Returns:
-        The reasoning, or None where there is none, and the answer, which may be empty.
+        The reasoning, or None without any, and the answer, which may be empty.
 
     Example:
         >>> split_completion("<think>It is <answer>A</answer>? No.</think> <ANSWER>B</ANSWER>")
@@ -86,10 +85,10 @@ def split_completion(text: str) -> tuple[str | None, str]:
 
 
 def has_format(text: str, strict: bool = True) -> bool:
-    r"""Whether a completion has the think/answer template.
+    r"""Whether a completion follows the think/answer template.
 
     Strict is the full match of ``<think>.*?</think>\s*<answer>.*?</answer>`` (Video-R1's
-    ``format_reward``), whitespace around it allowed. Lenient asks for the four tags in this order,
+    ``format_reward``), up to surrounding whitespace. Lenient requires the four tags in this order,
     in any case, with anything between and around them.
 
     Example:
@@ -117,11 +116,10 @@ def has_format(text: str, strict: bool = True) -> bool:
 
 
 def final_answer(text: str) -> str:
-    """Give the answer of a completion as plain text.
+    """Return the answer of a completion as plain text.
 
-    Full-width forms, typographic quotes and dashes become ASCII; a code fence around the answer is
-    removed; of a JSON object the field that names the answer is taken; markup (``<b>``) is removed
-    where something is left without it.
+    Full-width forms, typographic quotes and dashes become ASCII, a code fence is removed, of a JSON
+    object the answer's field is taken, and markup (``<b>``) is removed if something is left then.
 
     Example:
         >>> final_answer('<answer>{"reason": "It is red.", "answer": "Ｃ"}</answer>')
@@ -136,18 +134,18 @@ def final_answer(text: str) -> str:
 
 
 def fold_forms(text: str) -> str:
-    """Put full-width and circled forms, typographic quotes and wide spaces into ASCII."""
+    """Convert full-width and circled forms, typographic quotes and wide spaces to ASCII."""
     return text.translate(_FOLD)
 
 
 def strip_lead_in(text: str) -> str:
-    """Remove words that only announce an answer: ``The answer is: red`` becomes ``red``."""
+    """Remove words that introduce an answer: ``The answer is: red`` becomes ``red``."""
     match = _LEAD_IN.match(text)
     return text[match.end() :] if match else text
 
 
 def _last_answer(text: str) -> str | None:
-    """Content of the last ``<answer>``, or None where the text has no such tag."""
+    """Content of the last ``<answer>``, or None without such a tag."""
     answer = None
     end = len(text)
     for tag in reversed(list(_ANSWER_OPEN.finditer(text))):
@@ -166,7 +164,7 @@ def _drop_cut_tag(text: str) -> str:
 
 
 def _json_answer(text: str) -> str:
-    """Give the answer named by a JSON object or by a list of one; other text as it is."""
+    """Return the answer's field of a JSON object, or the item of a list of one; else the text."""
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):

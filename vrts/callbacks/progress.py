@@ -1,4 +1,4 @@
-"""How far a run is, and how it is going."""
+"""How far a run is, how it is going, and how long it will take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any
 
 from jsonargparse.typing import NonNegativeFloat
 from lightning import Callback, LightningModule, Trainer
@@ -14,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from vrts.callbacks.prediction.writer import PredictionWriter
-from vrts.data.datamodule import VideoQADataModule
+from vrts.callbacks.trainer import callbacks_of, data_of
 from vrts.files.predictions import read_predictions
 from vrts.types import Prediction
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the questions so far come to."""
+    """Running totals of the questions so far."""
 
     done: int = 0
     failed: int = 0
@@ -38,7 +39,7 @@ class Tally:
         self.right += bool(prediction.correct)
 
     def text(self) -> str:
-        """Failures, mean frames of the deciding rounds and accuracy, where there are any."""
+        """Failures, mean frames of the deciding rounds and accuracy, if there are any."""
         parts = [f"{self.failed} failed"]
         if self.done > self.failed:
             parts.append(f"{self.num_frames / (self.done - self.failed):.1f} frames")
@@ -50,19 +51,19 @@ class Tally:
 class PredictionProgress(Callback):
     """Shows questions done, failures, mean frames, accuracy so far and the time left.
 
-    On a terminal it is a bar; elsewhere it is a line now and then. A resumed run counts what
-    was decided before. Of several processes the first one shows its own share. It takes the place
-    of Lightning's bar (``trainer.enable_progress_bar: false``).
+    On a terminal it is a bar, elsewhere a line now and then. A resumed run counts what was decided
+    before. Of several processes the first one shows its own share. It replaces Lightning's bar
+    (``trainer.enable_progress_bar: false``).
 
     Args:
-        line_every_s: seconds from one line to the next where there is no terminal; 0 prints none.
+        line_every_s: seconds from one line to the next without a terminal; 0 prints none.
     """
 
     def __init__(self, line_every_s: NonNegativeFloat = 30.0) -> None:
         self.line_every_s = float(line_every_s)
         self._clock: Callable[[], float] = time.monotonic
         self._tally = Tally()
-        self._before = self._total = 0
+        self._done_before = self._total = 0
         self._start_s = self._line_s = 0.0
         self._title = ""
         self._console = Console()
@@ -74,14 +75,12 @@ class PredictionProgress(Callback):
         if not trainer.is_global_zero:
             return
         self._tally = Tally()
-        writers = [c for c in trainer.callbacks if isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
+        writers = [c for c in callbacks_of(trainer) if isinstance(c, PredictionWriter)]
         for found in read_predictions(writers[0].folder.predictions_path) if writers else []:
             self._tally.add(found)
-        self._before = self._tally.done
-        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        left = len(data.questions("predict")) - self._before
-        share = len(range(0, left, trainer.world_size))
-        self._total = self._before + share
+        self._done_before = self._tally.done
+        left = len(data_of(trainer).questions("predict")) - self._done_before
+        self._total = self._done_before + math.ceil(left / trainer.world_size)
         several = trainer.world_size > 1
         self._title = f"process 1 of {trainer.world_size}, its share" if several else "questions"
         self._start_s = self._line_s = self._clock()
@@ -102,11 +101,10 @@ class PredictionProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
         """Count what was decided."""
-        if not trainer.is_global_zero:
-            return
-        for prediction in predictions:
-            self._tally.add(prediction)
-        self._show()
+        if trainer.is_global_zero:
+            for prediction in predictions:
+                self._tally.add(prediction)
+            self._show()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last state of the bar on the terminal."""
@@ -115,26 +113,21 @@ class PredictionProgress(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         self._stop()
 
-    def status(self) -> str:
-        """What is shown beside the number of questions done."""
-        left_s = time_left_s(
-            self._tally.done - self._before,
-            self._total - self._tally.done,
-            self._clock() - self._start_s,
-        )
-        text = self._tally.text()
-        return text if left_s is None else f"{text}, {clock_text(left_s)} left"
-
     def _show(self) -> None:
+        now_s, done = self._clock(), self._tally.done
+        status = self._tally.text()
+        left = time_left(done - self._done_before, self._total - done, now_s - self._start_s)
+        if left is not None:
+            status += f", {left} left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._tally.done, status=self.status())
-        elif self.line_every_s and self._clock() - self._line_s >= self.line_every_s:
-            self._line_s = self._clock()
-            done = f"{self._tally.done} of {self._total}"
-            self._console.print(f"{self._title}: {done}, {self.status()}", soft_wrap=True)
+            self._bar.update(self._task, completed=done, status=status)
+        elif self.line_every_s and now_s - self._line_s >= self.line_every_s:
+            self._line_s = now_s
+            text = f"{self._title}: {done} of {self._total}, {status}"
+            self._console.print(text, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -143,10 +136,10 @@ class PredictionProgress(Callback):
 
 
 class FitProgress(Callback):
-    """Prints a line of training now and then, where there is no terminal for Lightning's bar.
+    """Prints a line of training now and then, if there is no terminal for Lightning's bar.
 
-    A line has the step, loss and reward as they were logged last, seconds a step, validation and
-    saving included, and the time left. One comes after the first step, and one after the last.
+    A line has the step, the newest loss and reward, seconds a step (with validation and saving) and
+    the time left. There is one after the first step and one after the last.
 
     Args:
         line_every_s: seconds from one line to the next; 0 prints none.
@@ -159,20 +152,20 @@ class FitProgress(Callback):
         self._start_s = self._line_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, from the step that the run resumes after."""
+        """Start to count, from the step that the run resumes after."""
         self._first_step = self._line_step = trainer.global_step
         self._start_s = self._line_s = self._clock()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print a line where its turn has come."""
+        """Print a line if it is time."""
         is_first = self._line_step == self._first_step < trainer.global_step
         if is_first or self._clock() - self._line_s >= self.line_every_s:
             self._print(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print how it came out."""
+        """Print the last step."""
         self._print(trainer)
 
     def _print(self, trainer: Trainer) -> None:
@@ -183,35 +176,20 @@ class FitProgress(Callback):
             return
         self._line_s, self._line_step = self._clock(), step
         num_steps, elapsed_s = step - self._first_step, self._line_s - self._start_s
-        logged = {
-            name: trainer.callback_metrics.get(key)
-            for name, key in (("loss", "train/loss"), ("reward", "train/reward/total"))
-        }
-        parts = [f"{name} {value:.4g}" for name, value in logged.items() if value is not None]
+        parts = []
+        for name, key in (("loss", "train/loss"), ("reward", "train/reward/total")):
+            if key in trainer.callback_metrics:
+                parts.append(f"{name} {trainer.callback_metrics[key]:.4g}")
         parts.append(f"{elapsed_s / num_steps:.1f} s a step")
-        total = trainer.estimated_stepping_batches
-        if math.isinf(total):
-            console.print(f"step {step}: {', '.join(parts)}", soft_wrap=True)
-            return
-        left_s = time_left_s(num_steps, max(int(total) - step, 0), elapsed_s)
-        if left_s:
-            parts.append(f"{clock_text(left_s)} left")
-        console.print(f"step {step} of {total}: {', '.join(parts)}", soft_wrap=True)
+        total, of = trainer.estimated_stepping_batches, ""
+        if math.isfinite(total):
+            of = f" of {total}"
+            num_left = int(total) - step
+            if num_left > 0:
+                parts.append(f"{time_left(num_steps, num_left, elapsed_s)} left")
+        console.print(f"step {step}{of}: {', '.join(parts)}", soft_wrap=True)
 
 
-def time_left_s(num_done: int, num_left: int, elapsed_s: float) -> float | None:
-    """Seconds that what is left will take at the mean speed of what is done, if there is any.
-
-    Args:
-        num_done: by this run; what was done before tells nothing of its speed.
-        num_left: still to come.
-        elapsed_s: since this run began.
-    """
-    return elapsed_s / num_done * num_left if num_done else None
-
-
-def clock_text(seconds: float) -> str:
-    """Hours, minutes and seconds: ``1:02:03``, or ``2:03`` below an hour."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+def time_left(num_done: int, num_left: int, elapsed_s: float) -> timedelta | None:
+    """Time left, to the second, at the mean speed of this run so far; None if nothing is done."""
+    return timedelta(seconds=round(elapsed_s / num_done * num_left)) if num_done else None

@@ -1,4 +1,4 @@
-"""SIGTERM, which ``kill``, ``timeout`` and cluster schedulers send, and signals like it."""
+"""Signals that end a run: SIGTERM of ``kill``, ``timeout`` and schedulers, SIGHUP of a terminal."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 
 HANGUP = getattr(signal, "SIGHUP", None)
 ENDING = (signal.SIGTERM,) if HANGUP is None else (signal.SIGTERM, HANGUP)
-"""Sent by ``kill`` and schedulers, and by a terminal that closes or a connection that is lost."""
 
 
-class Termination:
-    """Has SIGTERM and SIGHUP end the run as Ctrl-C does; Lightning takes note and continues.
+class SignalHandlers:
+    """Handlers with which SIGTERM and SIGHUP end the run as Ctrl-C does; Lightning's continue it.
 
-    What ``nohup`` has ignored stays so.
+    A signal that ``nohup`` ignores stays ignored.
 
     Args:
         numbers: signals.
-        handler: what they do.
+        handler: of all of them.
     """
 
     def __init__(
@@ -30,29 +29,25 @@ class Termination:
     ) -> None:
         self._numbers = numbers
         self._handler = handler
-        self._had: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
-    def take_over(self) -> None:
-        """Begin, or begin again where another handler was put in place meanwhile.
+    def install(self) -> None:
+        """Install the handlers; reinstall them if another library replaced them.
 
-        In another thread than the main one signals are left as they are.
+        Does nothing outside the main thread, where Python allows none.
         """
         if threading.current_thread() is not threading.main_thread():
             return
         for number in self._numbers:
             if number == HANGUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
-            had = signal.signal(number, self._handler)
-            if had is not None:
-                self._had.setdefault(number, had)
+            previous = signal.signal(number, self._handler)
+            if previous is not None:
+                self._previous.setdefault(number, previous)
 
-    def give_back(self) -> dict[int, Any]:
-        """End; idempotent.
-
-        Returns:
-            The handlers that are in place again, those from before the first `take_over`.
-        """
-        for number, handler in self._had.items():
+    def restore(self) -> dict[int, Any]:
+        """Put back the handlers from before the first `install`, and return them; idempotent."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        had, self._had = self._had, {}
-        return had
+        restored, self._previous = self._previous, {}
+        return restored

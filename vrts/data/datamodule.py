@@ -9,19 +9,19 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from vrts.data.order import evaluation_batches
-from vrts.data.progress import Layout, TrainingProgress
+from vrts.data.progress import StepPlan, TrainingProgress
 from vrts.data.readers.base import Reader, checked
 from vrts.data.readers.fields import check_frame_rates
 from vrts.data.readers.recorded import RecordedReader
 from vrts.data.readers.single import SingleQuestionReader
 from vrts.data.stream import (
     Batch,
-    MadeSamples,
     MakeSample,
+    SampleFactory,
     SampleSource,
     SampleStream,
     TrainingStream,
+    evaluation_batches,
 )
 from vrts.data.video.cache import CachingDecoder, FrameCache
 from vrts.data.video.decoder import Decoder
@@ -33,55 +33,50 @@ from vrts.data.workers.requests import Priority
 from vrts.files.fingerprints import describe
 from vrts.types import InputError, Question, Sample
 
-READERS = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("predict",),
-}
-"""Readers that each stage uses; ``val`` may be missing in ``fit``."""
+READERS = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}
+"""Readers of each stage; ``val`` is optional in ``fit``."""
 
 
 class VideoQADataModule(LightningDataModule):
-    """Streams sampled, decoded and resized video questions, a share to each rank.
+    """Streams video questions with decoded and resized frames, divided among the ranks.
 
-    A training batch is what a rank has of one optimizer step: all ranks together take the next
-    ``batch_size`` times the number of ranks questions of the epoch, which is shuffled again each
-    time. The last step of an epoch has what is left, so that every question comes once, in all
-    stages. After an optimizer step the module calls `mark_trained`, which moves the position that
-    checkpoints keep. A run that is resumed with Lightning's ``ckpt_path``, also with another
-    number of ranks or batch size, continues with the questions of the epoch that are left.
+    A training batch is a rank's part of one optimizer step: all ranks together take the next
+    ``batch_size * world_size`` questions of the epoch, which is shuffled each time. The last step
+    of an epoch has the rest, so that every question comes once, in all stages. After an optimizer
+    step the module calls `mark_trained`, which moves the position in checkpoints. A run resumed
+    with Lightning's ``ckpt_path`` continues with the remaining questions of the epoch, also with
+    another number of ranks or batch size.
 
-    A video that fails to decode gives a `Sample` with an error and never stops a run.
+    A video that cannot be decoded gives a `Sample` with an error and never stops a run.
 
     Args:
         train: Reader of the training questions.
         val: Reader of the validation questions.
         test: Reader of the test questions.
         predict: Reader of the questions to predict.
-        sampler: Chooses frames; `UniformSampler` where it is null.
-        decoder: Decodes videos; `PyAVDecoder` where it is null.
+        sampler: Chooses frames; `UniformSampler` if null.
+        decoder: Decodes videos; `PyAVDecoder` if null.
         resolution: Pixel budget of the frames.
-        num_frames: Frames of a video.
-        batch_size: Questions of an optimizer step, on each rank.
-        eval_batch_size: Questions that come at a time in the other stages, on each rank; how many
-            are asked together is up to the engine.
-        num_workers: Processes that decode, on each rank; 0 decodes in the main process, where
-            a video that hangs holds up everything.
+        num_frames: Frames per video.
+        batch_size: Questions per optimizer step and rank.
+        eval_batch_size: Questions per batch and rank in the other stages; the engine decides how
+            many are generated for together.
+        num_workers: Decoding processes per rank; 0 decodes in the main process, where a video that
+            hangs blocks everything.
         prefetch_batches: Batches decoded ahead.
         deadline_s: Seconds after which a video has failed.
         shuffle: Shuffle the training questions.
         seed: Seed of the shuffling.
         cache: Keeps decoded frames on disk; null decodes again in every run.
-        frames_fps: Frames a second of folders of frames whose rows have no ``fps``.
-        max_damaged: Share of a clip's frames that may be damaged: the nearest sound ones are used
-            for them. A video with more of them has failed; with 0 any of them fails it.
-        video: A video or image to ask one question about, in place of ``predict``.
-        question: That question.
-        options: Its options, for a multiple choice.
+        frames_fps: Frames per second of folders of frames whose rows have no ``fps``.
+        max_damaged: Fraction of a clip's frames that may be damaged and are replaced by the nearest
+            intact ones. A video with more has failed.
+        video: Video or image of a single question, instead of ``predict``.
+        question: Text of the single question.
+        options: Its options, if it is multiple choice.
 
     Raises:
-        InputError: one of ``video`` and ``question`` without the other, or beside ``predict``.
+        InputError: one of ``video`` and ``question`` without the other, or next to ``predict``.
     """
 
     def __init__(
@@ -112,7 +107,7 @@ class VideoQADataModule(LightningDataModule):
         if video is not None or question is not None or options is not None:
             if predict is not None or video is None or question is None:
                 raise InputError(
-                    "data.video and data.question ask one question (with data.options a multiple "
+                    "data.video and data.question are one question (with data.options multiple "
                     "choice), in place of data.predict; give both of them, and no reader"
                 )
             predict = SingleQuestionReader(video, question, options)
@@ -120,7 +115,7 @@ class VideoQADataModule(LightningDataModule):
         self.sampler = sampler or UniformSampler()
         self.decoder = decoder or PyAVDecoder()
         self.resolution = resolution or Resolution()
-        # plain numbers: a restricted type in a checkpoint would need unpickling to be read
+        # plain numbers: restricted types in a checkpoint would need unpickling
         self.num_frames = int(num_frames)
         self.batch_size = int(batch_size)
         self.eval_batch_size = int(eval_batch_size)
@@ -132,11 +127,9 @@ class VideoQADataModule(LightningDataModule):
         self.cache = cache
         self.frames_fps = None if frames_fps is None else float(frames_fps)
         self.max_damaged = float(max_damaged)
-        self.predict_num_frames: int | None = None
-        """Frames of the streams of all stages but training, where they are not ``num_frames``."""
+        self.predict_num_frames: int | None = None  # in all stages but training, if it differs
+        # replaces the decoder if a model needs no frames; to be set before the first stream
         self.make_sample: MakeSample | None = None
-        """Makes samples in place of the decoder, where a model needs none of their frames; to be
-        set before the first stream."""
         self._excluded: frozenset[str] = frozenset()
         self._questions: dict[str, list[Question]] = {}
         self._pool: SampleSource | None = None
@@ -146,8 +139,7 @@ class VideoQADataModule(LightningDataModule):
         """Read the annotation files of a stage.
 
         Raises:
-            InputError: a reader that the stage needs is missing, a file is bad, or the cache's
-                folder cannot be used.
+            InputError: a reader is missing, a file is bad, or the cache's folder cannot be used.
         """
         if self.cache is not None:
             self.cache.prepare()
@@ -169,7 +161,7 @@ class VideoQADataModule(LightningDataModule):
                 if self.frames_fps is None and not isinstance(reader, RecordedReader):
                     check_frame_rates(self._questions[name], f"data.{name}")
         if stage == "fit":
-            self._progress = TrainingProgress(self._layout(), self._rank()[0], self.trainer)
+            self._progress = TrainingProgress(self._step_plan(), self._rank()[0], self.trainer)
 
     def teardown(self, stage: str) -> None:
         """End the decode workers; a later stage starts new ones."""
@@ -178,11 +170,11 @@ class VideoQADataModule(LightningDataModule):
         self.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the decode workers of a run that failed or was interrupted."""
+        """End the decode workers of a failed or interrupted run."""
         self.close()
 
     def close(self) -> None:
-        """End the decode workers, if there are any; using them again starts new ones."""
+        """End the decode workers; new ones are started when needed."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -190,25 +182,24 @@ class VideoQADataModule(LightningDataModule):
     def questions(self, name: str) -> list[Question]:
         """Return all questions of ``train``, ``val``, ``test`` or ``predict``, of every rank.
 
-        Excluded ones are among them.
+        Excluded ones are included.
 
         Raises:
-            InputError: they were not read: no reader, or no `setup` of that stage.
+            InputError: no reader, or no `setup` of that stage.
         """
         if name not in self._questions:
             raise InputError(f"no questions of data.{name}: give it a reader and run its stage")
         return self._questions[name]
 
     def exclude(self, ids: Collection[str]) -> None:
-        """Leave questions out of prediction streams that are made from now on."""
+        """Leave questions out of later prediction streams."""
         self._excluded = frozenset(ids)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what the clips of a prediction run depend on, as plain JSON values.
 
-        The reader's options stand under ``reader.<option>``, so that a difference is told by name.
-        Workers, deadlines and the cache change no clip and are left out, and so is all of decoding
-        where samples are made without it.
+        The reader's options have keys ``reader.<option>``. Workers, deadlines and the cache change
+        no clip and are left out, as is all of decoding if `make_sample` replaces it.
         """
         reader = self.readers["predict"]
         found = {} if reader is None else reader.fingerprint()
@@ -227,29 +218,24 @@ class VideoQADataModule(LightningDataModule):
     def submit(
         self, questions: Sequence[Question], num_frames: int, priority: Priority = Priority.NOW
     ) -> list[Future[Sample]]:
-        """Begin to decode the videos of some questions in parallel, and do not wait for them.
+        """Start decoding videos in parallel; with ``num_workers: 0`` decode before returning.
 
-        A clip that is asked for again more urgently than before moves up where it still waits. With
-        ``num_workers: 0`` they are decoded before this returns.
+        A waiting clip that is submitted again with a higher priority moves up.
         """
         pool = self._decode_pool()
         return [pool.submit(question, num_frames, priority) for question in questions]
 
     def load(self, questions: Sequence[Question], num_frames: int) -> list[Sample]:
-        """Decode the videos of some questions in parallel, and return them in the same order."""
+        """Decode videos in parallel and return the samples in the order of the questions."""
         return [future.result() for future in self.submit(questions, num_frames)]
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of a pass through the training questions."""
-        return self._layout().num_steps()
+        return self._step_plan().num_steps()
 
     def train_dataloader(self) -> TrainingStream:
-        """Return the rank's training stream, which continues where training is.
-
-        Raises:
-            InputError: the training questions were not read.
-        """
+        """Return the rank's training stream, which continues at the position of training."""
         questions = self.questions("train")
         assert self._progress is not None
         pool = self._decode_pool()
@@ -258,24 +244,24 @@ class VideoQADataModule(LightningDataModule):
         )
 
     def mark_trained(self, batch: Batch) -> None:
-        """Move the position behind a batch, right after its optimizer step.
+        """Move the position to after a batch, right after its optimizer step.
 
-        Also where the step was skipped: what was tried does not come again in a resumed run.
+        Also if the step was skipped: a resumed run does not repeat it.
         """
         if self._progress is not None and batch.end is not None:
             self._progress.position = batch.end
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where training is in its questions, and what their order depends on."""
+        """Return the position of training, see `TrainingProgress`."""
         return {} if self._progress is None else self._progress.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the run that is resumed was; raises as `TrainingProgress` does."""
+        """Continue from a checkpoint, see `TrainingProgress`."""
         if self._progress is not None:
             self._progress.load_state_dict(state_dict)
 
     def val_dataloader(self) -> SampleStream | list[SampleStream]:
-        """Return the rank's validation stream, or none where ``data.val`` is not given."""
+        """Return the rank's validation stream, or none without ``data.val``."""
         if "val" not in self._questions:
             return []
         return self._evaluation_stream(self.questions("val"))
@@ -290,28 +276,25 @@ class VideoQADataModule(LightningDataModule):
         return self._evaluation_stream(questions)
 
     def transfer_batch_to_device(
-        self,
-        batch: Any,
-        device: torch.device,
-        dataloader_idx: int,
+        self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Leave the frames where they are: the policy moves what it needs."""
+        """Leave the frames on the CPU: the policy moves what it needs."""
         return batch
 
     def _evaluation_stream(self, questions: list[Question]) -> SampleStream:
         num_frames = self.predict_num_frames or self.num_frames
         rank, world_size = self._rank()
-        order = list(range(len(questions)))
+        order = range(len(questions))
         own = evaluation_batches(order, self.eval_batch_size, rank, world_size)
         if questions and not own:
-            # a rank without a share takes part, with an empty batch, in what all do together
+            # a rank without questions joins the collectives with an empty batch
             own = [[]]
         pool = self._decode_pool()
         return SampleStream(questions, own, pool, num_frames, self.prefetch_batches)
 
     def _decode_pool(self) -> SampleSource:
         if self._pool is None and self.make_sample is not None:
-            self._pool = MadeSamples(self.make_sample)
+            self._pool = SampleFactory(self.make_sample)
         elif self._pool is None:
             decoder = self.decoder
             if self.cache is not None:
@@ -327,9 +310,9 @@ class VideoQADataModule(LightningDataModule):
             )
         return self._pool
 
-    def _layout(self) -> Layout:
+    def _step_plan(self) -> StepPlan:
         count = len(self.questions("train"))
-        return Layout(count, self.seed, self.shuffle, self.batch_size, self._rank()[1])
+        return StepPlan(count, self.seed, self.shuffle, self.batch_size, self._rank()[1])
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:

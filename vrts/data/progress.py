@@ -1,7 +1,8 @@
-"""How far training is in its questions: a position that optimizer steps alone move."""
+"""How far training is in its questions: a position that only optimizer steps move."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -9,31 +10,36 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from vrts.data.order import epoch_order
 from vrts.types import InputError
 
 
+def epoch_order(num_questions: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
+    """Return the order of the questions in an epoch, the same on every rank and machine."""
+    order = list(range(num_questions))
+    if shuffle:
+        # a text seed is hashed with SHA-512: close seeds and epochs give unrelated orders
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
 class Position(NamedTuple):
-    """How much was trained on, by all ranks together; the same on each."""
+    """What all ranks together were trained on; the same on each."""
 
-    epoch: int
-    """Counted from 0."""
-    num_seen: int
-    """Questions of the epoch's order."""
+    epoch: int  # counted from 0
+    num_seen: int  # questions of the epoch's order
 
 
-class Share(NamedTuple):
-    """What a rank has of an optimizer step."""
+class RankShare(NamedTuple):
+    """One rank's part of an optimizer step."""
 
     indices: list[int]
-    """Of questions; fewer than the others have, or none, in the last step of an epoch."""
-    end: Position | None
-    """After the step; None outside of training."""
+    """Of questions; fewer than on other ranks, or none, in the last step of an epoch."""
+    end: Position | None  # after the step; None outside of training
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What the steps of a run depend on."""
+class StepPlan:
+    """Divides the epochs of a run into optimizer steps."""
 
     num_questions: int
     seed: int
@@ -42,107 +48,99 @@ class Layout:
     world_size: int
 
     def num_steps(self, num_seen: int = 0) -> int:
-        """Return the steps that what is left of an epoch makes; the last may be smaller."""
+        """Return the steps in the rest of an epoch; the last one may be smaller."""
         left = max(self.num_questions - num_seen, 0)
         return -(-left // (self.batch_size * self.world_size))
 
-    def shares(self, position: Position, rank: int) -> list[Share]:
-        """Return what a rank has of each step from a position to the end of its epoch.
-
-        A step takes the next questions of the epoch's order, of which each rank has every n-th:
-        all ranks make as many steps, and the last one is divided as evenly as it can be.
-        """
+    def shares(self, position: Position, rank: int) -> list[RankShare]:
+        """Return a rank's part of each step from a position to the end of its epoch."""
         order = epoch_order(self.num_questions, self.seed, position.epoch, self.shuffle)
         size = self.batch_size * self.world_size
         starts = range(position.num_seen, self.num_questions, size)
         ends = [min(start + size, self.num_questions) for start in starts]
+        # ranks take turns within a step: all have as many steps, and the last one is divided evenly
         return [
-            Share(order[start + rank : end : self.world_size], Position(position.epoch, end))
+            RankShare(order[start + rank : end : self.world_size], Position(position.epoch, end))
             for start, end in zip(starts, ends, strict=True)
         ]
 
 
 class TrainingProgress:
-    """Gives the steps that are left, epoch by epoch, and keeps the position in checkpoints.
+    """Returns the remaining steps, epoch by epoch, and keeps the position in checkpoints.
 
-    ``trainer.max_epochs`` means passes through the questions. Lightning counts an epoch that
-    ``max_steps`` or a stop cut short as a whole one, so its limit is moved by those.
+    ``trainer.max_epochs`` means passes through the questions. Lightning also counts an epoch that
+    ``max_steps`` or a stop has cut short, so its limit is raised by those.
 
     Args:
-        layout: of the run.
-        rank: of this process.
-        trainer: of the run; None outside of one.
+        plan: Of the run.
+        rank: Of this process.
+        trainer: Of the run; None outside of one.
     """
 
-    def __init__(self, layout: Layout, rank: int = 0, trainer: Trainer | None = None) -> None:
-        self.position = Position(0, 0)
-        """After the last optimizer step."""
-        self._layout = layout
+    def __init__(self, plan: StepPlan, rank: int = 0, trainer: Trainer | None = None) -> None:
+        self.position = Position(0, 0)  # after the last optimizer step
+        self._plan = plan
         self._rank = rank
         self._trainer = trainer
         self._max_epochs = -1 if trainer is None else trainer.max_epochs or -1
-        # under another limit Lightning's epochs are no passes; each takes the steps that come next
+        # with another limit Lightning's epochs are not passes; each takes the next steps
         limit = 1.0 if trainer is None else trainer.limit_train_batches
         self._in_passes = isinstance(limit, float) and limit == 1.0
 
     def num_batches(self) -> int:
-        """Return more than the batches of an epoch, those before a resume among them.
+        """Return more than the batches of an epoch, those before a resume included.
 
-        Lightning asks ahead where a stream has no length, and what it was given counts as used;
-        at the length it would end the epoch itself, and a resumed run would not see that end.
+        Lightning prefetches from a stream without a length, and what it prefetched counts as used.
+        At the length it would end the epoch itself, and a resumed run would not see that end.
         """
         before = 0 if self._trainer is None else self._trainer.fit_loop.batch_idx + 1
-        left = self._layout.num_steps(self.position.num_seen)
-        return max(before + left, self._layout.num_steps()) + 1
+        left = self._plan.num_steps(self.position.num_seen)
+        return max(before + left, self._plan.num_steps()) + 1
 
-    def rest(self) -> list[Share]:
-        """Return what this rank has of the steps that are left of the epoch."""
-        if not self._in_passes and self.position.num_seen >= self._layout.num_questions:
-            self.close()
-        if self._counts_epochs():
-            assert self._trainer is not None
-            loop = self._trainer.fit_loop
-            # what Lightning compares with its limit, a resumed epoch among them
+    def remaining(self) -> list[RankShare]:
+        """Return this rank's part of the remaining steps of the epoch."""
+        if not self._in_passes and self.position.num_seen >= self._plan.num_questions:
+            self.end_epoch()
+        if (loop := self._fit_loop()) is not None:
+            # what Lightning compares with its limit, a resumed epoch included
             passes: Any = loop.epoch_progress.current
             ahead = passes.processed - self.position.epoch
             loop.max_epochs = self._max_epochs + ahead
         if 0 <= self._max_epochs <= self.position.epoch:
             return []
-        return self._layout.shares(self.position, self._rank)
+        return self._plan.shares(self.position, self._rank)
 
-    def close(self) -> None:
-        """Begin the next epoch: all steps of this one were given."""
+    def end_epoch(self) -> None:
+        """Move to the next epoch, once all steps of this one were returned."""
         self.position = Position(self.position.epoch + 1, 0)
 
     def end(self) -> None:
-        """Leave the Trainer's limit as it was."""
-        if self._counts_epochs():
-            assert self._trainer is not None
-            self._trainer.fit_loop.max_epochs = self._max_epochs
+        """Restore the Trainer's limit."""
+        if (loop := self._fit_loop()) is not None:
+            loop.max_epochs = self._max_epochs
 
     def state_dict(self) -> dict[str, int]:
-        """Return where training is in its questions, and what their order depends on."""
-        return self.position._asdict() | asdict(self._layout)
+        """Return the position and the plan that it is for."""
+        return self.position._asdict() | asdict(self._plan)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was made, and tell what has changed since.
+        """Continue from a checkpoint, and report what has changed since.
 
         Raises:
             InputError: the checkpoint is of a version that counted otherwise.
         """
-        now = asdict(self._layout)
+        now = asdict(self._plan)
         if state.keys() != now.keys() | set(Position._fields):
             raise InputError(
                 "--ckpt_path: the checkpoint was made before a batch was an optimizer step, and "
-                "its place in the data means something else; export its model with the version of "
-                "vrts that made it, and train on from that"
+                "its position in the data is counted otherwise; export its model with the version "
+                "of vrts that made it, and train on from that"
             )
         self.position = Position(state["epoch"], state["num_seen"])
-        if self._counts_epochs():
+        if (loop := self._fit_loop()) is not None:
             # until the first batch is due: Lightning's count of epochs may be ahead
-            assert self._trainer is not None
-            self._trainer.fit_loop.max_epochs = -1
-            self._trainer.should_stop = self.position.epoch >= self._max_epochs
+            loop.max_epochs = -1
+            loop.trainer.should_stop = self.position.epoch >= self._max_epochs
         changed = [key for key in now if state[key] != now[key]]
         changes = ", ".join(f"{key} {state[key]} -> {now[key]}" for key in changed)
         if {"num_questions", "seed", "shuffle"}.intersection(changed):
@@ -156,5 +154,7 @@ class TrainingProgress:
                 f"questions of epoch {self.position.epoch} are done"
             )
 
-    def _counts_epochs(self) -> bool:
-        return self._trainer is not None and self._in_passes and self._max_epochs >= 0
+    def _fit_loop(self) -> Any:
+        """The loop whose limit counts passes, if there is one."""
+        counts = self._trainer is not None and self._in_passes and self._max_epochs >= 0
+        return self._trainer.fit_loop if self._trainer is not None and counts else None

@@ -1,4 +1,4 @@
-"""Streams of batches, decoded ahead in the order they are asked for."""
+"""Streams of batches, decoded ahead in order."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from vrts.data.progress import Position, Share, TrainingProgress
+from vrts.data.progress import Position, RankShare, TrainingProgress
+from vrts.data.workers.pool import DecodePool
 from vrts.data.workers.requests import Priority
 from vrts.types import Question, Sample
 
 
 class Batch:
-    """A rank's samples of one step; counted, indexed and iterated like a list of `Sample`.
+    """A rank's samples of one step, used like a list of `Sample`.
 
-    It may be empty: at the end of an epoch there may be fewer questions than ranks. It is no
-    `collections.abc.Sequence`, since Lightning walks into those to convert tensors to the
-    Trainer's precision and fails on frozen dataclasses. Frames stay as they are, uint8 on the
-    CPU, until the policy takes them.
+    It may be empty: at the end of an epoch there may be fewer questions than ranks. Frames stay
+    uint8 on the CPU until the policy takes them.
 
     Args:
-        samples: of the questions.
-        end: where training is in its questions after the step, the same on all ranks; None
-            outside of training.
+        samples: Of the questions.
+        end: Position in the questions after the step, the same on all ranks; None outside of
+            training.
     """
 
+    # not a Sequence: Lightning converts the tensors in those to its precision, and fails on frozen
+    # dataclasses
     __slots__ = ("end", "samples")
 
     def __init__(self, samples: Sequence[Sample], end: Position | None = None) -> None:
@@ -48,15 +49,54 @@ class Batch:
         return f"Batch({self.samples!r}, {self.end!r})"
 
 
+MakeSample = Callable[[Question, int], Sample]
+"""From a question and the number of frames requested to its sample."""
+
+
+class SampleFactory:
+    """Makes samples at once, without any video, in place of a `DecodePool`."""
+
+    num_workers = 0
+
+    def __init__(self, make: MakeSample) -> None:
+        self._make = make
+
+    def submit(
+        self, question: Question, num_frames: int, priority: Priority = Priority.STREAM
+    ) -> Future[Sample]:
+        """Make a question's sample."""
+        future: Future[Sample] = Future()
+        future.set_result(self._make(question, num_frames))
+        return future
+
+    def close(self) -> None:
+        """Do nothing: nothing is running."""
+
+
+SampleSource: TypeAlias = DecodePool | SampleFactory
+
+
+def evaluation_batches(
+    order: Sequence[int], batch_size: int, rank: int, world_size: int
+) -> list[list[int]]:
+    """Return a rank's batches, such that every question counts exactly once.
+
+    Rank r takes questions r, r + world_size, …: none is repeated to fill a batch, so ranks may have
+    different numbers of batches, and the last one may be short.
+    """
+    share = order[rank::world_size]
+    return [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
+
+
 class SampleStream:
     """Batches of decoded samples, in order, each decoded before it is needed.
 
     Args:
         questions: All questions, of all ranks.
         batches: This rank's, as indices into ``questions``.
-        pool: Decodes, or makes samples otherwise.
+        pool: Decodes the samples.
         num_frames: Frames of each clip.
-        prefetch_batches: Batches that are decoded ahead of the one in use.
+        prefetch_batches: Batches that are decoded ahead of the current one.
     """
 
     def __init__(
@@ -71,10 +111,9 @@ class SampleStream:
         self._batches = batches
         self._pool = pool
         self._num_frames = num_frames
-        # without workers, decoding ahead would only make the first batch wait
+        # without workers, decoding ahead would only delay the first batch
         self._prefetch_batches = prefetch_batches if pool.num_workers else 0
-        self.waited_s = 0.0
-        """How long batches were waited for so far, in all epochs."""
+        self.waited_s = 0.0  # time spent waiting for batches so far, in all epochs
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -89,8 +128,8 @@ class SampleStream:
                     return
                 yield batch
 
-    def _shares(self) -> list[Share]:
-        return [Share(indices, None) for indices in self._batches]
+    def _shares(self) -> list[RankShare]:
+        return [RankShare(indices, None) for indices in self._batches]
 
     def _decoded(self) -> Generator[Batch, None, None]:
         waiting = iter(self._shares())
@@ -109,21 +148,13 @@ class SampleStream:
             for future in (future for futures, _ in decoding for future in futures):
                 future.cancel()
 
-    def _submit(self, share: Share) -> list[Future[Sample]]:
+    def _submit(self, share: RankShare) -> list[Future[Sample]]:
         questions = [self.questions[index] for index in share.indices]
         return [self._pool.submit(q, self._num_frames) for q in questions]
 
 
 class TrainingStream(SampleStream):
-    """What is left of an epoch each time it is gone through, then the next one.
-
-    Args:
-        progress: knows what is left.
-        questions: All questions, of all ranks.
-        pool: Decodes, or makes samples otherwise.
-        num_frames: Frames of each clip.
-        prefetch_batches: Batches that are decoded ahead of the one in use.
-    """
+    """The rest of the epoch at each iteration, then the next epoch; arguments as `SampleStream`."""
 
     def __init__(
         self,
@@ -141,59 +172,17 @@ class TrainingStream(SampleStream):
 
     def __iter__(self) -> Iterator[Batch]:
         yield from super().__iter__()
-        self._progress.close()
+        self._progress.end_epoch()
 
-    def _shares(self) -> list[Share]:
-        return self._progress.rest()
+    def _shares(self) -> list[RankShare]:
+        return self._progress.remaining()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing, since the data module keeps the position.
+        """Return nothing: the data module keeps the position.
 
-        Lightning takes a loader without this method for one that cannot be resumed.
+        Lightning considers a loader without this method not resumable.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing; the position is asked for at the first batch."""
-
-
-MakeSample = Callable[[Question, int], Sample]
-"""From a question and the number of frames asked for to its sample."""
-
-
-class SampleSource(Protocol):
-    """Gives the samples of questions, some ahead of their use."""
-
-    num_workers: int
-    """Processes that work on samples; with none of them, asking ahead saves no time."""
-
-    def submit(
-        self, question: Question, num_frames: int, priority: Priority = Priority.STREAM
-    ) -> Future[Sample]:
-        """Ask for a question's sample; it never raises for a bad video."""
-
-    def close(self) -> None:
-        """End what works on samples."""
-
-
-class MadeSamples:
-    """Samples that are made at once, without any video.
-
-    Args:
-        make: makes them.
-    """
-
-    def __init__(self, make: MakeSample) -> None:
-        self._make = make
-        self.num_workers = 0
-
-    def submit(
-        self, question: Question, num_frames: int, priority: Priority = Priority.STREAM
-    ) -> Future[Sample]:
-        """Make a question's sample."""
-        future: Future[Sample] = Future()
-        future.set_result(self._make(question, num_frames))
-        return future
-
-    def close(self) -> None:
-        """Do nothing: nothing is left running."""
+        """Do nothing: the position is read at the first batch."""

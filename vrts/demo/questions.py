@@ -1,8 +1,8 @@
-"""Kinds of question about a scene, and their annotation rows in the style of Video-R1."""
+"""Kinds of questions about a scene, and their annotation rows in the format of Video-R1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,75 +15,51 @@ NUM_OPTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SceneQuestion:
     """A question about one scene."""
 
     text: str
     answer: str
-    evidence: tuple[int, ...] | None = None
-    """Frames that show the answer; None where any sample of frames does."""
+    evidence: tuple[int, ...] | None = None  # frames that show the answer; None for any
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionKind:
-    """A sort of question, to be asked about many scenes."""
+    """A kind of question, for many scenes."""
 
-    name: str
-    """A noun for what is asked about; it is used in the annotations and the reasoning."""
-    ask: Callable[[Scene], Asked]
-    choices: tuple[str, ...]
-    """Possible answers, in their fixed order; options are drawn from them."""
-    changes: bool | None = None
-    """Whether the shape's colour must change (True) or must not (False) in the scene."""
+    name: str  # a noun, used in the annotations and the reasoning
+    text: str  # with ``{shape}``
+    answer: str  # attribute of the scene
+    choices: tuple[str, ...] = tuple(COLOURS)  # in a fixed order; options are drawn from them
+    changes: bool | None = None  # whether the shape's colour must change or must not
 
     def suits(self, scene: Scene) -> bool:
-        """Whether the question can be asked about a scene."""
+        """Whether the question fits a scene."""
         return self.changes is None or self.changes == scene.changes
 
-
-def _object(scene: Scene) -> Asked:
-    return Asked(f"What colour is the {scene.shape}?", scene.colour)
-
-
-def _flash(scene: Scene) -> Asked:
-    return Asked("What colour is the flash?", scene.flash_colour, scene.flash_frames)
+    def question(self, scene: Scene) -> SceneQuestion:
+        """Return the question about a scene."""
+        evidence = scene.flash_frames if self.answer == "flash_colour" else None
+        text = self.text.format(shape=scene.shape)
+        return SceneQuestion(text, getattr(scene, self.answer), evidence)
 
 
-def _first(scene: Scene) -> Asked:
-    return Asked(f"What colour is the {scene.shape} first?", scene.colour)
-
-
-def _last(scene: Scene) -> Asked:
-    return Asked(f"What colour is the {scene.shape} last?", scene.later_colour)
-
-
-def _motion(scene: Scene) -> Asked:
-    return Asked(f"Which way does the {scene.shape} move?", scene.direction)
-
-
-OBJECT = QuestionKind("object", _object, tuple(COLOURS), changes=False)
-"""Colour of the shape, which every frame shows."""
-FLASH = QuestionKind("flash", _flash, tuple(COLOURS))
-"""Colour of the flash, which few sampled frames mostly miss."""
-FIRST = QuestionKind("first", _first, tuple(COLOURS), changes=True)
-"""Colour of the shape before it changes; needs the order of frames."""
-LAST = QuestionKind("last", _last, tuple(COLOURS), changes=True)
-"""Colour of the shape after it has changed; needs the order of frames."""
-MOTION = QuestionKind("motion", _motion, tuple(DIRECTIONS))
-"""Direction in which the shape moves; needs positions in several frames."""
+# every frame shows the object; sparse samples of frames often miss the flash; first and last need
+# the order of frames, and motion needs positions in several
+OBJECT = QuestionKind("object", "What colour is the {shape}?", "colour", changes=False)
+FLASH = QuestionKind("flash", "What colour is the flash?", "flash_colour")
+FIRST = QuestionKind("first", "What colour is the {shape} first?", "colour", changes=True)
+LAST = QuestionKind("last", "What colour is the {shape} last?", "later_colour", changes=True)
+MOTION = QuestionKind("motion", "Which way does the {shape} move?", "direction", tuple(DIRECTIONS))
 
 
 def draw_options(
     kind: QuestionKind, answer: str, shuffle: bool, rng: np.random.Generator
 ) -> list[str]:
-    """Draw option texts, the answer among them.
+    """Draw the wrong options, and shuffle them with the answer.
 
-    Args:
-        kind: gives the possible answers.
-        answer: the right one.
-        shuffle: any order; otherwise the order of the kind's choices, so that the letter of an
-            answer depends little (with four choices: not at all) on the question.
-        rng: draws the wrong options and the order.
+    Unshuffled options are in the order of the kind's choices: the letter of an answer then depends
+    little (with four choices: not at all) on the question.
     """
     wrong = [choice for choice in kind.choices if choice != answer]
     drawn = {answer, *(str(w) for w in rng.permutation(wrong)[: NUM_OPTIONS - 1])}
@@ -92,24 +68,20 @@ def draw_options(
 
 
 def question_row(
-    problem_id: int, kind: QuestionKind, asked: Asked, options: Sequence[str], path: str
+    problem_id: int, kind: QuestionKind, question: SceneQuestion, options: Sequence[str], path: str
 ) -> dict[str, Any]:
-    """One annotation row.
-
-    ``evidence_frames`` lists the frames that show the answer, null means that any frames do;
-    ``kind`` is the name of the question's kind.
-    """
+    """Return an annotation row in the format of Video-R1, with the kind and the evidence."""
     names = letters(options)
     return {
         "problem_id": problem_id,
-        "problem": asked.text,
+        "problem": question.text,
         "data_type": "video",
         "problem_type": "multiple choice",
         "options": [f"{name}. {text}" for name, text in zip(names, options, strict=True)],
         "process": "",
-        "solution": f"<answer>{names[options.index(asked.answer)]}</answer>",
+        "solution": f"<answer>{names[options.index(question.answer)]}</answer>",
         "path": path,
         "data_source": "synthetic",
         "kind": kind.name,
-        "evidence_frames": None if asked.evidence is None else list(asked.evidence),
+        "evidence_frames": None if question.evidence is None else list(question.evidence),
     }

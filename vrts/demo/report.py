@@ -1,4 +1,4 @@
-"""The demo's numbers, as JSON values and as a table."""
+"""Results of the demo, as JSON values and as a table."""
 
 from __future__ import annotations
 
@@ -12,37 +12,22 @@ MODES = {"sparse": "sparse: 4", "dense": "dense: 16", "s2d": "S2D: 4, 8, 16"}
 
 
 def predict_report(metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Pick what the demo reports from a prediction run's ``metrics.json``.
-
-    Args:
-        metrics: its content.
-        seconds: what the run took.
-    """
-    return {
-        "accuracy": metrics["accuracy"],
-        "stderr": metrics["accuracy_stderr"],
-        "mean_frames": metrics["mean_frames"],
-        "mean_frames_total": metrics["mean_frames_total"],
-        "seconds": round(seconds, 1),
-        "unanimous_and_wrong": metrics["unanimous_and_wrong"],
-    }
+    """Return what the demo shows of a ``metrics.json``, and the duration of the run."""
+    names = ("accuracy", "mean_frames", "mean_frames_total", "unanimous_and_wrong")
+    numbers = {name: metrics[name] for name in names}
+    return numbers | {"stderr": metrics["accuracy_stderr"], "seconds": round(seconds, 1)}
 
 
 def comparison_table(summary: Mapping[str, Any]) -> Table:
-    """Show the base and the trained model, each with its three ways to predict.
-
-    Args:
-        summary: content of ``summary.json``.
-    """
+    """Compare the base and the trained model in all modes, from the content of ``summary.json``."""
     fit = summary["fit"]
     table = Table(
         title=f"{summary['num_questions']} held-out questions; "
         f"{fit['steps']} GRPO steps in {fit['seconds']:.0f} s"
     )
-    table.add_column("model", no_wrap=True)
-    table.add_column("levels", no_wrap=True)
-    columns = ("accuracy, %", "frames", "in all", "agreed, wrong", "s")
-    for name in columns:
+    for name in ("model", "levels"):
+        table.add_column(name, no_wrap=True)
+    for name in ("accuracy, %", "frames", "in all", "agreed, wrong", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for model, model_label in MODELS.items():
         for mode, mode_label in MODES.items():

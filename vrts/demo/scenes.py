@@ -1,7 +1,7 @@
-"""What happens in a synthetic video, and how it is drawn.
+"""Scenes of synthetic videos, and their rendering.
 
-A coloured shape moves all the time in one of four directions over a grey background, and may
-change its colour once. A coloured border flashes up for 2 or 3 of the 32 frames.
+A coloured shape moves steadily in one of four directions on a grey background, and may change its
+colour once. A coloured border flashes for 2 or 3 of the 32 frames.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_FRAMES, FPS, SIZE = 32, 8, 56
-"""Frames of a video, frames a second, and pixels of each side of a frame."""
+"""Frames per video, frames per second, and side of a frame in pixels."""
 
 COLOURS = {
     "red": (225, 35, 35),
@@ -29,30 +29,17 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 """Steps in x and y; y grows downwards."""
 
 RADIUS, BORDER = 10, 9
-TRAVEL = 14.0
-"""Pixels that a shape moves from the first frame to the last."""
+TRAVEL = 14.0  # pixels that a shape moves from the first frame to the last
 
 Frames = NDArray[np.uint8]
 Offsets = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def _circle(dx: Offsets, dy: Offsets) -> Mask:
-    return np.asarray(dx**2 + dy**2 <= RADIUS**2)
-
-
-def _square(dx: Offsets, dy: Offsets) -> Mask:
-    return np.maximum(np.abs(dx), np.abs(dy)) <= RADIUS - 1
-
-
-def _triangle(dx: Offsets, dy: Offsets) -> Mask:
-    return (np.abs(dy) <= RADIUS) & (np.abs(dx) <= (dy + RADIUS) / 2)
-
-
 SHAPES: dict[str, Callable[[Offsets, Offsets], Mask]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
+    "circle": lambda dx, dy: dx**2 + dy**2 <= RADIUS**2,
+    "square": lambda dx, dy: np.maximum(np.abs(dx), np.abs(dy)) <= RADIUS - 1,
+    "triangle": lambda dx, dy: (np.abs(dy) <= RADIUS) & (np.abs(dx) <= (dy + RADIUS) / 2),
 }
 """Which pixels a shape covers, from their offsets to its centre."""
 
@@ -62,19 +49,15 @@ class Scene:
     """What happens in one video."""
 
     shape: str
-    colour: str
-    """Of the shape, up to `change_frame`."""
-    later_colour: str
-    """Of the shape, from `change_frame` on; the same as `colour` where it does not change."""
+    colour: str  # of the shape, before `change_frame`
+    later_colour: str  # of the shape from then on; the same if it does not change
     change_frame: int
     flash_colour: str
     flash_start: int
     flash_length: int
     direction: str
-    start: tuple[float, float]
-    """x and y of the shape's centre in the first frame, in pixels."""
-    background: int
-    """Grey level."""
+    start: tuple[float, float]  # x and y of the shape's centre in the first frame, in pixels
+    background: int  # grey level
 
     @property
     def changes(self) -> bool:
@@ -93,22 +76,20 @@ class Scene:
         return self.start[0] + dx * distance, self.start[1] + dy * distance
 
     def shape_colour(self, frame: int) -> str:
-        """Name of the shape's colour in a frame."""
+        """The shape's colour in a frame."""
         return self.colour if frame < self.change_frame else self.later_colour
 
 
 def random_scene(rng: np.random.Generator, changes: bool = False) -> Scene:
-    """Draw a scene whose properties are independent of each other.
+    """Draw a scene with independent properties.
 
-    Args:
-        rng: source of all randomness.
-        changes: whether the shape changes its colour, in the middle half of the video.
+    ``changes`` is whether the shape changes its colour, in the middle half of the video.
     """
     names = list(COLOURS)
     colour, other = (str(name) for name in rng.permutation(names)[:2])
     flash_length = int(rng.integers(2, 4))
     direction = str(rng.choice(list(DIRECTIONS)))
-    # The whole path stays inside the border: choose its middle, then go back half the way.
+    # the path stays inside the border: draw its middle, then go back half the way
     margin = BORDER + RADIUS + TRAVEL / 2
     x, y = (float(v) for v in rng.uniform(margin, SIZE - 1 - margin, 2))
     dx, dy = DIRECTIONS[direction]
@@ -127,7 +108,7 @@ def random_scene(rng: np.random.Generator, changes: bool = False) -> Scene:
 
 
 def render(scene: Scene) -> Frames:
-    """Draw all frames of a scene, uint8 ``[32, 56, 56, 3]``, RGB."""
+    """Draw the frames of a scene, uint8 ``[T, H, W, C]``, RGB."""
     frames = np.full((NUM_FRAMES, SIZE, SIZE, 3), scene.background, dtype=np.uint8)
     flash = frames[list(scene.flash_frames)]
     flash[:] = COLOURS[scene.flash_colour]

@@ -1,4 +1,4 @@
-"""Synthetic video questions as real .mp4 files with an annotation file."""
+"""Synthetic video questions: .mp4 files and an annotation file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENCODER = {"preset": "ultrafast", "crf": "18", "threads": "1"}
 
 
 def write_video(path: Path, frames: Frames) -> None:
-    """Encode frames ``[T, H, W, 3]`` as h264 in mp4, at `FPS` frames a second."""
+    """Encode frames ``[T, H, W, C]`` as h264 in mp4, at `FPS` frames per second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options=_ENCODER)
         stream.height, stream.width = frames.shape[1:3]
@@ -37,20 +37,10 @@ def make_dataset(
     kinds: Sequence[QuestionKind] = (OBJECT, FLASH),
     shuffle_options: bool = True,
 ) -> Path:
-    """Write videos and questions; the same for the same arguments and PyAV version.
+    """Write ``videos/*.mp4`` and ``questions.jsonl`` and return the path of the latter.
 
-    About each video one question of every kind that suits it is asked. Videos and questions have
-    generators of their own: the order of options does not alter the videos.
-
-    Args:
-        folder: gets ``videos/*.mp4`` and ``questions.jsonl``.
-        num_videos: videos to write.
-        seed: different seeds give different videos and questions.
-        kinds: kinds of question to ask; the embedded model has learnt those of the default.
-        shuffle_options: options in random order; otherwise in the fixed order of their kind.
-
-    Returns:
-        Path of the annotation file.
+    They are the same for the same arguments and PyAV version. Each video has a question of every
+    kind that fits its scene; the embedded model was trained on the default kinds.
 
     Raises:
         InputError: no kind, or a kind given twice.
@@ -63,6 +53,7 @@ def make_dataset(
     problem_id = 0
     with annotations.open("w", encoding="utf-8") as file:
         for index in range(num_videos):
+            # two generators: the order of options does not alter the videos
             video_rng, question_rng = (np.random.default_rng([seed, index, n]) for n in (0, 1))
             scene = random_scene(video_rng, changes[index % len(changes)])
             path = f"videos/{index:05d}.mp4"
@@ -70,9 +61,9 @@ def make_dataset(
             for kind in kinds:
                 if not kind.suits(scene):
                     continue
-                asked = kind.ask(scene)
-                options = draw_options(kind, asked.answer, shuffle_options, question_rng)
-                row = question_row(problem_id, kind, asked, options, path)
+                question = kind.question(scene)
+                options = draw_options(kind, question.answer, shuffle_options, question_rng)
+                row = question_row(problem_id, kind, question, options, path)
                 file.write(json.dumps(row) + "\n")
                 problem_id += 1
     return annotations

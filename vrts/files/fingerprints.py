@@ -1,4 +1,4 @@
-"""What files and objects are told apart by, as plain JSON values."""
+"""Digests of files and plain descriptions of objects, by which runs are compared."""
 
 from __future__ import annotations
 
@@ -9,31 +9,26 @@ import os
 from pathlib import Path
 from typing import Any
 
-NUM_BLOCKS, BLOCK_BYTES = 16, 256 * 1024
-"""Of a large file that `sampled_digest` reads."""
+NUM_BLOCKS, BLOCK_BYTES = 16, 256 * 1024  # what `sampled_digest` reads of a large file
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return the SHA-256 of a file's bytes, in hexadecimal; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sampled_digest(path: Path, with_time: bool = False) -> str:
-    """Return a digest of a file, in hexadecimal, after little reading.
+    """Return a digest of a file, in hexadecimal, that is fast for large files too.
 
-    Of a file of up to 4 MiB it is the SHA-256 of the whole. Of a larger one it is that of its size
-    and of 16 blocks from head to tail: reading all of it would take minutes from a slow disk.
+    Up to 4 MiB it is the SHA-256 of the content, above that of the size and of 16 blocks spread
+    from start to end: reading all would take minutes from a slow disk.
 
     Args:
-        path: of the file.
-        with_time: whether a large file's time of change counts too. Another version of it is then
-            missed only where size, time to the nanosecond and blocks are the same; a copy that
-            does not keep the time counts as another file.
+        path: The file.
+        with_time: Whether a large file's modification time counts too. A changed file is then
+            missed only if size, time to the nanosecond and blocks are the same; a copy that does
+            not keep the time counts as another file.
 
     Raises:
         OSError: it cannot be read.
@@ -52,15 +47,7 @@ def sampled_digest(path: Path, with_time: bool = False) -> str:
 
 
 def folder_digests(folder: Path, pattern: str = "*") -> dict[str, str]:
-    """Return the `sampled_digest` of each file of a folder, by name.
-
-    Args:
-        folder: its subfolders are left out.
-        pattern: of the names.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Return the `sampled_digest` of a folder's files by name, subfolders left out."""
     files = sorted(path for path in folder.glob(pattern) if path.is_file())
     return {file.name: sampled_digest(file) for file in files}
 
@@ -71,15 +58,11 @@ def json_digest(value: Any) -> str:
 
 
 def describe(value: Any) -> Any:
-    """Return an object as plain JSON values: its class and its public attributes, or its fields.
-
-    Plain values stay what they are. What an object keeps under names that begin with an
-    underscore does not count: it is no option.
-    """
+    """Return an object as plain JSON values: its class and its public attributes or fields."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        # restricted types of jsonargparse are numbers too
+        # restricted types of jsonargparse are subclasses of these
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Path):
         return str(value)
@@ -92,17 +75,14 @@ def describe(value: Any) -> Any:
 
 
 def class_name(value: object) -> str:
-    """Return the name of an object's class; one from outside of vrts with its module."""
+    """Return the name of an object's class, with its module if that is not in vrts."""
     kind = type(value)
-    return kind.__name__ if kind.__module__.startswith("vrts.") else _full_name(kind)
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    is_own = kind.__module__.startswith("vrts.")
+    return kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def public_attributes(value: object) -> dict[str, Any]:
-    """Return an object's attributes that are no private ones; of a dataclass, its fields."""
+    """Return an object's attributes without a leading underscore; of a dataclass, its fields."""
     if dataclasses.is_dataclass(value):
         found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     else:

@@ -1,4 +1,4 @@
-"""JSON Lines of interrupted and resumed runs: the last line of a file may be torn."""
+"""JSON Lines of interrupted and resumed runs: the last line of a file may be incomplete."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ from typing import Any
 from vrts.files.writing import naming_file, replacing, to_disk
 from vrts.types import InputError
 
-Step = dict[str, Any]
-"""A line with ``step``, of a training run."""
+Step = dict[str, Any]  # a line with ``step``, of a training run
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield ``file:line`` and the text of each line, its line break included.
-
-    What an interrupted write left behind the last line break is passed over.
-
-    Args:
-        path: of the file.
-    """
+    """Yield ``file:line`` and each line with its line break, without an incomplete last line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
@@ -29,11 +22,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut off what an interrupted write left behind the last line break.
-
-    Args:
-        path: of the file.
-    """
+    """Cut off an incomplete last line."""
     size = sum(len(line) for _, line in whole_lines(path))
     with path.open("r+b") as file:
         file.truncate(size)
@@ -45,11 +34,7 @@ def json_line(value: Mapping[str, Any]) -> str:
 
 
 def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Append lines, on the disk itself.
-
-    Args:
-        path: of the file, made where it is missing.
-        lines: plain JSON values.
+    """Append lines of plain JSON values and flush them to disk; the file need not exist.
 
     Raises:
         OSError: they cannot be written, or not all of them; it names the file.
@@ -62,12 +47,8 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def append_steps(path: Path, lines: Iterable[Step]) -> None:
     """Append lines of a training run.
 
-    Args:
-        path: of the file.
-        lines: plain JSON values, each with ``step``.
-
     Raises:
-        InputError: they cannot be written. What there is of a torn line is dropped by `keep_steps`.
+        InputError: they cannot be written. `keep_steps` drops an incomplete line.
     """
     try:
         append_lines(path, lines)
@@ -78,36 +59,28 @@ def append_steps(path: Path, lines: Iterable[Step]) -> None:
 def read_steps(path: Path) -> Iterator[Step]:
     """Yield the lines of a training run.
 
-    Args:
-        path: of the file.
-
     Raises:
-        InputError: a whole line that is not one of ours.
+        InputError: a complete line that vrts did not write.
     """
     for source, line in whole_lines(path):
         try:
             value = json.loads(line)
-            is_step = isinstance(value, dict) and isinstance(value.get("step"), int)
         except ValueError:
-            is_step = False
-        if not is_step:
+            value = None
+        if not isinstance(value, dict) or not isinstance(value.get("step"), int):
             raise InputError(f"{source}: not a line that vrts fit wrote; remove the file")
         yield value
 
 
 def keep_steps(path: Path, last_step: int) -> int:
-    """Drop the lines of later steps, which are made again, and what a kill left of a line.
-
-    Args:
-        path: of the file; replaced as a whole.
-        last_step: of the lines that are kept.
+    """Drop an incomplete line, and those after ``last_step``, which a resumed run makes again.
 
     Returns:
-        The step of the last line that is kept; 0 where there is none.
+        The step of the last line that is kept; 0 if there is none.
 
     Raises:
-        InputError: a whole line that is not one of ours; or the file cannot be written, and is as
-            it was.
+        InputError: a complete line that vrts did not write, or the file cannot be replaced; it is
+            unchanged then.
     """
     last = 0
     try:
@@ -123,6 +96,6 @@ def keep_steps(path: Path, last_step: int) -> int:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"cannot write {path} ({error.strerror}); checkpoints saved before are whole: put this "
-        "right, then give the same command again with --ckpt_path last"
+        f"cannot write {path} ({error.strerror}); checkpoints saved before are complete: fix this, "
+        "then give the same command again with --ckpt_path last"
     )

@@ -1,8 +1,7 @@
-"""``predictions.jsonl``: the one place that knows its format.
+"""``predictions.jsonl``: one `vrts.types.Prediction` per line; only this module knows the format.
 
-A line is what was decided for one question, a `vrts.types.Prediction`. The words are those of the
-whole package: ``gold`` is the right answer; an ``answer`` is what was read from one completion
-(``answers`` of a round), or what their vote came to; a prediction is all of it.
+``gold`` is the right answer, ``answers`` of a round are parsed from its completions, and ``answer``
+is what their vote came to.
 """
 
 from __future__ import annotations
@@ -19,25 +18,21 @@ from vrts.files.writing import replacing
 from vrts.types import InputError, Prediction, ProblemType, Question, Round
 
 FILE_NAME, SETTINGS_NAME, METRICS_NAME = "predictions.jsonl", "settings.json", "metrics.json"
-"""Files of a prediction run: a line a question, what they depend on, and what they come to."""
+"""Files of a prediction run: its lines, the settings that they depend on, and their summary."""
 
-DIGITS = 4
-"""Of recorded numbers: a long run's file stays small, and `Round.mean_logprobs` have no more."""
+DIGITS = 4  # of recorded numbers: files stay small, and `Round.mean_logprobs` have no more
 
-KEPT_QUESTIONS = 256
-"""Predictions that `StoredPredictions` keeps in memory, more than a batch: some 20 kB each."""
+CACHED_PREDICTIONS = 256
+"""Kept in memory by `StoredPredictions`, more than a batch: some 20 kB each."""
 
 
 def read_predictions(path: str | Path) -> Iterator[Prediction]:
-    """Yield the predictions of a run one by one: all of them may take more than the memory.
+    """Yield the predictions of a ``predictions.jsonl``; all of them may not fit into memory.
 
-    The file stays as it is; a line that an interrupted run has not finished is passed over.
-
-    Args:
-        path: of its ``predictions.jsonl``.
+    An incomplete last line of an interrupted run is skipped, and stays in the file.
 
     Raises:
-        InputError: no such file, or a whole line that is not one of ours.
+        InputError: no such file, or a complete line that vrts did not write.
     """
     if not Path(path).is_file():
         raise InputError(f"no file {path}; give the {FILE_NAME} of a run of vrts predict")
@@ -46,28 +41,12 @@ def read_predictions(path: str | Path) -> Iterator[Prediction]:
 
 
 def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Append predictions, on the disk itself.
-
-    Args:
-        path: of the file, made where it is missing.
-        predictions: that were decided.
-
-    Raises:
-        OSError: they cannot be written, or not all of them; it names the file.
-    """
+    """Append predictions and flush them to disk; raises as `append_lines`."""
     append_lines(path, map(prediction_to_json, predictions))
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write a file of predictions, whole or not at all.
-
-    Args:
-        path: of the file.
-        predictions: all that it holds.
-
-    Raises:
-        OSError: they cannot be written; it names the file.
-    """
+    """Write a file of predictions atomically; raises as `replacing`."""
     with replacing(path, "w", encoding="utf-8") as file:
         file.writelines(json_line(prediction_to_json(prediction)) for prediction in predictions)
 
@@ -75,22 +54,18 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 class StoredPredictions:
     """The predictions of a file by the ids of their questions.
 
-    Completions of long runs take more memory than anything else: they stay in the file, and lines
-    are read again when they are asked for.
-
-    Args:
-        path: of the file.
+    Lines stay in the file and are read again when needed: completions of a long run take much
+    memory.
 
     Raises:
-        InputError: no such file, or a whole line that is not one of ours.
+        InputError: no such file, or a complete line that vrts did not write.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets: dict[str, int] = {}
-        self.num_cut_short = 0
-        """Questions with completions that an early stop cancelled."""
-        self._read = lru_cache(KEPT_QUESTIONS)(self._read_line)
+        self.num_cut_short = 0  # questions with completions that an early stop cancelled
+        self._read = lru_cache(CACHED_PREDICTIONS)(self._read_line)
         offset = 0
         for source, line in whole_lines(path):
             found = _parse_line(source, line)
@@ -102,7 +77,7 @@ class StoredPredictions:
         return len(self._offsets)
 
     def get(self, id: str) -> Prediction | None:
-        """Return the prediction of a question, or None where there is none."""
+        """Return the prediction of a question, or None if there is none."""
         return self._read(id) if id in self._offsets else None
 
     def _read_line(self, id: str) -> Prediction:
@@ -112,7 +87,7 @@ class StoredPredictions:
 
 
 def without_texts(prediction: Prediction) -> Prediction:
-    """Keep what metrics are made of: texts fill most of a long run's file."""
+    """Return a prediction without what metrics do not need: texts take most of the memory."""
     rounds = (
         replace(r, completions=(), answers=(), times_s=(), num_tokens=(), mean_logprobs=())
         for r in prediction.rounds
@@ -157,11 +132,7 @@ def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
 
 
 def prediction_from_json(line: dict[str, Any], source: str = "") -> Prediction:
-    """Return the prediction of a line, as `prediction_to_json` gave it.
-
-    Args:
-        line: plain JSON values.
-        source: ``file:line``, which the question gets.
+    """Return the prediction that `prediction_to_json` turned into this line.
 
     Raises:
         InputError: a field is missing or of another type; the message names it.
@@ -236,7 +207,7 @@ def _parse_line(source: str, line: bytes) -> Prediction:
 
 
 def _field(values: dict[str, Any], key: str, kind: Any) -> Any:
-    """A value that must be there and be of a type."""
+    """A required value of a type."""
     if key not in values:
         raise InputError(f"field {key!r} is missing")
     if not isinstance(values[key], kind):
@@ -246,7 +217,7 @@ def _field(values: dict[str, Any], key: str, kind: Any) -> Any:
 
 
 def _items(values: dict[str, Any], key: str, kind: Any) -> tuple[Any, ...]:
-    """Values of a list that must be there, each of a type."""
+    """A required list of values of a type."""
     items = _field(values, key, list)
     if not all(isinstance(item, kind) for item in items):
         raise InputError(f"field {key!r} must be a list of {getattr(kind, '__name__', kind)}")

@@ -1,4 +1,4 @@
-"""Writing what is whole or not there: folders that are fit to write to, files that are replaced."""
+"""Atomic writes: a file or folder is complete, or as it was before."""
 
 from __future__ import annotations
 
@@ -14,23 +14,13 @@ from typing import IO, Any
 from vrts.types import InputError
 
 PART, OLD, GONE = ".part", ".old", ".gone"
-"""Ends of the names of what is being written, of what is being replaced, and of what is being
-removed."""
+"""Suffixes of what is being written, what is being replaced and what is being removed."""
 
-PROBE = bytes(4096)
-"""What is written to find out whether there is room: a name alone fits on a full disk."""
+PROBE = bytes(4096)  # written to see whether there is room: an empty file fits on a full disk
 
 
 def make_folder(folder: Path, option: str) -> Path:
-    """Make a folder where it is missing, before the run has cost anything.
-
-    Args:
-        folder: to write to later.
-        option: that names it, for the message.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
+    """Make a folder for later output and check that it can be written to, else `InputError`."""
     probe = folder / ".vrts"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,15 +38,7 @@ def make_folder(folder: Path, option: str) -> Path:
 
 
 def check_file(file: Path, option: str) -> None:
-    """See that nothing but a file stands where one is written later.
-
-    Args:
-        file: its place, in a folder that `make_folder` has made.
-        option: that names the folder, for the message.
-
-    Raises:
-        InputError: a folder stands there.
-    """
+    """Raise `InputError` if there is a folder where a file will be written."""
     if file.is_dir():
         raise InputError(
             f"{option}: {file} is a folder, in the place of a file that the run writes; move it "
@@ -68,21 +50,20 @@ def check_file(file: Path, option: str) -> None:
 def replacing(
     path: Path, mode: str = "wb", *, writer: str = "", durable: bool = True, **options: Any
 ) -> Iterator[IO[Any]]:
-    """Context in which to write a file that takes the place of an older one when it is whole.
+    """Context in which to write a file that replaces an older one atomically at its end.
 
-    It is written beside, under the same name with `PART` at its end. What an error leaves of that
-    is removed; the older file is as it was.
+    It is written to a file next to it with the suffix `PART`, which is removed after an error.
 
     Args:
-        path: of the file.
-        mode: that it is opened with.
-        writer: tells this one from others that may write the same file at the same time.
-        durable: whether it is on the disk itself before it counts. Otherwise a machine that loses
-            its power may leave a damaged file, which suits what can be made again.
-        options: of `open`.
+        path: The file.
+        mode: As for `open`.
+        writer: Distinguishes writers that may write the same file at the same time.
+        durable: Whether to flush to disk before replacing. Otherwise a power failure may leave a
+            damaged file, which is acceptable for what can be made again.
+        options: Of `open`.
 
     Raises:
-        OSError: it cannot be written; it names a file, which that of a full disk does not.
+        OSError: it cannot be written; the error names a file.
     """
     part = path.with_name(f"{path.name}{writer}{PART}")
     try:
@@ -95,20 +76,20 @@ def replacing(
             if durable:
                 names_to_disk(path.parent)
     except BaseException:
-        with contextlib.suppress(OSError):  # the next one writes over it
+        with contextlib.suppress(OSError):  # the next write replaces it
             part.unlink(missing_ok=True)
         raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain JSON values for people too, whole or not at all; raises as `replacing`."""
+    """Write plain JSON values atomically and indented; raises as `replacing`."""
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Context in which an `OSError` names a file, which that of a full disk does not."""
+    """Name a file in an `OSError` that names none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -118,13 +99,13 @@ def naming_file(path: Path) -> Iterator[None]:
 
 
 def to_disk(file: IO[Any]) -> None:
-    """Put what was written to a file on the disk itself."""
+    """Flush what was written to a file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def names_to_disk(folder: Path) -> None:
-    """Put the names of a folder's files on the disk itself."""
+    """Flush a folder's entries to disk: without this a renamed file may be lost."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -133,15 +114,15 @@ def names_to_disk(folder: Path) -> None:
 
 
 def replace_folder(folder: Path, fresh: Path, old: Path) -> None:
-    """Let a folder that is whole take the place of another one.
+    """Replace a folder by a complete new one.
 
-    A folder cannot be replaced at once: where the process is killed between the two renames, there
-    are only the older one, moved aside, and the newer one under the name that it was written with.
+    Folders cannot be replaced atomically: if the process is killed between the two renames, there
+    are the old one under ``old`` and the new one under ``fresh``.
 
     Args:
-        folder: the name; there need be nothing, and it may be a file or a link.
-        fresh: the newer one.
-        old: where the older one is meanwhile; what is there is deleted.
+        folder: The name; it may be absent, a file or a link.
+        fresh: The new folder.
+        old: Where the old one is meanwhile; what is there is deleted.
     """
     delete(old)
     if folder.exists() or folder.is_symlink():
@@ -152,11 +133,7 @@ def replace_folder(folder: Path, fresh: Path, old: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a folder, a file, or a link to one.
-
-    Args:
-        path: of it; there need be nothing.
-    """
+    """Delete a folder, a file, or a link to one, if it exists."""
     if path.is_file() or path.is_symlink():
         path.unlink()
     else:

@@ -270,7 +270,7 @@ class VideoQAModule(LightningModule):
         for i, (micro_batch, prompts, completions) in enumerate(passes):
             scores = self.policy.logprobs(prompts, completions, self.temperature)  # [N, L] each
             if micro_batch is None:
-                loss = (scores.logprobs * 0.0).sum()
+                loss = (scores.logprobs * 0.0).sum()  # a dummy: only its collectives matter
             else:
                 inputs = micro_batch.inputs(scores.logprobs, self.max_new_tokens)
                 terms = self.objective(inputs, divisor)

@@ -85,6 +85,11 @@ class Policy(nn.Module, ABC):
     """Whether completions are given and not drawn: sampling, seed and limit then change none."""
 
     @property
+    def continues_adapter(self) -> bool:
+        """Whether training continues with an adapter that has been trained before."""
+        return False
+
+    @property
     @abstractmethod
     def loaded(self) -> bool:
         """Whether `load` has been called."""

@@ -1,4 +1,4 @@
-"""Predicting: each question is asked on few frames first, and on more where its votes disagree.
+"""Prediction: a few frames of each question first, and more where its votes disagree.
 
 A question's way::
 
@@ -6,8 +6,8 @@ A question's way::
                       ^                                        │ disagrees
                       └────────── frames of the next level <───┘
 
-Questions of all levels are in flight together. What is decided depends neither on what else is in
-flight nor on the order in which completions end.
+Questions of all levels are in flight together. A decision depends neither on what else is in flight
+nor on the order in which completions end.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from vrts.types import (
 from vrts.voting import VotingRule, decide, fail, make_round, naming
 
 AHEAD_BYTES = 512 * 2**20
-"""Bytes of frames, estimated, that are decoded before it is known whether they are needed."""
+"""Estimated bytes of frames that are decoded before it is known whether they are needed."""
 
 FrameSource = Callable[[Question, int, bool], "Future[Sample]"]
-"""From a question, a number of frames, and whether they are needed now (or else may be needed
-soon) to where its sample will be."""
+"""From a question, a number of frames, and whether they are needed now (or may be needed soon) to
+the future of its sample."""
 
 Refuses = Callable[[Sample, int], str | None]
 """See `vrts.models.Policy.refuses`."""
@@ -49,30 +49,25 @@ Refuses = Callable[[Sample, int], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How questions are asked: how often, on how many frames, and when that is enough."""
+    """How a question is predicted: completions, frames, and what decides it."""
 
     sampling: tuple[Sampling, ...]
-    """M of them, one for each completion of a round."""
+    """Of each of the M completions of a round."""
     rule: VotingRule = field(default_factory=VotingRule)
     """How the M votes decide."""
     levels: tuple[int, ...] = ()
     """Numbers of frames of the rounds, ascending; empty for one round on whatever is submitted."""
     frames: FrameSource | None = None
-    """Has the frames of all levels but the first; None where there is no other."""
+    """Of all levels but the first; None if there is no other."""
     decode_ahead: bool = False
-    """Whether a question's next level is decoded while it is asked."""
+    """Whether a question's next level is decoded while completions are sampled."""
     reuse_features: bool = False
-    """Whether pairs of frames that an earlier level has encoded are not encoded again."""
+    """Whether pairs of frames that the level before has encoded are not encoded again."""
 
     def is_last(self, level: int, question: Question, clip: Clip) -> bool:
-        """Whether a question is not asked again: no level follows, or no more frames.
+        """Whether no level follows that of a clip (counted from 0), or no more frames.
 
-        False where a custom sampler finds no more frames, which only it can tell.
-
-        Args:
-            level: that the clip is of, counted from 0.
-            question: its benchmark may give a video no more than so many frames.
-            clip: that it is asked on.
+        A custom sampler may find no more frames all the same, which shows on decoding only.
         """
         return (
             level + 1 >= len(self.levels)
@@ -81,7 +76,7 @@ class Plan:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """How completions are drawn, as plain JSON values."""
+        """Return how completions are sampled, as plain JSON values."""
         first, *others = self.sampling
         if all(sampling == first for sampling in others):
             return asdict(first)
@@ -90,12 +85,12 @@ class Plan:
 
 @runtime_checkable
 class TakesPredictions(Protocol):
-    """A callback that is given predictions as soon as they are decided, with their frames."""
+    """A callback that gets predictions as soon as they are decided, with their frames."""
 
     def on_predictions(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Take what was decided, once each, in ``vrts predict`` only."""
+        """Take predictions, each once, in ``vrts predict`` only."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,27 +99,27 @@ class _Pending:
 
     question: Question
     clip: Clip | None = None
-    """Frames that it is, or was last, asked on."""
+    """Of the present or the last round."""
     rounds: list[Round] = field(default_factory=list)
     is_exhausted: bool = False
     """Whether a denser clip turned out to have no more frames."""
     known: Prompt | None = None
-    """Of the last round, where the next one takes features from it."""
+    """Of the last round, if the next one takes features from it."""
     ahead: Future[Sample] | None = None
-    """Frames of the next level, begun before it is known whether they are needed."""
+    """Frames of the next level, requested before it is known whether they are needed."""
     ahead_bytes: int = 0
 
 
 class Predictor:
-    """Asks questions by a plan, as many at a time as the engine has room for.
+    """Predicts questions by a plan, as many at a time as the engine has room for.
 
     Args:
-        engine: samples; nothing else is pending in it.
-        refuses: the policy's reason why a sample cannot be asked.
-        plan: how questions are asked.
+        engine: with nothing else pending.
+        refuses: the policy's.
+        plan: how questions are predicted.
         max_new_tokens: completions are cut off there.
         seed: of the sampling. The random numbers of a completion depend on it, its question, the
-            clip's number of frames and its place among the M, and on nothing else.
+            clip's number of frames and its index among the M, and on nothing else.
     """
 
     def __init__(
@@ -136,51 +131,51 @@ class Predictor:
         self._max_new_tokens = max_new_tokens
         self._seed = seed
         self._waiting: deque[_Pending] = deque()
-        self._asked: dict[Request, _Pending] = {}
+        self._in_flight: dict[Request, _Pending] = {}
         self._fetching: dict[Future[Sample], _Pending] = {}
         self._decided: list[Prediction] = []
-        self._ahead_bytes = 0
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Take questions, with frames of the first level or the reason why there are none."""
         for sample in samples:
-            self._join(_Pending(sample.question), sample)
+            self._enqueue(_Pending(sample.question), sample)
 
     def run_until_room(self) -> Iterator[list[Prediction]]:
-        """Sample until a further question could begin, and yield what is decided meanwhile.
+        """Sample until there is room for another question, and yield what is decided meanwhile.
 
         Raises:
-            VoteError: the rule's vote raises, or gives something that is no weight.
+            VoteError: the rule's vote raises, or returns something that is not a weight.
         """
         return self._run(lambda: not self._waiting and self._has_room())
 
     def drain(self) -> Iterator[list[Prediction]]:
         """Decide everything that was submitted; raises as `run_until_room` does."""
-        return self._run(lambda: not (self._waiting or self._asked or self._fetching))
+        return self._run(lambda: not (self._waiting or self._in_flight or self._fetching))
 
     def _run(self, is_done: Callable[[], bool]) -> Iterator[list[Prediction]]:
         while True:
+            # questions whose next level is decoded go first, then decisions, then new work
             for future in [future for future in self._fetching if future.done()]:
-                self._join(self._fetching.pop(future), future.result())
+                self._enqueue(self._fetching.pop(future), future.result())
             if self._decided:
                 decided, self._decided = self._decided, []
                 yield decided
             while self._waiting and self._has_room():
-                self._ask(self._waiting.popleft())
+                self._start(self._waiting.popleft())
             if self._decided:
-                continue  # too large for the engine
+                continue  # one was too large for the engine
             if is_done():
                 return
-            if self._asked:
+            if self._in_flight:
                 for result in self._engine.step():
-                    self._finish(self._asked.pop(result.request), result)
+                    self._finish(self._in_flight.pop(result.request), result)
             else:
                 wait(self._fetching, return_when=FIRST_COMPLETED)
 
     def _has_room(self) -> bool:
         return not self._engine.num_pending or self._engine.has_room()
 
-    def _join(self, pending: _Pending, sample: Sample) -> None:
+    def _enqueue(self, pending: _Pending, sample: Sample) -> None:
         """Let a question wait for room, with the frames of its first or next level."""
         sample = checked(sample, self._refuses, self._max_new_tokens)
         if sample.clip is None:
@@ -192,25 +187,25 @@ class Predictor:
             pending.clip = sample.clip
             self._waiting.appendleft(pending)  # before new ones: its frames are in memory
         else:
-            self._end(pending)
+            self._decide_by_last_round(pending)
 
-    def _end(self, pending: _Pending) -> None:
-        """Decide by the last round: the model has seen all frames that the sampler finds."""
+    def _decide_by_last_round(self, pending: _Pending) -> None:
+        """Decide a question for which the sampler found no more frames."""
         pending.is_exhausted = True
         last = pending.rounds.pop()
         if any(last.cancelled):
-            # These were cancelled since the question seemed to need more frames, and are needed
-            # after all. Same seeds, same completions.
+            # These were cancelled since the question was to continue on more frames, and are
+            # needed after all. Same seeds, same completions.
             self._waiting.appendleft(pending)
             return
         pending.rounds.append(replace(last, is_last=True))
         self._decide(pending, self._vote(pending))
 
-    def _ask(self, pending: _Pending) -> None:
-        """Hand a question over to the engine."""
+    def _start(self, pending: _Pending) -> None:
+        """Hand a question to the engine."""
         question, clip, plan = pending.question, pending.clip, self._plan
         assert clip is not None
-        is_last = self._is_last(pending, len(pending.rounds))
+        is_last = self._is_last(pending)
         (prompt,) = self._engine.encode([Sample(question, clip)], pending.known)
         M = len(plan.sampling)
         request = Request(
@@ -225,13 +220,13 @@ class Predictor:
         except InputError as error:  # would not fit even alone
             self._decide(pending, fail(question, str(error), pending.rounds))
             return
-        self._asked[request] = pending
+        self._in_flight[request] = pending
         pending.known = prompt if plan.reuse_features and not is_last else None
         if plan.decode_ahead and not is_last:
             self._fetch_ahead(pending, clip)
 
     def _finish(self, pending: _Pending, result: Result) -> None:
-        """Count the votes of a round: they decide, or the next level is asked."""
+        """Count the votes of a round: they decide, or the question continues."""
         question, clip = pending.question, pending.clip
         assert clip is not None
         if result.error is not None:
@@ -249,7 +244,7 @@ class Predictor:
             is_last=pending.is_exhausted or shows_all_frames(question, clip),
             num_damaged=clip.num_damaged,
         )
-        is_last = self._is_last(pending, len(pending.rounds))
+        is_last = self._is_last(pending)
         pending.rounds.append(found)
         prediction = self._vote(pending)
         with naming(question):
@@ -258,61 +253,54 @@ class Predictor:
             else:
                 self._fetch(pending)
 
-    def _is_last(self, pending: _Pending, level: int) -> bool:
+    def _is_last(self, pending: _Pending) -> bool:
+        """Whether the present round decides in any case; before it is among the rounds."""
         assert pending.clip is not None
+        level = len(pending.rounds)
         return pending.is_exhausted or self._plan.is_last(level, pending.question, pending.clip)
 
     def _vote(self, pending: _Pending) -> Prediction:
         return decide(pending.question, pending.rounds, self._plan.rule, pending.clip)
 
     def _fetch_ahead(self, pending: _Pending, clip: Clip) -> None:
-        """Begin to decode the next level, unless too much is decoded ahead already."""
+        """Start to decode the next level, unless too much is decoded ahead already."""
         assert self._plan.frames is not None
         num_frames = self._plan.levels[len(pending.rounds) + 1]
         num_bytes = clip.frames[0].nbytes * num_frames
-        if not self._ahead_bytes or self._ahead_bytes + num_bytes <= AHEAD_BYTES:
+        total = sum(other.ahead_bytes for other in self._in_flight.values())
+        if not total or total + num_bytes <= AHEAD_BYTES:
             pending.ahead = self._plan.frames(pending.question, num_frames, False)
             pending.ahead_bytes = num_bytes
-            self._ahead_bytes += num_bytes
 
     def _fetch(self, pending: _Pending) -> None:
-        """Wait for the frames of the next level, which are needed from now on."""
+        """Wait for the frames of the next level, which are needed by now."""
         assert self._plan.frames is not None
         future = pending.ahead
         if future is None or not future.done():
             num_frames = self._plan.levels[len(pending.rounds)]
             future = self._plan.frames(pending.question, num_frames, True)
-        self._drop_ahead(pending)  # after asking again, so that decoding is not cancelled between
+        self._drop_ahead(pending)  # after the new request, so that decoding continues
         self._fetching[future] = pending
 
     def _decide(self, pending: _Pending, prediction: Prediction) -> None:
-        """Settle a question, and cancel what is decoded ahead for it."""
+        """Decide a question, and cancel what is decoded ahead for it."""
         self._drop_ahead(pending)
         self._decided.append(prediction)
 
     def _drop_ahead(self, pending: _Pending) -> None:
         if pending.ahead is not None:
             pending.ahead.cancel()
-        pending.ahead = None
-        self._ahead_bytes -= pending.ahead_bytes
-        pending.ahead_bytes = 0
+        pending.ahead, pending.ahead_bytes = None, 0
 
 
 def checked(sample: Sample, refuses: Refuses, max_new_tokens: int) -> Sample:
-    """Give a sample back, without its clip and with the reason where it cannot be asked."""
-    if sample.clip is None:
-        return sample
-    reason = refuses(sample, max_new_tokens)
+    """Return a sample; without its clip and with the reason if the policy refuses it."""
+    reason = None if sample.clip is None else refuses(sample, max_new_tokens)
     return sample if reason is None else Sample(sample.question, error=reason)
 
 
 def shows_all_frames(question: Question, clip: Clip) -> bool:
-    """Whether a clip has all pairs of frames that its question may be asked on.
-
-    Args:
-        question: its benchmark may give a video no more than so many frames.
-        clip: of its video.
-    """
+    """Whether a clip has all pairs of frames of its video, as many as the benchmark allows."""
     # the last frame of an odd number is repeated
     available = -(-clip.num_source_frames // FRAMES_PER_PATCH) * FRAMES_PER_PATCH
     if question.max_frames is not None:
@@ -322,7 +310,7 @@ def shows_all_frames(question: Question, clip: Clip) -> bool:
 
 
 def _should_stop(rule: VotingRule, question: Question, is_last: bool) -> ShouldStop:
-    """What tells the engine that the other completions of a question cannot change its round."""
+    """Return the check whether the completions still running cannot change the round."""
 
     def should_stop(texts: Sequence[str | None], mean_logprobs: Sequence[float]) -> bool:
         with naming(question):

@@ -10,8 +10,16 @@ from vrts.types import InputError
 
 Quantize = Literal["nf4"]
 
-UNQUANTIZED = ["model.visual", "lm_head"]
-"""Parts of a model that keep their dtype."""
+UNQUANTIZED = [
+    "model.visual",
+    "model.vision_model",
+    "model.connector",
+    "lm_head",
+    "in_proj_a",
+    "in_proj_b",
+]
+"""Parts of a model that keep their dtype; the last two are the small gates of linear attention,
+which decide how long it remembers."""
 
 
 def check_quantize(quantize: Quantize, adapts: bool) -> None:

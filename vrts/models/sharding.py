@@ -88,7 +88,7 @@ class Sharder:
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=self.compute_dtype,
                 reduce_dtype=torch.float32,
-                cast_forward_inputs=False,  # would take layouts apart and put copies together
+                cast_forward_inputs=False,  # else layouts would be copied, field by field
             ),
             "offload_policy": offload,
         }
@@ -184,7 +184,7 @@ def unsharded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sharded_like(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A complete tensor, the same on all ranks, sharded as `own` is."""
-    if not isinstance(own, DTensor):
+    """A complete tensor, the same on all ranks, sharded as `own` is; a sharded one as it is."""
+    if not isinstance(own, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)

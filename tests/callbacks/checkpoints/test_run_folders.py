@@ -13,10 +13,11 @@ import torch
 
 from tests.cli.test_command import fit_args, own_train
 from tests.permissions import permissions_count
-from vrts.callbacks.monitoring.completion_log import FILE_NAME as COMPLETIONS
 from vrts.cli.command import main
 from vrts.models.module import VideoQAModule
 from vrts.models.vlm.policy import TransformersPolicy
+
+COMPLETIONS = "completions.jsonl"
 
 
 @contextlib.contextmanager
@@ -131,7 +132,7 @@ KEEPER = "{class_path: StepCheckpoint, init_args: {every_n_steps: 1}}"
     ],
     ids=["CompletionLog", "CSVLogger"],
 )  # fmt: skip
-def test_a_disk_that_is_full_later_is_named_and_the_run_goes_on(
+def test_a_disk_that_is_full_later_is_named_and_the_run_resumes(
     model, annotations, tmp_path, capsys, monkeypatch, options, named
 ):  # fmt: skip
     args = [*fit_args(model, tmp_path, *own_train(annotations)), "--trainer.logger=false"]
@@ -193,7 +194,7 @@ def test_a_second_run_resumes_or_says_that_it_replaces(model, annotations, tmp_p
     assert checkpoint["global_step"] == 1
 
 
-def test_a_run_that_left_no_checkpoint_is_begun_again_with_last(model, annotations, tmp_path):
+def test_a_run_that_left_no_checkpoint_starts_over_with_last(model, annotations, tmp_path):
     (tmp_path / COMPLETIONS).write_text("")
     args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=1")
     assert main([*args, "--ckpt_path=last"]) == 0

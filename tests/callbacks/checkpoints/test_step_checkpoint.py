@@ -88,7 +88,7 @@ def test_the_end_of_an_epoch_is_saved_where_nothing_is_validated_there(
 
 
 def test_a_resumed_run_saves_at_the_same_steps(tmp_path, model_folder, videos):
-    """Also after the validations that come at the same steps as in the whole run."""
+    """Also after the validations that come at the same steps as in the full run."""
     options = {"val_check_interval": 3, "max_epochs": 2}
     keeper = StepCheckpoint(every_n_steps=2, dirpath=str(tmp_path / "whole"))
     whole, _ = fit(tmp_path, model_folder, videos, keeper, **options)
@@ -149,7 +149,7 @@ class TestLink:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step=1.ckpt", "step=2.ckpt"]
 
     def test_it_stays_until_the_newest_is_written(self, link, tmp_path):
-        """What has the name may be the only checkpoint that is whole."""
+        """The file of that name may be the only complete checkpoint."""
         (tmp_path / "last.ckpt").write_text("interrupted")
         FakeTrainer.strategy.checkpoint_io = io = BackgroundCheckpointIO()
         gate = threading.Event()
@@ -170,7 +170,7 @@ class TestLink:
 
 
 def test_a_save_that_failed_does_not_hide_why_the_run_ended(tmp_path, model_folder, videos, caplog):
-    """It is told, and so is the error of the run."""
+    """It is reported next to the error of the run."""
 
     class Fails(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:

@@ -1,4 +1,4 @@
-"""Folders that training leaves behind, loaded with transformers, peft and vrts."""
+"""Exported folders, loaded with transformers, peft and vrts."""
 
 import json
 from types import SimpleNamespace
@@ -157,10 +157,10 @@ def test_prediction_runs_from_it(exported, tmp_path, videos):
     assert metrics["num_failed"] == 0
 
 
-def test_training_goes_on_from_it(exported, tmp_path, videos, asked):
+def test_training_starts_from_it(exported, tmp_path, videos, asked):
     trained, folder, kind = exported
     if kind == "merged":
-        pytest.skip("has no adapter to go on with")
+        pytest.skip("has no adapter to train")
     policy = make_policy(folder, **OPTIONS[kind])
     policy.load()
     names = [n for n, p in trained.named_parameters() if p.requires_grad]
@@ -187,8 +187,8 @@ def test_an_interrupted_run_exports_nothing(tmp_path, model_folder, videos):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_tells_what_it_was_trained_with(tmp_path, model_folder, videos):
-    """So that the command writes the card of the callback; also in a run that goes on."""
+def test_a_checkpoint_records_what_it_was_trained_with(tmp_path, model_folder, videos):
+    """So that the command writes the card of the callback; also in a resumed run."""
     module = make_module(make_policy(model_folder), objective=GRPO(beta=0))
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True, save_top_k=0)
 
@@ -283,7 +283,7 @@ class NoValidation(ModelCheckpoint):
 
 
 @pytest.mark.parametrize("best", [None, True])
-def test_without_a_validation_the_last_weights_are_written_unless_the_best_are_asked_for(
+def test_without_a_validation_the_last_weights_are_written_unless_the_best_are_required(
     best, tmp_path, model_folder, videos, monkeypatch
 ):
     monkeypatch.setattr("tests.callbacks.export.test_callback.ModelCheckpoint", NoValidation)

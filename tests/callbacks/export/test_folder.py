@@ -1,4 +1,4 @@
-"""A folder gets its name when it is whole, and nothing but an earlier export gives way to it."""
+"""A folder gets its name when it is complete, and replaces nothing but an earlier export."""
 
 import json
 
@@ -21,7 +21,7 @@ def write(folder, text, *names):
         write_manifest(part, {"steps": 2})
 
 
-def test_it_is_there_when_it_is_whole(tmp_path):
+def test_it_gets_its_name_when_it_is_complete(tmp_path):
     folder = tmp_path / "new/model"
     prepare_target(folder, "output_dir")
     with complete_folder(folder) as part:
@@ -34,7 +34,7 @@ def test_it_is_there_when_it_is_whole(tmp_path):
     assert listed(folder.parent) == ["model"]
 
 
-def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
+def test_an_earlier_export_is_replaced_completely(tmp_path):
     folder = tmp_path / "model"
     write(folder, "1", "weights", "adapter")
     with complete_folder(folder) as part:
@@ -101,7 +101,7 @@ def other_files(folder):
     (folder / "thesis.tex").write_text("")
 
 
-def a_file_beside(folder):
+def an_extra_file(folder):
     write(folder, "1")
     (folder / "notes.txt").write_text("")
 
@@ -115,7 +115,7 @@ def damaged(folder):
     ("make", "reason"),
     [
         (other_files, r"holds something else than an earlier export: it has no vrts\.json"),
-        (a_file_beside, r"holds notes\.txt, which no export wrote"),
+        (an_extra_file, r"holds notes\.txt, which no export wrote"),
         (damaged, r"holds something else"),
         (lambda folder: folder.write_text(""), "is a file"),
     ],

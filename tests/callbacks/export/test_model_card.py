@@ -1,4 +1,4 @@
-"""What a model card says, and that names from outside stay names in it."""
+"""What a model card contains, and that names from outside stay names in it."""
 
 import re
 
@@ -71,7 +71,7 @@ def test_the_hub_reads_its_front_matter(kind, library, relation, has_lora):
     assert ("lora" in tags) == has_lora
 
 
-def test_a_run_whose_rewards_told_nothing_says_so():
+def test_rewards_that_never_differed_are_a_warning():
     card = render_card(
         "mine", FULL, {**FACTS, "warning": "rewards never differed"}, "bfloat16", "x"
     )
@@ -79,7 +79,7 @@ def test_a_run_whose_rewards_told_nothing_says_so():
     assert "Warning" not in render_card("mine", FULL, FACTS, "bfloat16", "x")
 
 
-def test_it_tells_recipe_data_metrics_and_versions():
+def test_it_has_recipe_data_metrics_and_versions():
     card = render_card("mine", ADAPTER, FACTS)
     for row in (
         "| `steps` | `300` |",

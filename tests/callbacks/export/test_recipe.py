@@ -64,7 +64,7 @@ def test_restricted_numbers_need_no_unpickling():
     assert b"jsonargparse" not in pickle.dumps(plain([PositiveInt(3), {"a": PositiveFloat(0.5)}]))
 
 
-def test_a_run_tells_its_recipe(tmp_path, model_folder, videos):
+def test_a_run_records_its_recipe(tmp_path, model_folder, videos):
     policy = make_policy(model_folder, lora=Lora(rank=4, alpha=8))
     data = make_data(train=questions(videos["long"], 8), batch_size=2)
     trainer = make_trainer(tmp_path, max_steps=1)

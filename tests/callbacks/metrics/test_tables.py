@@ -70,7 +70,7 @@ def test_they_leave_out_what_is_not_known():
     assert ["decided at 4 frames", "0.0 %"] in rows(summarise([PREDICTIONS[-1]], [4]))
 
 
-def test_agreement_is_a_lower_bound_where_completions_were_given_up():
+def test_agreement_is_a_lower_bound_if_completions_were_cancelled():
     early = predicted("early", True, (4, 0.6))
     last = replace(early.rounds[0], cancelled=(False, False, False, False, True))
     early = replace(early, rounds=(last,))

@@ -1,4 +1,4 @@
-"""completions.jsonl: which rollouts are kept, and what a line says."""
+"""completions.jsonl: which rollouts are kept, and what a line contains."""
 
 import json
 
@@ -47,7 +47,7 @@ def steps_and_ids(lines):
     return {step: ids[::G] for step, ids in groups.items()}
 
 
-def test_a_line_says_what_was_asked_said_and_earned(tmp_path, model_folder, videos):
+def test_a_line_has_question_completion_and_rewards(tmp_path, model_folder, videos):
     asked = questions(videos["long"], 2)
     module = fit(tmp_path, model_folder, asked, [CompletionLog(str(tmp_path / "out"), 1, 0)])
     lines = read(tmp_path / "out")
@@ -103,7 +103,7 @@ def test_a_skipped_question_is_named_without_control_characters(
     assert "\x1b" not in caplog.text
 
 
-def test_a_later_run_that_begins_anew_replaces_them(tmp_path, model_folder, videos):
+def test_a_later_run_that_starts_over_replaces_them(tmp_path, model_folder, videos):
     train = questions(videos["long"], 2)
     for _ in range(2):
         fit(tmp_path, model_folder, train, [CompletionLog(None, 1, 0)])
@@ -111,12 +111,12 @@ def test_a_later_run_that_begins_anew_replaces_them(tmp_path, model_folder, vide
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_a_run_killed_behind_its_checkpoint_goes_on_without_repeated_or_torn_lines(
+def test_a_run_killed_after_its_checkpoint_resumes_without_repeated_or_torn_lines(
     tmp_path, model_folder, videos, every
 ):
     train = questions(videos["long"], 12)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fit(whole, model_folder, train, [CompletionLog(str(whole), every, 0)])
+    full, cut = tmp_path / "full", tmp_path / "cut"
+    fit(full, model_folder, train, [CompletionLog(str(full), every, 0)])
     keep = ModelCheckpoint(cut, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     fit(cut, model_folder, train, [CompletionLog(str(cut), every, 0), keep])
     path = cut / "completions.jsonl"
@@ -126,7 +126,7 @@ def test_a_run_killed_behind_its_checkpoint_goes_on_without_repeated_or_torn_lin
             cut, model_folder, train, [CompletionLog(str(cut), every, 0)],
             ckpt_path=str(cut / f"step={step}.ckpt"),
         )  # fmt: skip
-        assert read(cut) == read(whole)
+        assert read(cut) == read(full)
 
 
 def test_a_file_that_is_not_of_a_run_is_refused(tmp_path, model_folder, videos):

@@ -24,8 +24,13 @@ from tests.callbacks.runs import (
 )
 from tools.tiny.model import build_model_folder
 from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
-from vrts.callbacks.monitoring.curve_plot import panels, running_mean, series, write_curves
-from vrts.callbacks.monitoring.curves import CurveWriter
+from vrts.callbacks.monitoring.curves import (
+    CurveWriter,
+    panels,
+    running_mean,
+    series,
+    write_curves,
+)
 from vrts.cli.command import main
 from vrts.demo.videos import make_dataset
 from vrts.models.grpo.objectives import GRPO
@@ -88,7 +93,7 @@ def without_times(points):
     return [{k: v for k, v in point.items() if k not in timed} for point in points]
 
 
-def check_picture(path):
+def check_image(path):
     image = Image.open(path)
     image.verify()
     assert image.format == "PNG"
@@ -117,26 +122,25 @@ def test_points_are_what_loggers_get(tmp_path, model_folder, videos):
     assert [p["step"] for p in validation] == [3, 6]
     names = {"step", *(f"val/{n}" for n in ("accuracy", "mean_frames", "agreement", "num_failed"))}
     assert all(p.keys() == names for p in validation)
-    check_picture(tmp_path / "curves.png")
+    check_image(tmp_path / "curves.png")
 
 
 def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_folder, videos):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    _, want = fit(whole, model_folder, videos)
+    full, cut = tmp_path / "full", tmp_path / "cut"
+    _, want = fit(full, model_folder, videos)
     with pytest.raises(SystemExit):
         fit(cut, model_folder, videos, [SaveOnInterrupt(str(cut)), Interrupt(1)])
     stopped = saved_points(cut / "last.ckpt")
     assert [p["step"] for p in stopped] == [1, 2]
-    assert "train/update_s" in stopped[0]
-    assert "train/update_s" not in stopped[1], "it was interrupted before that was known"
-    check_picture(cut / "curves.png")
+    assert stopped[0].keys() == stopped[1].keys() > {"lr", "train/loss", "train/update_s"}
+    check_image(cut / "curves.png")
     _, got = fit(cut, model_folder, videos, ckpt_path=str(cut / "last.ckpt"))
     assert without_times(got) == without_times(want)
-    check_picture(cut / "curves.png")
+    check_image(cut / "curves.png")
 
 
 def test_a_run_resumed_from_any_step_has_all_points(tmp_path, model_folder, videos):
-    """A checkpoint is written before the point of its step is complete."""
+    """A checkpoint has the point of its own step."""
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     _, want = fit(tmp_path, model_folder, videos, [keep])
     for step in (2, 3, 5):
@@ -153,7 +157,7 @@ def test_a_run_resumed_from_any_step_has_all_points(tmp_path, model_folder, vide
 def test_a_run_that_fails_leaves_its_curves_and_its_own_error(tmp_path, model_folder, videos):
     with pytest.raises(RuntimeError, match="odd"):
         fit(tmp_path / "a", model_folder, videos, [Fail()])
-    check_picture(tmp_path / "a/curves.png")
+    check_image(tmp_path / "a/curves.png")
 
 
 def test_what_cannot_be_drawn_does_not_hide_why_a_run_failed(
@@ -194,7 +198,7 @@ def test_the_command_draws_curves_of_what_it_logs(tmp_path):
         "--data.train.init_args.video_root=null",
     ]
     assert main(args) == 0
-    check_picture(tmp_path / "run/curves.png")
+    check_image(tmp_path / "run/curves.png")
     points = curves(tmp_path / "run")
     header, *rows = (
         line.split(",") for line in next((tmp_path / "run").rglob("metrics.csv")).open()

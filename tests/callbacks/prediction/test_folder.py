@@ -22,23 +22,23 @@ from vrts.types import InputError, Sampling
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, videos):
+def full(tmp_path_factory, videos):
     """What an uninterrupted run writes: lines and metrics."""
-    return predict(tmp_path_factory.mktemp("whole"), scripted(SCRIPT), seven(videos))
+    return predict(tmp_path_factory.mktemp("full"), scripted(SCRIPT), seven(videos))
 
 
-def test_a_half_written_line_is_asked_again(tmp_path, videos, whole):
+def test_a_question_with_a_half_written_line_is_predicted_again(tmp_path, videos, full):
     predict(tmp_path, scripted(SCRIPT), seven(videos))
     path = tmp_path / "predictions.jsonl"
     text = path.read_text().splitlines(keepends=True)
     path.write_text("".join(text[:5]) + text[5][: len(text[5]) // 2])
     policy = scripted(SCRIPT)
-    assert predict(tmp_path, policy, seven(videos)) == whole
+    assert predict(tmp_path, policy, seven(videos)) == full
     assert policy.asked == [("q5", 4), ("q6", 4)]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 700, 3000, 5500])
-def test_a_full_disk_is_named_and_loses_nothing(tmp_path, videos, whole, num_bytes):
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, videos, full, num_bytes):
     """A limit on the size of files stands in for it: lines end where the room does."""
     predict(tmp_path, scripted(SCRIPT), seven(videos)[:0])
     path, had = tmp_path / "predictions.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -52,7 +52,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, videos, whole, num_byt
     assert path.stat().st_size == num_bytes
     done = path.read_bytes().count(b"\n")
     policy = scripted(SCRIPT)
-    assert predict(tmp_path, policy, seven(videos)) == whole
+    assert predict(tmp_path, policy, seven(videos)) == full
     assert {id for id, _ in policy.asked} == ({f"q{i}" for i in range(done, 7)} - {"q3"})
 
 
@@ -189,8 +189,8 @@ def test_a_folder_without_permission_is_named_before_anything_is_loaded(tmp_path
     assert policy.asked == []
 
 
-def test_files_of_other_processes_are_merged(tmp_path, videos, whole):
-    lines, _ = whole
+def test_files_of_other_processes_are_merged(tmp_path, videos, full):
+    lines, _ = full
     predict(tmp_path, scripted(SCRIPT), seven(videos)[:2])
     other = [{**lines[1], "answer": "C"}, lines[4]]
     for rank, part in ((1, other), (2, [lines[6], lines[5]])):
@@ -201,7 +201,7 @@ def test_files_of_other_processes_are_merged(tmp_path, videos, whole):
     assert policy.asked == [("q2", 4), ("q2", 8), ("q2", 16)]
     assert by_id(found) == by_id(lines), "what was written first stays"
     assert [line["id"] for line in found] == [line["id"] for line in lines]
-    assert metrics == whole[1]
+    assert metrics == full[1]
     assert not list(tmp_path.glob("*rank*"))
 
 
@@ -217,10 +217,10 @@ def test_every_kind_of_text_survives(tmp_path, videos):
 
 def test_metrics_do_not_depend_on_the_order_of_the_lines(tmp_path, videos):
     asked = nine(videos)
-    whole = predict(tmp_path, scripted(SCRIPT), asked)
+    full = predict(tmp_path, scripted(SCRIPT), asked)
     path = tmp_path / "predictions.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(reversed(lines)))
     (tmp_path / "metrics.json").unlink()
-    assert predict(tmp_path, scripted(SCRIPT), asked)[1] == whole[1]
-    assert whole[1]["failed"] == ["q3", "q8"]
+    assert predict(tmp_path, scripted(SCRIPT), asked)[1] == full[1]
+    assert full[1]["failed"] == ["q3", "q8"]

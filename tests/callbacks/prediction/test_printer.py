@@ -51,7 +51,7 @@ def test_of_very_many_frames_the_first_and_the_last_times_are_shown():
     assert [float(t) for t in shown_times[middle + 1 :]] == times_s[-middle:]
 
 
-def test_completions_that_were_given_up_are_no_missing_answers():
+def test_cancelled_completions_are_not_missing_answers():
     prediction = decided((4, [completion("A"), completion("B"), "I th"]))
     found = dataclasses.replace(prediction.rounds[0], cancelled=(False, False, True))
     out = shown(dataclasses.replace(prediction, rounds=(found,)))

@@ -201,7 +201,7 @@ def test_what_is_needed_and_lacks_fails_alone_at_any_level(
     assert metrics["num_failed"] == before["num_failed"] + 2
 
 
-def test_a_replay_goes_on_where_it_ended_and_knows_its_recording(tmp_path, recorded, asked):
+def test_a_replay_resumes_where_it_ended_and_knows_its_recording(tmp_path, recorded, asked):
     want = replay(tmp_path / "whole", recorded)
     reader = RecordedReader(str(recorded / "predictions.jsonl"))
     replay(tmp_path / "parts", recorded, reader=QuestionList(reader.read()[:5]))

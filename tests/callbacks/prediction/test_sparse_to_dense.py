@@ -19,7 +19,7 @@ from tests.callbacks.runs import (
 )
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.data.video.frames import NestedPairSampler, UniformSampler
-from vrts.models.vlm.network import TransformersNetwork
+from vrts.models.families.qwen2_5_vl import Qwen2_5VL
 from vrts.types import InputError, Prediction, Sampling
 
 
@@ -31,7 +31,7 @@ def rounds(line):
     ]
 
 
-def test_unanimity_stops_and_disagreement_goes_on(tmp_path, videos):
+def test_unanimity_stops_and_disagreement_continues(tmp_path, videos):
     script = {
         "once": {4: "AAA"},
         "twice": {4: "AAB", 8: "BBB"},
@@ -403,13 +403,13 @@ def test_nested_pairs_are_encoded_once(tmp_path, videos, model_folder, nested, m
 def counted_frames(monkeypatch):
     """Pairs of frames in each pass of the vision tower, in a list that grows."""
     counts: list[int] = []
-    features = TransformersNetwork.features
+    features = Qwen2_5VL.features
 
-    def counting(network, patches, grids):
+    def counting(family, model, patches, grids):
         counts.append(len(patches) // 16)  # frames of 56x56 pixels, a pair is 16 patches
-        return features(network, patches, grids)
+        return features(family, model, patches, grids)
 
-    monkeypatch.setattr(TransformersNetwork, "features", counting)
+    monkeypatch.setattr(Qwen2_5VL, "features", counting)
     return counts
 
 

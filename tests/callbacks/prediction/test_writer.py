@@ -1,4 +1,4 @@
-"""predictions.jsonl and metrics.json: whole lines, and runs that go on where others ended."""
+"""predictions.jsonl and metrics.json: complete lines, and runs that resume others."""
 
 import dataclasses
 import json
@@ -57,13 +57,13 @@ def nine(videos):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, videos):
+def full(tmp_path_factory, videos):
     """What an uninterrupted run writes: lines and metrics."""
-    return predict(tmp_path_factory.mktemp("whole"), scripted(SCRIPT), seven(videos))
+    return predict(tmp_path_factory.mktemp("full"), scripted(SCRIPT), seven(videos))
 
 
-def test_each_question_has_one_line_of_the_schema(whole, videos):
-    lines, metrics = whole
+def test_each_question_has_one_line_of_the_schema(full, videos):
+    lines, metrics = full
     assert [line["id"] for line in lines] == [f"q{i}" for i in range(7)]
     means = [r["mean_logprobs"] for r in lines[0]["rounds"]]
     assert all(-1 < mean <= 0 and round(mean, 4) == mean for r in means for mean in r)
@@ -187,7 +187,7 @@ def test_no_questions(tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 6])
-def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, after, batch, capsys):
+def test_an_interrupted_run_resumes_and_ends_alike(tmp_path, videos, full, after, batch, capsys):
     """A real SIGINT in the middle of a batch, at the first or at a denser level."""
     data = {"eval_batch_size": batch}
     with pytest.raises(SystemExit) as stopped:
@@ -201,12 +201,12 @@ def test_an_interrupted_run_goes_on_and_ends_alike(tmp_path, videos, whole, afte
     assert f"Interrupted: {done} of 7 questions are decided and kept in {tmp_path}/pred" in out
     policy = scripted(SCRIPT)
     lines, metrics = predict(tmp_path, policy, seven(videos), data=data)
-    assert (lines, metrics) == whole
+    assert (lines, metrics) == full
     asked = {id for id, _ in policy.asked}
     assert asked == {f"q{i}" for i in range(7)} - {"q3"} - {line["id"] for line in written}
 
 
-def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path, videos, whole, capsys):
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path, videos, full, capsys):
     before = signal.getsignal(signal.SIGTERM)
     policy = scripted(SCRIPT, stop_after=2, signal=signal.SIGTERM)
     with pytest.raises(SystemExit):
@@ -214,26 +214,26 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path, videos, whole, capsys):
     assert "Interrupted: 1 of 7 questions are decided" in capsys.readouterr().out
     assert len(policy.asked) == 2
     assert signal.getsignal(signal.SIGTERM) is before
-    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == whole
+    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == full
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_real_model_goes_on_and_ends_alike(tmp_path, videos, model_folder):
+def test_a_real_model_resumes_and_ends_alike(tmp_path, videos, model_folder):
     asked = [*questions(videos["long"], 2), ask("s", videos["short"])]
-    whole = predict(tmp_path / "whole", make_policy(model_folder), asked)
+    full = predict(tmp_path / "full", make_policy(model_folder), asked)
     lines, _ = predict(tmp_path / "cut", make_policy(model_folder), asked)
-    assert lines == whole[0]
+    assert lines == full[0]
     path = tmp_path / "cut" / "predictions.jsonl"
     path.write_bytes(path.read_bytes()[:-10])
     (tmp_path / "cut" / "metrics.json").unlink()
-    assert predict(tmp_path / "cut", make_policy(model_folder), asked) == whole
+    assert predict(tmp_path / "cut", make_policy(model_folder), asked) == full
 
 
-def test_a_finished_run_asks_nothing_and_writes_its_metrics_again(tmp_path, videos, whole):
+def test_a_finished_run_samples_nothing_and_writes_its_metrics_again(tmp_path, videos, full):
     predict(tmp_path, scripted(SCRIPT), seven(videos))
     (tmp_path / "metrics.json").unlink()
     policy = scripted(SCRIPT)
-    assert predict(tmp_path, policy, seven(videos)) == whole
+    assert predict(tmp_path, policy, seven(videos)) == full
     assert policy.asked == []
 
 
@@ -247,21 +247,21 @@ def test_metrics_of_fewer_questions_do_not_outlive_the_first_further_one(tmp_pat
     assert not metrics.exists()
 
 
-def test_further_questions_are_added(tmp_path, videos, whole):
+def test_further_questions_are_added(tmp_path, videos, full):
     predict(tmp_path, scripted(SCRIPT), seven(videos)[:4])
-    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == whole
+    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == full
 
 
-def test_the_place_of_the_densifier_does_not_matter(tmp_path, videos, whole):
-    """It may stand behind all that take what is decided: same answers, settings and metrics."""
+def test_the_place_of_the_densifier_does_not_matter(tmp_path, videos, full):
+    """It may come after all callbacks that take predictions: same answers, settings and metrics."""
     last = SparseToDense([4, 8, 16], 3)
     taking = [AnswerPrinter(), PredictionProgress(), PredictionWriter(str(tmp_path / "last"))]
     data = make_data(predict=seven(videos))
     trainer = make_trainer(tmp_path, [*taking, last])
     trainer.predict(make_module(scripted(SCRIPT)), datamodule=data, return_predictions=False)
     metrics = json.loads((tmp_path / "last/metrics.json").read_text())
-    assert (read_predictions(tmp_path / "last"), metrics) == whole
-    assert predict(tmp_path / "last", scripted(SCRIPT), seven(videos)) == whole, "same settings"
+    assert (read_predictions(tmp_path / "last"), metrics) == full
+    assert predict(tmp_path / "last", scripted(SCRIPT), seven(videos)) == full, "same settings"
 
 
 def test_lines_come_as_they_are_decided_and_end_in_order(tmp_path, videos):
@@ -287,26 +287,26 @@ def predict_until_killed(folder, videos):
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_whole_lines_and_goes_on(tmp_path, videos, whole):
+def test_a_killed_run_leaves_complete_lines_and_resumes(tmp_path, videos, full):
     """SIGKILL between rollouts of a process of its own."""
     with forked(tmp_path / "log", predict_until_killed, tmp_path, videos) as processes:
         assert processes.wait() == [-signal.SIGKILL], processes.text()
     lines = read_predictions(tmp_path)
-    assert lines == whole[0][: len(lines)]
+    assert lines == full[0][: len(lines)]
     assert len(lines) == 2
     assert not (tmp_path / "metrics.json").exists()
-    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == whole
+    assert predict(tmp_path, scripted(SCRIPT), seven(videos)) == full
 
 
 def test_metrics_are_the_same_to_the_byte_however_often_a_run_was_interrupted(tmp_path, videos):
     asked = nine(videos)
-    predict(tmp_path / "whole", scripted(SCRIPT), asked)
+    predict(tmp_path / "full", scripted(SCRIPT), asked)
     for count in (2, 5, 6):
         predict(tmp_path / "parts", scripted(SCRIPT), asked[:count])
     predict(tmp_path / "parts", scripted(SCRIPT), asked)
     for name in ("metrics.json", "predictions.jsonl", "settings.json"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
+    metrics = json.loads((tmp_path / "full/metrics.json").read_text())
     assert metrics["breakdown"]["kind"]["odd"]["num_questions"] == 4
     assert metrics["breakdown"]["kind"]["even"]["num_failed"] == 1
     assert metrics["num_videos"] == 3
@@ -315,16 +315,16 @@ def test_metrics_are_the_same_to_the_byte_however_often_a_run_was_interrupted(tm
     assert "damaged.mp4" not in failure["reason"]
 
 
-def predict_after(folder, before, asked):
+def predict_after(folder, baseline, asked):
     """Predict with a run to compare with; the gain in its metrics."""
-    callbacks = [SparseToDense([4, 8, 16], 3), PredictionWriter(str(folder), str(before))]
+    callbacks = [SparseToDense([4, 8, 16], 3), PredictionWriter(str(folder), str(baseline))]
     trainer = make_trainer(folder, callbacks)
     data = make_data(predict=asked)
     trainer.predict(make_module(scripted(SCRIPT)), datamodule=data, return_predictions=False)
     return json.loads((folder / "metrics.json").read_text())["gain"]
 
 
-def test_the_gain_over_a_run_before_is_among_the_metrics(tmp_path, videos, whole):
+def test_the_gain_over_a_baseline_is_among_the_metrics(tmp_path, videos, full):
     everything_wrong = {f"q{i}": {4: "---", 8: "---", 16: "---"} for i in range(9)}
     predict(tmp_path / "before", scripted(everything_wrong), seven(videos)[:3])
     before = tmp_path / "before/predictions.jsonl"

@@ -11,9 +11,9 @@ import torch
 
 from tests.callbacks.report.predictions import decided, failed, question
 from vrts.callbacks.metrics.summary import summarise
-from vrts.callbacks.report.items import TAGS, outline, report_item
+from vrts.callbacks.report.entries import TAGS, report_entry, summary
 from vrts.callbacks.report.page import render_report
-from vrts.callbacks.report.thumbnails import make_strip
+from vrts.callbacks.report.thumbnails import make_thumbnails
 from vrts.types import Clip, Round
 
 HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script>'\"&amp;{{ 7 * 7 }}\u2028"
@@ -66,10 +66,10 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def predictions_and_items():
+def predictions_and_entries():
     """Questions of every kind; the fourth one is hostile in all that it says."""
     rng = random.Random(7)
-    found, items = [], []
+    found, entries = [], []
     for i in range(NUM_QUESTIONS):
         metadata = {"breakdown": {"place": PLACES[i % 3]}}
         answer = None if rng.random() < 0.1 else rng.choice("ABC")
@@ -88,25 +88,25 @@ def predictions_and_items():
             last = Round(8, (HOSTILE,) * 3, (HOSTILE,) * 3, 1 / 3)
             prediction = replace(decided(asked, f8="ABC"), rounds=(last,))
         found.append(prediction)
-        items.append(report_item(prediction, 2000))
-    items[3]["error"] = HOSTILE
-    return found, items
+        entries.append(report_entry(prediction, 2000))
+    entries[3]["error"] = HOSTILE
+    return found, entries
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory, predictions_and_items):
-    found, items = predictions_and_items
+def path(tmp_path_factory, predictions_and_entries):
+    found, entries = predictions_and_entries
     grey = torch.full((4, 3, 56, 84), 90, dtype=torch.uint8)
-    strip = make_strip(Clip(grey, (0, 1, 2, 3), 8.0, 4))
-    strips = {item["id"]: strip for item in items[:300]}
+    thumbnails = make_thumbnails(Clip(grey, (0, 1, 2, 3), 8.0, 4))
+    thumbnails = {entry["id"]: thumbnails for entry in entries[:300]}
     category = {"num_questions": 9, "num_failed": 0, "num_scored": 9, "num_videos": 9}
     category |= {"accuracy": 0.5, "accuracy_stderr": 0.1}
     breakdown = {"place": dict.fromkeys(PLACES, category)}
     metrics = summarise(found, [8, 16, 32]) | {"breakdown": breakdown}
     settings = {"seed": 0, "presence_penalty": [0.4] * 30, "hostile": HOSTILE}
     path = tmp_path_factory.mktemp("report") / "report.html"
-    outlines = [outline(item) for item in items]
-    page = render_report(outlines, iter(items), metrics, strips, settings, f"run {HOSTILE}")
+    summaries = [summary(entry) for entry in entries]
+    page = render_report(summaries, iter(entries), metrics, thumbnails, settings, f"run {HOSTILE}")
     path.write_text("".join(page), encoding="utf-8")
     return path
 
@@ -126,8 +126,8 @@ def test_a_report_of_2000_questions_opens_in_bounded_time(visit):
     assert visit.seconds < 10
 
 
-def test_the_result_and_the_charts_are_there(visit, predictions_and_items):
-    metrics = summarise(predictions_and_items[0], [8, 16, 32])
+def test_the_result_and_the_charts_are_there(visit, predictions_and_entries):
+    metrics = summarise(predictions_and_entries[0], [8, 16, 32])
     shown = visit.page.locator("#result ~ div table").first.inner_text()
     assert f"{100 * metrics['accuracy']:.1f} ± {100 * metrics['accuracy_stderr']:.1f} %" in shown
     charts = visit.page.locator("figure img")
@@ -136,27 +136,27 @@ def test_the_result_and_the_charts_are_there(visit, predictions_and_items):
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_filters_show_exactly_their_questions(visit, predictions_and_items, tag):
-    expected = [item for item in predictions_and_items[1] if tag in item["tags"]]
+def test_filters_show_exactly_their_questions(visit, predictions_and_entries, tag):
+    expected = [entry for entry in predictions_and_entries[1] if tag in entry["tags"]]
     assert 0 < len(expected) < NUM_QUESTIONS
     visit.page.get_by_label("Show").select_option(tag)
     assert visit.count == len(expected)
-    assert visit.cards() == [item["question"] for item in expected[:PAGE]]
+    assert visit.cards() == [entry["question"] for entry in expected[:PAGE]]
     assert f"({len(expected)})" in visit.page.locator(f"option[value={tag}]").inner_text()
 
 
-def test_categories_filters_and_search_go_together(visit, predictions_and_items):
-    items = predictions_and_items[1]
-    places = Counter(item["groups"]["place"] for item in items)
+def test_categories_filters_and_search_go_together(visit, predictions_and_entries):
+    entries = predictions_and_entries[1]
+    places = Counter(entry["groups"]["place"] for entry in entries)
     for place in PLACES:
         visit.page.get_by_label("Category").select_option(label=f"{place} ({places[place]})")
         assert visit.count == places[place]
     visit.page.get_by_label("Category").select_option(label=f"garden ({places['garden']})")
     visit.page.get_by_label("Show").select_option("failed")
-    both = [i for i in items if i["groups"]["place"] == "garden" and "failed" in i["tags"]]
+    both = [i for i in entries if i["groups"]["place"] == "garden" and "failed" in i["tags"]]
     assert visit.count == len(both)
     visit.search("NUMBER 001")
-    found = [item["question"] for item in both if "number 001" in item["question"]]
+    found = [entry["question"] for entry in both if "number 001" in entry["question"]]
     assert 0 < len(found) < len(both)
     assert visit.cards() == found
 
@@ -169,30 +169,32 @@ def test_search_finds_reasoning_and_may_find_nothing(visit):
     assert visit.page.text_content("#page") == "page 1 of 1"
 
 
-def test_pages_turn_by_keyboard(visit, predictions_and_items):
-    items = predictions_and_items[1]
+def test_pages_turn_by_keyboard(visit, predictions_and_entries):
+    entries = predictions_and_entries[1]
     visit.page.get_by_role("button", name="Next").focus()
     visit.page.keyboard.press("Enter")
     assert visit.page.text_content("#page") == f"page 2 of {NUM_QUESTIONS // PAGE}"
-    assert visit.cards() == [item["question"] for item in items[PAGE : 2 * PAGE]]
+    assert visit.cards() == [entry["question"] for entry in entries[PAGE : 2 * PAGE]]
     visit.page.get_by_role("button", name="Previous").press("Space")
-    assert visit.cards()[0] == items[0]["question"]
+    assert visit.cards()[0] == entries[0]["question"]
     assert visit.page.get_by_role("button", name="Previous").is_disabled()
 
 
-def test_a_question_shows_frames_votes_and_reasoning(visit, predictions_and_items):
-    item = next(i for i in predictions_and_items[1] if i["id"] != HOSTILE and len(i["rounds"]) > 1)
-    visit.search(item["question"])
+def test_a_question_shows_frames_votes_and_reasoning(visit, predictions_and_entries):
+    entry = next(
+        i for i in predictions_and_entries[1] if i["id"] != HOSTILE and len(i["rounds"]) > 1
+    )
+    visit.search(entry["question"])
     card = visit.page.locator("article")
     assert card.locator("img").evaluate("node => node.naturalWidth") > 300
     rows = card.locator("tbody tr")
-    assert rows.count() == len(item["rounds"])
-    for row, expected in zip(rows.all(), item["rounds"], strict=True):
+    assert rows.count() == len(entry["rounds"])
+    for row, expected in zip(rows.all(), entry["rounds"], strict=True):
         for answer, count in expected["votes"]:
             assert f"{answer or 'no answer'} \u00d7 {count}" in row.inner_text()
     card.locator("summary").press("Enter")
     card.locator("pre").first.wait_for()
-    texts = [c["text"] for r in item["rounds"] for c in r["completions"]]
+    texts = [c["text"] for r in entry["rounds"] for c in r["completions"]]
     assert card.locator("pre").all_text_contents() == texts
 
 

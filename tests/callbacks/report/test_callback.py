@@ -21,7 +21,7 @@ from vrts.callbacks.prediction.replay import Replay
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.callbacks.report.callback import ReportWriter
-from vrts.callbacks.report.thumbnails import strip_path
+from vrts.callbacks.report.thumbnails import thumbnails_path
 from vrts.data.readers.recorded import RecordedReader
 from vrts.models.replay import ReplayPolicy
 from vrts.types import InputError
@@ -54,30 +54,30 @@ def embedded(folder, name):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, videos):
-    folder = tmp_path_factory.mktemp("whole")
+def full(tmp_path_factory, videos):
+    folder = tmp_path_factory.mktemp("full")
     predict_with_report(folder, videos)
     return folder
 
 
-def test_the_report_has_the_questions_as_they_were_decided(whole):
-    lines, items = by_id(read_predictions(whole)), by_id(embedded(whole, "items"))
-    assert list(items) == [f"q{i}" for i in range(6)]
+def test_the_report_has_the_questions_as_they_were_decided(full):
+    lines, entries = by_id(read_predictions(full)), by_id(embedded(full, "entries"))
+    assert list(entries) == [f"q{i}" for i in range(6)]
     for name, line in lines.items():
-        item = items[name]
-        assert (item["gold"], item["answer"]) == (line["gold"], line["answer"])
-        assert [r["frames"] for r in item["rounds"]] == [r["num_frames"] for r in line["rounds"]]
-        texts = [[c["text"] for c in r["completions"]] for r in item["rounds"]]
+        entry = entries[name]
+        assert (entry["gold"], entry["answer"]) == (line["gold"], line["answer"])
+        assert [r["frames"] for r in entry["rounds"]] == [r["num_frames"] for r in line["rounds"]]
+        texts = [[c["text"] for c in r["completions"]] for r in entry["rounds"]]
         assert texts == [r["completions"] for r in line["rounds"]]
-    assert items["q0"]["tags"] == ["wrong", "agreed-wrong"]
-    assert items["q1"]["question"].startswith("What colour")
-    assert "damaged.mp4" in items["q3"]["error"]
-    assert items["q2"]["tags"] == ["wrong", "undecided"]
+    assert entries["q0"]["tags"] == ["wrong", "agreed-wrong"]
+    assert entries["q1"]["question"].startswith("What colour")
+    assert "damaged.mp4" in entries["q3"]["error"]
+    assert entries["q2"]["tags"] == ["wrong", "undecided"]
 
 
-def test_the_report_has_the_metrics_and_the_settings(whole):
-    page = (whole / "report.html").read_text(encoding="utf-8")
-    accuracy = json.loads((whole / "metrics.json").read_text())["accuracy"]
+def test_the_report_has_the_metrics_and_the_settings(full):
+    page = (full / "report.html").read_text(encoding="utf-8")
+    accuracy = json.loads((full / "metrics.json").read_text())["accuracy"]
     assert f"{100 * accuracy:.1f} ± " in page
     assert "num_samples" in page
     assert "FragileDecoder" in page
@@ -86,56 +86,56 @@ def test_the_report_has_the_metrics_and_the_settings(whole):
     assert page.count("data:image/svg+xml;base64,") == 2
 
 
-def test_frames_are_there_but_those_of_the_damaged_video(whole):
-    assert set(embedded(whole, "strips")) == {"q0", "q1", "q2", "q4", "q5"}
-    assert {path.name for path in (whole / "thumbnails").iterdir()} == {
-        strip_path(whole, f"q{i}").name for i in (0, 1, 2, 4, 5)
+def test_frames_are_there_except_those_of_the_damaged_video(full):
+    assert set(embedded(full, "thumbnails")) == {"q0", "q1", "q2", "q4", "q5"}
+    assert {path.name for path in (full / "thumbnails").iterdir()} == {
+        thumbnails_path(full, f"q{i}").name for i in (0, 1, 2, 4, 5)
     }
 
 
 def test_wrong_questions_come_first_where_frames_are_few(tmp_path, videos):
     predict_with_report(tmp_path, videos, report=ReportWriter(max_thumbnails=2))
-    items = by_id(embedded(tmp_path, "items"))
-    wrong = [name for name, item in items.items() if "wrong" in item["tags"]]
+    entries = by_id(embedded(tmp_path, "entries"))
+    wrong = [name for name, entry in entries.items() if "wrong" in entry["tags"]]
     assert len(wrong) > 2
-    assert list(embedded(tmp_path, "strips")) == wrong[:2]
+    assert list(embedded(tmp_path, "thumbnails")) == wrong[:2]
 
 
 def test_without_thumbnails_no_frames_are_kept(tmp_path, videos):
     predict_with_report(tmp_path, videos, report=ReportWriter(max_thumbnails=0))
-    assert embedded(tmp_path, "strips") == {}
+    assert embedded(tmp_path, "thumbnails") == {}
     assert not (tmp_path / "thumbnails").exists()
 
 
 def frames_note(folder):
-    """What the report says of frames that it lacks; None where it says nothing."""
+    """The note on frames that the report lacks; None if there is none."""
     text = (folder / "report.html").read_text(encoding="utf-8")
     found = re.search('<p class="quiet" id="frames-note">(.*?)</p>', text)
     return found and found.group(1)
 
 
-def test_the_report_says_why_frames_are_missing(tmp_path, videos, whole):
-    assert frames_note(whole).startswith("Frames are shown of 5 of 6 questions: where there are")
+def test_the_report_gives_the_reason_for_missing_frames(tmp_path, videos, full):
+    assert frames_note(full).startswith("Frames are shown of 5 of 6 questions: where there are")
     none = tmp_path / "none"
     predict_with_report(none, videos, report=ReportWriter(max_thumbnails=0))
     assert frames_note(none) == "No frames are shown: ReportWriter.max_thumbnails is 0."
-    path = str(whole / "predictions.jsonl")
+    path = str(full / "predictions.jsonl")
     again = tmp_path / "again"
     callbacks = [Replay(), SparseToDense([4, 8], 3), PredictionWriter(str(again)), ReportWriter()]
     data = make_data(predict=RecordedReader(path))
     module = make_module(ReplayPolicy(path))
     make_trainer(again, callbacks).predict(module, datamodule=data, return_predictions=False)
-    assert embedded(again, "strips") == {}
+    assert embedded(again, "thumbnails") == {}
     assert "scored recorded completions and decoded no video" in frames_note(again)
-    assert embedded(again, "items") == embedded(whole, "items")
+    assert embedded(again, "entries") == embedded(full, "entries")
 
 
-def test_a_report_of_which_all_frames_are_there_says_nothing_of_them(tmp_path, videos):
+def test_a_report_with_all_frames_has_no_note_on_them(tmp_path, videos):
     callbacks = [SparseToDense([4, 8], 3), PredictionWriter(str(tmp_path)), ReportWriter()]
     data = make_data(predict=questions(videos["long"], 2))
     module = make_module(scripted())
     make_trainer(tmp_path, callbacks).predict(module, datamodule=data, return_predictions=False)
-    assert set(embedded(tmp_path, "strips")) == {"q0", "q1"}
+    assert set(embedded(tmp_path, "thumbnails")) == {"q0", "q1"}
     assert frames_note(tmp_path) is None
 
 
@@ -143,7 +143,7 @@ def test_long_completions_are_shortened(tmp_path, videos):
     predict_with_report(tmp_path, videos, report=ReportWriter(most_characters=20))
     texts = [
         c["text"]
-        for i in embedded(tmp_path, "items")
+        for i in embedded(tmp_path, "entries")
         for r in i["rounds"]
         for c in r["completions"]
     ]
@@ -151,14 +151,14 @@ def test_long_completions_are_shortened(tmp_path, videos):
     assert "left out" not in (tmp_path / "predictions.jsonl").read_text()
 
 
-def test_a_resumed_run_s_report_is_that_of_an_uninterrupted_one(tmp_path, videos, whole):
+def test_a_resumed_run_s_report_is_that_of_an_uninterrupted_one(tmp_path, videos, full):
     with pytest.raises(SystemExit):
         predict_with_report(tmp_path, videos, scripted(SCRIPT, stop_after=3, signal=signal.SIGINT))
     assert not (tmp_path / "report.html").exists()
     assert [line["id"] for line in read_predictions(tmp_path)] == ["q0", "q1", "q3"]
     predict_with_report(tmp_path, videos)
-    for name in ("items", "strips"):
-        assert embedded(tmp_path, name) == embedded(whole, name)
+    for name in ("entries", "thumbnails"):
+        assert embedded(tmp_path, name) == embedded(full, name)
 
 
 def test_the_report_of_fewer_questions_does_not_outlive_the_first_further_one(tmp_path, videos):
@@ -189,17 +189,17 @@ def test_a_report_that_cannot_be_written_costs_no_predictions(tmp_path, videos):
 
     with pytest.raises(InputError, match=r"report\.html: cannot write the report") as caught:
         predict_with_report(tmp_path, videos, extra=[Block()])
-    assert "predictions.jsonl and metrics.json are whole" in str(caught.value)
+    assert "predictions.jsonl and metrics.json are complete" in str(caught.value)
     assert len(read_predictions(tmp_path)) == 6
     assert json.loads((tmp_path / "metrics.json").read_text())["num_questions"] == 6
     with pytest.raises(InputError, match="is a folder"):
         predict_with_report(tmp_path, videos)
     (tmp_path / "report.html").rmdir()
     predict_with_report(tmp_path, videos)
-    assert len(embedded(tmp_path, "items")) == 6
+    assert len(embedded(tmp_path, "entries")) == 6
 
 
-def test_frames_that_cannot_be_kept_are_told_and_cost_nothing_else(tmp_path, videos, caplog):
+def test_frames_that_cannot_be_kept_are_reported_and_cost_nothing_else(tmp_path, videos, caplog):
     class Block(Callback):
         def on_predict_start(self, *_args):
             (tmp_path / "thumbnails").rmdir()
@@ -209,8 +209,8 @@ def test_frames_that_cannot_be_kept_are_told_and_cost_nothing_else(tmp_path, vid
     told = [record for record in caplog.records if "cannot keep frames" in record.message]
     assert len(told) == 1
     assert str(tmp_path / "thumbnails") in told[0].message
-    assert len(embedded(tmp_path, "items")) == 6
-    assert embedded(tmp_path, "strips") == {}
+    assert len(embedded(tmp_path, "entries")) == 6
+    assert embedded(tmp_path, "thumbnails") == {}
 
 
 def test_a_report_without_a_writer_before_it_is_refused(tmp_path, videos):

@@ -1,14 +1,18 @@
-"""Charts: well-formed SVG with the right words, whatever the categories are called."""
+"""Charts and the numbers behind them: well-formed SVG, and accuracy by level counted by hand."""
 
+import random
 import re
+from dataclasses import replace
+from statistics import mean
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.callbacks.report.predictions import decided as decided_line
-from tests.callbacks.report.predictions import failed, question
-from vrts.callbacks.report.charts import MOST_GROUPS, make_charts
-from vrts.callbacks.report.items import report_item
+from tests.callbacks.report.predictions import decided as predicted
+from tests.callbacks.report.predictions import failed, make_round, question
+from vrts.callbacks.report.charts import MOST_GROUPS, level_accuracies, make_charts
+from vrts.callbacks.report.entries import report_entry
+from vrts.voting import VotingRule, agreement, decide
 
 
 def texts(svg: bytes) -> list[str]:
@@ -23,11 +27,13 @@ def category(num_scored, accuracy, stderr=0.1):
 
 def charts_of(groups, decided=None):
     """Charts of two questions, with a breakdown of these categories."""
-    items = []
+    entries = []
     for votes in ("ABB", "AAA", "AAB"):
         asked = question("q")
-        items.append(report_item(decided_line(asked, f4=votes), 10))
-    return make_charts(items, {"decided_at": decided or {"4": 1.0}, "breakdown": {"place": groups}})
+        entries.append(report_entry(predicted(asked, f4=votes), 10))
+    return make_charts(
+        entries, {"decided_at": decided or {"4": 1.0}, "breakdown": {"place": groups}}
+    )
 
 
 def test_each_chart_shows_its_numbers():
@@ -55,7 +61,7 @@ def test_any_name_of_a_category_is_drawn_as_it_is(name):
         assert f"{name} (2)" in shown
 
 
-def test_too_many_categories_are_cut_and_that_is_said():
+def test_too_many_categories_are_cut_which_the_title_says():
     groups = {f"g{i}": category(i, 0.5) for i in range(1, MOST_GROUPS + 6)}
     chart = charts_of(groups)[2]
     assert chart.title == f"Accuracy by place, the {MOST_GROUPS} largest of {MOST_GROUPS + 5}"
@@ -80,7 +86,7 @@ def test_the_same_run_gives_the_same_bytes():
 def test_runs_without_anything_to_draw_have_no_charts():
     assert make_charts([], {"decided_at": {"4": None}}) == []
     asked = question("q")
-    lost = [report_item(failed(asked), 10)]
+    lost = [report_entry(failed(asked), 10)]
     titles = [chart.title for chart in make_charts(lost, {"decided_at": {"4": 0.0}})]
     assert titles == ["Share of questions decided at each level"]
 
@@ -88,11 +94,125 @@ def test_runs_without_anything_to_draw_have_no_charts():
 @pytest.mark.parametrize("votes", ["AAA", "BBB"])
 def test_labels_are_clear_of_the_axis_and_the_ground_is_the_page_s(votes):
     """The highest and the lowest accuracy that there can be."""
-    items = [report_item(decided_line(question(f"q{i}"), f4=votes), 10) for i in range(9)]
-    chart = make_charts(items, {"decided_at": {"4": 1.0}})[0]
+    entries = [report_entry(predicted(question(f"q{i}"), f4=votes), 10) for i in range(9)]
+    chart = make_charts(entries, {"decided_at": {"4": 1.0}})[0]
     svg = chart.svg.decode()
     height = float(ElementTree.fromstring(svg).get("viewBox").split()[3])
     (label,) = re.findall(r'translate\(\S+ ([\d.]+)\)">up to 4', svg)
     axis = max(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>[\d.]+</text>', svg))
     assert 8 < float(label) < axis - 16 < height
     assert "fill: #ffffff" not in svg.partition("axes_1")[0]
+
+
+def entries():
+    q = [question(f"q{i}") for i in range(4)]
+    unknown = question("unknown", answer=None)
+    found = [
+        predicted(q[0], f4="AAA"),  # right at once
+        predicted(q[1], f4="ABB", f8="AAA"),  # wrong at 4, right at 8
+        predicted(q[2], f4="AAB", f8="BBA"),  # right at 4, wrong at 8
+        failed(q[3], f4="AAB"),  # right at 4, fails at 8
+        predicted(unknown, f4="AAA"),
+    ]
+    return [report_entry(prediction, 100) for prediction in found]
+
+
+def test_stopping_at_a_level_gives_that_level_s_majority():
+    sparse, dense = level_accuracies(entries(), ["4", "8"])
+    assert (sparse.lowest, sparse.highest, sparse.num_scored) == (3 / 4, 3 / 4, 4)
+    assert sparse.mean_frames == 4
+    assert (dense.lowest, dense.highest) == (2 / 4, 2 / 4)
+    assert dense.mean_frames == mean([4, 12, 12, 4])
+    assert sparse.stderr == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+
+
+def test_the_last_level_has_the_accuracy_of_the_run():
+    rng = random.Random(3)
+    found, right = [], 0
+    for i in range(200):
+        asked = question(f"q{i}")
+        fails = rng.random() < 0.1  # in place of a further round
+        rounds = rng.randint(0, 2) if fails else rng.randint(1, 3)
+        votes = {f"f{4 << k}": "".join(rng.choices("ABC-", k=3)) for k in range(rounds)}
+        prediction = failed(asked, **votes) if fails else predicted(asked, **votes)
+        right += prediction.correct
+        found.append(report_entry(prediction, 10))
+    levels = level_accuracies(found, ["4", "8", "16"])
+    assert levels[-1].lowest == levels[-1].highest == right / 200
+    assert [level.level for level in levels] == ["4", "8", "16"]
+
+
+def test_nothing_to_score_has_no_accuracies():
+    asked = question("q", answer=None)
+    unscored = [report_entry(predicted(asked, f4="AAA"), 10)]
+    assert level_accuracies(unscored, ["4"]) == []
+    assert level_accuracies([], ["4"]) == []
+
+
+LEVELS = (4, 8, 16)
+
+
+def stopped_early(asked, votes, rule, order):
+    """The same question with the completions cancelled that the rule cancels."""
+    rounds = []
+    for level, letters in zip(LEVELS, votes, strict=True):
+        is_last = level == LEVELS[-1]
+        full = make_round(asked, level, letters)
+        done = [False] * len(letters)
+        for place in order:
+            done[place] = True
+            known = [a if d else None for a, d in zip(full.answers, done, strict=True)]
+            if rule.may_stop(known, [], done, is_last=is_last):
+                break
+        cancelled = tuple(not d for d in done)
+        cut = replace(full, answers=tuple(known), agreement=agreement(known), cancelled=cancelled)
+        rounds.append(cut if rule.early_stop else full)
+        if rule.is_settled(rounds[-1]):
+            break
+    return report_entry(decide(asked, rounds, rule), 10)
+
+
+@pytest.mark.parametrize("consensus", [None, 3])
+def test_what_an_early_stop_cancels_is_between_the_bounds(consensus):
+    """Run the same votes with and without one: levels that can be known are, and no other."""
+    rng = random.Random(7)
+    bounds, truth = [], []
+    rules = [VotingRule(consensus=consensus, early_stop=stop) for stop in (True, False)]
+    for i in range(300):
+        asked = question(f"q{i}")
+        votes = ["".join(rng.choices("AABC-", k=5)) for _ in LEVELS]
+        order = rng.sample(range(5), 5)
+        for rule, entries in zip(rules, (bounds, truth), strict=True):
+            entries.append(stopped_early(asked, votes, rule, order))
+    names = [str(level) for level in LEVELS]
+    for got, want in zip(
+        level_accuracies(bounds, names), level_accuracies(truth, names), strict=True
+    ):
+        assert want.lowest == want.highest
+        assert got.lowest <= want.lowest <= got.highest
+        assert got.mean_frames == want.mean_frames
+        assert (got.lowest < got.highest) == (got.level != "16")
+
+
+@pytest.mark.parametrize(
+    ("letters", "num_cancelled", "right"),
+    [
+        ("AB___", 3, None),
+        ("AAB_", 1, True),  # a second B would be a tie, which A leads since it came first
+        ("_BA", 1, None),
+        ("AAB__", 2, None),
+        ("AABB_", 1, None),
+        ("BCB__", 2, False),  # two A come to a tie, and behind
+        ("__BCB", 2, None),
+        ("BBC_", 1, False),  # no A can catch up, whichever of the others leads
+        ("AAAB_", 1, True),
+        ("_____", 5, None),
+    ],
+)
+def test_whether_a_round_is_right_is_known_or_not(letters, num_cancelled, right):
+    asked = question("q")
+    full = make_round(asked, 4, letters.replace("_", "-"))
+    gone = tuple(letter == "_" for letter in letters)
+    assert sum(gone) == num_cancelled
+    entry = report_entry(decide(asked, [replace(full, cancelled=gone), full]), 10)
+    assert entry["rounds"][0]["right"] is right

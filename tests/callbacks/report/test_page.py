@@ -7,7 +7,7 @@ import pytest
 
 from tests.callbacks.report.predictions import decided, question
 from vrts.callbacks.metrics.summary import summarise
-from vrts.callbacks.report.items import outline, report_item
+from vrts.callbacks.report.entries import report_entry, summary
 from vrts.callbacks.report.page import plain, render_report, report_title
 
 NUM_QUESTIONS, TEXT = 300, "x" * 20_000
@@ -16,16 +16,16 @@ NUM_QUESTIONS, TEXT = 300, "x" * 20_000
 def test_memory_does_not_grow_with_the_texts_of_the_questions():
     asked = question("q")
     prediction = decided(asked, f4="AAB")
-    item = report_item(prediction, 1000)
+    entry = report_entry(prediction, 1000)
     metrics = summarise([prediction] * NUM_QUESTIONS, [4])
 
     def items():
         for i in range(NUM_QUESTIONS):
-            yield item | {"id": f"q{i}", "question": f"{i} {TEXT}"}
+            yield entry | {"id": f"q{i}", "question": f"{i} {TEXT}"}
 
     def length():
-        outlines = [outline(item)] * NUM_QUESTIONS
-        return sum(len(piece) for piece in render_report(outlines, items(), metrics, {}))
+        summaries = [summary(entry)] * NUM_QUESTIONS
+        return sum(len(piece) for piece in render_report(summaries, items(), metrics, {}))
 
     length()  # what is made once: fonts, templates
     tracemalloc.start()
@@ -67,13 +67,13 @@ def test_settings_are_written_for_people(value, text):
     assert plain(value) == text
 
 
-def test_metrics_are_explained_where_they_stand():
+def test_metrics_are_explained_in_their_rows():
     """Each row of the first table, and no category that happens to be called so."""
     asked = question("q", metadata={"breakdown": {"kind": "agreement"}})
     other = question("r", metadata={"breakdown": {"kind": "failed"}})
     found = [decided(asked, f4="AAB"), decided(other, f4="AAA")]
-    items = [report_item(prediction, 100) for prediction in found]
-    pieces = render_report([outline(i) for i in items], iter(items), summarise(found, [4]), {})
+    entries = [report_entry(prediction, 100) for prediction in found]
+    pieces = render_report([summary(i) for i in entries], iter(entries), summarise(found, [4]), {})
     rows = re.findall(r'<th scope="row">(.*?)</th>', "".join(pieces))
     bare = [row for row in rows if "<small>" not in row]
     assert bare == ["questions", "agreement", "failed"]

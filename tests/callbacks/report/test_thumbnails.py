@@ -1,4 +1,4 @@
-"""Strips of frames: the right frames, small, and whole files."""
+"""Thumbnails: the right frames, small, in complete files."""
 
 import io
 
@@ -12,10 +12,10 @@ from vrts.callbacks.report.thumbnails import (
     FRAME_WIDTH,
     GAP,
     MOST_FRAMES,
-    keep_strip,
-    make_strip,
+    make_thumbnails,
     shown_frames,
-    strip_path,
+    thumbnails_path,
+    write_thumbnails,
 )
 from vrts.types import Clip
 
@@ -27,8 +27,8 @@ def clip_of(num_frames: int, height: int = 56, width: int = 84) -> Clip:
     return Clip(frames, tuple(range(num_frames)), 8.0, num_frames)
 
 
-def read(strip: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(strip))
+def read(thumbnails: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(thumbnails))
     assert image.format == "JPEG"
     return np.asarray(image)
 
@@ -37,12 +37,14 @@ def read(strip: bytes) -> np.ndarray:
     ("num_frames", "shown"),
     [(1, [0]), (4, [0, 1, 2, 3]), (8, list(range(8))), (36, [0, 5, 10, 15, 20, 25, 30, 35])],
 )
-def test_a_strip_has_frames_from_the_first_to_the_last(num_frames, shown):
+def test_thumbnails_have_frames_from_the_first_to_the_last(num_frames, shown):
     assert shown_frames(num_frames) == shown
-    strip = read(make_strip(clip_of(num_frames)))
-    width = (strip.shape[1] + GAP) / len(shown)
+    thumbnails = read(make_thumbnails(clip_of(num_frames)))
+    width = (thumbnails.shape[1] + GAP) / len(shown)
     assert width == int(width)
-    middles = [strip[strip.shape[0] // 2, int(width * (i + 0.5)), 0] for i in range(len(shown))]
+    middles = [
+        thumbnails[thumbnails.shape[0] // 2, int(width * (i + 0.5)), 0] for i in range(len(shown))
+    ]
     assert np.abs(np.array(middles, int) - 5 * np.array(shown)).max() <= 3
 
 
@@ -50,25 +52,25 @@ def test_a_strip_has_frames_from_the_first_to_the_last(num_frames, shown):
     ("height", "width"), [(56, 84), (720, 1280), (1280, 720), (28, 1932), (1932, 28)]
 )
 def test_frames_of_any_shape_fit_into_their_box(height, width):
-    strip = read(make_strip(clip_of(2, height, width)))
-    shown = (strip.shape[1] - GAP) // 2
+    thumbnails = read(make_thumbnails(clip_of(2, height, width)))
+    shown = (thumbnails.shape[1] - GAP) // 2
     assert shown <= FRAME_WIDTH
-    assert strip.shape[0] <= FRAME_HEIGHT
-    assert shown == FRAME_WIDTH or strip.shape[0] == FRAME_HEIGHT
+    assert thumbnails.shape[0] <= FRAME_HEIGHT
+    assert shown == FRAME_WIDTH or thumbnails.shape[0] == FRAME_HEIGHT
 
 
-def test_a_strip_of_real_looking_frames_is_small():
+def test_thumbnails_of_real_looking_frames_are_small():
     noise = torch.randint(0, 256, (128, 3, 224, 392), dtype=torch.uint8)
-    strip = make_strip(Clip(noise, tuple(range(128)), 8.0, 128))
-    assert len(strip) < 120_000, "noise is the worst case"
-    assert read(strip).shape[1] <= MOST_FRAMES * (FRAME_WIDTH + GAP)
+    thumbnails = make_thumbnails(Clip(noise, tuple(range(128)), 8.0, 128))
+    assert len(thumbnails) < 120_000, "noise is the worst case"
+    assert read(thumbnails).shape[1] <= MOST_FRAMES * (FRAME_WIDTH + GAP)
 
 
 @pytest.mark.parametrize("id", ["q1", "../../etc/passwd", "a" * 500, "\ud800", "ü\n"])
-def test_any_id_has_a_file_of_its_own(id, tmp_path):
-    folder = tmp_path / "strips"
-    keep_strip(folder, id, clip_of(2), rank=0)
-    path = strip_path(folder, id)
+def test_each_id_has_its_own_file(id, tmp_path):
+    folder = tmp_path / "thumbnails"
+    write_thumbnails(folder, id, clip_of(2), rank=0)
+    path = thumbnails_path(folder, id)
     assert [path] == list(folder.iterdir())
     read(path.read_bytes())
-    assert strip_path(folder, id + "x") != path
+    assert thumbnails_path(folder, id + "x") != path

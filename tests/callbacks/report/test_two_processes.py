@@ -16,9 +16,9 @@ def test_two_processes_leave_what_one_leaves(tmp_path, model_folder, videos):
     run(one, model_folder, videos, devices=1)
     with forked(tmp_path / "log", run, two, model_folder, videos, 2, ranks=2) as processes:
         processes.succeed()
-    for name in ("items", "strips"):
+    for name in ("entries", "thumbnails"):
         assert embedded(two / "predicted", name) == embedded(one / "predicted", name)
-    assert len(embedded(two / "predicted", "strips")) == 5
+    assert len(embedded(two / "predicted", "thumbnails")) == 5
     names = [sorted(p.name for p in (f / "predicted/thumbnails").iterdir()) for f in (one, two)]
     assert names[0] == names[1]
     want, got = (json.loads((folder / "points.json").read_text()) for folder in (one, two))

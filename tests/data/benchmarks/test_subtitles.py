@@ -37,7 +37,7 @@ def test_srt_that_is_odd(tmp_path):
     path.write_bytes(b"")
     assert read_srt(path) == []
     path.write_text("<html>not found</html>")
-    with pytest.raises(InputError, match=r"a\.srt: holds no subtitle"):
+    with pytest.raises(InputError, match=r"a\.srt: has no subtitle"):
         read_srt(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_srt(tmp_path / "none.srt")

@@ -83,7 +83,7 @@ def test_wrong_folders_of_subtitles(write, touch, tmp_path):
     with pytest.raises(InputError, match="no subtitles of any video"):
         VideoMMEReader(write([ROW]), videos, subtitles=str(tmp_path)).read()
     (tmp_path / "abc.srt").write_text("<html>")
-    with pytest.raises(InputError, match=r"rows\.jsonl:1: .*abc\.srt: holds no subtitle"):
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: .*abc\.srt: has no subtitle"):
         VideoMMEReader(write([ROW], "rows.jsonl"), videos, subtitles=str(tmp_path)).read()
 
 

@@ -79,8 +79,8 @@ def test_open_answers(write, touch, answer, problem_type, right, wrong):
     assert question.problem_type is problem_type
     for texts, expected in ((right, True), (wrong, False)):
         for text in texts:
-            said = parse_answer(f"<answer>{text}</answer>", question)
-            assert is_correct(said, question) is expected, text
+            answer = parse_answer(f"<answer>{text}</answer>", question)
+            assert is_correct(answer, question) is expected, text
 
 
 def test_options_that_begin_with_a_letter_as_text(write, touch):

@@ -68,7 +68,7 @@ def test_a_question_longer_than_any_file_name_has_a_fingerprint():
     ],
 )
 def test_what_does_not_go_together_is_refused(options):
-    with pytest.raises(InputError, match=r"data\.video and data\.question ask one question"):
+    with pytest.raises(InputError, match=r"data\.video and data\.question are one question"):
         VideoQADataModule(**options)
 
 

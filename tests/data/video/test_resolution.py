@@ -69,9 +69,34 @@ def test_sizes_of_clips_equal_those_of_qwen3_vl(height, width, num_frames, max_p
     assert resolution.size(height, width, num_frames) == want
 
 
-def test_squares():
-    resolution = Resolution().for_model(FrameSizes("square", 64, 512 * 512, 512 * 512, math.inf))
-    assert resolution.size(720, 1280, 32) == resolution.size(90, 30, 2) == (512, 512)
+SQUARES = FrameSizes("square", 42, 384 * 384, 384 * 384, math.inf)
+"""Of SmolVLM2-2.2B: 9 tokens and 6 pixels."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "side"),
+    [
+        ({}, 384),
+        ({"max_pixels": 448 * 448, "short_side": 64}, 384),
+        ({"min_pixels": 448 * 448}, 384),
+        ({"max_pixels": 300 * 300}, 294),
+        ({"max_pixels": 42 * 42}, 42),
+    ],
+)
+def test_squares(asked, side):
+    resolution = Resolution(**asked).for_model(SQUARES)
+    assert resolution.size(720, 1280, 32) == resolution.size(90, 30, 2) == (side, side)
+    assert resolution.fewest_tokens(32) == 32 * (side // 42) ** 2
+
+
+def test_squares_for_a_model_that_takes_others():
+    resolution = Resolution(rule="square", max_pixels=100 * 100).for_model(QWEN2_5_VL)
+    assert resolution.size(720, 1280, 32) == (84, 84)
+
+
+def test_other_frames_for_a_model_of_squares():
+    with pytest.raises(InputError, match=r"rule is clip, but the model takes squares alone"):
+        Resolution(rule="clip").for_model(SQUARES)
 
 
 @pytest.mark.parametrize(

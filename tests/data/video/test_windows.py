@@ -20,7 +20,7 @@ def test_at_a_constant_rate_the_sampler_has_the_last_word(total, fps):
 
 
 def shown_in_window(times, start_s, end_s, places):
-    """The plain computation: for each of evenly spaced moments the last frame that has begun."""
+    """The plain computation: for each of evenly spaced moments the last frame that has started."""
     inside = [i for i, time in enumerate(times) if start_s - 1e-3 <= time <= end_s + 1e-3]
     shown_s = [float(times[i]) for i in inside]
     if inside[0] > 0 and shown_s[0] - start_s > 1.0:  # the frame before is shown for long
@@ -87,7 +87,7 @@ def test_a_short_source_loses_no_frame(total):
 
 def test_the_nearest_sound_frame_stands_in_for_a_damaged_one():
     source = Source(np.arange(40) / 10, 10.0, 4.0, damaged={0, *range(10, 20), 39})
-    found = select(source, 4, SAMPLER)  # asks for 0, 13, 26 and 39
+    found = select(source, 4, SAMPLER)  # samples 0, 13, 26 and 39
     assert (found.indices, found.num_damaged) == ((1, 9, 26, 38), 3)
     assert found.times_s == (0.1, 0.9, 2.6, 3.8)
     inside = select(source, 4, SAMPLER, Window(1.5, 3.0))

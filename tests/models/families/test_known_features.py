@@ -1,5 +1,7 @@
 """Sparse-to-dense: features of patches that a sparser level has shown are used again."""
 
+import re
+
 import torch
 
 from tests.models.conftest import make_sample
@@ -9,8 +11,8 @@ from tests.models.test_known_features import sparser
 
 def test_a_denser_level_encodes_only_what_is_new(family_model, monkeypatch):
     policy = family_model.policy().eval()
-    engine, side = make_engine(policy), family_model.case.side
-    dense = make_sample(0, 12, (2 * side, 3 * side), "What colour is it?")
+    engine = make_engine(policy)
+    dense = make_sample(0, 12, family_model.case.size(2, 3), "What colour is it?")
     (known,) = engine.encode([sparser(dense, [0, 2, 4])])
     (want,) = engine.encode([dense])
     encoded: list[int] = []
@@ -33,14 +35,16 @@ def test_a_denser_level_encodes_only_what_is_new(family_model, monkeypatch):
 def test_a_patch_keeps_its_tokens_at_every_level(family_model):
     """Its placeholders, and its time where the family writes times as text."""
     policy = family_model.policy()
-    side = family_model.case.side
-    dense = make_sample(0, 12, (2 * side, 2 * side), "What?")
+    dense = make_sample(0, 12, family_model.case.size(2, 2), "What?")
     sparse = sparser(dense, [1, 5])
-    texts = [
-        policy.processor.tokenizer.decode(policy.network().encode([sample])[0].input_ids)
-        for sample in (dense, sparse)
-    ]
-    times = [
-        [part.split(">")[0] for part in text.split("<") if " seconds>" in part] for text in texts
-    ]
-    assert times[1] == times[0][1::4]
+    prompts = [policy.network().encode([sample])[0] for sample in (dense, sparse)]
+    every, some = (
+        re.findall(
+            r"<([\d.]+) seconds>|Frame from (\d+:\d+):",
+            policy.processor.tokenizer.decode(prompt.input_ids),
+        )
+        for prompt in prompts
+    )
+    shown = [prompts[0].patch_keys.index(key) for key in prompts[1].patch_keys]
+    assert len(every) in (0, prompts[0].grid[0])
+    assert some == [every[i] for i in shown if every]

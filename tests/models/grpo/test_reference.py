@@ -73,6 +73,29 @@ def test_a_frozen_copy_has_no_gradients_and_no_training_mode(load_policy):
     assert not any(id(p) in own for p in reference._policy.parameters())
 
 
+def test_an_adapter_that_continues_is_compared_with_itself(load_policy, samples, tmp_path):
+    """Regularised towards the policy at the start, not towards the base model."""
+    lora = Lora(rank=4, alpha=8)
+    trained = load_policy(lora=lora)
+    perturb_adapter(trained)
+    trained.save_pretrained(tmp_path / "adapter")
+    policy = load_policy(tmp_path / "adapter", lora=lora).train()
+    reference = AdapterOff()
+    reference.attach(policy)
+    prompts, completions = roll(policy, samples)
+    before = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
+    change(policy)
+    after = policy.logprobs(prompts, completions, 1.0).logprobs.detach()
+    assert (after - before).abs().max() > 1e-2
+    got = reference_logprobs(reference, policy, prompts, completions, 1.0)
+    assert torch.equal(got, before)
+    assert torch.equal(policy.logprobs(prompts, completions, 1.0).logprobs, after)
+    assert all(p.requires_grad for n, p in policy.named_parameters() if "lora_" in n)
+    with torch.no_grad(), pytest.raises(KeyError), reference.scoring(policy):
+        raise KeyError  # an error within leaves the policy as it was
+    assert torch.equal(policy.logprobs(prompts, completions, 1.0).logprobs, after)
+
+
 def test_the_adapter_switched_off_is_the_base_model(load_policy, samples):
     base, policy = load_policy(), load_policy(lora=Lora(rank=4)).train()
     reference = AdapterOff()

@@ -418,5 +418,5 @@ def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
     shutil.copytree(assets, tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "model" / name).unlink()
-    with pytest.raises(InputError, match=r"the tokenizer in .* does not know <\|video_pad\|>"):
+    with pytest.raises(InputError, match=r"the tokenizer in .* does not know <\|image_pad\|>"):
         load_processor(str(tmp_path / "model"))

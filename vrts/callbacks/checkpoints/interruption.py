@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from vrts.callbacks.checkpoints.step_checkpoint import validation_follows
-from vrts.callbacks.signals import ENDING, Termination
+from vrts.callbacks.signals import ENDING, SignalHandlers
+from vrts.callbacks.trainer import move_last
 from vrts.files.writing import make_folder
 from vrts.models.strategies.fully_sharded import finish_saves
 
@@ -24,12 +25,12 @@ FILE_NAME = "last.ckpt"
 class SaveOnInterrupt(Callback):
     """On Ctrl-C, SIGTERM or SIGHUP, finishes the step, saves ``last.ckpt`` and ends the run.
 
-    Where a validation follows the step, it is made first: a resumed run leaves it out. A
-    signal to any one process is enough.
-    A second signal ends the run at once, and the last regular checkpoint is what remains.
+    A signal to any one process is enough. If a validation follows the step, it is run before: a
+    resumed run would leave it out. A second signal, or one before the first step, ends the run at
+    once, and the last regular checkpoint remains.
 
-    Before the first training batch is there, the first signal ends the run at once: there is
-    nothing to save.
+    The run ends by KeyboardInterrupt: after ``trainer.should_stop`` Lightning would validate once
+    more and call `on_train_end`, where the model is exported as that of a complete run.
 
     Args:
         dirpath: folder of the checkpoint; that of the Trainer's ModelCheckpoint where null.
@@ -39,62 +40,51 @@ class SaveOnInterrupt(Callback):
         self.dirpath = dirpath
         self._signal: int | None = None
         self._trainer: Trainer | None = None
-        """From the start of training on."""
-        self._before = -1
-        """Index of the last batch of the run that is resumed."""
-        self._termination = Termination(SIGNALS, self._on_signal)
+        """Set while training."""
+        self._previous_batch = -1
+        """Index of the last batch before this run."""
+        self._handlers = SignalHandlers(SIGNALS, self._on_signal)
 
     def begin(self) -> None:
-        """Take over the signals; ``vrts fit`` does so before it reads questions."""
-        self._signal = None
-        self._trainer = None
-        self._termination.take_over()
+        """Install the handlers; ``vrts fit`` does so before it reads questions."""
+        self._signal = self._trainer = None
+        self._handlers.install()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the signals, and make the folder: not only when the checkpoint is to be saved.
-
-        Comes after all other callbacks, so that what they know is saved.
-
-        Raises:
-            InputError: it cannot be made.
-        """
+        """Install the handlers and make the folder; raises `InputError` if that is impossible."""
         if stage == "fit":
             self.begin()
-        if stage == "fit" and self.dirpath is not None and trainer.is_global_zero:
-            make_folder(Path(self.dirpath), "SaveOnInterrupt.dirpath")
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        # a new list: the old one is being gone through
-        trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # type: ignore[attr-defined]
+            if self.dirpath is not None and trainer.is_global_zero:
+                make_folder(Path(self.dirpath), "SaveOnInterrupt.dirpath")
+        move_last(trainer, self)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over again: Lightning has installed its own handlers by now.
+        """Replace the handlers that Lightning has installed by now.
 
-        Its one for SIGTERM calls this callback's, but has all processes exchange a number before,
-        for which they would have to be at the same place.
+        Its SIGTERM handler calls ours, but broadcasts before, which needs all ranks at one place.
         """
-        self._termination.take_over()
+        self._handlers.install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over again, where there was no sanity check."""
-        self._trainer, self._before = trainer, trainer.fit_loop.total_batch_idx
-        self._termination.take_over()
+        """Replace Lightning's handlers, also without a sanity check."""
+        self._trainer, self._previous_batch = trainer, trainer.fit_loop.total_batch_idx
+        self._handlers.install()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, if a signal came; not yet where a validation follows."""
+        """Save and stop after a signal, unless a validation follows."""
         if not validation_follows(trainer):
-            self._stop_if_asked(trainer)
+            self._stop_if_signalled(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and stop, if a signal came before the validation or in it."""
+        """Save and stop after a signal before the validation or in it."""
         if not trainer.sanity_checking:
-            self._stop_if_asked(trainer)
+            self._stop_if_signalled(trainer)
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        """Save and stop, if a signal came to any process."""
-        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        if not stop:
+    def _stop_if_signalled(self, trainer: Trainer) -> None:
+        """Save and stop on all ranks, if one of them got a signal."""
+        if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
         path = self.path(trainer)
         trainer.save_checkpoint(path)
@@ -103,22 +93,24 @@ class SaveOnInterrupt(Callback):
         raise KeyboardInterrupt
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
-        self._restore(trainer)
+        """Restore the handlers; Lightning's teardown has put ours back."""
+        self._handlers.restore()
+        self._trainer = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the signals back."""
-        self._restore(trainer)
+        """Restore the handlers, also those that Lightning is about to put back: they are ours."""
+        # no hook comes after Lightning's teardown here, and nothing public changes what it restores
+        trainer._signal_connector._original_handlers.update(self._handlers.restore())
+        self._trainer = None
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
-        name = signal.Signals(number).name
-        trainer = self._trainer
-        if trainer is None or trainer.fit_loop.total_batch_idx == self._before:
+        name, trainer = signal.Signals(number).name, self._trainer
+        if trainer is None or trainer.fit_loop.total_batch_idx == self._previous_batch:
             rank_zero_info(
                 f"\nReceived {name} before the first training step: the run ends at once; there is "
                 "nothing to save yet"
@@ -128,16 +120,8 @@ class SaveOnInterrupt(Callback):
             f"\nReceived {name}: finishing this step, then saving. Once more ends the run at once."
         )
 
-    def _restore(self, trainer: Trainer) -> None:
-        had = self._termination.give_back()
-        self._trainer = None
-        # Lightning gives back what it found, which was this callback's
-        trainer._signal_connector._original_handlers.update(had)
-
     def path(self, trainer: Trainer) -> Path:
         """Where to save, the same on every rank."""
-        if self.dirpath is not None:
-            return Path(self.dirpath) / FILE_NAME
         checkpoint = cast(ModelCheckpoint | None, trainer.checkpoint_callback)
-        folder = checkpoint.dirpath if checkpoint else None
-        return Path(folder or trainer.default_root_dir) / FILE_NAME
+        folder = self.dirpath or (checkpoint and checkpoint.dirpath) or trainer.default_root_dir
+        return Path(folder) / FILE_NAME

@@ -1,4 +1,4 @@
-"""Regular checkpoints of a training run, which know what validation has found."""
+"""Regular checkpoints of a training run, which include the results of validation."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from vrts.callbacks.trainer import move_last
 from vrts.files.writing import GONE, OLD, PART, delete
 from vrts.models.strategies.fully_sharded import wait_for_saves, when_saved
 
 _log = logging.getLogger(__name__)
 
 NEW = ".new"
-"""End of the name of a link that is to take the place of another one."""
+"""Suffix of a link that is about to replace another one."""
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves every n optimizer steps and the last one. ``last.ckpt`` is a link to the newest of k.
+    """Saves every n optimizer steps and at the end. ``last.ckpt`` links to the newest of k.
 
-    Where a validation follows the step, it is saved after that: a run that resumes from there has
-    the best accuracy so far and the patience of an early stop as they were. Lightning's
-    ModelCheckpoint saves before, and a run that resumes from there leaves the validation out.
+    If a validation follows the step, it is saved after that, with the best accuracy so far and the
+    patience of an early stop. Lightning's ModelCheckpoint saves before, and a run that resumes from
+    there leaves the validation out.
 
     Args:
         every_n_steps: optimizer steps from one checkpoint to the next.
@@ -50,38 +51,32 @@ class StepCheckpoint(ModelCheckpoint):
         )
         self._every_n_steps = int(every_n_steps)
         self._first_step = 0
-        self._is_due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Come after all other callbacks, so that what they know is saved."""
+        """Come after all other callbacks, so that their newest state is saved."""
         super().setup(trainer, pl_module, stage)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        # a new list: the old one is being gone through
-        trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # type: ignore[attr-defined]
+        move_last(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step that the run resumes after."""
         super().on_train_start(trainer, pl_module)
         self._first_step = trainer.global_step
-        self._is_due = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after every n-th step, unless a validation follows."""
-        self._is_due = trainer.global_step % self._every_n_steps == 0
         if not validation_follows(trainer):
-            self._save_due(trainer)
+            self._save_every_n(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was left until now."""
-        if not trainer.sanity_checking:
-            self._save_due(trainer)
+        """Save the step before, if that was left until now."""
+        self._save_every_n(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Finish what is being saved; where that fails too, the run's own error is what is told."""
+        """Finish what is being saved; if that fails too, the run's own error is the one raised."""
         super().on_exception(trainer, pl_module, exception)
         try:
             wait_for_saves(trainer.strategy)
@@ -89,7 +84,7 @@ class StepCheckpoint(ModelCheckpoint):
             _log.error("%s", error)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, unless that is done or this run has made none."""
+        """Save the last step, unless it is saved or this run has made none."""
         if trainer.global_step > self._first_step:
             self._save(trainer)
 
@@ -98,36 +93,35 @@ class StepCheckpoint(ModelCheckpoint):
 
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
-        """Let ``last.ckpt`` name the newest checkpoint, in one step.
+        """Link ``last.ckpt`` to the newest checkpoint atomically.
 
-        Lightning's deletes what has the name first; a run killed while it deletes a folder, as an
-        interrupted sharded run leaves it, would leave a part that seems whole.
+        Lightning deletes the old one first. Of a folder, as an interrupted sharded run writes it, a
+        kill meanwhile would leave a part that looks complete.
         """
         if trainer.is_global_zero:
             when_saved(trainer.strategy, _link, Path(linkpath), Path(filepath))
         trainer.strategy.barrier()
 
-    def _save_due(self, trainer: Trainer) -> None:
-        if self._is_due:
-            self._is_due = False
+    def _save_every_n(self, trainer: Trainer) -> None:
+        if trainer.global_step % self._every_n_steps == 0:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         if self._should_skip_saving_checkpoint(trainer):
-            return
+            return  # in a sanity check, or where this step is saved already
         candidates = self._monitor_candidates(trainer)
         self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
 
 
 def _link(link: Path, target: Path) -> None:
-    """Let a name stand for a checkpoint beside it."""
+    """Make a relative link, so that the run's folder may be moved."""
     fresh, gone, *old = (link.with_name(link.name + end) for end in (NEW, GONE, PART, OLD))
     fresh.unlink(missing_ok=True)
     try:
         fresh.symlink_to(target.relative_to(link.parent))
     except OSError as error:
-        delete(link)  # it would be taken for the newest
+        delete(link)  # an older checkpoint, which would be taken for the newest
         rank_zero_warn(
             f"cannot link {link} to {target.name} ({error.strerror}), so it is left out; "
             "--ckpt_path last finds the newest checkpoint without it"
@@ -136,23 +130,19 @@ def _link(link: Path, target: Path) -> None:
     if link.is_dir() and not link.is_symlink():
         link.replace(gone)
     fresh.replace(link)
-    # what a swap that was cut short has left counts where the link leads nowhere
+    # a broken link would let the leftovers of an interrupted swap count as the checkpoint
     for left in (gone, *old):
         delete(left)
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether the batch that has just been trained on is followed by a validation.
+    """Whether a validation follows the batch of this `on_train_batch_end`.
 
-    Only where ``trainer.val_check_interval`` counts batches, as `check_validation` asks for, is
-    this known before.
-
-    Args:
-        trainer: in a callback's ``on_train_batch_end``.
+    Requires that ``trainer.val_check_interval`` counts batches, as `check_validation` does.
     """
     interval = getattr(trainer, "val_check_interval", None)  # has none by time
     if not isinstance(interval, int) or trainer.check_val_every_n_epoch is not None:
         return False
-    # Lightning asks for batches where there are none, too
+    # the interval is set even if there is nothing to validate on
     is_possible = trainer.enable_validation and any(trainer.num_val_batches)
     return is_possible and (trainer.fit_loop.total_batch_idx + 1) % interval == 0

@@ -15,25 +15,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vrts.prompts import PromptTemplate
 
 ADAPTER, MERGED, FULL = "adapter", "merged", "full"
-"""What a folder holds: an adapter alone, a model with an adapter merged in, or a trained model."""
+"""What a folder contains: an adapter, a model with an adapter merged in, or a trained model."""
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
-"""What Markdown or HTML would read as more than text within a line."""
+"""Markup of Markdown or HTML within a line."""
 
 
 def write_card(folder: Path, name: str, merge: bool, facts: Mapping[str, Any]) -> None:
-    """Write the card of an exported model.
-
-    Args:
-        folder: that the model was written to.
-        name: that the folder is going to have.
-        merge: whether an adapter, where there was one, was merged.
-        facts: see `render_card`.
-    """
-    kind = FULL
+    """Write the card of the model in a folder; it is called after the final folder."""
+    kind = MERGED if merge and facts["recipe"].get("lora") else FULL
     if (folder / "adapter_config.json").is_file():
         kind = ADAPTER
-    elif merge and facts["recipe"].get("lora"):
-        kind = MERGED
     config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     text = render_card(name, kind, facts, settings.get("dtype"), settings.get("model_type"))
@@ -47,16 +38,13 @@ def render_card(
     dtype: str | None = None,
     model_type: str | None = None,
 ) -> str:
-    """Render a model card.
-
-    Names, paths and options come from outside; they stay text.
+    """Render a model card, in which names, paths and options from outside stay text.
 
     Args:
         name: of the model.
         kind: `ADAPTER`, `MERGED` or `FULL`.
-        facts: ``base_model``, ``recipe``, ``data``, ``versions``, ``steps``, ``metrics``; see
-            `recipe.training_facts`.
-        dtype: of the weights, where they are whole ones.
+        facts: of `recipe.training_facts`, with ``steps`` and ``metrics``.
+        dtype: of the weights, unless they are an adapter's.
         model_type: transformers' name of the architecture.
     """
     recipe = facts["recipe"]
@@ -69,14 +57,14 @@ def render_card(
         keep_trailing_newline=True,
         finalize=lambda value: "not known" if value is None else value,
     )
-    environment.filters |= {"text": plain_text, "code": code_text, "python": python_text}
+    environment.filters |= {"text": plain_text, "code": code_text, "python": ascii}
     base = facts["base_model"] or "a base model"
     prompt = {
         key: value
         for key, value in (recipe.get("prompt") or {}).items()
         if value != getattr(PromptTemplate(), key, value)
     }
-    arguments = ", ".join(f"{key}={python_text(value)}" for key, value in prompt.items())
+    arguments = ", ".join(f"{key}={value!a}" for key, value in prompt.items())
     resolution = {k: v for k, v in (recipe.get("resolution") or {}).items() if k != "class"}
     return environment.get_template("model_card.md.j2").render(
         metadata=_metadata(kind, facts, model_type),
@@ -92,7 +80,7 @@ def render_card(
         ],
         prompt=shlex.quote(json.dumps(prompt)) if prompt else None,
         template=f"PromptTemplate({arguments})",
-        resolution=", ".join(f"{key}={python_text(value)}" for key, value in resolution.items()),
+        resolution=", ".join(f"{key}={value!a}" for key, value in resolution.items()),
         resolution_option=shlex.quote(json.dumps(resolution)),
         num_frames=recipe.get("num_frames", 32),
         max_new_tokens=recipe.get("max_new_tokens", 768),
@@ -110,14 +98,13 @@ def _metadata(kind: str, facts: Mapping[str, Any], model_type: str | None) -> st
     if model_type:
         tags.append(model_type)
     found = {
-        "base_model": facts["base_model"],
-        "base_model_relation": "adapter" if kind == ADAPTER else "finetune",
         "library_name": "peft" if kind == ADAPTER else "transformers",
         "pipeline_tag": "video-text-to-text",
         "tags": tags,
     }
-    if not facts["base_model"]:
-        del found["base_model"], found["base_model_relation"]
+    if facts["base_model"]:
+        found["base_model"] = facts["base_model"]
+        found["base_model_relation"] = "adapter" if kind == ADAPTER else "finetune"
     return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
 
 
@@ -127,18 +114,17 @@ def _rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if name in ("rewards", "prompt") or value is None:
             continue
         if isinstance(value, Mapping):
-            kind = "" if name in ("lora", "resolution") else _class(value)  # it says no more
-            yield name, ", ".join([kind, *_options(value)] if kind else _options(value))
-        else:
-            yield name, value
+            kind = [] if name in ("lora", "resolution") else [_class(value)]  # as good as the name
+            value = ", ".join(kind + _options(value))
+        yield name, value
 
 
 def _options(value: Mapping[str, Any]) -> list[str]:
-    """Options of an object, as text; of an object in it the class."""
-    found = {key: item for key, item in value.items() if key != "class" and item is not None}
+    """Options of an object as text; a nested object is its class."""
     return [
         f"{key} = {_class(item) if isinstance(item, Mapping) else _one_line(item)}"
-        for key, item in found.items()
+        for key, item in value.items()
+        if key != "class" and item is not None
     ]
 
 
@@ -148,25 +134,20 @@ def _class(value: Mapping[str, Any]) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """Text from outside within a line of Markdown: nothing of it is markup."""
+    """Escape text from outside within a line of Markdown."""
     return SPECIAL.sub(r"\\\1", _one_line(value))
 
 
 def code_text(value: Any) -> str:
-    """Text from outside as code in a cell of a Markdown table."""
+    """Quote text from outside as code in a cell of a Markdown table."""
     line = _one_line(value).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") or not line.strip() else ""
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
-def python_text(value: Any) -> str:
-    """A value as a line of Python has it, within a block of code."""
-    return ascii(value)
-
-
 def _one_line(value: Any) -> str:
-    """A value as text; a number with as many digits as matter."""
+    """A value as text on one line, numbers with 4 digits."""
     if isinstance(value, float):
         value = int(value) if value.is_integer() else f"{value:.4g}"
     return "".join(c if c.isprintable() else " " for c in str(value))

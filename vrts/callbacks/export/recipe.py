@@ -19,41 +19,31 @@ from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError
 
 PACKAGES = ("vrts", "torch", "transformers", "peft", "lightning")
+MODULE_OPTIONS = (
+    "objective", "rewards", "reference", "temporal", "num_generations", "num_groups",
+    "max_new_tokens", "temperature", "micro_batch_size", "updates_per_rollout", "mask_truncated",
+)  # fmt: skip
 MAX_ITEMS = 50
-"""Of a list that is an option."""
+"""Longest list that is recorded item by item."""
 
 
 def training_facts(
     trainer: Trainer, module: VideoQAModule, data: LightningDataModule | None
 ) -> dict[str, Any]:
-    """Describe a run: recipe, data, versions and what was wrong with its rewards.
+    """Describe a run: base model, recipe, data, versions, and any warning about its rewards.
 
-    Nothing of it names a folder of this machine: of paths the last part is kept.
-
-    Args:
-        trainer: with its number of processes.
-        module: whose policy is loaded.
-        data: of the run.
+    No folder of this machine is named: only the last part of a path is kept. The policy is loaded.
     """
+    about = module.policy.fingerprint()
+    base = about.get("base") or about.get("path")
     return {
-        "base_model": base_model(module),
+        # a hub id, or the name of a folder
+        "base_model": Path(base).resolve().name if base and Path(base).exists() else base,
         "recipe": _recipe(trainer, module, data),
-        "data": _data(data),
-        "versions": versions(),
+        "data": _data(data) if isinstance(data, VideoQADataModule) else {},
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "warning": module.reward_watch.warning(),
     }
-
-
-def base_model(module: VideoQAModule) -> str | None:
-    """The hub id of the model that training began with, or the name of its folder."""
-    about = module.policy.fingerprint()
-    path = about.get("base") or about.get("path")
-    return Path(path).resolve().name if path and Path(path).exists() else path
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def _recipe(
@@ -61,17 +51,7 @@ def _recipe(
 ) -> dict[str, Any]:
     """Options of training by name."""
     found: dict[str, Any] = {
-        "objective": module.objective,
-        "rewards": module.rewards,
-        "reference": module.reference,
-        "temporal": module.temporal,
-        "num_generations": module.num_generations,
-        "num_groups": module.num_groups,
-        "max_new_tokens": module.max_new_tokens,
-        "temperature": module.temperature,
-        "micro_batch_size": module.micro_batch_size,
-        "updates_per_rollout": module.updates_per_rollout,
-        "mask_truncated": module.mask_truncated,
+        **{name: getattr(module, name) for name in MODULE_OPTIONS},
         **_optimizer(trainer, module),
         "max_grad_norm": module.max_grad_norm,
         "precision": trainer.precision,
@@ -97,13 +77,16 @@ def _recipe(
 
 def _optimizer(trainer: Trainer, module: VideoQAModule) -> dict[str, Any]:
     """The optimizer with its learning rate, and the schedule."""
-    made: Any = trainer.optimizers or module.configure_optimizers()
-    if isinstance(made, dict):
-        optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    configured: Any = trainer.optimizers or module.configure_optimizers()  # none in `vrts export`
+    scheduler = None
+    if isinstance(configured, list):
+        optimizer = configured[0]
+        if trainer.lr_scheduler_configs:
+            scheduler = trainer.lr_scheduler_configs[0].scheduler
+    elif isinstance(configured, dict):
+        optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     else:
-        optimizer = made[0] if isinstance(made, list) else made
-        configs = trainer.lr_scheduler_configs if isinstance(made, list) else []
-        scheduler = configs[0].scheduler if configs else None
+        optimizer = configured
     options = {"lr", "weight_decay", "betas", "momentum"} & optimizer.defaults.keys()
     return {
         "optimizer": {
@@ -114,62 +97,49 @@ def _optimizer(trainer: Trainer, module: VideoQAModule) -> dict[str, Any]:
     }
 
 
-def _data(data: LightningDataModule | None) -> dict[str, Any]:
-    """Reader, file and number of questions for each set of questions that training uses."""
+def _data(data: VideoQADataModule) -> dict[str, Any]:
+    """Reader, file and number of questions of each set that training uses."""
     found: dict[str, Any] = {}
-    if not isinstance(data, VideoQADataModule):
-        return found
     for name in ("train", "val"):
         reader = data.readers[name]
         if reader is None:
             continue
         path = public_attributes(reader).get("path")
+        try:
+            num_questions: int | None = len(data.questions(name))
+        except InputError:
+            num_questions = None  # `vrts export` does not need the files
         found[name] = {
             "reader": class_name(reader),
             "file": None if path is None else Path(str(path)).name,
-            "num_questions": _count(data, name),
+            "num_questions": num_questions,
         }
     return found
 
 
-def _count(data: VideoQADataModule, name: str) -> int | None:
-    """Number of questions; None where they were not read."""
-    try:
-        return len(data.questions(name))
-    except InputError:
-        return None
-
-
 def plain(value: Any, depth: int = 3) -> Any:
-    """A value as JSON has it; of an object its class and its public options.
+    """Return a value as plain JSON; an object as its class and its public options.
 
-    Args:
-        value: of any kind: options may be a user's own objects.
-        depth: of objects in objects; what lies deeper is told by its class alone.
+    Objects nested deeper than `depth` are their classes alone.
     """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return int(value)  # also of restricted types, which a checkpoint could not be read with
+        return int(value)  # jsonargparse's restricted types could not be read from a checkpoint
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
         return Path(value).name if Path(value).is_absolute() else str(value)
     if isinstance(value, Path):
         return value.name
-    if isinstance(value, list | tuple) and len(value) > MAX_ITEMS:
-        return f"{len(value)} items"
     if isinstance(value, list | tuple):
-        return [plain(item, depth) for item in value]
+        too_many = len(value) > MAX_ITEMS
+        return f"{len(value)} items" if too_many else [plain(item, depth) for item in value]
     if isinstance(value, Mapping):
         return {str(key): plain(item, depth) for key, item in value.items()}
-    name = class_name(value)
-    if depth == 0 or not (dataclasses.is_dataclass(value) or _is_option(value)):
-        return {"class": name}
-    options = public_attributes(value)
-    return {"class": name, **{key: plain(item, depth - 1) for key, item in options.items()}}
-
-
-def _is_option(value: object) -> bool:
-    """Whether an object's attributes are options, and no weights or threads."""
-    return not type(value).__module__.startswith(("torch", "builtins", "_thread"))
+    # attributes of torch's and Python's own objects are weights, threads and the like
+    is_foreign = type(value).__module__.startswith(("torch", "builtins", "_thread"))
+    has_options = depth > 0 and (dataclasses.is_dataclass(value) or not is_foreign)
+    options = public_attributes(value) if has_options else {}
+    found = {key: plain(item, depth - 1) for key, item in options.items()}
+    return {"class": class_name(value), **found}

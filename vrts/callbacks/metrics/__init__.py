@@ -1,1 +1,1 @@
-"""What a prediction run comes to: numbers and tables."""
+"""The results of a prediction run: numbers and tables."""

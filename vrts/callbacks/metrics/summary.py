@@ -1,18 +1,19 @@
-"""What a prediction run comes to: ``metrics.json``. Pure functions of its predictions."""
+"""The metrics of a prediction run: ``metrics.json``. Pure functions of its predictions."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from vrts.callbacks.metrics.accuracy import accuracy, breakdown, gain, mean
 from vrts.terminal import shorten
 from vrts.types import InputError, Prediction
 
 MOST_REASONS = 10
-"""That are told apart; `num_failed` has all failures."""
+"""Reasons of failures that are listed; ``num_failed`` has all failures."""
 MOST_CHARACTERS = 300
 """Of a reason."""
 NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?")
@@ -21,44 +22,33 @@ NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?")
 def summarise(
     predictions: Sequence[Prediction],
     levels: Sequence[int],
-    before: Mapping[str, bool] | None = None,
+    baseline: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
     """Compute the metrics of a run.
 
-    Everything is over all questions: a failed one has no answer and is wrong. Accuracy is over
-    those whose right answer is known. The same predictions in the same order give the same numbers
-    to the last digit, whichever runs and processes they came from.
+    They are over all questions: a failed one has no answer and is wrong. The same predictions in
+    the same order give the same numbers to the last digit, however many processes made them.
 
     Args:
         predictions: of the run.
-        levels: frames asked for in each round.
-        before: whether each question was right in a run to compare with, by id.
-
-    Returns:
-        ``num_questions``, ``num_failed``, ``failed`` (ids) and ``failures`` (what
-        `failure_reasons` gives), ``num_damaged`` and ``damaged`` (ids) of those answered although
-        frames are damaged, ``num_without_answer``; what
-        `accuracy.accuracy` gives; ``unanimous_and_wrong``, the share of scored questions whose
-        deciding round agreed on a wrong answer; ``agreement``, the mean share of
-        the deciding round's completions that gave its most frequent answer, and ``num_cancelled``,
-        completions of deciding rounds that an early stop cancelled, any of which might have agreed
-        too; ``mean_frames`` of the deciding rounds and ``mean_frames_total`` of all rounds
-        together, over questions that did not fail, None without any; ``decided_at``, for each
-        level the share of questions that it decided; ``breakdown``, accuracy by category;
-        ``gain`` over the run before, None where there is none.
+        levels: numbers of frames of the rounds.
+        baseline: whether each question was right in a run to compare with, by id.
     """
     n = len(predictions)
-    failed = [p.question.id for p in predictions if p.error is not None]
     done = [p for p in predictions if p.error is None]
-    damaged = [p.question.id for p in done if p.num_damaged]
     scored = [p for p in predictions if p.correct is not None]
-    last = [p.rounds[-1] for p in done]
+    damaged = [p.question.id for p in done if p.num_damaged]
+    failed = [p.question.id for p in predictions if p.error is not None]
+    last = [p.rounds[-1] for p in done]  # the deciding rounds
     return {
         "num_questions": n,
         **accuracy(predictions),
-        "unanimous_and_wrong": mean([float(_is_unanimous_and_wrong(p)) for p in scored]),
+        # of the scored ones: the deciding round agreed on a wrong answer
+        "unanimous_and_wrong": mean(
+            [float(not p.correct and any(r.agreement == 1 for r in p.rounds[-1:])) for p in scored]
+        ),
         "agreement": mean([r.agreement for r in last]),
-        "num_cancelled": sum(sum(r.cancelled) for r in last),
+        "num_cancelled": sum(sum(r.cancelled) for r in last),  # any of these might have agreed
         "mean_frames": mean([r.num_frames for r in last]),
         "mean_frames_total": mean([sum(r.num_frames for r in p.rounds) for p in done]),
         "decided_at": {
@@ -69,16 +59,90 @@ def summarise(
         "num_failed": len(failed),
         "failed": failed,
         "failures": failure_reasons(predictions),
-        "num_damaged": len(damaged),
+        "num_damaged": len(damaged),  # answered in spite of damaged frames
         "damaged": damaged,
         "breakdown": breakdown(predictions),
-        "gain": None if before is None else gain(predictions, before),
+        "gain": None if baseline is None else gain(predictions, baseline),
     }
 
 
-def _is_unanimous_and_wrong(prediction: Prediction) -> bool:
-    rounds = prediction.rounds
-    return not prediction.correct and bool(rounds) and rounds[-1].agreement == 1
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    return fmean(values) if values else None
+
+
+def clustered_stderr(values: Sequence[float], clusters: Sequence[str]) -> float | None:
+    """Standard error of the mean of n values in C clusters; None for fewer than two clusters.
+
+    Questions about one video are right or wrong together more often than others. It is ``sqrt(C /
+    (C - 1) * sum over clusters of (sum of residuals)^2) / n``, the cluster-robust (CR1) estimate of
+    a regression on a constant (Liang and Zeger, 1986; Miller, 2024, arXiv 2411.00640, without the
+    factor ``C / (C - 1)``). With one value a cluster it is the usual ``s / sqrt(n)``.
+    """
+    C = len(set(clusters))
+    if C < 2:
+        return None
+    average = fmean(values)
+    residuals: defaultdict[str, float] = defaultdict(float)
+    for value, cluster in zip(values, clusters, strict=True):
+        residuals[cluster] += value - average
+    squares = math.fsum(residual**2 for residual in residuals.values())
+    return math.sqrt(C / (C - 1) * squares) / len(values)
+
+
+def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Accuracy of the predictions whose right answer is known; a failure is wrong.
+
+    Its standard error is clustered by video; both are None if no answer is known.
+    """
+    scored = [p for p in predictions if p.correct is not None]
+    values, videos = [float(p.correct is True) for p in scored], [p.question.video for p in scored]
+    return {
+        "num_scored": len(scored),
+        "num_videos": len(set(videos)),
+        "accuracy": mean(values),
+        "accuracy_stderr": clustered_stderr(values, videos),
+    }
+
+
+def breakdown(predictions: Sequence[Prediction]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Accuracy by the names and (sorted) categories of the questions' `breakdown`."""
+    groups: defaultdict[str, defaultdict[str, list[Prediction]]]
+    groups = defaultdict(lambda: defaultdict(list))
+    for prediction in predictions:
+        for name, category in prediction.question.breakdown.items():
+            groups[name][category].append(prediction)
+    return {
+        name: {
+            category: {
+                "num_questions": len(found),
+                "num_failed": sum(p.error is not None for p in found),
+                **accuracy(found),
+            }
+            for category, found in sorted(categories.items())
+        }
+        for name, categories in groups.items()
+    }
+
+
+def gain(predictions: Sequence[Prediction], baseline: Mapping[str, bool]) -> dict[str, Any]:
+    """Share of what was wrong in a baseline and is right now: VideoMMMU's knowledge gain.
+
+    ``(accuracy - accuracy before) / (1 - accuracy before)`` over the questions that both runs have
+    (arXiv 2501.13826, section 4.3; 0.1 is what it calls 10%); None if there are none, or if the
+    baseline was all right.
+    """
+    both = [p for p in predictions if p.correct is not None and p.question.id in baseline]
+    before = mean([float(baseline[p.question.id]) for p in both])
+    after = mean([float(p.correct is True) for p in both])
+    return {
+        "num_scored": len(both),
+        "accuracy_before": before,
+        "accuracy_after": after,
+        "gain": None
+        if before is None or after is None or before == 1
+        else (after - before) / (1 - before),
+    }
 
 
 def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -87,43 +151,31 @@ def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     A reason is the error without the question's video and id. Reasons that differ in their numbers
     alone are one, shown with ``#`` in place of the numbers.
 
-    Args:
-        predictions: of the run.
-
     Returns:
-        The most frequent ones, each with its ``reason``, ``num_questions``, and the whole error of
-        the first of these questions as ``example``: it has the numbers, the video and the id.
+        The most frequent ones, with the full error of the first question as ``example``.
     """
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    first: dict[str, str] = {}
+    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for prediction in predictions:
         if prediction.error is not None:
             reason = _reason(prediction, prediction.error)
-            pattern = NUMBER.sub("#", reason)
-            found[pattern][reason] += 1
-            first.setdefault(pattern, prediction.error)
-    names = {p: p if len(reasons) > 1 else next(iter(reasons)) for p, reasons in found.items()}
-    ordered = sorted(found, key=lambda pattern: (-found[pattern].total(), names[pattern]))
+            groups[NUMBER.sub("#", reason)].append((reason, prediction.error))
+    named = [
+        (pattern if len({reason for reason, _ in group}) > 1 else group[0][0], group)
+        for pattern, group in groups.items()
+    ]
+    named.sort(key=lambda pair: (-len(pair[1]), pair[0]))
     return [
         {
-            "reason": shorten(names[pattern], MOST_CHARACTERS),
-            "num_questions": found[pattern].total(),
-            "example": shorten(first[pattern], MOST_CHARACTERS),
+            "reason": shorten(name, MOST_CHARACTERS),
+            "num_questions": len(group),
+            "example": shorten(group[0][1], MOST_CHARACTERS),
         }
-        for pattern in ordered[:MOST_REASONS]
+        for name, group in named[:MOST_REASONS]
     ]
 
 
 def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
-    """See that a run came to something.
-
-    Args:
-        metrics: what `summarise` gave.
-        predictions: where the run's lines are, for the message.
-
-    Raises:
-        InputError: there were questions, and every one failed.
-    """
+    """Raise `InputError` if every question failed; it names the path of the predictions."""
     total = metrics["num_questions"]
     if not total or metrics["num_failed"] < total:
         return
@@ -137,10 +189,10 @@ def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
 
 
 def _reason(prediction: Prediction, reason: str) -> str:
-    """An error without what is the question's own."""
+    """An error without the question's video and id."""
     video = prediction.question.video
     if reason.startswith(video):
-        # an image of a folder of frames goes with its folder
+        # "video: reason", or "video/frame.jpg: reason" for a folder of frames
         file, colon, rest = reason.removeprefix(video).partition(": ")
         reason = rest if colon and (not file or file.startswith("/")) else reason
     reason = reason.replace(f" {video}: ", " ").replace(repr(video), "its file")

@@ -14,20 +14,17 @@ from vrts.terminal import printable
 RESULT = "vrts predict"
 """Title of the first table."""
 SHOWN_FAILURES = 5
-"""Ids of failed questions, and reasons of failures; ``metrics.json`` has more of them."""
+"""Ids of failed questions, and reasons of failures; ``metrics.json`` has more."""
 MOST_CHARACTERS = 60
 """Of an id, a category or a reason in a table."""
 SHOWN_CATEGORIES = 40
-"""Names with more categories, such as a crossing of several, are in ``metrics.json`` alone."""
+"""Larger breakdowns, such as a crossing of several, are in ``metrics.json`` alone."""
 
 
 def metrics_tables(metrics: Mapping[str, Any]) -> Group:
-    """Show metrics to people: the run's table, and below it reasons of failures and breakdowns.
+    """Return tables of `summarise`'s results: the run, reasons of failures, and breakdowns.
 
-    A name all of whose questions are of one category breaks nothing down and is left out.
-
-    Args:
-        metrics: what `vrts.callbacks.metrics.summary.summarise` gave.
+    A breakdown of one category that has all questions is left out.
     """
     tables = [_overall(metrics)]
     if metrics["failures"]:
@@ -88,7 +85,7 @@ def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _breakdown(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    """Accuracy by the categories of each name; a single name heads its column."""
+    """Accuracy by category; a single breakdown gives the column its name."""
     only = next(iter(found)) if len(found) == 1 else None
     by = _shown(only or "category")
     table = Table(title=f"accuracy by {by}, %")
@@ -114,7 +111,7 @@ def _rows(categories: Mapping[str, Mapping[str, Any]], indent: str) -> Iterator[
 
 
 def _accuracy(numbers: Mapping[str, Any]) -> str:
-    """Accuracy in percent with its standard error, where it has one."""
+    """Accuracy in percent with its standard error, if it has one."""
     if numbers["accuracy"] is None:
         return ""
     share = f"{100 * numbers['accuracy']:.1f}"
@@ -123,5 +120,5 @@ def _accuracy(numbers: Mapping[str, Any]) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text from outside without markup, control characters or very great length."""
+    """Text from outside without markup and control characters, shortened."""
     return escape(printable(text, MOST_CHARACTERS))

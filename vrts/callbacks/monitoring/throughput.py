@@ -1,13 +1,14 @@
-"""Watching the speed of training: rates and memory of every rank to the logger."""
+"""The speed of training: rates and memory of every rank for the logger."""
 
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -15,41 +16,37 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from vrts.callbacks.monitoring.rates import NUM_FIELDS, Interval, over_ranks, rates, tell_waiting
 from vrts.data.stream import SampleStream
+from vrts.models.grpo.rollouts import StepWork
 from vrts.models.module import VideoQAModule
 
 _log = logging.getLogger(__name__)
 
 
 class ThroughputLog(Callback):
-    """Logs under ``throughput/`` how fast training is; docs/launch.md tells what to do about it.
+    """Logs the speed of training under ``throughput/``; docs/launch.md says what to do about it.
 
-    Of the optimizer steps since the last time: seconds of steps, rollout, update, waiting for data
-    and waiting for the slowest process (``waiting_s``, see `tell_waiting`);
-    ``data_share`` and ``rollout_share`` of the time; sampled tokens a second of rollout; tokens of
-    prompts and completions a second of update; questions and frames a second; peak memory
-    (allocated and reserved on a GPU, else what the process has resident) in 10^9 bytes. ``mfu_``
-    is the share of the device's peak that the model's own operations are (`vrts.models.families.flops`), in
-    the update, the reference's scoring included, and in the whole step. On more than one rank,
-    each is the mean, with the worst rank's value beside it (``/min`` or ``/max``) and those of
-    every rank (``/rank0``).
+    Over the optimizer steps since the last log: seconds of steps, rollout, update, waiting for data
+    and waiting for the slowest rank (``waiting_s``, see `split_waiting`); ``data_share`` and
+    ``rollout_share`` of the time; sampled tokens a second of rollout; tokens of prompts and
+    completions a second of update; questions and frames a second; peak memory (allocated and
+    reserved on a GPU, else resident) in 10^9 bytes. ``mfu_`` is the share of the device's peak that
+    the model's own operations are (`Workload`), in the update with the reference's scoring
+    and in the complete step. On several ranks each is the mean, next to the worst rank's value
+    (``/min`` or ``/max``) and that of every rank (``/rank0``).
 
-    All processes are slowed down by the slowest. To tell which one it is, the times of data and
-    rollout are taken before the exchange at which they wait for each other. With sharded weights
-    that are gathered for each token, ranks decode in step and their rollouts take equally long.
+    The slowest rank slows down all others. To show which one it is, data and rollout are timed
+    before the collective at which ranks wait for each other. With sharded weights that are gathered
+    for each token, ranks decode in step and their rollouts take equally long.
 
-    It waits for the device once a batch, at its end, and exchanges a few numbers once an optimizer
-    step; nothing within rollout or update is changed. Validation and saving are in no time here.
-
-    Lightning's ``Throughput`` has no place for a step without questions, which it takes for a
-    mistake.
+    It synchronises with the device once a batch, and ranks exchange a few numbers once a log.
+    Lightning's ``Throughput`` refuses a step without questions.
 
     Args:
-        every_n_steps: optimizer steps from one time to the next.
+        every_n_steps: optimizer steps from one log to the next.
         peak_tflops: 10^12 operations a second that the device can do in the Trainer's precision;
-            null takes `peaks.PEAK_TFLOPS`, and leaves MFU out where that has no such device.
-        num_ranks_shown: with more ranks than that, no rank has numbers of its own.
+            null takes `PEAK_TFLOPS`, and leaves MFU out for a device that is not in it.
+        num_ranks_shown: with more ranks than that, the values of single ranks are left out.
     """
 
     def __init__(
@@ -64,18 +61,18 @@ class ThroughputLog(Callback):
         self.clock: Callable[[], float] = time.perf_counter
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count; of a resumed run, from its present step on."""
+        """Start to count."""
         self._peak_flops = self._peak(trainer)
         self._interval = Interval()
         self._logged_step = trainer.global_step
         self._waited_s = 0.0
         if not isinstance(trainer.train_dataloader, SampleStream):
-            _log.warning("ThroughputLog cannot tell the time that is spent waiting for data")
+            _log.warning("ThroughputLog cannot measure the time spent waiting for data")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note when the batch has come."""
+        """Note when the batch has arrived."""
         stream = trainer.train_dataloader
         waited_s = stream.waited_s if isinstance(stream, SampleStream) else 0.0
         self._data_s, self._waited_s = waited_s - self._waited_s, waited_s
@@ -84,21 +81,24 @@ class ThroughputLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, and where a step's turn has come, log it."""
+        """Count the batch, and log every n-th step."""
         device = trainer.strategy.root_device
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # what the batch started belongs to it
+            torch.cuda.synchronize(device)  # kernels of this batch count here, not in the next one
         module = cast(VideoQAModule, pl_module)
         self._interval.add(module.work, self._data_s, self.clock() - self._start_s)
-        # every rank makes as many steps, whatever becomes of its videos
+        # all ranks make the same steps, even without a usable video: the gathering below is safe
         if trainer.global_step < self._logged_step + self.every_n_steps:
             return
         self._logged_step = trainer.global_step
         self._interval.memory_gb, self._interval.reserved_gb = memory_gb(device)
-        ranks = tell_waiting(_gathered(pl_module, self._interval))
+        row = torch.tensor(astuple(self._interval), dtype=torch.float64, device=pl_module.device)
+        rows = pl_module.all_gather(row)
+        assert isinstance(rows, torch.Tensor)  # [ranks, fields], or [fields] of one rank
+        ranks = [Interval(*values) for values in rows.view(-1, len(row)).tolist()]
         self._interval = Interval()
-        found = over_ranks([rates(r, self._peak_flops) for r in ranks], self.num_ranks_shown)
-        for name, value in found.items():
+        found = [rates(rank, self._peak_flops) for rank in split_waiting(ranks)]
+        for name, value in over_ranks(found, self.num_ranks_shown).items():
             pl_module.log(f"throughput/{name}", value, batch_size=1)
 
     def _peak(self, trainer: Trainer) -> float | None:
@@ -118,22 +118,124 @@ class ThroughputLog(Callback):
         return peak
 
 
-def _gathered(module: LightningModule, own: Interval) -> Sequence[Interval]:
-    """Intervals of all ranks; each has to ask."""
-    row = torch.tensor(astuple(own), dtype=torch.float64, device=module.device)
-    rows = module.all_gather(row)
-    assert isinstance(rows, torch.Tensor)
-    return [Interval(*values) for values in rows.view(-1, NUM_FIELDS).tolist()]
+@dataclass(slots=True)
+class Interval:
+    """Sums over the batches of some optimizer steps on one process."""
+
+    step_s: float = 0.0
+    """The sum of the four below; without validation and saving."""
+    data_s: float = 0.0
+    """Waiting for batches to be decoded."""
+    rollout_s: float = 0.0
+    """Encoding, sampling, rewarding."""
+    waiting_s: float = 0.0
+    """Waiting for the slowest rank after the rollout; 0 before `split_waiting`."""
+    update_s: float = 0.0
+    """Reference, log-probs, backward and optimizer step."""
+    questions: float = 0.0
+    frames: float = 0.0
+    completion_tokens: float = 0.0
+    """Sampled."""
+    update_tokens: float = 0.0
+    """Of prompts (once for G completions) and completions."""
+    update_flops: float = 0.0
+    step_flops: float = 0.0
+    memory_gb: float = 0.0
+    """Peak so far: allocated on the GPU, or resident on a CPU."""
+    reserved_gb: float = 0.0
+    """Peak that torch reserved on the GPU; 0 on a CPU."""
+
+    def add(self, work: StepWork, data_s: float, batch_s: float) -> None:
+        """Add a batch, which was waited for and then trained on for these times."""
+        self.step_s += data_s + batch_s
+        self.data_s += data_s
+        self.rollout_s += work.rollout_s
+        self.update_s += batch_s - work.rollout_s
+        self.questions += work.num_questions
+        self.frames += work.num_frames
+        self.completion_tokens += work.sampled.num_tokens
+        self.update_tokens += sum(
+            part.num_prompt_tokens + part.num_completion_tokens for part in work.update
+        )
+        self.update_flops += work.update_flops
+        self.step_flops += work.update_flops + work.sampled.flops
+
+
+def split_waiting(ranks: Sequence[Interval]) -> list[Interval]:
+    """Subtract from each rank's update the time spent waiting for the slowest rank.
+
+    A rank that has finished its rollout waits in the first collective of the update, where clocks
+    cannot separate waiting from computing. How long follows from the slowest rank's time until
+    then. Over several batches this is a lower bound.
+
+    Args:
+        ranks: of the same steps.
+    """
+    slowest_s = max(r.data_s + r.rollout_s for r in ranks)
+    waits = [min(slowest_s - r.data_s - r.rollout_s, r.update_s) for r in ranks]
+    return [
+        replace(r, waiting_s=wait, update_s=r.update_s - wait)
+        for r, wait in zip(ranks, waits, strict=True)
+    ]
+
+
+def rates(interval: Interval, peak_flops: float | None) -> dict[str, float]:
+    """What is logged of one rank's interval; NaN where nothing was done.
+
+    Without the peak of the device, in operations a second, MFU is left out.
+    """
+    i = interval
+    found = {
+        "step_s": i.step_s,
+        "data_s": i.data_s,
+        "rollout_s": i.rollout_s,
+        "waiting_s": i.waiting_s,
+        "update_s": i.update_s,
+        "data_share": _ratio(i.data_s, i.step_s),
+        "rollout_share": _ratio(i.rollout_s, i.step_s),
+        "rollout_tokens_per_s": _ratio(i.completion_tokens, i.rollout_s),
+        "frames_per_s": _ratio(i.frames, i.step_s),
+        "questions_per_s": _ratio(i.questions, i.step_s),
+        "memory_gb": i.memory_gb,
+    }
+    if i.update_tokens:  # unknown for some policies; 0 if nothing was trained on
+        found["update_tokens_per_s"] = _ratio(i.update_tokens, i.update_s)
+    if i.reserved_gb:
+        found["reserved_gb"] = i.reserved_gb
+    if peak_flops is not None and i.update_flops:
+        found["mfu_update"] = _ratio(i.update_flops, i.update_s) / peak_flops
+        found["mfu_step"] = _ratio(i.step_flops, i.step_s) / peak_flops
+    return found
+
+
+def _ratio(value: float, by: float) -> float:
+    return value / by if by > 0 else math.nan
+
+
+def over_ranks(found: Sequence[Mapping[str, float]], num_shown: int) -> dict[str, float]:
+    """Mean over ranks of their rates that are not NaN, the worst and, of few ranks, each value."""
+    logged: dict[str, float] = {}
+    for name in dict.fromkeys(name for rank in found for name in rank):
+        values = {
+            r: v for r, rank in enumerate(found) if math.isfinite(v := rank.get(name, math.nan))
+        }
+        if not values:
+            continue
+        logged[name] = sum(values.values()) / len(values)
+        if len(found) == 1:
+            continue
+        worst = "min" if name.endswith("_per_s") or name.startswith("mfu") else "max"
+        logged[f"{name}/{worst}"] = (max if worst == "max" else min)(values.values())
+        if len(found) <= num_shown:
+            logged |= {f"{name}/rank{r}": value for r, value in values.items()}
+    return logged
 
 
 def memory_gb(device: torch.device) -> tuple[float, float]:
     """Peak memory in 10^9 bytes: allocated and reserved on a GPU; resident, and 0, on a CPU."""
     if device.type == "cuda":
-        allocated, reserved = (
-            torch.cuda.max_memory_allocated(device),
-            torch.cuda.max_memory_reserved(device),
-        )
-        return allocated / 1e9, reserved / 1e9
+        allocated = torch.cuda.max_memory_allocated(device)
+        return allocated / 1e9, torch.cuda.max_memory_reserved(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 0.0
 
@@ -161,16 +263,14 @@ PEAK_TFLOPS = {
     "GeForce RTX 4090": 165.2,
     "GeForce RTX 3090": 71.2,
 }
-"""10^12 operations a second in bfloat16 with float32 sums, dense: data sheets often print twice as
-much, which is with half of the weights zero. The names are the driver's, without the maker's."""
+"""10^12 dense operations a second in bfloat16 with float32 sums: data sheets often print twice as
+much, with structured sparsity. The names are the driver's, without "NVIDIA"."""
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Operations a second that a GPU can do at most, or None where that is not known.
+    """Peak operations a second of a GPU of that name in the Trainer's precision, None if unknown.
 
-    Args:
-        name: of the device, as torch gives it. A part of a card (MIG) or a laptop's has another.
-        precision: the Trainer's. What is not computed in 16 bits is in no table.
+    A part of a card (MIG) or a laptop's has another name, and only 16 bits are in the table.
     """
     if not precision.startswith(("bf16", "16")):
         return None

@@ -1,1 +1,1 @@
-"""Sparse-to-dense prediction: its plan, and what is written and shown of it."""
+"""Sparse-to-dense prediction: its plan, its files and what is shown of it."""

@@ -1,4 +1,4 @@
-"""The files of a prediction run, which belong to its settings and to one run at a time."""
+"""The files of a prediction run, which belong to one set of settings and one run at a time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from vrts.types import InputError, Prediction
 class PredictionFolder:
     """``predictions.jsonl``, ``settings.json`` and ``metrics.json`` of a run.
 
-    Processes other than the first write lines to files of their own until these are merged.
+    Each process but the first writes lines to its own file until these are merged.
 
     Args:
         path: of the folder.
-        places: place of each question by its id, which merged lines are ordered by.
+        places: index of each question by its id, which merged lines are ordered by.
     """
 
     def __init__(self, path: Path, places: Mapping[str, int]) -> None:
@@ -41,24 +41,22 @@ class PredictionFolder:
 
     @property
     def predictions_path(self) -> Path:
-        """Where the lines go."""
+        """Path of ``predictions.jsonl``."""
         return self.path / FILE_NAME
 
     @property
     def metrics_path(self) -> Path:
-        """Where the metrics go."""
+        """Path of ``metrics.json``."""
         return self.path / METRICS_NAME
 
-    def take(self, settings: dict[str, Any]) -> str | None:
-        """Make the folder, see that it belongs to these settings, and merge what is there.
+    def lock(self, settings: dict[str, Any]) -> None:
+        """Make the folder, check that it belongs to these settings, and merge its files.
 
-        No other run can take it until `release`.
+        The settings are all that predictions depend on, as plain JSON values.
 
-        Args:
-            settings: what predictions depend on, as plain JSON values.
-
-        Returns:
-            What is wrong, or None.
+        Raises:
+            InputError: another run writes to it, its predictions are of other settings, or it
+                cannot be written to.
         """
         path = self.path / SETTINGS_NAME
         try:
@@ -68,42 +66,44 @@ class PredictionFolder:
             if self.metrics_path.is_dir():
                 raise ValueError(f"{self.metrics_path.name} is a folder there")
             has_lines = self.predictions_path.exists() and self.predictions_path.stat().st_size
-            if has_lines and not path.exists():
-                raise ValueError(f"it holds predictions, but no {path.name} that tells of what")
             if not path.exists():
+                if has_lines:
+                    raise ValueError(f"it holds predictions, but no {path.name}")
                 write_json(path, settings)
             found = _read_settings(path)
-            self.predictions_path.open("a").close()  # found out now rather than after a batch
+            self.predictions_path.open("a").close()  # fails now rather than after a batch
             cut_torn_line(self.predictions_path)
             self.merge()
-        except Timeout:
-            return f"{self.path}: another run writes here; wait, or give another folder"
+        except Timeout as error:
+            raise InputError(
+                f"{self.path}: another run writes here; wait, or give another folder"
+            ) from error
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
-            return (
-                str(error)
-                if isinstance(error, InputError)
-                else f"PredictionWriter.output_dir: cannot use {self.path} ({error}); "
+            raise InputError(
+                f"PredictionWriter.output_dir: cannot use {self.path} ({error}); "
                 "give another folder"
+            ) from error
+        now = json.loads(json.dumps(settings))
+        changed = [
+            f"{key} {found.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted(found.keys() | now.keys())
+            if found.get(key) != now.get(key)
+        ]
+        if changed:
+            raise InputError(
+                f"{self.path}: holds predictions of other settings ({'; '.join(changed)}); "
+                "give another output_dir, or delete the folder to start over"
             )
-        changed = _differences(found, json.loads(json.dumps(settings)))
-        if not changed:
-            return None
-        return (
-            f"{self.path}: holds predictions of other settings ({'; '.join(changed)}); "
-            "give another output_dir, or delete the folder to start over"
-        )
 
     def release(self) -> None:
-        """Let another run take it; idempotent."""
+        """Let another run lock it; idempotent."""
         if self._lock is not None:
             self._lock.release()
 
     def decided(self) -> list[str]:
-        """Ids of the questions that have a line.
-
-        Raises:
-            InputError: one of them is no question of this run.
-        """
+        """Return the ids of the lines; raises `InputError` if one is no question of this run."""
         ids = [p.question.id for p in read_predictions(self.predictions_path)]
         unknown = [name for name in ids if name not in self._places]
         if unknown:
@@ -114,19 +114,14 @@ class PredictionFolder:
         return ids
 
     def append(self, predictions: Iterable[Prediction], rank: int) -> None:
-        """Write predictions to the disk itself.
-
-        Args:
-            predictions: that were decided.
-            rank: of the process that did.
-        """
+        """Write predictions of a rank, flushed to the disk."""
         part = self.path / f"predictions.rank{rank}.jsonl"
         append_predictions(self.predictions_path if rank == 0 else part, predictions)
 
     def merge(self) -> None:
-        """Bring the lines of all processes into one file, each question once and in order.
+        """Merge the lines of all processes into one file, each question once and in order.
 
-        They come as they are decided. Texts stay on the disk: those of a long run take much memory.
+        Texts stay on the disk: those of a long run take much memory.
         """
         paths = [self.predictions_path, *self._parts()]
         found = [p.question.id for path in paths for p in read_predictions(path)]
@@ -140,31 +135,18 @@ class PredictionFolder:
             path.unlink()
 
     def predictions(self) -> list[Prediction]:
-        """Merge what the processes wrote; all predictions in order, without their texts."""
+        """Merge the files, and return all predictions in order, without their texts."""
         self.merge()
         return list(map(without_texts, read_predictions(self.predictions_path)))
 
     def num_decided(self) -> int:
-        """Lines of all processes; others may be writing, so nothing is repaired or merged."""
+        """Count the lines of all processes; nothing is merged, since others may be writing."""
         paths = [path for path in (self.predictions_path, *self._parts()) if path.exists()]
         return sum(1 for path in paths for _ in whole_lines(path))
 
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write ``metrics.json``, whole or not at all."""
-        write_json(self.metrics_path, metrics)
-
     def _parts(self) -> list[Path]:
-        """What processes other than the first wrote and is not merged yet."""
+        """Files of processes other than the first that are not merged yet."""
         return sorted(self.path.glob("predictions.rank*.jsonl"))
-
-
-def _differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How settings differ, by key."""
-    return [
-        f"{key} {found.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(found.keys() | now.keys())
-        if found.get(key) != now.get(key)
-    ]
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

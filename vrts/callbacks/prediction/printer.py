@@ -1,4 +1,4 @@
-"""Answers on the terminal, for questions that are asked one at a time."""
+"""Answers on the terminal, for single questions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vrts.terminal import printable
 from vrts.types import InputError, Prediction, Question, Round, letters
 
 SHOWN_TIMES = 16
-"""Frames whose times are printed; the other ones of a longer row are between them."""
+"""Frames whose times are printed; the middle ones of more are left out."""
 
 
 class AnswerPrinter(Callback):
-    """Prints each answer with its reasoning, its votes and the frames that it is from."""
+    """Prints each answer with its reasoning, votes and frames."""
 
     def __init__(self) -> None:
         self._num_answered = 0
@@ -38,21 +38,13 @@ class AnswerPrinter(Callback):
                 self._error = prediction.error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make a run without any answer a failure.
-
-        Raises:
-            InputError: all questions failed; the message has the last reason.
-        """
+        """Raise `InputError` with the last reason if all questions failed."""
         if self._error is not None and not self._num_answered:
             raise InputError(self._error)
 
 
 def answer_panel(prediction: Prediction) -> Panel:
-    """Show a prediction that did not fail; all texts are shown as they are, without markup.
-
-    Args:
-        prediction: with one round or more.
-    """
+    """Show a prediction that did not fail; no text in it is markup."""
     last = prediction.rounds[-1]
     parts = [Text(printable(answer_text(prediction.answer, prediction.question)), style="bold")]
     reasoning = reasoning_for(prediction.answer, last)
@@ -73,7 +65,7 @@ def answer_panel(prediction: Prediction) -> Panel:
 
 
 def answer_text(answer: str | None, question: Question) -> str:
-    """An answer for people: of a multiple choice the letter with its option."""
+    """The answer; of a multiple choice the letter with its option."""
     if answer is None:
         return "no answer"
     place = letters(question.options).find(answer)
@@ -81,7 +73,7 @@ def answer_text(answer: str | None, question: Question) -> str:
 
 
 def reasoning_for(answer: str | None, found: Round) -> str | None:
-    """Reasoning of the first completion that gave an answer, or None where it has none."""
+    """Reasoning of the first completion that gave an answer, or None if it has none."""
     for text, given in zip(found.completions, found.answers, strict=True):
         if given == answer:
             return split_completion(text)[0]
@@ -89,7 +81,7 @@ def reasoning_for(answer: str | None, found: Round) -> str | None:
 
 
 def times_text(times_s: Sequence[float]) -> str:
-    """Times for people: of very many the first and the last ones."""
+    """The times; of many the first and the last ones."""
     times = [f"{time_s:.2f}" for time_s in times_s]
     if len(times) > SHOWN_TIMES:
         times = [*times[: SHOWN_TIMES // 2], "…", *times[-SHOWN_TIMES // 2 :]]
@@ -97,11 +89,9 @@ def times_text(times_s: Sequence[float]) -> str:
 
 
 def votes_text(found: Round) -> str:
-    """How the completions voted, the most frequent answer first."""
+    """The votes of a round, the most frequent answer first."""
     votes = Counter(answer for answer in found.answers if answer is not None)
-    gone = sum(found.cancelled)
-    silent = len(found.answers) - votes.total() - gone
-    parts = [f"{answer}: {count}" for answer, count in votes.most_common()]
-    parts += [f"no answer: {silent}"] if silent else []
-    parts += [f"cancelled: {gone}"] if gone else []
-    return ", ".join(parts)
+    cancelled = sum(found.cancelled)
+    others = {"no answer": len(found.answers) - votes.total() - cancelled, "cancelled": cancelled}
+    counts = [*votes.most_common(), *((name, count) for name, count in others.items() if count)]
+    return ", ".join(f"{name}: {count}" for name, count in counts)

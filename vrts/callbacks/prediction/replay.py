@@ -6,21 +6,17 @@ from typing import cast
 
 from lightning import Callback, LightningModule, Trainer
 
-from vrts.data.datamodule import VideoQADataModule
+from vrts.callbacks.trainer import data_of
 from vrts.models.module import VideoQAModule
 from vrts.models.replay import ReplayPolicy
 from vrts.types import InputError
 
 
 class Replay(Callback):
-    """Has samples made by `ReplayPolicy`, which needs no frames, in place of the decoder."""
+    """Takes samples from `ReplayPolicy`, which needs no frames, in place of the decoder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read what was recorded, and let samples be made of it.
-
-        Raises:
-            InputError: the policy is another one, or its file cannot be replayed.
-        """
+        """Read the recording, and have samples made from it; raises `InputError`."""
         if stage != "predict":
             return
         policy = cast(VideoQAModule, pl_module).policy
@@ -30,5 +26,4 @@ class Replay(Callback):
                 "give it ReplayPolicy, or remove Replay"
             )
         policy.load()
-        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        data.make_sample = policy.sample
+        data_of(trainer).make_sample = policy.sample

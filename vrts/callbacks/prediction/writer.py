@@ -15,10 +15,11 @@ from vrts.callbacks.metrics.tables import metrics_tables
 from vrts.callbacks.prediction.folder import PredictionFolder
 from vrts.callbacks.prediction.sparse_to_dense import install_plan
 from vrts.callbacks.results import tell
-from vrts.callbacks.signals import Termination
-from vrts.data.datamodule import VideoQADataModule
+from vrts.callbacks.signals import SignalHandlers
+from vrts.callbacks.trainer import check_on_rank_zero, data_of
 from vrts.files.fingerprints import folder_digests, sampled_digest
 from vrts.files.predictions import read_predictions
+from vrts.files.writing import write_json
 from vrts.models.module import VideoQAModule
 from vrts.types import InputError, Prediction
 
@@ -27,69 +28,61 @@ class PredictionWriter(Callback):
     """Writes ``predictions.jsonl``, one line a question as soon as it is decided.
 
     At the end come ``metrics.json`` and a table; questions that ``trainer.limit_predict_batches``
-    has left out are counted there as ``num_not_asked``. A run into a folder that holds predictions
-    of the same settings continues after them; other settings are refused. Processes other than the
-    first write to files of their own, which the first one merges.
+    leaves out are counted there as ``num_not_asked``. A run into a folder with predictions of the
+    same settings continues after them; other settings are refused. Each process but the first
+    writes to its own file, which the first one merges.
 
     Args:
-        output_dir: folder to write to, made where it is missing; ``trainer.default_root_dir``
-            where null.
-        baseline: ``predictions.jsonl`` of an earlier run on the same questions, whose accuracy the
-            gain in the metrics is over. For VideoMMMU's knowledge gain, that of the adaptation
-            track read with ``question_only``. Null for none.
+        output_dir: folder to write to, made if it is missing; ``trainer.default_root_dir`` where
+            null.
+        baseline: ``predictions.jsonl`` of an earlier run on the same questions, for the gain in the
+            metrics. For VideoMMMU's knowledge gain, that of the adaptation track read with
+            ``question_only``. Null for none.
     """
 
     def __init__(self, output_dir: str | None = None, baseline: str | None = None) -> None:
+        self.output_dir = output_dir
         self.folder = PredictionFolder(Path(output_dir or "."), {})
-        """What is written; that of the run from `setup` on."""
+        """That of the run from `setup` on."""
         self.baseline = None if baseline is None else Path(baseline)
-        self._follows_trainer = output_dir is None
-        self._levels: list[int] = []
-        self._num_questions = 0
-        self._parent = 0
-        self._termination = Termination()
-        self._baseline_correct: dict[str, bool] | None = None
-        self._metrics: dict[str, Any] | None = None
         self.checkpoint: str | None = None
-        """Whose weights take the place of the policy's own; ``vrts predict`` sets it, since
-        Lightning tells callbacks too late."""
+        """Whose weights replace the policy's own; ``vrts predict`` sets it: Lightning does so after
+        `setup`."""
         self.is_unfinished = False
         """Whether questions are left for this run."""
+        self._levels: list[int] = []
+        self._num_questions = 0
+        self._parent_pid = 0
+        self._handlers = SignalHandlers()
+        self._baseline_correct: dict[str, bool] | None = None
+        self._metrics: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find what an earlier run has decided, and leave it out of this one.
 
         Raises:
-            InputError: the folder cannot be written to, or holds predictions of other settings or
-                of other questions; or the baseline is not there or has none of the questions.
+            InputError: the folder cannot be written to, or contains predictions of other settings
+                or other questions; or the baseline is missing or has none of the questions.
         """
         if stage != "predict":
             return
-        self._parent = os.getppid()
-        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        densifier = install_plan(trainer, pl_module, stage)
-        self._levels = densifier.levels if densifier else [data.num_frames]
+        self._parent_pid = os.getppid()
+        data = data_of(trainer)
+        plan = install_plan(trainer, pl_module, stage)
+        self._levels = plan.levels if plan else [data.num_frames]
         places = {question.id: i for i, question in enumerate(data.questions("predict"))}
         self._num_questions = len(places)
-        path = Path(trainer.default_root_dir) if self._follows_trainer else self.folder.path
-        self.folder = PredictionFolder(path, places)
-        self._baseline_correct = (
-            None if self.baseline is None else _read_baseline(self.baseline, places)
-        )
+        self.folder = PredictionFolder(Path(self.output_dir or trainer.default_root_dir), places)
+        if self.baseline is not None:
+            self._baseline_correct = _read_baseline(self.baseline, places)
         settings = {
             **cast(VideoQAModule, pl_module).fingerprint(),
             **data.fingerprint(),
             "precision": str(trainer.precision),
-            "checkpoint": _content(self.checkpoint),
-            **(
-                densifier.fingerprint() if densifier else {"levels": self._levels, "num_samples": 1}
-            ),
+            "checkpoint": _digest(self.checkpoint),
+            **(plan.fingerprint() if plan else {"levels": self._levels, "num_samples": 1}),
         }
-        # all processes raise what the first one found, so that none waits for it in vain
-        problem = self.folder.take(settings) if trainer.is_global_zero else None
-        problem = trainer.strategy.broadcast(problem)
-        if problem:
-            raise InputError(problem)
+        check_on_rank_zero(trainer, lambda: self.folder.lock(settings))
         decided = self.folder.decided()
         data.exclude(decided)
         self.is_unfinished = len(decided) < len(places)
@@ -98,36 +91,29 @@ class PredictionWriter(Callback):
             tell(f"{self.folder.predictions_path}: {count} are decided already")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove metrics of an earlier run with fewer questions, which would pass for this one's.
-
-        From now on SIGTERM is an interruption too.
-        """
-        self._termination.take_over()
+        """Remove metrics of an earlier run with fewer questions, and let SIGTERM interrupt."""
+        self._handlers.install()
         if trainer.is_global_zero and self.is_unfinished:
             self.folder.metrics_path.unlink(missing_ok=True)
 
     def on_predictions(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Append what was decided.
-
-        Raises:
-            RuntimeError: the process that started this one is gone, and nobody would merge them.
-        """
-        if not trainer.is_global_zero and os.getppid() != self._parent:
-            # a run resumed in this folder must not find another one writing
+        """Append predictions; raises `RuntimeError` if the first process has ended."""
+        if not trainer.is_global_zero and os.getppid() != self._parent_pid:
+            # nobody would merge them, and a run resumed in this folder must be the only one
             raise RuntimeError("the first process of this run is gone, so this one ends too")
         self.folder.append(predictions, trainer.global_rank)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let what follows be finished: it takes little time."""
-        self._termination.give_back()
+        """Let a signal not interrupt the rest, which takes little time."""
+        self._handlers.restore()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Tell what an interrupted run leaves: its lines, and no metrics of a part."""
-        self._termination.give_back()
+        """Report what an interrupted run leaves: its lines, and no metrics."""
+        self._handlers.restore()
         self.folder.release()
         is_interrupted = isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero
         if is_interrupted and self._num_questions:
@@ -147,7 +133,7 @@ class PredictionWriter(Callback):
         metrics = summarise(self.folder.predictions(), self._levels, self._baseline_correct)
         if num_not_asked := self._num_questions - metrics["num_questions"]:
             metrics["num_not_asked"] = num_not_asked  # by trainer.limit_predict_batches
-        self.folder.write_metrics(metrics)
+        write_json(self.folder.metrics_path, metrics)
         Console().print(metrics_tables(metrics))
         self._metrics = metrics
         self.folder.release()
@@ -157,22 +143,13 @@ class PredictionWriter(Callback):
         return [self.folder.predictions_path, self.folder.metrics_path]
 
     def check_answered(self) -> None:
-        """See that the run came to something; for after all that it writes is written.
-
-        Raises:
-            InputError: there were questions, and every one failed.
-        """
-        if self._metrics is not None:  # of other processes than the first there are none
+        """Raise `InputError` if every question failed. Call it after all outputs are written."""
+        if self._metrics is not None:  # as on the other ranks
             check_answered(self._metrics, str(self.folder.predictions_path))
 
 
 def _read_baseline(path: Path, ids: Collection[str]) -> dict[str, bool]:
-    """Whether each question was right in the baseline.
-
-    Args:
-        path: its ``predictions.jsonl``.
-        ids: of this run's questions.
-    """
+    """Whether each question was right in a ``predictions.jsonl`` that has some of these ids."""
     option = "PredictionWriter.baseline"
     try:
         known = {p.question.id: p.correct for p in read_predictions(path) if p.correct is not None}
@@ -185,8 +162,8 @@ def _read_baseline(path: Path, ids: Collection[str]) -> dict[str, bool]:
     return known
 
 
-def _content(checkpoint: str | None) -> str | dict[str, str] | None:
-    """What tells a checkpoint from others."""
+def _digest(checkpoint: str | None) -> str | dict[str, str] | None:
+    """Digest of a checkpoint's file or files; of a remote one its address."""
     if checkpoint is None or "://" in checkpoint:
         return checkpoint
     path = Path(checkpoint)

@@ -1,1 +1,1 @@
-"""The page that a prediction run leaves: ``report.html``."""
+"""The report of a prediction run: ``report.html``."""

@@ -7,15 +7,22 @@ import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.prediction.writer import PredictionWriter
-from vrts.callbacks.report.items import Item, by_priority, completion_limit, outline, report_item
+from vrts.callbacks.report.entries import (
+    Entry,
+    by_priority,
+    completion_limit,
+    report_entry,
+    summary,
+)
 from vrts.callbacks.report.page import render_report, report_title
-from vrts.callbacks.report.thumbnails import keep_strip, strip_path
+from vrts.callbacks.report.thumbnails import thumbnails_path, write_thumbnails
+from vrts.callbacks.trainer import callbacks_of, data_of
 from vrts.data.datamodule import VideoQADataModule
 from vrts.files.predictions import METRICS_NAME, SETTINGS_NAME, read_predictions
 from vrts.files.writing import make_folder, replacing
@@ -28,16 +35,16 @@ _log = logging.getLogger(__name__)
 
 
 class ReportWriter(Callback):
-    """Writes ``report.html`` beside ``predictions.jsonl``: one file that opens in a browser.
+    """Writes ``report.html`` next to ``predictions.jsonl``: one file that opens in a browser.
 
-    It has the result, charts, and the questions with frames, votes and reasoning. Strips of small
+    It has the result, charts, and the questions with frames, votes and reasoning. Thumbnails of
     frames are kept in ``thumbnails/`` as soon as their questions are decided, so that the report
-    of a resumed run has them too. A run that is interrupted writes none.
+    of a resumed run has them too. An interrupted run writes no report.
 
     `trainer.callbacks` must name it after `PredictionWriter`, whose files it reads.
 
     Args:
-        max_thumbnails: questions whose frames the report holds, wrong and failed ones first, then
+        max_thumbnails: questions whose frames the report shows, wrong and failed ones first, then
             undecided ones; 0 keeps no frames at all.
         most_characters: of a completion; the middle of a longer one is left out. In a run of very
             many questions it is less.
@@ -48,33 +55,28 @@ class ReportWriter(Callback):
     ) -> None:
         self.max_thumbnails = int(max_thumbnails)
         self.most_characters = int(most_characters)
-        self._folder = Path()
-        self._predictions_path = Path()
-        self._writer: PredictionWriter | None = None
-        self._keeps_strips = False
+        self._writer = PredictionWriter()
+        """That of the run from `setup` on."""
+        self._keeps_thumbnails = False
 
     @property
     def path(self) -> Path:
-        """Where the report goes."""
-        return self._folder / "report.html"
+        """Return where the report goes."""
+        return self._writer.folder.path / "report.html"
 
     @property
-    def _strips(self) -> Path:
-        return self._folder / "thumbnails"
+    def _thumbnails(self) -> Path:
+        return self._writer.folder.path / "thumbnails"
 
     def results(self, trainer: Trainer) -> list[Path]:
         """Return the report."""
         return [self.path]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the writer whose folder this is.
-
-        Raises:
-            InputError: there is none before this callback, or its folder cannot take a report.
-        """
+        """Find the writer, which must come before this callback; raises `InputError`."""
         if stage != "predict":
             return
-        order = cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
+        order = callbacks_of(trainer)
         writers = [c for c in order[: order.index(self)] if isinstance(c, PredictionWriter)]
         if not writers:
             raise InputError(
@@ -82,77 +84,72 @@ class ReportWriter(Callback):
                 "PredictionWriter before it"
             )
         self._writer = writers[0]
-        self._predictions_path = writers[0].folder.predictions_path
-        self._folder = self._predictions_path.parent
-        self._keeps_strips = self.max_thumbnails > 0
+        self._keeps_thumbnails = self.max_thumbnails > 0
         if self.path.is_dir():
             raise InputError(f"{self.path}: is a folder, and the report goes there; remove it")
-        if self._keeps_strips and trainer.is_global_zero:
-            make_folder(self._strips, "ReportWriter")
+        if self._keeps_thumbnails and trainer.is_global_zero:
+            make_folder(self._thumbnails, "ReportWriter")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the report of an earlier run with fewer questions: it would pass for this."""
-        if trainer.is_global_zero and self._writer is not None and self._writer.is_unfinished:
+        if trainer.is_global_zero and self._writer.is_unfinished:
             self.path.unlink(missing_ok=True)
 
     def on_predictions(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Prediction]
     ) -> None:
-        """Keep the frames; the predictions themselves are safe already."""
+        """Keep the frames; the predictions themselves are written already."""
         for prediction in predictions:
             clip = prediction.clip
             # a replayed run's clips have no pixels
-            if not self._keeps_strips or clip is None or clip.frames.numel() == 0:
+            if not self._keeps_thumbnails or clip is None or clip.frames.numel() == 0:
                 continue
             try:
-                keep_strip(self._strips, prediction.question.id, clip, trainer.global_rank)
+                write_thumbnails(
+                    self._thumbnails, prediction.question.id, clip, trainer.global_rank
+                )
             except OSError as error:
-                self._keeps_strips = False
+                self._keeps_thumbnails = False
                 _log.warning(
                     "%s: cannot keep frames (%s); the report will lack those from here on",
-                    self._strips,
+                    self._thumbnails,
                     error,
                 )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the report, from the first process, which has merged what all wrote.
-
-        Raises:
-            InputError: it cannot be written; predictions and metrics have been.
-        """
+        """Write the report from the first rank; raises `InputError` if it cannot be written."""
         if stage != "predict" or not trainer.is_global_zero:
             return
-        data = cast(VideoQADataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        # what is no character (half a surrogate pair in an annotation) becomes "?"
+        # what is not a character (half a surrogate pair in an annotation) becomes "?"
         options: Any = {"encoding": "utf-8", "errors": "replace", "newline": ""}
         try:
             with replacing(self.path, "w", **options) as file:
-                file.writelines(self._render(data))
+                file.writelines(self._render(data_of(trainer)))
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot write the report ({error}); predictions.jsonl and "
-                "metrics.json are whole, and the same command writes the report once it can"
+                "metrics.json are complete, and the same command writes the report once it can"
             ) from error
 
     def _render(self, data: VideoQADataModule) -> Iterator[str]:
-        lines = self._predictions_path
+        folder, lines = self._writer.folder.path, self._writer.folder.predictions_path
         limit = completion_limit(read_predictions(lines), self.most_characters, TEXT_BUDGET)
-        # read again rather than kept: texts of a long run take more memory than all else
-        outlines = [outline(report_item(found, 0)) for found in read_predictions(lines)]
-        strips = self._chosen_strips(outlines)
-        metrics = json.loads((self._folder / METRICS_NAME).read_text(encoding="utf-8"))
-        path = self._folder / SETTINGS_NAME  # written when the run began
+        # the file is read three times: texts of a long run take more memory than all else
+        summaries = [summary(report_entry(found, 0)) for found in read_predictions(lines)]
+        thumbnails = self._chosen_thumbnails(summaries)
+        metrics = json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+        path = folder / SETTINGS_NAME  # written when the run began
         settings = json.loads(path.read_text(encoding="utf-8"))
         date = f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d}"
         return render_report(
-            outlines,
-            (report_item(found, limit) for found in read_predictions(lines)),
+            summaries,
+            (report_entry(found, limit) for found in read_predictions(lines)),
             metrics,
-            strips,
+            thumbnails,
             settings,
             report_title(settings, date),
-            str(self._folder.resolve()),
-            self._frames_note(data, len(strips), len(outlines)),
+            str(folder.resolve()),
+            self._frames_note(data, len(thumbnails), len(summaries)),
         )
 
     def _frames_note(self, data: VideoQADataModule, num_shown: int, num_questions: int) -> str:
@@ -172,10 +169,10 @@ class ReportWriter(Callback):
             )
         return ""
 
-    def _chosen_strips(self, items: Sequence[Item]) -> dict[str, bytes]:
+    def _chosen_thumbnails(self, summaries: Sequence[Entry]) -> dict[str, bytes]:
         chosen: dict[str, bytes] = {}
-        for item in by_priority(items):
-            path = strip_path(self._strips, item["id"])
+        for entry in by_priority(summaries):
+            path = thumbnails_path(self._thumbnails, entry["id"])
             if len(chosen) < self.max_thumbnails and path.is_file():
-                chosen[item["id"]] = path.read_bytes()
+                chosen[entry["id"]] = path.read_bytes()
         return chosen

@@ -1,8 +1,9 @@
-"""Charts of a prediction run, as SVG that shows in any browser."""
+"""Charts of a prediction run, as SVG that shows in any browser, and the numbers behind them."""
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,39 +13,77 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vrts.callbacks.report.accuracies import LevelAccuracy, level_accuracies
-from vrts.callbacks.report.items import Item
+from vrts.callbacks.report.entries import Entry
 
 MOST_GROUPS = 30
 """Categories in one chart, the largest ones."""
 BLUE, GREY = "#1f6feb", "#57606a"
 OPEN_NOTE = (
-    "A grey bar spans what the accuracy can have been: an early stop gave completions up whose "
+    "A grey bar spans what the accuracy can have been: an early stop cancelled completions whose "
     "votes would have counted there. A run with SparseToDense.early_stop: false knows it."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart, and its numbers in words for those who don't see it."""
+    """A chart, with its numbers as text for those who do not see it."""
 
     title: str
     alt: str
     svg: bytes
     note: str = ""
-    """What is to be known about it."""
+    """A caveat."""
 
 
-def make_charts(items: Sequence[Item], metrics: Mapping[str, Any]) -> list[Chart]:
-    """Draw what there is to draw of a run.
+@dataclass(frozen=True, slots=True)
+class LevelAccuracy:
+    """The accuracy of a run, had it stopped at one level."""
 
-    Args:
-        items: of the report, or their outlines.
-        metrics: content of ``metrics.json``.
+    level: str
+    mean_frames: float
+    """Of all rounds so far, over questions that had one."""
+    lowest: float
+    highest: float
+    """Bounds of the accuracy, whatever the completions that an early stop cancelled would have
+    answered; equal if none of those mattered."""
+    num_scored: int
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of a known accuracy, questions taken as independent."""
+        return math.sqrt(self.lowest * (1 - self.lowest) / self.num_scored)
+
+
+def level_accuracies(entries: Sequence[Entry], levels: Sequence[str]) -> list[LevelAccuracy]:
+    """Accuracy against frames: what stopping at each level would have given, by majority.
+
+    A question that was decided before keeps its answer and its frames; one that failed after a
+    level has that level's answer. Questions whose right answer is not known do not count.
     """
+    scored = [entry for entry in entries if "unscored" not in entry["tags"]]
+    n, found = len(scored), []
+    for index, level in enumerate(levels):
+        right, unknown, frames = 0, 0, []
+        for entry in scored:
+            rounds = entry["rounds"][: index + 1]
+            if not rounds:
+                continue
+            frames.append(sum(r["frames"] for r in rounds))
+            failed_here = "failed" in entry["tags"] and len(entry["rounds"]) <= index
+            if not failed_here:
+                right += rounds[-1]["right"] is True
+                unknown += rounds[-1]["right"] is None
+        if frames:
+            mean_frames = sum(frames) / len(frames)
+            found.append(LevelAccuracy(level, mean_frames, right / n, (right + unknown) / n, n))
+    return found
+
+
+def make_charts(entries: Sequence[Entry], metrics: Mapping[str, Any]) -> list[Chart]:
+    """Draw the charts for which a run's entries (or their summaries) and metrics have data."""
     decided = {k: v for k, v in metrics.get("decided_at", {}).items() if v is not None}
     charts = []
-    if accuracies := level_accuracies(items, list(decided)):
+    if accuracies := level_accuracies(entries, list(decided)):
         charts.append(_accuracy_chart(accuracies))
     if decided:
         charts.append(_share_chart(decided))
@@ -114,7 +153,7 @@ def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Char
     by_size = sorted(categories.items(), key=lambda group: -group[1]["num_scored"])
     shown = by_size[:MOST_GROUPS]
     shares = [100 * numbers["accuracy"] for _, numbers in shown]
-    # one video alone has no standard error
+    # a single video has no standard error
     errors = [100 * (numbers["accuracy_stderr"] or 0.0) for _, numbers in shown]
 
     def draw(axes: Axes) -> None:
@@ -122,7 +161,7 @@ def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Char
         places = range(len(shown))
         axes.barh(places, shares, xerr=errors, color=BLUE, ecolor=GREY, capsize=2, height=0.7)
         for place, (share, error) in enumerate(zip(shares, errors, strict=True)):
-            inside = share > 12  # or else beside its bar
+            inside = share > 12  # or else next to its bar
             at, color = (1.5, "white") if inside else (share + error + 1.5, "black")
             axes.text(at, place, f"{share:.1f}", va="center", color=color, fontsize=8)
         axes.set_yticks(places, labels)
@@ -131,16 +170,13 @@ def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Char
         axes.invert_yaxis()
 
     left_out = f", the {len(shown)} largest of {len(by_size)}" if by_size[MOST_GROUPS:] else ""
-    words = [
-        f"{group} {share:.1f} % of {numbers['num_scored']}"
-        for share, (group, numbers) in zip(shares, shown, strict=True)
-    ]
-    height = 0.8 + 0.24 * len(shown)
-    return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, max(height, 1.8))
+    words = [f"{g} {100 * n['accuracy']:.1f} % of {n['num_scored']}" for g, n in shown]
+    height = max(0.8 + 0.24 * len(shown), 1.8)
+    return _chart(f"Accuracy by {_cut(name)}{left_out}", words, draw, height)
 
 
 def _cut(text: str) -> str:
-    """A label that leaves room for its chart, on one line and of characters that XML may have."""
+    """A short label on one line, of characters that XML allows."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= 32 else text[:31] + "…"
 
@@ -148,25 +184,18 @@ def _cut(text: str) -> str:
 def _chart(
     title: str, words: Sequence[str], draw: Callable[[Axes], None], height: float = 2.8
 ) -> Chart:
-    """Draw one chart of its own.
-
-    Args:
-        title: is set by the page.
-        words: its numbers.
-        draw: onto axes.
-        height: in inches of 96 pixels.
-    """
+    """Draw one chart, without its title; the height is in inches of 96 pixels."""
     style: Any = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 9,
         "svg.fonttype": "none",  # text stays text, in the browser's fonts
         "svg.hashsalt": "vrts",  # the same bytes for the same numbers
-        "text.parse_math": False,  # names of categories are no formulas
+        "text.parse_math": False,  # names of categories are not formulas
     }
     buffer = io.BytesIO()
     with rc_context(style), warnings.catch_warnings():
-        # the browser has fonts for what matplotlib's own one lacks
+        # the browser has fonts for what matplotlib's own font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(4.2, height), layout="constrained")
         draw(figure.subplots())

@@ -3,8 +3,8 @@
 const PAGE = 50;
 const at = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(at(id).textContent);
-const items = read("items"), strips = read("strips"), tagNames = read("tag-names");
-let found = items, page = 0, waiting = 0;
+const entries = read("entries"), thumbnails = read("thumbnails"), tagNames = read("tag-names");
+let found = entries, page = 0, waiting = 0;
 
 const make = (name, className, ...children) => {
   const node = document.createElement(name);
@@ -46,37 +46,37 @@ const reasoning = (rounds) => {
   return count ? box : "";
 };
 
-const option = (item, [letter, text]) => {
-  const marks = [item.gold === letter && "right", item.answer === letter && "chosen"].filter(Boolean);
-  const color = marks[0] === "right" ? "right" : marks.length && item.gold !== null ? "wrong" : "";
+const option = (entry, [letter, text]) => {
+  const marks = [entry.gold === letter && "right", entry.answer === letter && "chosen"].filter(Boolean);
+  const color = marks[0] === "right" ? "right" : marks.length && entry.gold !== null ? "wrong" : "";
   const note = marks.length ? make("strong", "", ` (${marks.join(", ")})`) : "";
   return make("li", color, `${letter}. ${text}`, note);
 };
 
-const strip = (item) => Object.assign(make("img", ""),
-  { src: strips[item.id], alt: "Frames of the last round, at most 8 of them, in order" });
+const frames = (entry) => Object.assign(make("img", ""),
+  { src: thumbnails[entry.id], alt: "Frames of the last round, at most 8 of them, in order" });
 
-const card = (item) => {
-  const badges = item.tags.map((tag) => make("span", `badge ${tag}`, tagNames[tag]));
-  const groups = Object.entries(item.groups).map(([name, value]) => `${name}: ${value}`);
-  const node = make("article", "", make("div", "", ...badges), make("h3", "", item.question || item.id),
-    make("p", "quiet", [`id ${item.id}`, item.video, ...groups].filter(Boolean).join(" · ")));
-  if (item.error) node.append(make("p", "failed", item.error));
-  if (Object.hasOwn(strips, item.id)) node.append(strip(item));
-  if (item.options.length) node.append(make("ul", "options", ...item.options.map((o) => option(item, o))));
-  else node.append(make("p", "", `Answer: ${answerText(item.answer)}; right: ${item.gold === null ? "not known" : item.gold}`));
-  if (item.rounds.length) node.append(roundsTable(item.rounds), reasoning(item.rounds));
+const card = (entry) => {
+  const badges = entry.tags.map((tag) => make("span", `badge ${tag}`, tagNames[tag]));
+  const groups = Object.entries(entry.groups).map(([name, value]) => `${name}: ${value}`);
+  const node = make("article", "", make("div", "", ...badges), make("h3", "", entry.question || entry.id),
+    make("p", "quiet", [`id ${entry.id}`, entry.video, ...groups].filter(Boolean).join(" · ")));
+  if (entry.error) node.append(make("p", "failed", entry.error));
+  if (Object.hasOwn(thumbnails, entry.id)) node.append(frames(entry));
+  if (entry.options.length) node.append(make("ul", "options", ...entry.options.map((o) => option(entry, o))));
+  else node.append(make("p", "", `Answer: ${answerText(entry.answer)}; right: ${entry.gold === null ? "not known" : entry.gold}`));
+  if (entry.rounds.length) node.append(roundsTable(entry.rounds), reasoning(entry.rounds));
   return node;
 };
 
-const words = (item) => item.words ??= [item.id, item.question, item.video, item.answer, item.error,
-  ...item.options.flat(), ...item.rounds.flatMap((r) => r.completions.map((c) => c.text))].join("\n").toLowerCase();
+const words = (entry) => entry.words ??= [entry.id, entry.question, entry.video, entry.answer, entry.error,
+  ...entry.options.flat(), ...entry.rounds.flatMap((r) => r.completions.map((c) => c.text))].join("\n").toLowerCase();
 
 const show = (number) => {
   const pages = Math.max(1, Math.ceil(found.length / PAGE));
   page = Math.min(Math.max(number, 0), pages - 1);
   at("list").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map(card));
-  at("count").textContent = `${found.length} of ${items.length} questions`;
+  at("count").textContent = `${found.length} of ${entries.length} questions`;
   at("page").textContent = `page ${page + 1} of ${pages}`;
   at("previous").disabled = page === 0;
   at("next").disabled = page === pages - 1;
@@ -85,8 +85,8 @@ const show = (number) => {
 const filter = () => {
   const tag = at("tag").value, group = at("group")?.value, text = at("search").value.trim().toLowerCase();
   const [name, value] = group ? JSON.parse(group) : [];
-  found = items.filter((item) => (!tag || item.tags.includes(tag))
-    && (!group || item.groups[name] === value) && (!text || words(item).includes(text)));
+  found = entries.filter((entry) => (!tag || entry.tags.includes(tag))
+    && (!group || entry.groups[name] === value) && (!text || words(entry).includes(text)));
   show(0);
 };
 

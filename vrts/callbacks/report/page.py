@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,42 +19,33 @@ from rich.text import Text
 
 from vrts.callbacks.metrics.tables import RESULT, metrics_tables
 from vrts.callbacks.report.charts import make_charts
-from vrts.callbacks.report.items import TAGS, Item
+from vrts.callbacks.report.entries import TAGS, Entry
 
 PACKAGE = "vrts.callbacks.report"
 
 EXPLAINED = {
-    "accuracy of ": "share of right answers where the right one is known, with its standard error, "
-    "clustered by video; a failed question is wrong",
+    "accuracy of #": "share of right answers where the right one is known, with its standard "
+    "error, clustered by video; a failed question is wrong",
     "unanimous and wrong": "all completions of the deciding round gave one answer, a wrong one",
-    "knowledge gain": "of what was wrong in the run before, the share that is right now",
+    "knowledge gain": "of what was wrong in the baseline, the share that is right now",
     "agreement": "mean share of a deciding round's completions that gave its most frequent answer",
     "agreement, at least": "mean share of a deciding round's completions that gave its most "
     "frequent answer; some were cancelled, which might have given it too",
     "frames, deciding round": "mean over questions: what the answer was decided on",
     "frames, all rounds": "mean over questions: what the answer cost",
-    "decided at ": "share of questions whose answer this level decided",
+    "decided at # frames": "share of questions whose answer this level decided",
     "without an answer": "none of the deciding round's completions gave one; counted as wrong",
     "not asked": "questions of data.predict that are left out: all numbers here are of a part",
-    "failed": "could not be asked, for a damaged video or a prompt that is too long",
+    "failed": "has no answer, for a damaged video or a prompt that is too long",
 }
-"""What the rows of the first table are; a name that ends with a blank is the beginning of one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Inline:
-    """A style or a script of ours within the page."""
-
-    text: Markup
-    hash: str
-    """By which the page's content security policy allows it, and nothing else."""
+"""Explanations of the rows of the first table; ``#`` is a number."""
 
 
 def render_report(
-    outlines: Sequence[Item],
-    items: Iterable[Item],
+    summaries: Sequence[Entry],
+    entries: Iterable[Entry],
     metrics: Mapping[str, Any],
-    strips: Mapping[str, bytes],
+    thumbnails: Mapping[str, bytes],
     settings: Mapping[str, Any] | None = None,
     title: str = "vrts predict",
     folder: str = "",
@@ -62,19 +53,18 @@ def render_report(
 ) -> Iterator[str]:
     """Render a run's page piece by piece, so that its questions are never in memory together.
 
-    Text from outside stays text: it is escaped here, and becomes text nodes in the browser; the
-    page's content security policy forbids all scripts but its own, and all that is fetched.
+    Text from outside is escaped here, and becomes text nodes in the browser; the page's content
+    security policy forbids all other scripts, and everything that is fetched.
 
     Args:
-        outlines: of the questions, as `outline` gives them.
-        items: the questions themselves, as `report_item` gives them, in the same order; taken one
-            at a time.
+        summaries: of the questions, see `entries.summary`.
+        entries: of the questions, see `entries.report_entry`, in the same order; taken one by one.
         metrics: content of ``metrics.json``.
-        strips: JPEGs of frames by question id, of some questions.
+        thumbnails: JPEGs of frames by question id, of some questions.
         settings: of the run, by name.
         title: of the page.
-        folder: of the run, by name.
-        frames_note: which questions' frames are missing and why, where some are.
+        folder: of the run.
+        frames_note: which questions' frames are not shown, and why.
     """
     environment = Environment(
         loader=PackageLoader(PACKAGE, "."),
@@ -83,30 +73,32 @@ def render_report(
         trim_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters["base64"] = _base64
-    environment.filters["plain"] = plain
+    environment.filters |= {"base64": _base64, "plain": plain}
     return environment.get_template("page.html.j2").generate(
         title=title,
         folder=folder,
         style=_inline("page.css"),
         script=_inline("page.js"),
         tables=[_cells(table) for table in metrics_tables(metrics).renderables],
-        charts=make_charts(outlines, metrics),
+        charts=make_charts(summaries, metrics),
         settings=settings or {},
         tag_names=TAGS,
-        tag_counts=Counter(tag for item in outlines for tag in item["tags"]),
-        groups=_group_counts(outlines),
-        num_items=len(outlines),
-        items=items,
+        tag_counts=Counter(tag for entry in summaries for tag in entry["tags"]),
+        groups=_group_counts(summaries),
+        num_entries=len(summaries),
+        entries=entries,
         frames_note=frames_note,
-        strips={name: f"data:image/jpeg;base64,{_base64(data)}" for name, data in strips.items()},
+        thumbnails={
+            name: f"data:image/jpeg;base64,{_base64(data)}" for name, data in thumbnails.items()
+        },
     )
 
 
-def _inline(name: str) -> Inline:
-    """A file of this package, allowed by its hash."""
+def _inline(name: str) -> dict[str, str]:
+    """The page's own style or script, with the hash by which its security policy allows it."""
     text = files(PACKAGE).joinpath(name).read_text(encoding="utf-8")
-    return Inline(Markup(text), f"sha256-{_base64(hashlib.sha256(text.encode()).digest())}")
+    digest = _base64(hashlib.sha256(text.encode()).digest())
+    return {"text": Markup(text), "hash": f"sha256-{digest}"}
 
 
 def _base64(data: bytes) -> str:
@@ -114,34 +106,20 @@ def _base64(data: bytes) -> str:
 
 
 def _cells(table: RenderableType) -> dict[str, Any]:
-    """Words of a table that the terminal shows too."""
+    """Texts of one of the terminal's tables."""
     assert isinstance(table, Table)
     columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
+    keys = {name: re.sub(r"\d+", "#", name) for name in columns[0] if table.title == RESULT}
     return {
         "title": _plain(str(table.title)),
         "columns": [_plain(column.header) for column in table.columns],
-        "rows": [list(row) for row in zip(*columns, strict=True)],
-        "notes": _notes(columns[0]) if table.title == RESULT else {},
-    }
-
-
-def _notes(names: Sequence[str]) -> dict[str, str]:
-    """What the metrics of these rows are, by name."""
-    return {
-        name: text
-        for name in names
-        for begin, text in EXPLAINED.items()
-        if name == begin or (begin.endswith(" ") and name.startswith(begin))
+        "rows": list(zip(*columns, strict=True)),
+        "notes": {name: EXPLAINED[key] for name, key in keys.items() if key in EXPLAINED},
     }
 
 
 def report_title(settings: Mapping[str, Any], date: str) -> str:
-    """Name a run by its model, its data and its date.
-
-    Args:
-        settings: of the run.
-        date: of it.
-    """
+    """Return the title of a run with these settings: its model, its data and its date."""
     path = settings.get("path")
     model = "/".join(Path(path).parts[-2:]) if isinstance(path, str) else settings.get("policy")
     found = settings.get("reader.path", settings.get("reader.paths", settings.get("reader.video")))
@@ -151,7 +129,7 @@ def report_title(settings: Mapping[str, Any], date: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """Write a setting for people: of an object its class, and its options in parentheses."""
+    """Write a setting for people: an object as its class, with its options in parentheses."""
     if value is None or value in ([], {}, ""):
         return "none"
     if isinstance(value, bool):
@@ -171,10 +149,10 @@ def _plain(cell: RenderableType) -> str:
     return Text.from_markup(str(cell)).plain
 
 
-def _group_counts(items: Sequence[Item]) -> dict[str, dict[str, int]]:
-    """Questions of each category, by breakdown, of breakdowns with more than one, by name."""
-    pairs = Counter(pair for item in items for pair in item["groups"].items())
-    counts: dict[str, dict[str, int]] = {}
-    for (name, value), count in sorted(pairs.items()):
-        counts.setdefault(name, {})[value] = count
-    return {name: values for name, values in counts.items() if len(values) > 1}
+def _group_counts(summaries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Questions of each category, of breakdowns with more than one; both sorted by name."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for entry in summaries:
+        for name, category in entry["groups"].items():
+            counts[name][category] += 1
+    return {name: dict(sorted(c.items())) for name, c in sorted(counts.items()) if len(c) > 1}

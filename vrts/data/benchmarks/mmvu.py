@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from jsonargparse.typing import PositiveInt
 
+from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import bare_options, keyed_options
 from vrts.data.readers.records import Record
-from vrts.data.readers.rows import BenchmarkReader
 from vrts.types import InputError, ProblemType, Question
 
 TYPES = {
@@ -30,25 +30,24 @@ DISCIPLINE_OF = {
 }
 
 
-class MMVUReader(BenchmarkReader):
+class MMVUReader(RowReader):
     """MMVU's ``validation.json``: 625 multiple choice questions and 375 open ones.
 
     A row is ``{"id", "video": "https://…/videos/Art/0.mp4", "question_type", "metadata":
     {"subject": …}, "question", "choices": {"A": …}, "answer"}``; open questions have empty choices.
-    The parquet of lmms-lab/MMVU, with a ``video_path`` and no ``metadata``, is read as well.
+    The parquet of lmms-lab/MMVU, with a ``video_path`` and no ``metadata``, can be read too.
     The breakdown is by ``discipline``, ``subject`` and ``type``. Published results on "MMVU (mc)"
     are those of the multiple choice.
 
     Source: github.com/yale-nlp/MMVU (arXiv 2501.12380). There GPT-4o judges the answers; here an
-    open answer must equal the gold text once case, punctuation and articles are gone, so open
-    results are lower and not comparable. Seven rows name a subject that is not the folder of their
-    video; the named one counts.
+    open answer must equal the gold text after `normalise_text`, so open results are lower and not
+    comparable. In seven rows the subject is not the folder of the video; the subject counts.
 
     Args:
         path: The annotation file.
         video_root: Folder that holds the folders of subjects (``Art/0.mp4``) or their parent
-            ``videos``; the annotation file's folder where it is null.
-        limit: Use only that many questions, the first ones. All rows are checked all the same.
+            ``videos``; the annotation file's folder if null.
+        limit: Use only the first questions. All rows are checked nevertheless.
         multiple_choice_only: Leave out the open questions.
     """
 
@@ -83,13 +82,11 @@ class MMVUReader(BenchmarkReader):
             problem_type=TYPES[name],
             options=bare_options(choices) if multiple_choice else (),
             answer=record.text("answer"),
-            answer_key="answer",
             breakdown={
                 "discipline": DISCIPLINE_OF[subject],
                 "subject": subject,
                 "type": "multiple choice" if multiple_choice else "open",
             },
-            used=("id", "question", "choices", "answer", "metadata"),
         )
         return None if self.multiple_choice_only and not multiple_choice else question
 

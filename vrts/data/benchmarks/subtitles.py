@@ -1,13 +1,18 @@
-"""Subtitles: SubRip files and LongVideoBench's JSON, and which of them are on at given times."""
+"""Subtitles: SubRip files and LongVideoBench's JSON, and which are shown at given times."""
 
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vrts.types import InputError
+from jsonargparse.typing import PositiveInt
+
+from vrts.data.readers.base import RowReader
+from vrts.data.readers.fields import check_folder
+from vrts.types import InputError, Question
 
 _TIME = r"(\d+):(\d\d):(\d\d(?:[,.]\d{1,9})?)"
 _TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}.*")
@@ -17,20 +22,47 @@ _MARKUP = re.compile(r"<[^<>\n]{0,200}>|\{\\[^{}\n]{0,200}\}")
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """A text that is on for a while."""
+    """A text and when it is shown."""
 
     start_s: float
     end_s: float
     text: str
 
 
+class SubtitledReader(RowReader):
+    """Reads a benchmark that may be used with subtitles.
+
+    Args:
+        path: The annotation file.
+        video_root: Folder of the videos; the annotation file's folder if null.
+        limit: Use only the first questions. All rows are checked nevertheless.
+        subtitles: Folder of the subtitle files; null leaves subtitles out.
+        subtitle_frames: Number of frames whose subtitles are shown; null shows all of them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        video_root: str | None = None,
+        limit: PositiveInt | None = None,
+        subtitles: str | None = None,
+        subtitle_frames: PositiveInt | None = 128,
+    ) -> None:
+        super().__init__(path, video_root, limit)
+        self.subtitles = None if subtitles is None else str(subtitles)
+        self.subtitle_frames = None if subtitle_frames is None else int(subtitle_frames)
+
+    def read(self) -> list[Question]:
+        """Return the questions in the order of the file; raises as `Reader.read`."""
+        check_folder(self.subtitles, "subtitles", "subtitles")
+        return super().read()
+
+
 def read_srt(path: Path) -> list[Cue]:
     """Return the cues of a SubRip file in order, without markup and without empty ones.
 
-    Letters that are not UTF-8 are replaced.
-
     Raises:
-        InputError: the file cannot be read, or holds text but no cue.
+        InputError: the file cannot be read, or has text but no cue.
     """
     blocks = re.split(r"\n[ \t]*\n", _read(path))
     cues = []
@@ -43,7 +75,7 @@ def read_srt(path: Path) -> list[Cue]:
                 cues += [Cue(start_s, end_s, text)] if text else []
                 break
     if not cues and "-->" not in "".join(blocks) and any(block.strip() for block in blocks):
-        raise InputError(f"{path}: holds no subtitle; expected lines like 00:00:01,000 --> …")
+        raise InputError(f"{path}: has no subtitle; expected lines like 00:00:01,000 --> …")
     return cues
 
 
@@ -53,10 +85,7 @@ def read_longvideobench(path: Path, start_s: float, duration_s: float) -> list[C
     A row is ``{"start": "00:00:01.5", "end": …, "line"}`` or ``{"timestamp": [1.5, 3.0 or null],
     "text"}``, in times of the video that the clip was cut from.
 
-    Args:
-        path: The file.
-        start_s: Where the clip begins in that video.
-        duration_s: How long the clip is; a cue without end is on until the clip ends.
+    The clip starts at ``start_s`` there; a cue without an end lasts until it ends.
 
     Raises:
         InputError: the file cannot be read or has another form.
@@ -75,26 +104,20 @@ def read_longvideobench(path: Path, start_s: float, duration_s: float) -> list[C
 
 
 def cues_at(cues: Sequence[Cue], times_s: Iterable[float], at_least_s: float = 0.0) -> list[Cue]:
-    """Return the cues that are on at one of these times, in order, each text once in a row.
-
-    Args:
-        cues: All of them.
-        times_s: The times.
-        at_least_s: A shorter cue counts as being on for so long, around its middle.
-    """
+    """Return the cues that are shown at one of these times, without consecutive repeats."""
     times = list(times_s)
 
-    def is_on(cue: Cue) -> bool:
+    def is_shown(cue: Cue) -> bool:
+        # a shorter cue is extended around its middle
         lacking = max(0.0, at_least_s - (cue.end_s - cue.start_s)) / 2
         return any(cue.start_s - lacking <= time < cue.end_s + lacking for time in times)
 
-    return without_repeats([cue for cue in cues if is_on(cue)])
+    return without_repeats(filter(is_shown, cues))
 
 
-def without_repeats(cues: Sequence[Cue]) -> list[Cue]:
-    """Return the cues but those with the text of the one before."""
-    pairs = zip([None, *cues[:-1]], cues, strict=True) if cues else ()
-    return [cue for before, cue in pairs if before is None or before.text != cue.text]
+def without_repeats(cues: Iterable[Cue]) -> list[Cue]:
+    """Return the cues without those whose text is that of the one before."""
+    return [next(group) for _, group in groupby(cues, lambda cue: cue.text)]
 
 
 def _read(path: Path) -> str:

@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
+from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import bare_options, keyed_options
 from vrts.data.readers.records import Record
-from vrts.data.readers.rows import BenchmarkReader
 from vrts.types import InputError, Question
 
 TASKS = ("SR", "IMC", "TCI", "TA", "MHR", "PAR", "CTI")
@@ -12,17 +12,15 @@ TASKS = ("SR", "IMC", "TCI", "TA", "MHR", "PAR", "CTI")
 multimodal hint reasoning, physical anomaly reasoning, core theme inference."""
 
 
-class VideoHolmesReader(BenchmarkReader):
+class VideoHolmesReader(RowReader):
     """Video-Holmes's JSON: ``test_Video-Holmes.json`` and the files of single videos.
 
     A row is ``{"video ID", "Question ID", "Question Type", "Question", "Options": {"A": …},
     "Answer": "A", "Explanation"}``; the video is ``<video ID>.mp4``. The id of a question is
     ``<video ID>-<Question ID>``. The breakdown is by ``task``.
 
-    Source: github.com/TencentARC/Video-Holmes, ``evaluate.py`` (arXiv 2505.21374). Its prompt is
-    question and options with the think and answer tags, which is the template's part here; it
-    reads an answer that starts with none of the letters as the first letter that it holds, ours
-    does not.
+    Source: github.com/TencentARC/Video-Holmes, ``evaluate.py`` (arXiv 2505.21374), which reads an
+    answer that starts with none of the letters as the first letter in it; ours does not.
     """
 
     max_frames: ClassVar[int | None] = 128
@@ -42,5 +40,4 @@ class VideoHolmesReader(BenchmarkReader):
             answer=record.text("Answer"),
             answer_key="Answer",
             breakdown={"task": task},
-            used=("Question", "Options", "Answer"),
         )

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from jsonargparse.typing import PositiveInt
 
 from vrts.answers import DEFAULT_TOLERANCE, extract_number, numbers_match
+from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import bare_options
 from vrts.data.readers.records import Record, parse_json, read_text
-from vrts.data.readers.rows import BenchmarkReader
 from vrts.data.readers.tables import iterate_rows
 from vrts.types import InputError, ProblemType, Question
 
@@ -35,36 +35,36 @@ ADAPTATION_PROMPT = (
     "You should watch and learn the video content. Then apply what you learned to answer the "
     "following {kind} question. The image for this question is at the end of the video.\n"
 )
-"""What the official prompt says before a question of the adaptation track."""
+"""The official prompt before a question of the adaptation track."""
 
 
-class VideoMMMUReader(BenchmarkReader):
+class VideoMMMUReader(RowReader):
     """VideoMMMU's three tracks, from the JSON on GitHub or from the parquet on the hub.
 
     The JSON is ``{"Adaptation": {"0": row, …}}``, one track a file. A row is ``{"id":
     "validation_Math_15", "question", "options": [text, …], "answer", "question_type"}``. Parquet
-    rows do not name their track: the file or a folder above it does, as in
+    rows have no track: it is in the name of the file or of a folder above it, as in
     ``Adaptation/test-00000-of-00001.parquet``. The id of a question is ``<track>-<id>``, since a
     video has the same id in all tracks.
     The breakdown is by ``track``, ``discipline``, ``track x discipline``, ``subject`` and ``type``.
 
-    Questions of the adaptation track come with the official words about the image at the end of
-    the video, whose place ``<image 1>`` marks. For the knowledge gain, ``question_only`` reads
-    the same questions, under the same ids, with the short videos that hold the image alone; the
-    gain is (accuracy - accuracy before) / (1 - accuracy before).
+    Questions of the adaptation track come with the official text about the image at the end of
+    the video, which ``<image 1>`` refers to. For the knowledge gain, ``question_only`` reads the
+    same questions, under the same ids, with the short videos of the image alone; the gain is
+    (accuracy - accuracy before) / (1 - accuracy before).
 
-    What the files are not clear about:
+    Ambiguous cases:
 
     - ``question_type`` is missing in the perception and comprehension tracks and null in one row of
       adaptation (``validation_Accounting_13``). Such a row with options is multiple choice; the
-      official code takes the latter for an open one and hides its ten options.
-    - An open question with a number for an answer (18 of 20) is numerical. The official code
-      rounds all numbers of the response to two decimals and looks for the gold one; here the one
+      official code treats the latter as open and hides its ten options.
+    - An open question with a numerical answer (18 of 20) is numerical. The official code searches
+      the gold number among all numbers of the response, rounded to two decimals; here the one
       number of the answer may differ by 0.01, or by 1% below 1.
-    - Two open ones ask for a letter in the image and are free-form.
-    - ``validation_Math_15`` has the gold ``['24/7', '3.429', '3.43]``, a list in a damaged text.
-      The official code compares with that text, so nobody can be right. Here each number of such
-      a list must be the same within 0.01, and the first one is the answer.
+    - Two open ones require a letter in the image and are free-form.
+    - ``validation_Math_15`` has the gold ``['24/7', '3.429', '3.43]``, a damaged list. The official
+      code compares with that text, so no answer can be right. Here the numbers of such a list must
+      be equal within 0.01, and the first one is the answer.
     - Options like ``M: $57,000; N: …`` begin with letters that are text, and some occur twice.
 
     Source: github.com/videommmu/VideoMMMU, huggingface.co/datasets/lmms-lab/VideoMMMU, videommmu
@@ -72,10 +72,10 @@ class VideoMMMUReader(BenchmarkReader):
 
     Args:
         path: The annotation file, or several, such as those of the three tracks: the questions
-            about one video then follow each other, so that it is decoded once for all.
+            about one video are then adjacent, so that it is decoded once.
         video_root: Folder that holds the videos ``<id>.mp4`` or folders of disciplines with them;
-            the first annotation file's folder where it is null.
-        limit: Use only that many questions, the first ones. All rows are checked all the same.
+            the first annotation file's folder if null.
+        limit: Use only the first questions. All rows are checked nevertheless.
         question_only: Take the videos ``<id>_image.mp4``, in ``video_root`` or its folder
             ``question_only``. Only for the adaptation track.
     """
@@ -99,7 +99,7 @@ class VideoMMMUReader(BenchmarkReader):
         return ", ".join(self.paths)
 
     def _arrange(self, questions: list[Question]) -> list[Question]:
-        """Put the questions about a video where its first one is."""
+        """Move the questions about a video to the first one."""
         by_video: dict[str, list[Question]] = {}
         for question in questions:
             by_video.setdefault(question.video, []).append(question)
@@ -130,7 +130,7 @@ class VideoMMMUReader(BenchmarkReader):
         if not multiple_choice:
             problem_type, answer = open_answer(answer)
         discipline = DISCIPLINE_OF[subject]
-        asked = "question_only" if self.question_only else track
+        shown = "question_only" if self.question_only else track
         return self._question(
             record,
             id=f"{track}-{name}",
@@ -139,15 +139,13 @@ class VideoMMMUReader(BenchmarkReader):
             problem_type=problem_type,
             options=bare_options(options) if multiple_choice else (),
             answer=answer,
-            answer_key="answer",
             breakdown={
-                "track": asked,
+                "track": shown,
                 "discipline": discipline,
-                "track x discipline": f"{asked} x {discipline}",
+                "track x discipline": f"{shown} x {discipline}",
                 "subject": subject,
                 "type": "multiple choice" if multiple_choice else "open",
             },
-            used=("question", "options", "answer", "track"),
         )
 
     def _prompt(self, track: str, multiple_choice: bool) -> str:
@@ -163,29 +161,24 @@ class VideoMMMUReader(BenchmarkReader):
 
 
 def iterate_tracks(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(place, row)`` of ``{"Track": {"0": row, …}}``, each row with its ``track``.
+    """Yield ``(position, row)`` of ``{"Track": {"0": row, …}}``, each row with its ``track``.
 
-    Where the text is damaged an `InputError` comes in place of the rows.
+    If the text is damaged, an `InputError` takes the place of the rows.
     """
     tracks = parse_json(text)
     if isinstance(tracks, InputError):
         yield path, tracks
-        return
-    if not isinstance(tracks, dict) or not all(isinstance(rows, dict) for rows in tracks.values()):
+    elif isinstance(tracks, dict) and all(isinstance(rows, dict) for rows in tracks.values()):
+        for track, rows in tracks.items():
+            for key, row in rows.items():
+                row = row | {"track": track} if isinstance(row, dict) else row
+                yield f"{path}: {track} {key}", row
+    else:
         yield path, InputError('expected {"Track": {"0": row, …}}')
-        return
-    for track, rows in tracks.items():
-        for key, row in rows.items():
-            place = f"{path}: {track} {key}"
-            yield place, row | {"track": track} if isinstance(row, dict) else row
 
 
 def track_of(path: str) -> str:
-    """Return the track that a file's name or the nearest of its folders names.
-
-    Raises:
-        InputError: none of them does.
-    """
+    """Return the track in a file's name or in that of the nearest folder; else `InputError`."""
     for part in reversed(Path(path).parts):
         for track in TRACKS:
             if track in part.lower():
@@ -197,11 +190,7 @@ def track_of(path: str) -> str:
 
 
 def is_multiple_choice(record: Record, has_options: bool) -> bool:
-    """Whether a row is multiple choice, by its type or, where it has none, by its options.
-
-    Raises:
-        InputError: an unknown type, or one that contradicts the options.
-    """
+    """Whether a row is multiple choice, by its type or else its options, which must agree."""
     name = str(record.fields.get("question_type") or "").lower()
     if name in {"", "none", *TRACKS}:
         return has_options
@@ -215,10 +204,10 @@ def is_multiple_choice(record: Record, has_options: bool) -> bool:
 
 
 def open_answer(answer: str) -> tuple[ProblemType, str]:
-    """Return how an open question is answered, and its gold answer.
+    """Return the problem type and the gold answer of an open question.
 
     Raises:
-        InputError: a list of answers that are not one and the same number.
+        InputError: a list of answers that are not the same number.
     """
     if not answer.startswith("["):
         number = extract_number(answer) if re.fullmatch(r"[-+\d.,/eE]+", answer) else None

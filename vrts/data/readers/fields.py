@@ -15,58 +15,55 @@ LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.):：．](.*))?", re.DOTALL)  # noqa:
 MAX_OPTIONS = 26
 
 
+def check_options(options: Sequence[str]) -> tuple[str, ...]:
+    """Return option texts; raises `InputError` for less than 2, more than 26 or an empty one."""
+    if len(options) < 2 or len(options) > MAX_OPTIONS:
+        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
+    if not all(options):
+        raise InputError(f"option {letters(options)[list(options).index('')]} is empty")
+    return tuple(options)
+
+
 def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
     """Return option texts without their letters: ``["A. red", "B. blue"]`` gives red and blue.
 
     Options without letters stay as they are: ``["C. elegans", "E. coli", "yeast"]``.
 
     Raises:
-        InputError: fewer than two options, more than 26, an empty option, letters that do not run
-            A, B, C in order, or the right letters at some options only.
+        InputError: as `check_options`; letters that do not run A, B, C in order, or the right
+            letters for some options only.
     """
-    if len(options) < 2 or len(options) > MAX_OPTIONS:
-        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
-    matches = [OPTION.fullmatch(option.strip()) for option in options]
+    texts = check_options([option.strip() for option in options])
+    matches = [OPTION.fullmatch(text) for text in texts]
     found = [match for match in matches if match]
     got = "".join(match[1] if match else "-" for match in matches)
     right = [a == b for a, b in zip(got, letters(options), strict=True)]
     if all(right):
-        texts = tuple(match[2].strip() for match in found)
-    elif any(right) or len(found) == len(options):
+        return check_options([match[2].strip() for match in found])
+    if any(right) or len(found) == len(options):
         raise InputError(f"options are lettered {got}, expected {letters(options)}")
-    else:
-        texts = tuple(option.strip() for option in options)
-    if not all(texts):
-        raise InputError(f"option {letters(options)[texts.index('')]} is empty")
     return texts
 
 
 def bare_options(options: Sequence[str]) -> tuple[str, ...]:
-    """Return the option texts of a benchmark, where its own labels are not to be relied on.
+    """Return the option texts of a benchmark, whose own labels are not reliable.
 
-    Letters in front of the texts are taken off only where every option has one and they ascend
-    from A. MMVU has a question labelled A, B, D, E, F whose gold letter counts places, and
-    VideoMMMU has options that all begin with ``M:``, which is text.
-
-    Raises:
-        InputError: fewer than two options, more than 26, or an empty option.
+    Letters are removed only if every option has one and they ascend from A. MMVU has a question
+    labelled A, B, D, E, F whose gold letter is a position, and VideoMMMU has options that all begin
+    with ``M:``, which is text. Raises as `check_options`.
     """
-    if len(options) < 2 or len(options) > MAX_OPTIONS:
-        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
-    texts = [option.strip() for option in options]
+    texts = check_options([option.strip() for option in options])
     labels = [match for text in texts if (match := OPTION.fullmatch(text)) and match[2].strip()]
     found = [match[1] for match in labels]
     if len(labels) == len(texts) and found[0] == "A" and found == sorted(set(found)):
-        texts = [match[2].strip() for match in labels]
-    if not all(texts):
-        raise InputError(f"option {letters(options)[texts.index('')]} is empty")
-    return tuple(texts)
+        return tuple(match[2].strip() for match in labels)
+    return texts
 
 
 def keyed_options(record: Record, key: str) -> list[str]:
     """Return option texts of a field like ``{"A": "red", "B": "blue"}``, in the order of letters.
 
-    Options without text at the end are left out, all of them for an open question.
+    Empty options at the end are left out, all of them for an open question.
 
     Raises:
         InputError: the field is no such object, or its keys do not run A, B, C.
@@ -89,16 +86,16 @@ def keyed_options(record: Record, key: str) -> list[str]:
 def gold_answer(
     solution: object, problem_type: ProblemType, options: Sequence[str], key: str = "solution"
 ) -> str | None:
-    """Return the canonical gold answer of a ``<answer>…</answer>`` solution.
+    """Return the canonical gold answer: a capital letter (``G`` for ``G.``), or stripped text.
 
     Args:
-        solution: Text with or without the tag; None where the answer is not known.
-        problem_type: Multiple choice gives a capital letter (``G`` for ``G.``), else stripped text.
+        solution: Text with or without ``<answer>…</answer>``; None if the answer is not known.
+        problem_type: Of the question.
         options: Option texts, to check the letter against.
         key: Name of the field, for messages.
 
     Raises:
-        InputError: an empty solution, or a letter that is no option.
+        InputError: an empty solution, or a letter of no option.
     """
     if solution is None:
         return None
@@ -135,9 +132,9 @@ def time_window(record: Record) -> tuple[float, float | None]:
 
 
 def check_frame_rate(record: Record) -> None:
-    """Raise `InputError` for a field ``fps``, of a folder of frames, that is no rate."""
+    """Raise `InputError` for a field ``fps``, of a folder of frames, that is not a rate."""
     if record.has("fps") and record.number("fps") <= 0:
-        raise InputError(f"fps is {record.number('fps'):g}; give frames a second, above 0")
+        raise InputError(f"fps is {record.number('fps'):g}; give frames per second, above 0")
 
 
 def check_folder(folder: str | None, key: str, content: str = "videos") -> None:
@@ -149,15 +146,13 @@ def check_folder(folder: str | None, key: str, content: str = "videos") -> None:
 
 
 def load_video_map(video_map: Mapping[str, str] | str | None) -> dict[str, str]:
-    """Return the map from video ids to clip files, read from JSON where a path is given.
+    """Return the map from video ids to clip files, read from JSON if a path is given.
 
     Raises:
         InputError: no such file, or it is not a JSON object of text to text.
     """
-    if video_map is None:
-        return {}
     if not isinstance(video_map, str):
-        return dict(video_map)
+        return dict(video_map or {})
     try:
         value = json.loads(read_text(video_map))
     except json.JSONDecodeError as error:
@@ -168,7 +163,7 @@ def load_video_map(video_map: Mapping[str, str] | str | None) -> dict[str, str]:
 
 
 def re_root(path: str, root: str | None) -> str:
-    """Place a path under a root: a relative one whole, an absolute (foreign) one by its name."""
+    """Append a path to a root, of an absolute (foreign) one only its file name."""
     if root is None:
         return path
     pure = PurePosixPath(path.replace("\\", "/"))
@@ -176,17 +171,14 @@ def re_root(path: str, root: str | None) -> str:
 
 
 def place_video(path: str, root: str | None, annotations: str) -> str:
-    """Place a path as `re_root` does; without a root, relative to the annotation file."""
+    """As `re_root`; without a root, relative to the annotation file."""
     if root is None and not PurePosixPath(path).is_absolute():
         return str(Path(annotations).parent / path)
     return re_root(path, root)
 
 
 def check_videos(questions: Sequence[Question], annotations: str, root: str | None) -> None:
-    """Raise `InputError` if not a single one of the videos is there.
-
-    One missing video is left to decoding, where it fails by name and the run continues.
-    """
+    """Raise `InputError` if none of the videos exists; a few missing ones fail at decoding."""
     videos = dict.fromkeys(question.video for question in questions)
     # not Path.exists, which raises for a name that no file can have, such as a too long one
     if not any(os.path.exists(video) for video in videos):  # noqa: PTH110
@@ -198,18 +190,9 @@ def check_videos(questions: Sequence[Question], annotations: str, root: str | No
 
 
 def check_frame_rates(questions: Sequence[Question], option: str) -> None:
-    """See that folders of frames have a rate of their own, before anything is loaded.
-
-    Args:
-        questions: of one annotation file.
-        option: that names it, for the message.
-
-    Raises:
-        InputError: there are some without.
-    """
+    """Raise `InputError` for folders of frames whose rows have no ``fps``, before the long work."""
     videos = dict.fromkeys(q.video for q in questions if not q.metadata.get("fps"))
-    # not Path's methods, as above
-    found = [video for video in videos if os.path.isdir(video)]  # noqa: PTH112
+    found = [video for video in videos if os.path.isdir(video)]  # noqa: PTH112 as above
     if found:
         raise InputError(
             f"{option}: {found[0]} is a folder of frames without a frame rate, one of {len(found)}"

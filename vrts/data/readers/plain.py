@@ -1,4 +1,4 @@
-"""Reader of one's own questions."""
+"""Reader of tables of custom questions."""
 
 import json
 import os
@@ -6,11 +6,11 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from vrts.data.readers.base import PROBLEM_TYPES
+from vrts.data.readers.base import PROBLEM_TYPES, RowReader
 from vrts.data.readers.fields import (
     check_frame_rate,
     gold_answer,
@@ -20,7 +20,6 @@ from vrts.data.readers.fields import (
     time_window,
 )
 from vrts.data.readers.records import Record
-from vrts.data.readers.rows import BenchmarkReader
 from vrts.types import InputError, ProblemType, Question, letters
 
 NAMES = {
@@ -31,14 +30,9 @@ NAMES = {
     "answer_id": (
         "answer_id", "answer_idx", "answer_index", "correct_idx", "correct_index", "correct_choice",
     ),
-    "type": ("type",),
-    "id": ("id",),
-    "start_s": ("start_s",),
-    "end_s": ("end_s",),
-    "fps": ("fps",),
-    "category": ("category",),
+    **{name: (name,) for name in ("type", "id", "start_s", "end_s", "fps", "category")},
 }  # fmt: skip
-"""Names of columns in files as they are published, the first one that is filled counts."""
+"""Column names of published files by their name here; the first one with a value counts."""
 OPTION_COLUMN = re.compile(
     r"([A-Z])|(?:[Oo]ption|[Cc]hoice)(?:[ _]([A-Za-z])|[ _]?(\d{1,2}))|a(\d{1,2})"
 )
@@ -47,30 +41,30 @@ NUMBERED = re.compile(r"(.+?)[ _]?(\d{1,2}|[a-eA-E])")
 SUFFIXES = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
-class PlainReader(BenchmarkReader):
-    """A table of one's own questions: CSV, JSON Lines, JSON or parquet.
+class PlainReader(RowReader):
+    """A table of custom questions: CSV, JSON Lines, JSON or parquet.
 
-    Columns, of which only two have to be there:
+    Columns, of which only ``video`` and ``question`` are required:
 
-    - ``video``: the file, or a folder of frames; relative paths start at ``video_root`` or else
-      at the table's folder, and the suffix may be left out;
+    - ``video``: the file, or a folder of frames; relative to ``video_root`` or else to the table's
+      folder; the suffix is optional;
     - ``question``;
-    - ``options``: a list of texts (in CSV a JSON list, or texts with ``|`` between them), or a
-      column for each: ``A``, ``B``, … or ``option_a``, … or ``option_1``, … or ``option 0``, …
-      or ``a0``, …;
-    - ``answer``: the letter or the text of an option, a number or a text; empty where unknown;
-    - ``answer_id``: the place of the right option, the first one being 0. ``answer`` is read so
-      too where the columns of the options are numbered from 0;
-    - ``type``: ``multiple choice``, ``numerical`` or ``free-form``; where it is empty, a question
-      with options is multiple choice and another one free-form. Other values are a category;
-    - ``id``: the row's number where the table has none;
+    - ``options``: a list of texts (in CSV a JSON list, or texts separated by ``|``), or a column
+      for each: ``A``, ``B``, … or ``option_a``, … or ``option_1``, … or ``option 0``, … or
+      ``a0``, …;
+    - ``answer``: the letter or the text of an option, a number or a text; empty if unknown;
+    - ``answer_id``: the index of the right option, counted from 0, as is a number in ``answer`` if
+      the columns of the options are numbered from 0;
+    - ``type``: ``multiple choice``, ``numerical`` or ``free-form``; by default multiple choice if
+      there are options, else free-form. Other values are a category;
+    - ``id``: by default the number of the row;
     - ``start_s`` and ``end_s``: the part of the video that the question is about, in seconds;
     - ``fps``: the rate of a folder of frames;
-    - ``category``: becomes the breakdown. Further columns go to the metadata.
+    - ``category``: becomes the breakdown.
 
-    The names that MLVU, STAR, NExT-QA, the Perception Test and EgoSchema give these are known
-    (``candidates``, ``choices``, ``video_id``, ``answer_idx``, …), and ``columns`` tells others. A
-    row without options that has something like them under another name is refused.
+    The names in MLVU, STAR, NExT-QA, the Perception Test and EgoSchema are known (``candidates``,
+    ``choices``, ``video_id``, ``answer_idx``, …); others are given by ``columns``. A row without
+    options that has something like them under another name is refused.
 
     Example:
         A file ``mine.csv``::
@@ -80,15 +74,12 @@ class PlainReader(BenchmarkReader):
             clips/kitchen.mp4,How many people are there?,,,
 
     Args:
-        path: The table; ``.csv`` and ``.tsv`` name their columns in the first line.
-        video_root: Folder of the videos; the table's folder where it is null.
-        limit: Use only that many questions, the first ones. All rows are checked all the same.
-        columns: The file's name of a column by its name here; for ``options`` also a list of
-            names, a column for each option. Example: ``{question: query, options: [x, y]}``.
+        path: The table; ``.csv`` and ``.tsv`` have a header line.
+        video_root: Folder of the videos; the table's folder if null.
+        limit: Use only the first questions. All rows are checked nevertheless.
+        columns: Column names of the file by their name here; for ``options`` also a list with a
+            column for each option. Example: ``{question: query, options: [x, y]}``.
     """
-
-    max_frames: ClassVar[int | None] = None
-    _number = 0
 
     def __init__(
         self,
@@ -98,8 +89,9 @@ class PlainReader(BenchmarkReader):
         columns: dict[str, str | list[str]] | None = None,
     ) -> None:
         super().__init__(path, video_root, limit)
-        self._seen: dict[str, None] = {}
         self.columns = columns
+        self._number = 0
+        self._seen: dict[str, None] = {}
         for name, column in (columns or {}).items():
             if name not in NAMES or (isinstance(column, list) and name != "options"):
                 raise InputError(
@@ -108,30 +100,31 @@ class PlainReader(BenchmarkReader):
                 )
 
     def read(self) -> list[Question]:
-        """Return the questions in the order of the file; raises as `Reader.read` says."""
+        """Return the questions in the order of the file; raises as `Reader.read`."""
         self._number, self._seen = 0, {}
         return super().read()
 
     def _rows(self) -> Iterator[tuple[str, Any]]:
-        """Yield rows; of one that is a video with a list of its questions, each of them."""
+        """Yield rows; if a row is a video with a list of its questions, each of these."""
         for source, row in super()._rows():
-            asked = _questions_of(row) if isinstance(row, dict) else None
-            if asked is None:
+            questions = _questions_of(row) if isinstance(row, dict) else None
+            if questions is None:
                 yield source, row
             else:
-                yield from ((source, {"video": row["id"]} | item) for item in asked)
+                yield from ((source, {"video": row["id"]} | item) for item in questions)
 
-    def _parse(self, record: Record) -> Question:
+    def _parse(self, row: Record) -> Question:
         self._number += 1
-        self._seen |= dict.fromkeys(record.fields)
-        record, used = self._renamed(record)
-        options, columns, is_from_0 = self._options(record)
+        self._seen |= dict.fromkeys(row.fields)
+        record = self._renamed(row)
+        options, is_from_0 = self._options(record)
         if not options and not record.has("type"):
-            self._check_no_options(record, used)
+            self._check_no_options(record, row)
         problem_type, category = self._type(record, bool(options))
         start_s, end_s = time_window(record)
         check_frame_rate(record)
         breakdown = {"category": record.text("category")} if record.has("category") else {}
+        breakdown |= {} if category is None else {"type": category}
         question = self._question(
             record,
             id=record.text("id") if record.has("id") else str(self._number),
@@ -140,18 +133,13 @@ class PlainReader(BenchmarkReader):
             problem_type=problem_type,
             options=options,
             answer=self._answer(record, problem_type, options, is_from_0),
-            answer_key="answer",
-            breakdown=breakdown | ({} if category is None else {"type": category}),
-            used=(
-                *(name for name in NAMES if name not in ("fps", "category")),
-                *columns,
-                *(used - {"category"}),
-            ),
+            breakdown=breakdown,
         )
         return replace(question, start_s=start_s, end_s=end_s)
 
     def _arrange(self, questions: list[Question]) -> list[Question]:
-        given = [name for value in (self.columns or {}).values() for name in _as_list(value)]
+        columns = (self.columns or {}).values()
+        given = [name for c in columns for name in ([c] if isinstance(c, str) else c)]
         if absent := [name for name in given if name not in self._seen]:
             raise InputError(
                 f"{self.path}: columns names {absent[0]!r}, which no row has; the rows have "
@@ -159,14 +147,13 @@ class PlainReader(BenchmarkReader):
             )
         return questions
 
-    def _renamed(self, record: Record) -> tuple[Record, set[str]]:
-        """The row under the names used here, and the names of the file's that were taken."""
-        fields, used = dict(record.fields), set[str]()
+    def _renamed(self, record: Record) -> Record:
+        """The row under the names used here."""
+        fields = dict(record.fields)
         for name, known in NAMES.items():
             given = (self.columns or {}).get(name)
             if isinstance(given, list):
                 fields[name] = [fields.pop(column) for column in given if record.has(column)]
-                used |= set(given)
                 continue
             filled = [column for column in ((given,) if given else known) if record.has(column)]
             if name == "options" and len(filled) > 1:
@@ -176,8 +163,7 @@ class PlainReader(BenchmarkReader):
                 )
             if filled and filled[0] != name:
                 fields[name] = fields.pop(filled[0])
-                used.add(filled[0])
-        return Record(record.source, fields), used
+        return Record(record.source, fields)
 
     def _video(self, name: str) -> str:
         path = place_video(name, self.video_root, self.path)
@@ -186,8 +172,8 @@ class PlainReader(BenchmarkReader):
         return next(found, path)
 
     @staticmethod
-    def _options(record: Record) -> tuple[tuple[str, ...], list[str], bool]:
-        """Option texts without letters, the columns they are in, and whether these begin at 0."""
+    def _options(record: Record) -> tuple[tuple[str, ...], bool]:
+        """Option texts without letters, and whether their columns count from 0."""
         columns = {key: match for key in record.fields if (match := OPTION_COLUMN.fullmatch(key))}
         filled = [key for key in columns if record.has(key)]
         if record.has("options") and filled:
@@ -209,13 +195,12 @@ class PlainReader(BenchmarkReader):
             if isinstance(value, list):  # STAR's {"choice_id": 0, "choice": "The closet."}
                 value = [_choice_text(item) for item in value]
             texts = Record(record.source, {"options": value}).texts("options")
-        return (strip_letters(texts) if texts else ()), list(columns), is_from_0
+        return (strip_letters(texts) if texts else ()), is_from_0
 
     @staticmethod
-    def _check_no_options(record: Record, used: set[str]) -> None:
-        """Raise `InputError` where a row without options has a field that looks like them."""
-        rest = {key: value for key, value in record.fields.items() if record.has(key)}
-        rest = {key: value for key, value in rest.items() if key not in used and key not in NAMES}
+    def _check_no_options(record: Record, row: Record) -> None:
+        """Raise `InputError` if a row without options has a field that looks like them."""
+        rest = {k: v for k, v in record.fields.items() if record.has(k) and k not in NAMES}
         answer = record.fields.get("answer")
         numbered: dict[str, list[str]] = {}
         for key, value in rest.items():
@@ -229,7 +214,7 @@ class PlainReader(BenchmarkReader):
         ]  # fmt: skip
         found += [key for keys in numbered.values() if len(keys) > 1 for key in keys]
         if record.has("answer_id"):
-            found += [key for key in NAMES["answer_id"] if key in used] or ["answer_id"]
+            found += [key for key in NAMES["answer_id"] if row.has(key)] or ["answer_id"]
         if found:
             raise InputError(
                 f"has no options, but {', '.join(map(repr, found))}; name the columns of the "
@@ -238,7 +223,7 @@ class PlainReader(BenchmarkReader):
 
     @staticmethod
     def _type(record: Record, has_options: bool) -> tuple[ProblemType, str | None]:
-        """The problem type, and what the column holds where that is a category."""
+        """The problem type, and the column's value if that is a category."""
         named = record.text("type") if record.has("type") else ""
         problem_type = PROBLEM_TYPES.get(named.lower())
         if problem_type is None:
@@ -254,7 +239,7 @@ class PlainReader(BenchmarkReader):
     def _answer(
         record: Record, problem_type: ProblemType, options: Sequence[str], is_from_0: bool
     ) -> str | None:
-        """The gold answer; for the place or the text of an option, its letter."""
+        """The gold answer; for the index or the text of an option, its letter."""
         by_id = None
         if record.has("answer_id"):
             by_id = _letter_at(record.text("answer_id"), options, "answer_id")
@@ -269,7 +254,7 @@ class PlainReader(BenchmarkReader):
         if not same and answer.isdecimal():
             raise InputError(
                 f"answer {answer!r} is none of the letters {letters(options)} nor an option; if it "
-                "is a place counted from 0, set columns: {answer_id: answer}"
+                "is an index counted from 0, set columns: {answer_id: answer}"
             )
         by_text = letters(options)[same[0]] if same else None
         is_letter = len(answer) == 1 and answer.upper() in letters(options)
@@ -277,24 +262,20 @@ class PlainReader(BenchmarkReader):
             raise InputError(f"answer {answer!r} names more than one option; give a letter")
         found = gold_answer(by_text or answer, problem_type, options, "answer")
         if by_id not in (None, found):
-            raise InputError(f"answer {answer!r} is {found}, but answer_id says {by_id}")
+            raise InputError(f"answer {answer!r} is {found}, but answer_id is {by_id}")
         return found
 
 
-def _as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
-
-
 def _place(match: re.Match[str]) -> int:
-    """Which option a column holds: from 0, and from -1 where columns are numbered from 0."""
+    """Index of the option in a column, which is from -1 on if columns are numbered from 0."""
     letter = match[1] or match[2]
     return ord(letter.upper()) - ord("A") if letter else int(match[3] or match[4]) - 1
 
 
 def _letter_at(place: str, options: Sequence[str], key: str) -> str:
-    """The letter of the option at a place that is counted from 0."""
+    """The letter of the option at an index."""
     if not place.isdecimal() or int(place) >= len(options):
-        raise InputError(f"{key} is {place!r}; give a place from 0 to {len(options) - 1}")
+        raise InputError(f"{key} is {place!r}; give an index from 0 to {len(options) - 1}")
     return letters(options)[int(place)]
 
 
@@ -307,7 +288,7 @@ def _choice_text(item: Any) -> Any:
 
 
 def _questions_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The questions of a row that is a video, as the Perception Test has them, or None."""
+    """The questions of a row that is a video, as in the Perception Test, or None."""
     if "question" in row or "id" not in row:
         return None
     lists = [
@@ -317,12 +298,12 @@ def _questions_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     ]  # fmt: skip
     if len(lists) != 1:
         return None
-    # ids within a video are not those of a file
+    # ids are unique within a video, not within the file
     return [{key: v for key, v in item.items() if key != "id"} for item in lists[0]]
 
 
 def _split(text: str) -> list[str]:
-    """Options of one cell: a JSON list, or texts with bars between them."""
+    """Options of one cell: a JSON list, or texts separated by bars."""
     if not text.lstrip().startswith("["):
         return text.split("|")
     try:

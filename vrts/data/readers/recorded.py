@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrts.data.readers.base import Reader
-from vrts.data.readers.fields import MAX_OPTIONS, gold_answer
+from vrts.data.readers.fields import check_options, gold_answer
 from vrts.data.readers.records import Record, check_file, parse_questions
 from vrts.files.json_lines import whole_lines
 from vrts.files.predictions import prediction_from_json
@@ -25,13 +25,13 @@ class RecordedReader(Reader):
         self.path = str(path)
 
     def read(self) -> list[Question]:
-        """Return the questions in the order of the file; raises as `Reader.read` says."""
+        """Return the questions in the order of the file; raises as `Reader.read`."""
         check_file(self.path)
         return parse_questions(self.path, _iterate(self.path), _parse)
 
 
 def _iterate(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:line, value)`` line by line: a long run's file need not fit into memory."""
+    """Yield ``(file:line, value)``; the file of a long run need not fit into memory."""
     for source, line in whole_lines(Path(path)):
         try:
             yield source, json.loads(line)
@@ -40,13 +40,11 @@ def _iterate(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(record: Record) -> Question:
-    """The question of a line, which people may have corrected: it is checked as others are."""
+    """The question of a line, checked as others are: people may have corrected it."""
     for key in ("id", "question", "video"):
-        record.text(key)  # is there, and not empty
+        record.text(key)  # present and not empty
     question = prediction_from_json(record.fields, record.source).question
     kind, options = question.problem_type, question.options
-    if not all(options):
-        raise InputError(f"option {options.index('') + 1} is empty")
-    if kind is ProblemType.MULTIPLE_CHOICE and not 2 <= len(options) <= MAX_OPTIONS:
-        raise InputError(f"a multiple choice needs 2 to {MAX_OPTIONS} options, got {len(options)}")
+    if options or kind is ProblemType.MULTIPLE_CHOICE:
+        check_options(options)
     return replace(question, gold=gold_answer(question.gold, kind, options, "gold"))

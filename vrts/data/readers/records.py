@@ -1,4 +1,4 @@
-"""Rows of annotation files, each with its place, and all bad rows reported together."""
+"""Rows of annotation files, each with its file and line, and all bad rows reported together."""
 
 import json
 import math
@@ -12,8 +12,7 @@ from typing import Any
 from vrts.answers import is_correct
 from vrts.types import InputError, Question
 
-SHOWN = 5
-"""Bad rows that an error message spells out; the rest is counted."""
+SHOWN = 5  # bad rows that an error message lists; the rest is counted
 SIGNATURES = {
     "VideoR1Reader": {"problem_id", "problem", "problem_type", "solution", "path"},
     "VideoRTSReader": {"problem", "solution", "video", "qid"},
@@ -23,7 +22,7 @@ SIGNATURES = {
     "LongVideoBenchReader": {"video_path", "candidates", "correct_choice", "subtitle_path"},
     "CGBenchReader": {"qid", "video_uid", "question", "choices", "right_answer"},
 }  # fmt: skip
-"""Fields by which rows of a reader's files are known."""
+"""Fields by which the rows of a reader's files are recognised."""
 HAS = "the row has"
 
 
@@ -31,33 +30,27 @@ HAS = "the row has"
 class Record:
     """One row of an annotation file."""
 
-    source: str
-    """``file:line``, or ``file: item number`` of a JSON array."""
+    source: str  # ``file:line``, or ``file: item number`` of a JSON array
     fields: dict[str, Any]
 
     def text(self, key: str) -> str:
-        """Return a field that must be there and hold text or a number, as stripped text.
+        """Return a required field of text or a number, as stripped text.
 
         Raises:
             InputError: the field is missing, empty, or neither text nor a number.
         """
-        value = self.fields.get(key)
-        if _is_nothing(value):
-            raise self._missing(key)
-        text = as_text(value, key)
+        text = as_text(self._required(key), key)
         if not text:
             raise InputError(f"field {key!r} is empty")
         return text
 
     def number(self, key: str) -> float:
-        """Return a field that must be there and hold a finite number, or text of one.
+        """Return a required field of a finite number, or text of one.
 
         Raises:
-            InputError: the field is missing, or no finite number.
+            InputError: the field is missing, or not a finite number.
         """
-        value = self.fields.get(key)
-        if _is_nothing(value):
-            raise self._missing(key)
+        value = self._required(key)
         try:
             number = float(as_text(value, key))
         except ValueError:  # an InputError is one
@@ -66,11 +59,17 @@ class Record:
             raise InputError(f"field {key!r} must be a number, got {value!r}")
         return number
 
+    def nullable(self, key: str) -> Any:
+        """Return a field that may be null; raises `InputError` if it is missing."""
+        if key not in self.fields:
+            raise InputError(f"field {key!r} is missing; use null where it is not known")
+        return self.fields[key]
+
     def texts(self, key: str) -> list[str]:
-        """Return a field that holds a list of texts or numbers; none where it is absent or null.
+        """Return a list of texts or numbers; empty if it is absent or null.
 
         Raises:
-            InputError: the field holds something else.
+            InputError: the field has something else.
         """
         values = self.fields.get(key)
         if values is None:
@@ -83,32 +82,30 @@ class Record:
         raise InputError(f"field {key!r} must be a list of texts")
 
     def has(self, key: str) -> bool:
-        """Whether a field holds something; null, NaN, blank text and ``[]`` are nothing."""
+        """Whether a field has a value; null, NaN, blank text and ``[]`` are none."""
         value = self.fields.get(key)
         return not _is_nothing(value) and value not in ([], {}) and str(value).strip() != ""
 
-    def _missing(self, key: str) -> InputError:
-        there = (
-            "" if key in self.fields else f"; {HAS} {textwrap.shorten(', '.join(self.fields), 200)}"
-        )
-        return InputError(f"field {key!r} is missing{there}")
+    def _required(self, key: str) -> Any:
+        value = self.fields.get(key)
+        if _is_nothing(value):
+            present = textwrap.shorten(", ".join(self.fields), 200)
+            there = "" if key in self.fields else f"; {HAS} {present}"
+            raise InputError(f"field {key!r} is missing{there}")
+        return value
 
 
 def as_text(value: Any, key: str) -> str:
-    """Return what a field holds, text or a number, as stripped text.
-
-    Raises:
-        InputError: it is something else; true and false are no numbers, nor are NaN and infinity.
-    """
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(value, str) or is_whole or (isinstance(value, float) and math.isfinite(value)):
+    """Return text or a finite number as stripped text; raises `InputError` for anything else."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, str) or is_integer or (isinstance(value, float) and math.isfinite(value)):
         return str(value).strip()
     got = value if isinstance(value, bool | float) else type(value).__name__
     raise InputError(f"field {key!r} must be text, got {got}")
 
 
 def _is_nothing(value: Any) -> bool:
-    """Whether a value is null or NaN, with which tables of numbers say the same."""
+    """Whether a value is null, or NaN, which is null in tables of numbers."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -125,7 +122,7 @@ def read_text(path: str) -> str:
     """Return the text of a file.
 
     Raises:
-        InputError: no such file, a folder, not readable, not UTF-8, or empty.
+        InputError: it does not exist, is a folder, not readable, not UTF-8, or empty.
     """
     check_file(path)
     try:
@@ -135,43 +132,38 @@ def read_text(path: str) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if not text.strip():
-        raise InputError(f"{path}: is empty; it should hold one row a question")
+        raise InputError(f"{path}: is empty; it should have one row per question")
     return text
 
 
 def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    """Yield each item of a JSON array, or each line of JSON Lines, with its place.
+    """Yield each item of a JSON array, or each line of JSON Lines, with its position.
 
-    The place is ``file: item 3`` (the first is item 1) or ``file:line``. A text that is one object
-    gives the rows in it: the one list of objects that it has (``{"annotations": [...]}``), its
-    values (``{id: {...}}``, the key as their ``id``), or itself. A value that is not valid JSON
-    comes as an `InputError` in place of the value; so does an array or an object as a whole.
+    The position is ``file: item 3`` (counted from 1) or ``file:line``. A single object contains the
+    rows: in its one list of objects (``{"annotations": [...]}``), as its values (``{id: {...}}``,
+    the key as their ``id``), or it is a row itself. An `InputError` takes the place of what is not
+    valid JSON.
     """
-    if text.lstrip().startswith("[") or _is_one_object(text):
-        found = parse_json(text)
-        if isinstance(found, InputError):
-            yield path, found
-            return
-        try:
-            rows = found if isinstance(found, list) else _rows_of(found)
-        except InputError as error:
-            yield path, error
-            return
-        if rows == [found]:
-            yield f"{path}:1", found
-            return
-        yield from ((f"{path}: item {number}", row) for number, row in enumerate(rows, start=1))
+    if not text.lstrip().startswith("[") and not _is_one_object(text):
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield f"{path}:{number}", parse_json(line)
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", parse_json(line)
+    found = parse_json(text)
+    rows = _rows_of(found) if isinstance(found, dict) else found
+    if isinstance(rows, InputError):
+        yield path, rows
+    elif rows == [found]:
+        yield f"{path}:1", found
+    else:
+        yield from ((f"{path}: item {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text, with an `InputError` in the place of what is wrong in it.
+    """Return the value of a JSON text, with an `InputError` in place of invalid parts.
 
-    An object with a key that occurs twice is wrong, and so are objects around it; of such a key
-    JSON would silently take the last.
+    An object with a duplicate key is invalid, and so are objects around it: `json` would silently
+    take the last value.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
@@ -180,21 +172,20 @@ def parse_json(text: str) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | InputError:
-    """Make an object of its keys and values."""
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in value if keys.count(key) > 1)
         return InputError(f"field {twice!r} is there twice")
-    for held in value.values():
-        for item in held if isinstance(held, list) else [held]:
+    for child in value.values():
+        for item in child if isinstance(child, list) else [child]:
             if isinstance(item, InputError):
                 return item
     return value
 
 
 def _is_one_object(text: str) -> bool:
-    """Whether a text is one JSON object, also one that is damaged, rather than JSON Lines."""
+    """Whether a text is one JSON object, perhaps a damaged one, rather than JSON Lines."""
     lines = [line for line in text.splitlines() if line.strip()][:2]
     if not lines[0].lstrip().startswith("{"):
         return False
@@ -205,8 +196,8 @@ def _is_one_object(text: str) -> bool:
     return len(lines) == 1
 
 
-def _rows_of(value: dict[str, Any]) -> list[Any]:
-    """The rows of one JSON object; see `iterate_json`."""
+def _rows_of(value: dict[str, Any]) -> list[Any] | InputError:
+    """The rows in one JSON object; see `iterate_json`."""
     lists = [
         item for item in value.values()
         if isinstance(item, list) and item and all(isinstance(row, dict) for row in item)
@@ -218,23 +209,14 @@ def _rows_of(value: dict[str, Any]) -> list[Any]:
     if value and all(isinstance(item, dict) for item in value.values()):
         return [{"id": key} | row for key, row in value.items()]
     keys = textwrap.shorten(", ".join(value), 200)
-    raise InputError(
+    return InputError(
         f"the file is one JSON object with the keys {keys}, in which there are no rows; expected "
         "an array of rows, a row a line, or one list of rows"
     )
 
 
-def _other_reader(row: dict[str, Any]) -> str:
-    """Return words about the reader whose files have such rows, if there is one."""
-    fits = [name for name, fields in SIGNATURES.items() if fields <= row.keys()]
-    return f", or read the file with {fits[0]}" if fits else ""
-
-
 def _check_text(question: Question) -> None:
-    """Raise `InputError` if a text has a lone surrogate, which JSON can spell.
-
-    Tokenizers take none, nor does a file in UTF-8, to which categories are written too.
-    """
+    """Raise `InputError` for lone surrogates, valid in JSON but not in UTF-8 and tokenizers."""
     q = question
     try:
         texts = [q.id, q.text, q.video, *q.options, q.gold, q.metadata]
@@ -248,13 +230,9 @@ def parse_questions(
     rows: Iterable[tuple[str, Any]],
     parse: Callable[[Record], Question | None],
 ) -> list[Question]:
-    """Turn rows into questions, and report every bad row at once.
+    """Turn rows of `iterate_json` into questions, and report all bad rows together.
 
-    Args:
-        path: The file, for messages.
-        rows: ``(place, value)``, as `iterate_json` yields them.
-        parse: Makes a question of a record, or None for a record to leave out. It raises
-            `InputError` with what is wrong.
+    ``parse`` returns None for a record to leave out, and raises `InputError` for a bad one.
 
     Raises:
         InputError: bad rows, ids that occur twice, or no question at all.
@@ -272,7 +250,7 @@ def parse_questions(
             if question is None:
                 continue
             _check_text(question)
-            is_correct(None, question)  # a gold answer that cannot be one is a bad row
+            is_correct(None, question)  # raises for an invalid gold answer
             if question.id in questions:
                 first = questions[question.id].source
                 raise InputError(f"id {question.id!r} is already taken by {first}")
@@ -280,7 +258,8 @@ def parse_questions(
         except InputError as error:
             problems.append(f"{source}: {error}")
             if isinstance(value, dict) and HAS in str(error):
-                hint = hint or _other_reader(value)
+                fits = (name for name, keys in SIGNATURES.items() if keys <= value.keys())
+                hint = hint or next((f", or read the file with {name}" for name in fits), "")
     if problems:
         more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         noun = "row" if len(problems) == 1 else "rows"

@@ -1,4 +1,4 @@
-"""Reader of one question that comes from the command line."""
+"""Reader of one question from the command line."""
 
 import os
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ class SingleQuestionReader(Reader):
 
     Args:
         video: The file.
-        question: What to ask.
-        options: Texts of the options with or without their letters, for a multiple choice; the
-            answer is free text where they are null.
+        question: The question's text.
+        options: Texts of the options of a multiple-choice question, with or without their letters;
+            null for a free-form answer.
     """
 
     def __init__(self, video: str, question: str, options: Sequence[str] | None = None) -> None:
@@ -27,30 +27,29 @@ class SingleQuestionReader(Reader):
         self.options = None if options is None else list(options)
 
     def read(self) -> list[Question]:
-        """Return the question.
-
-        Raises:
-            InputError: no such file, an empty question, or options that are none.
-        """
+        """Return the question; raises `InputError` without a file, a text or valid options."""
         # not Path.exists, which raises for a name that no file can have
         if not os.path.exists(self.video):  # noqa: PTH110
             raise InputError(f"data.video: {self.video}: no such file; give the path of a video")
         if not self.question.strip():
             raise InputError("data.question is empty; give what to ask about the video")
-        is_open = self.options is None
+        try:
+            options = () if self.options is None else strip_letters(self.options)
+        except InputError as error:
+            raise InputError(f"data.options: {error}") from error
         return [
             Question(
                 id=Path(self.video).name,
                 text=self.question.strip(),
                 video=self.video,
-                problem_type=ProblemType.FREE_FORM if is_open else ProblemType.MULTIPLE_CHOICE,
-                options=self._options(),
+                problem_type=ProblemType.MULTIPLE_CHOICE if options else ProblemType.FREE_FORM,
+                options=options,
                 source="data.question",
             )
         ]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what the answer depends on; of a long film not every byte is read for it."""
+        """Return what the answer depends on; a long film is not read completely for it."""
         path = Path(self.video)
         is_folder = path.is_dir()  # of frames
         content = None if is_folder else sampled_digest(path, with_time=True)
@@ -60,11 +59,3 @@ class SingleQuestionReader(Reader):
             "question": self.question,
             "options": self.options,
         }
-
-    def _options(self) -> tuple[str, ...]:
-        if self.options is None:
-            return ()
-        try:
-            return strip_letters(self.options)
-        except InputError as error:
-            raise InputError(f"data.options: {error}") from error

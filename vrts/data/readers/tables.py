@@ -1,4 +1,4 @@
-"""Rows of annotation files in any of their formats: JSON, JSON Lines, CSV and parquet."""
+"""Rows of annotation files: JSON, JSON Lines, CSV and parquet."""
 
 import csv
 import io
@@ -13,9 +13,9 @@ DELIMITERS = ",;\t"
 
 
 def iterate_rows(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:line, row)`` of a file, which its ending tells: .parquet, .csv, .tsv or JSON.
+    """Yield ``(file:line, row)`` of a file, by its suffix: .parquet, .csv, .tsv or else JSON.
 
-    A bad row comes as an `InputError` in place of the row, as `iterate_json` does it.
+    An `InputError` takes the place of a bad row.
 
     Raises:
         InputError: the file is missing, empty or not readable, or pyarrow is not installed.
@@ -28,13 +28,12 @@ def iterate_rows(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def iterate_csv(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:line, row)`` for each row of a table whose first line names the columns.
+    """Yield ``(file:line, row)`` of a table with a header line, without empty cells.
 
-    The delimiter is the one of comma, semicolon and tab that the first line has most of. Empty
-    cells are left out of the row. The line is the one where the row begins.
+    The delimiter is the most frequent of comma, semicolon and tab in the header. The line is the
+    first one of the row.
     """
-    header_line = text.lstrip().partition("\n")[0]
-    delimiter = max(DELIMITERS, key=header_line.count)
+    delimiter = max(DELIMITERS, key=text.lstrip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
     line = 1
@@ -59,9 +58,9 @@ def iterate_csv(path: str, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def iterate_parquet(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:row number, row)`` of a parquet file, the first row being 1.
+    """Yield ``(file:row number, row)`` of a parquet file, counted from 1.
 
-    Columns that hold bytes, such as images, are left out.
+    Columns of bytes, such as images, are left out.
 
     Raises:
         InputError: the file is missing or damaged, or pyarrow is not installed.

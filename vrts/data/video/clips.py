@@ -1,4 +1,4 @@
-"""Making a clip of decoded frames: each is resized for the model as soon as it comes."""
+"""Making a clip of decoded frames: each is resized for the model as soon as it is decoded."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +11,18 @@ from vrts.types import Clip, VideoError
 
 
 class ClipBuilder:
-    """Collects the frames of a clip, each resized at once so that no large one is kept.
+    """Collects the frames of a clip, resized at once so that no large ones are kept.
 
     Args:
-        path: Video, for messages.
+        path: Of the video, for messages.
         source: Its frames.
-        num_frames: Frames asked for.
-        sampler: Chooses the frames; ``wanted`` holds them, ascending, each once.
+        num_frames: Number of frames requested.
+        sampler: Chooses the frames; ``wanted`` are their indices, ascending, each once.
         resolution: Chooses the size, from the first frame that is added.
-        window: Part of the video that frames are chosen from.
+        window: Part of the video to sample from.
 
     Raises:
-        VideoError: no frame, none in the window, or no usable frame rate.
+        VideoError: as `select`.
     """
 
     def __init__(
@@ -45,16 +45,12 @@ class ClipBuilder:
         self._frames: torch.Tensor | None = None
 
     def add(self, index: int, image: npt.NDArray[np.uint8], pixel_aspect: float = 1.0) -> None:
-        """Add a source frame.
-
-        Args:
-            index: Which one.
-            image: It, uint8 ``[H, W, C]``.
-            pixel_aspect: Width of its pixels over their height.
+        """Add a source frame, uint8 ``[H, W, C]``; ``pixel_aspect`` is pixel width over height.
 
         Raises:
             VideoError: frames that are too narrow for the model.
         """
+        # several, if a frame is repeated
         places = [i for i, wanted in enumerate(self._selection.indices) if wanted == index]
         if self._frames is None:
             T = len(self._selection.indices)
@@ -65,33 +61,22 @@ class ClipBuilder:
                 raise VideoError(f"{self.path}: {error}") from error
             self._frames = torch.empty((T, 3, height, width), dtype=torch.uint8)
         height, width = self._frames.shape[-2:]
-        frame = resize_frame(torch.from_numpy(image).permute(2, 0, 1), height, width)
-        self._frames[places] = frame
+        frame = torch.from_numpy(image).permute(2, 0, 1)  # [C, H, W]
+        self._frames[places] = resize_frame(frame, height, width)
         self._missing.discard(index)
 
     def build(self) -> Clip:
-        """Return the clip.
-
-        Raises:
-            VideoError: a wanted frame was not added.
-        """
+        """Return the clip; raises `VideoError` if a frame was not added."""
         if self._missing or self._frames is None:
             raise VideoError(f"{self.path}: frame {min(self._missing)} is lost")
-        return Clip(
-            frames=self._frames,
-            frame_indices=self._selection.indices,
-            fps=self._selection.fps,
-            num_source_frames=self._selection.num_source_frames,
-            times_s=self._selection.times_s,
-            num_damaged=self._selection.num_damaged,
-        )
+        s = self._selection
+        return Clip(self._frames, s.indices, s.fps, s.num_source_frames, s.times_s, s.num_damaged)
 
 
 def resize_frame(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Resize uint8 ``[C, H, W]`` as qwen_vl_utils 0.0.14 does: bicubic, antialiased.
 
-    What torchvision's ``resize`` computes; importing it would take a decode worker a second and
-    160 MB.
+    The same as torchvision's ``resize``, whose import costs a decode worker a second and 160 MB.
     """
     if frame.shape[-2:] == (height, width):
         return frame.contiguous()

@@ -1,4 +1,4 @@
-"""Decoders: a video file and a number of frames to a clip, sampled and resized."""
+"""Decoders: from a video file to a clip of sampled and resized frames."""
 
 import os
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from vrts.types import Clip, VideoError
 
 
 class Decoder(ABC):
-    """Decodes the frames that are asked for, and no others are kept."""
+    """Decodes sampled frames. Plug-in point ``data.decoder``."""
 
     @abstractmethod
     def decode(
@@ -21,17 +21,17 @@ class Decoder(ABC):
         resolution: Resolution,
         window: Window = WHOLE,
     ) -> Clip:
-        """Return a clip of the video, turned as a player shows it.
+        """Return a clip of the video, rotated as in a player.
 
-        No frame that is known to be damaged is among its frames: the nearest sound one replaces it,
-        and is counted in `Clip.num_damaged`.
+        Frames known to be damaged are replaced by the nearest intact ones, and counted in
+        `Clip.num_damaged`.
 
         Args:
             path: Video file.
-            num_frames: Frames asked for; the sampler decides how many there are.
+            num_frames: Number of frames requested; the sampler has the last word.
             sampler: Chooses the frames.
             resolution: Chooses their size.
-            window: Part of the video that frames are chosen from, by the times they are shown.
+            window: Part of the video to sample from.
 
         Raises:
             VideoError: the file cannot be decoded; the message names it and the reason.
@@ -39,7 +39,7 @@ class Decoder(ABC):
 
 
 def check_video_file(path: str) -> None:
-    """Raise `VideoError` for what no decoder can open: no file, a folder, an empty file."""
+    """Raise `VideoError` for a missing file, a folder or an empty file."""
     file = Path(path)
     # not Path.exists, which raises for a name that no file can have
     if not os.path.exists(path):  # noqa: PTH110

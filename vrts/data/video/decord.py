@@ -1,4 +1,4 @@
-"""Decoding by decord, for those who want its frames."""
+"""Decoding by decord, for comparisons."""
 
 import os
 import re
@@ -11,20 +11,18 @@ from vrts.data.video.frames import WHOLE, FrameSampler, Source, Window
 from vrts.data.video.resolution import Resolution
 from vrts.types import Clip, VideoError
 
-PLACE = re.compile(r"\[[\d:]+\] \S+\.(?:cc|h):\d+: ")
-"""Where in decord's sources a message comes from, as its messages say it."""
+PLACE = re.compile(r"\[[\d:]+\] \S+\.(?:cc|h):\d+: ")  # source location in decord's messages
 
 
 class DecordDecoder(Decoder):
-    """Decodes with decord 0.6.0, which has wheels for x86-64 only: the frames of qwen_vl_utils.
+    """Decodes with decord 0.6.0 (wheels for x86-64 only): the frames of qwen_vl_utils.
 
-    `PyAVDecoder` is the one to take unless a comparison needs these. decord cannot open AV1 and
-    fails on frames of 16x16. It counts frames rather than look at their times, so it gives frames
-    of other moments, without a word, where one does not come out or a seek lands elsewhere: open
-    GOPs (the default of HEVC's x265), an MP4 without a table of key frames, a cut head, an edit
-    list. It names no damaged frame, knows no mirrored, Matroska's or SEI's rotations and no pixels
-    that are not square, and may spin for ever on a container that promises too many frames
-    (dmlc/decord issue 373): until the deadline of a decode worker.
+    Prefer `PyAVDecoder` unless a comparison needs these. decord cannot open AV1 and fails on frames
+    of 16x16. It counts frames and ignores their times, so it silently returns frames of other
+    moments after open GOPs (the default of HEVC's x265), with an MP4 without a table of key frames,
+    a cut head or an edit list. It does not report damaged frames, ignores mirroring, Matroska's and
+    SEI's rotations and non-square pixels, and may hang on a container that promises too many frames
+    (dmlc/decord issue 373), until the deadline of a decode worker.
     """
 
     def decode(
@@ -35,7 +33,7 @@ class DecordDecoder(Decoder):
         resolution: Resolution,
         window: Window = WHOLE,
     ) -> Clip:
-        """Return a clip; raises as `Decoder.decode` says, also where decord is not installed."""
+        """Return a clip; raises as `Decoder.decode`, also if decord is not installed."""
         check_video_file(path)
         try:
             import decord
@@ -49,7 +47,7 @@ class DecordDecoder(Decoder):
             source = Source(shown[:, 0], float(reader.get_avg_fps()), float(shown[-1, 1]))
             builder = ClipBuilder(path, source, num_frames, sampler, resolution, window)
             for index in builder.wanted:
-                # one at a time: a batch would hold all of them at full size
+                # one at a time: a batch would keep all of them at full size
                 builder.add(index, reader.get_batch([index]).asnumpy()[0])
             return builder.build()
         except (decord.DECORDError, RuntimeError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""Images: still ones as clips of one frame, animated ones as videos."""
+"""Images: still ones as clips of one frame, animated ones and folders of frames as videos."""
 
 import os
 import re
@@ -16,24 +16,17 @@ from vrts.data.video.resolution import Resolution
 from vrts.types import Clip, VideoError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-"""Of images that are never videos; files of `ANIMATED` are known by their first bytes."""
+"""Of images that are never videos; those of `ANIMATED` are recognised by their first bytes."""
 ANIMATED = (b"GIF8", b"\x89PNG\r\n\x1a\n", b"RIFF")
-"""How GIF, PNG and WebP files begin, the last one like AVI's."""
-UNSET_MS = 20.0
-"""Frames of animated images that are shown for less have no time set,"""
-DEFAULT_MS = 100.0
-"""and players show them for this long."""
-
-PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for damaged files."""
+"""First bytes of GIF, PNG and WebP files; an AVI file begins with RIFF too."""
+UNSET_MS, DEFAULT_MS = 20.0, 100.0
+"""A shorter duration of a frame in an animated image means none, and how long players show it."""
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""Raised by Pillow for damaged files."""
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is an image, by its ending or, of a kind that may be animated, its content.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Whether a file is an image, by its suffix or its first bytes; raises OSError."""
     # not Path.is_file, which raises for a name that no file can have
     if not os.path.isfile(path):  # noqa: PTH113
         return False
@@ -44,13 +37,10 @@ def is_image(path: str) -> bool:
 
 
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return an image as a viewer shows it, uint8 ``[H, W, 3]``.
+    """Return an image as in a viewer, uint8 ``[H, W, 3]``.
 
-    Turned as its EXIF data tell, on white where it is transparent (as qwen_vl_utils does), and
-    greys of 16 bits scaled to 8.
-
-    Raises:
-        ValueError: pixels whose range nobody knows.
+    Rotated by its EXIF data, on white where it is transparent (as in qwen_vl_utils), and 16-bit
+    greys scaled to 8 bits. Raises `ValueError` for pixels of unknown range.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
@@ -67,7 +57,7 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def read_image(path: str) -> npt.NDArray[np.uint8]:
-    """Return an image, of an animated one the first frame, uint8 ``[H, W, 3]``.
+    """Return an image, or the first frame of an animated one, uint8 ``[H, W, 3]``.
 
     Raises:
         VideoError: the file is not an image, or is damaged.
@@ -75,16 +65,12 @@ def read_image(path: str) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as file:
             return to_rgb(file)
-    except PICTURE_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def decode_image(path: str, resolution: Resolution) -> Clip:
-    """Return an image as a clip of one frame.
-
-    Args:
-        path: Image file, of any format that Pillow reads.
-        resolution: Chooses the size; the budget of one frame.
+    """Return an image, of any format that Pillow reads, as a clip of one frame.
 
     Raises:
         VideoError: the file is not an image, is damaged or too narrow.
@@ -95,7 +81,7 @@ def decode_image(path: str, resolution: Resolution) -> Clip:
         size = resolution.size(image.shape[0], image.shape[1], num_frames=1)
     except VideoError as error:
         raise VideoError(f"{path}: {error}") from error
-    frame = torch.from_numpy(image).permute(2, 0, 1)
+    frame = torch.from_numpy(image).permute(2, 0, 1)  # [C, H, W]
     return Clip(resize_frame(frame, *size)[None], (0,), fps=1.0, num_source_frames=1)
 
 
@@ -106,7 +92,7 @@ def decode_animation(
     resolution: Resolution,
     window: Window = WHOLE,
 ) -> Clip:
-    """Return an animated image as a clip of its frames, a still one as `decode_image` does.
+    """Return an animated image as a clip, a still one as `decode_image`.
 
     Raises:
         VideoError: the file is not an image, is damaged or too narrow, or the window is empty.
@@ -115,15 +101,15 @@ def decode_animation(
         with Image.open(path) as file:
             if file.format not in ("GIF", "PNG", "WEBP") or not getattr(file, "is_animated", False):
                 if window != WHOLE:
-                    since = f"from {window.start_s:g} s on"
-                    raise VideoError(f"{path}: is a still image, which has no part {since}")
+                    part = f"part from {window.start_s:g} s on"
+                    raise VideoError(f"{path}: is a still image, which has no {part}")
                 return decode_image(path, resolution)
-            # a PNG may begin with an image for viewers that do not know of animated ones
+            # a PNG may begin with an image for viewers without support of animation
             first = int(bool(file.info.get("default_image")))
             durations_ms = []
             for index in range(first, getattr(file, "n_frames", 1)):
                 file.seek(index)
-                file.load()  # WebP tells then
+                file.load()  # only then does WebP have the duration
                 given = float(file.info.get("duration") or 0)
                 durations_ms.append(given if given >= UNSET_MS else DEFAULT_MS)
             ends_s = np.cumsum(durations_ms) / 1000
@@ -134,7 +120,7 @@ def decode_animation(
                 file.seek(first + index)
                 builder.add(index, to_rgb(file))
             return builder.build()
-    except PICTURE_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
@@ -146,18 +132,7 @@ def decode_folder(
     window: Window = WHOLE,
     fps: float | None = None,
 ) -> Clip:
-    """Return a clip of the images in a folder, which are the frames of a video.
-
-    They are in the order of their names, numbers in them by value: ``2.jpg`` before ``10.jpg``.
-    Other files and hidden ones are left out.
-
-    Args:
-        path: The folder.
-        num_frames: Frames asked for; the sampler decides how many there are.
-        sampler: Chooses the frames.
-        resolution: Chooses their size.
-        window: Part of the video that frames are chosen from.
-        fps: Frames a second.
+    """Return a clip of a folder's images (`frame_files`), see `Decoder.decode`.
 
     Raises:
         VideoError: no image, no frame rate, a damaged image, or images of different sizes.
@@ -186,10 +161,9 @@ def decode_folder(
 
 
 def frame_files(path: str) -> list[Path]:
-    """Return the images of a folder in the order of their frames.
+    """Return the images of a folder in natural order: ``2.jpg`` before ``10.jpg``.
 
-    Raises:
-        VideoError: the folder cannot be read.
+    Hidden files are left out. Raises `VideoError` if the folder cannot be read.
     """
     try:
         files = [file for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES]
@@ -199,7 +173,7 @@ def frame_files(path: str) -> list[Path]:
 
 
 def _natural(file: Path) -> tuple[list[tuple[int, str]], str]:
-    """Order by text and numbers in turn; by plain text where those are equal (01 and 1)."""
+    """Sort key of text and numbers in turn, then of plain text (01 and 1)."""
     parts = re.split(r"(\d+)", file.name.casefold(), flags=re.ASCII)
     order = [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
     return order, file.name

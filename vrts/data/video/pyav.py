@@ -37,12 +37,12 @@ from vrts.types import Clip, VideoError
 class PyAVDecoder(Decoder):
     """Decodes with PyAV.
 
-    Packets are read without decoding them, which tells the frames and their times; wanted frames
-    are then reached from the key frame before each. A frame is taken only if it has the very time
-    of its packet, comes after a frame that the decoder itself calls a key frame, and neither it nor
-    one that it refers to is damaged. Where anything else comes out (key frames that are none,
-    hidden frames, damage, a cut file) or packets have no times, everything is decoded in order:
-    once to learn which frames come out sound, and once to pick.
+    Packets are read without decoding them, for the times of all frames; wanted frames are then
+    decoded from the key frame before each. A frame is accepted only if it has exactly the time of
+    its packet, follows a frame that the decoder itself calls a key frame, and is intact, as are
+    those that it refers to. If anything else comes out (false key frames, hidden frames, damage, a
+    truncated file) or packets have no times, everything is decoded in order, twice: first to find
+    out which frames are intact, then to pick.
     """
 
     def decode(
@@ -53,7 +53,7 @@ class PyAVDecoder(Decoder):
         resolution: Resolution,
         window: Window = WHOLE,
     ) -> Clip:
-        """Return a clip; raises as `Decoder.decode` says."""
+        """Return a clip; raises as `Decoder.decode`."""
         check_video_file(path)
 
         def builder(source: Source) -> ClipBuilder:
@@ -63,10 +63,11 @@ class PyAVDecoder(Decoder):
             timeline = read_timeline(path)
             clip = None
             if timeline is not None:
-                source = Source(
-                    timeline.times_s, timeline.fps, timeline.end * timeline.unit_s, timeline.unit_s
-                )
-                for keys in (timeline.keys, []):  # without any of them, from the start on
+                unit_s = timeline.unit_s
+                times_s = np.asarray(timeline.frames) * unit_s
+                source = Source(times_s, timeline.fps, timeline.end * unit_s, unit_s)
+                # by key frames; if that fails, without them: from the start
+                for keys in (timeline.keys, []):
                     clip = clip or _clip_by_time(builder(source), replace(timeline, keys=keys))
             return clip or _clip_in_order(path, builder)
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -75,7 +76,7 @@ class PyAVDecoder(Decoder):
 
 
 def _clip_by_time(builder: ClipBuilder, timeline: Timeline) -> Clip | None:
-    """Return a clip, or None where other frames come out than the timeline has, or damaged ones."""
+    """Return a clip, or None if frames are damaged or differ from the timeline."""
     times, keys = timeline.frames, timeline.keys
     try:
         with open_video(builder.path) as container:
@@ -87,9 +88,10 @@ def _clip_by_time(builder: ClipBuilder, timeline: Timeline) -> Clip | None:
                 if key >= 0:
                     container.seek(start, stream=stream, backward=True)
                 frames = container.decode(stream)
-                # a seek may end earlier, and frames that need what is before it come first
+                # a seek may land before the key frame, and frames without a reference come first
                 frames = dropwhile(lambda f: f.pts is not None and f.pts < start, frames)  # noqa: B023
                 first = bisect_left(times, start)
+                # decode up to the last wanted frame, and to those that it refers to
                 needs_key = key >= 0 or not timeline.has_hidden_head
                 for index in range(first, max(map(timeline.last_before, wanted)) + 1):
                     frame = next(frames, None)
@@ -106,22 +108,19 @@ def _clip_by_time(builder: ClipBuilder, timeline: Timeline) -> Clip | None:
 
 @dataclass(slots=True)
 class _Decoded:
-    """What decoding in order gives: a frame, or a packet that fails."""
+    """Result of decoding in order: a frame, or a packet that failed."""
 
-    time: int | None
-    """In units of the stream's time base."""
-    order: int
-    """Of its packet, by decoding."""
+    time: int | None  # in units of the stream's time base
+    order: int  # index of its packet
     frame: VideoFrame | None = None
-    place: int | None = None
-    """Which one it is of those that come out; None for one that is lost."""
+    place: int | None = None  # index among the decoded frames; None for a lost one
     is_key: bool = False
     is_b: bool = False
     is_damaged: bool = True
 
 
 class _Decoding:
-    """A stream decoded from its start, packet by packet, past those that fail."""
+    """A stream decoded from its start, packet by packet, skipping those that fail."""
 
     def __init__(self, path: str, container: InputContainer) -> None:
         self.path, self.container = path, container
@@ -129,16 +128,14 @@ class _Decoding:
         self.stream.codec_context.flags |= Flags.copy_opaque
         self.num_packets = 0
         self.packets: dict[int, tuple[int | None, int | None]] = {}
-        """Times of showing and of decoding, of those that are to be shown, by their order."""
+        """``(pts, dts)`` of those that are shown, by index."""
         self.has_hidden_head = self.has_key_head = False
-        self.reason = "has no frame"
-        """Why the first packet failed that did."""
+        self.reason = "has no frame"  # why packets failed
 
     def __iter__(self) -> Iterator[_Decoded]:
         context, place = self.stream.codec_context, 0
         for packet in self._packets():
             try:
-                # within this loop only what decodes may raise
                 frames = context.decode(packet)
             except av.FFmpegError as error:
                 frames, self.reason = [], str(error.strerror)
@@ -153,7 +150,7 @@ class _Decoding:
                 place += 1
 
     def _packets(self) -> Iterator[Packet[VideoStream] | None]:
-        """Yield the packets that can be read, and None for what the decoder still holds."""
+        """Yield the packets that can be read, and None to flush the decoder."""
         try:
             for packet in demux(self.path, self.container, self.stream):
                 packet.opaque = self.num_packets
@@ -184,10 +181,10 @@ def _clip_in_order(path: str, make_builder: Callable[[Source], ClipBuilder]) -> 
 
 
 def _survey(path: str) -> tuple[Source, list[int | None]]:
-    """Decode everything, and return the frames, and which of those that come out each one is.
+    """Decode everything; return the frames, and the index of each among the decoded ones.
 
     Raises:
-        VideoError: no frame comes out.
+        VideoError: no frame can be decoded.
     """
     with open_video(path) as container:
         decoding = _Decoding(path, container)
@@ -195,7 +192,7 @@ def _survey(path: str) -> tuple[Source, list[int | None]]:
         stream = decoding.stream
         if all(item.place is None for item in found):
             raise VideoError(f"{path}: {decoding.reason}")
-        if not decoding.has_key_head:  # cut out of a stream: what no player shows is not part of it
+        if not decoding.has_key_head:  # cut from a stream: players skip frames up to a key frame
             is_any_key = any(item.is_key for item in found)
             found = list(
                 dropwhile(lambda i: not i.is_key if is_any_key else i.place is None, found)
@@ -210,8 +207,8 @@ def _survey(path: str) -> tuple[Source, list[int | None]]:
         else:
             decode_times = {dts for _, dts in decoding.packets.values() if dts is not None}
             if unit_s > 0 and len(decode_times) == len(found):
-                times = sorted(decode_times)  # a frame a packet, at the same pace
-            else:  # the rate tells when frames are shown
+                times = sorted(decode_times)  # one frame per packet, at the same rate
+            else:  # only the frame rate is left
                 unit_s, times = 1 / fps if fps > 0 else 1.0, list(range(len(found)))
             _spread_damage(found, decoding.has_hidden_head)
         num_packets = decoding.num_packets
@@ -227,10 +224,10 @@ def _survey(path: str) -> tuple[Source, list[int | None]]:
 
 
 def _with_silent(found: list[_Decoded], decoding: _Decoding) -> list[_Decoded]:
-    """Return all frames by time, their damage spread; also those that damage keeps from coming out.
+    """Return all frames by time, damage spread, with those lost silently because of damage.
 
-    A packet that gives neither a frame nor an error holds one that is not to be shown, unless it
-    follows a damaged one.
+    A packet that gives neither a frame nor an error has a hidden frame, unless it follows a damaged
+    one.
     """
     orders, times = {item.order for item in found}, {item.time for item in found}
     first = min(item.time or 0 for item in found)
@@ -245,13 +242,11 @@ def _with_silent(found: list[_Decoded], decoding: _Decoding) -> list[_Decoded]:
 
 
 def _spread_damage(found: list[_Decoded], has_hidden_head: bool) -> None:
-    """Mark as damaged what refers to damaged frames, which the decoder does not tell.
-
-    A frame refers to some that are decoded before it, back to a key frame that is shown before it.
-    """
+    """Mark frames as damaged that refer to damaged ones, which the decoder does not report."""
+    # a frame refers to some that are decoded before it, back to a key frame shown before it
     starts = [i for i, item in enumerate(found) if item.is_key]
     if starts and not has_hidden_head:
-        for item in found[: starts[0]]:  # the key frame that they need is not there
+        for item in found[: starts[0]]:  # their key frame is missing
             item.is_damaged = True
     for start, end in pairwise([0, *starts, len(found)]):
         run = found[start:end]
@@ -267,11 +262,7 @@ def _spread_damage(found: list[_Decoded], has_hidden_head: bool) -> None:
 
 
 class _Upright:
-    """Adds frames turned and mirrored as their display matrix tells players.
-
-    It is looked up once for each angle: a frame whose side data were looked at stays in memory
-    until Python collects cycles.
-    """
+    """Adds frames rotated and mirrored by their display matrix."""
 
     def __init__(self, builder: ClipBuilder, stream: VideoStream) -> None:
         self._builder, self._aspect = builder, float(stream.sample_aspect_ratio or 1)
@@ -279,6 +270,8 @@ class _Upright:
 
     def add(self, index: int, frame: VideoFrame) -> None:
         """Add a frame."""
+        # once per angle: a frame whose side data are accessed stays in memory until Python collects
+        # cycles
         if frame.rotation not in self._matrices:
             side_data: Any = frame.side_data  # PyAV's annotations call it a dict of texts
             found = [bytes(data) for data in side_data if data.type is Type.DISPLAYMATRIX]

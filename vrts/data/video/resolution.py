@@ -1,4 +1,4 @@
-"""How large frames are for the model: its own rule within a budget of pixels."""
+"""Frame sizes: the rule of the model's family within a pixel budget."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,15 +6,13 @@ from typing import Literal, Self
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from vrts.types import FrameSizes, InputError, VideoError
+from vrts.types import FRAMES_PER_PATCH, FrameSizes, InputError, VideoError
 
 MAX_RATIO = 200
-MAX_TOKENS = 768
-"""Of a frame; models have seen no larger ones in videos."""
-MIN_CLIP_TOKENS = 4
-"""Of all frames together, where they have one budget and no ``min_pixels``."""
+MAX_TOKENS = 768  # of a frame; models were not trained on larger ones in videos
+MIN_CLIP_TOKENS = 4  # of all frames together, if they share a budget without ``min_pixels``
 QWEN2_5_VL = FrameSizes("frame", 28, 128 * 28**2, MAX_TOKENS * 28**2, 128000 * 28**2 * 0.9)
-"""Of qwen_vl_utils 0.0.14; what holds where no model is asked."""
+"""Of qwen_vl_utils 0.0.14; the default without a model."""
 
 
 def smart_resize(
@@ -22,20 +20,9 @@ def smart_resize(
 ) -> tuple[int, int]:
     """Return the size nearest in shape whose sides are multiples of a token's, within a budget.
 
-    The rule of qwen_vl_utils 0.0.14 for one frame, and for all frames of a clip together that of
-    transformers' Qwen3VLVideoProcessor. It stands here since importing it from transformers takes
-    longer than decoding many clips.
-
-    Args:
-        height: Of the source, in pixels.
-        width: Of the source, in pixels.
-        side: Pixels of a side of one token.
-        min_pixels: Of the frames that count together.
-        max_pixels: Of the frames that count together.
-        num_frames: How many these are.
-
-    Raises:
-        VideoError: one side is more than 200 times the other.
+    The rule of qwen_vl_utils 0.0.14 for one frame, and of transformers' Qwen3VLVideoProcessor for
+    ``num_frames`` that share the budget; importing it from transformers takes longer than decoding
+    many clips. Raises `VideoError` if one side is more than 200 times the other.
     """
     if max(height, width) > MAX_RATIO * min(height, width):
         raise VideoError(f"frames of {width}x{height} are too narrow: more than {MAX_RATIO} to 1")
@@ -43,7 +30,7 @@ def smart_resize(
     columns = max(side, round(width / side) * side)
     if num_frames * rows * columns > max_pixels:
         beta = math.sqrt(num_frames * height * width / max_pixels)
-        # a very narrow frame would come out with no row at all in qwen_vl_utils
+        # a very narrow frame would get no row at all in qwen_vl_utils
         rows = max(side, math.floor(height / beta / side) * side)
         columns = max(side, math.floor(width / beta / side) * side)
     elif num_frames * rows * columns < min_pixels:
@@ -55,7 +42,7 @@ def smart_resize(
 
 @dataclass(frozen=True)
 class Resolution:
-    """The pixel budget of a clip. What is null is the model's own.
+    """The pixel budget of a clip. Null is the model's own value.
 
     For a clip of 1280x720 and 32 frames and Qwen2.5-VL: the defaults give 11,520 video tokens;
     ``max_pixels: 200704`` (256 tokens a frame, as Video-RTS evaluates) gives 4,032; ``short_side:
@@ -63,28 +50,23 @@ class Resolution:
     """
 
     min_pixels: PositiveInt | None = None
-    """Pixels that a frame has at least: smaller ones are enlarged."""
+    """Minimum of pixels per frame: smaller ones are enlarged."""
     max_pixels: PositiveInt | None = None
-    """Pixels that a frame has at most. The model's own limit of 768 tokens a frame holds too."""
+    """Maximum of pixels per frame, next to the models' own limit of 768 tokens."""
     total_pixels: PositiveFloat | None = None
-    """Pixels of all frames of a clip together; for Qwen2.5-VL of all temporal patches (pairs of
-    frames)."""
+    """Maximum of pixels of all frames together, for Qwen2.5-VL of all pairs of frames."""
     short_side: PositiveInt | None = None
-    """Shrink frames to this many pixels on their shorter side first; never enlarges."""
+    """First shrink frames to this many pixels on their shorter side; never enlarges."""
     square_pixels: bool = True
-    """Show pixels that are not square as a player does; qwen_vl_utils takes all to be square."""
+    """Correct for non-square pixels as a player does; qwen_vl_utils takes all to be square."""
     side: PositiveInt | None = None
-    """Pixels of a side of one video token: 28 for Qwen2.5-VL, 32 for Qwen3-VL."""
+    """Side of one video token in pixels: 28 for Qwen2.5-VL, 32 for Qwen3-VL."""
     rule: Literal["frame", "clip", "square"] | None = None
-    """Whether each frame has a budget (Qwen2.5-VL), all frames have one together (Qwen3-VL), or
-    frames become squares of ``max_pixels`` (SmolVLM2)."""
+    """Each frame has a budget (Qwen2.5-VL), all share one (Qwen3-VL), or frames become squares
+    (SmolVLM2), of the model's own size unless ``max_pixels`` is less."""
 
     def __post_init__(self) -> None:
-        """Check that the budget is not empty.
-
-        Raises:
-            InputError: ``max_pixels`` is below ``min_pixels``.
-        """
+        """Raise `InputError` if ``max_pixels`` is below ``min_pixels``."""
         if self.max_pixels and self.min_pixels and self.max_pixels < self.min_pixels:
             raise InputError(
                 f"resolution.max_pixels ({self.max_pixels}) is below resolution.min_pixels "
@@ -95,51 +77,58 @@ class Resolution:
         """Return it with what is null taken from a family of models.
 
         Raises:
-            InputError: ``max_pixels`` is below one token.
+            InputError: ``max_pixels`` is below one token, or the model takes squares alone.
         """
-        token = (self.side or sizes.side) ** 2
-        if self.max_pixels is not None and self.max_pixels < token:
-            side = math.isqrt(token)
-            raise InputError(f"resolution.max_pixels must be {token} ({side}x{side}) or more")
-        most = self.max_pixels or sizes.max_pixels
+        rule, side = self.rule or sizes.rule, self.side or sizes.side
+        if sizes.rule == "square" and rule != "square":
+            raise InputError(
+                f"resolution.rule is {rule}, but the model takes squares alone; set it to null"
+            )
+        if self.max_pixels is not None and self.max_pixels < side**2:
+            raise InputError(f"resolution.max_pixels must be {side**2} ({side}x{side}) or more")
+        most = max(self.max_pixels or sizes.max_pixels, self.min_pixels or 0)
+        fewest = self.min_pixels or min(sizes.min_pixels, self.max_pixels or math.inf) or None
+        if rule == "square":
+            most = self.max_pixels or sizes.max_pixels
+            if sizes.rule == "square" and most >= sizes.max_pixels:
+                most = sizes.max_pixels  # as the weights know them, whole tokens or not
+            else:
+                most = (math.isqrt(most) // side * side) ** 2
+            fewest = most
         return replace(
             self,
-            total_pixels=self.total_pixels or sizes.total_pixels,
-            side=self.side or sizes.side,
-            rule=self.rule or sizes.rule,
-            min_pixels=self.min_pixels
-            or min(sizes.min_pixels, self.max_pixels or math.inf)
-            or None,
-            max_pixels=max(most, self.min_pixels or 0),
+            total_pixels=None if rule == "square" else self.total_pixels or sizes.total_pixels,
+            side=side,
+            rule=rule,
+            min_pixels=fewest,
+            max_pixels=most,
         )
 
     def fewest_tokens(self, num_frames: int) -> int:
         """Return about how many video tokens a clip has at least, of whatever video it is.
 
         Args:
-            num_frames: T, two of which make a temporal patch.
+            num_frames: T, two of which make a temporal patch where they are no squares.
         """
         own = self if self.side and self.rule else self.for_model(QWEN2_5_VL)
         assert own.side
-        return math.ceil(num_frames / 2) * max(int(own.min_pixels or 0) // int(own.side) ** 2, 1)
+        if own.rule == "square":
+            assert own.max_pixels
+            return num_frames * int(math.isqrt(own.max_pixels) // own.side) ** 2
+        return math.ceil(num_frames / FRAMES_PER_PATCH) * max(
+            int(own.min_pixels or 0) // int(own.side) ** 2, 1
+        )
 
     def size(
         self, height: int, width: int, num_frames: int, pixel_aspect: float = 1.0
     ) -> tuple[int, int]:
-        """Return the height and width, in pixels, of each frame of a clip for the model.
+        """Return the height and width of T frames for the model from those of the source.
 
-        Args:
-            height: Of the source, in pixels.
-            width: Of the source, in pixels.
-            num_frames: T, the frames of the clip.
-            pixel_aspect: Width of the source's pixels over their height.
-
-        Raises:
-            VideoError: one side is more than 200 times the other.
+        ``pixel_aspect`` is the width of the source's pixels over their height. Raises as
+        `smart_resize`.
         """
         own = self if self.side and self.rule else self.for_model(QWEN2_5_VL)
         assert own.max_pixels
-        assert own.total_pixels
         assert own.side
         if self.square_pixels:
             height = round(height / min(pixel_aspect, 1.0))
@@ -148,12 +137,14 @@ class Resolution:
             scale = self.short_side / min(height, width)
             height, width = round(height * scale), round(width * scale)
         if own.rule == "square":
-            side = math.isqrt(own.max_pixels) // own.side * own.side
+            side = math.isqrt(own.max_pixels)
             return side, side
+        assert own.total_pixels
         most, fewest = MAX_TOKENS * own.side**2, MIN_CLIP_TOKENS * own.side**2
         floor = int((own.min_pixels or fewest) * 1.05)
-        if own.rule == "frame":
-            limit = min(own.max_pixels, max(min(most, own.total_pixels / num_frames * 2), floor))
+        if own.rule == "frame":  # as in qwen_vl_utils: temporal patches share the total
+            share = own.total_pixels / num_frames * FRAMES_PER_PATCH
+            limit = min(own.max_pixels, max(min(most, share), floor))
             return smart_resize(height, width, own.side, own.min_pixels or 0, limit)
         limit = min(own.max_pixels, max(min(most, own.total_pixels // num_frames), floor))
         if own.min_pixels:

@@ -1,4 +1,4 @@
-"""What the packets of a video tell without decoding them, read by PyAV."""
+"""Frame times of a video from its packets, without decoding them, read by PyAV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -18,38 +17,24 @@ from vrts.types import VideoError
 
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 MATROSKA = "matroska,webm"
-SLACK_S = 0.5
-"""Seconds that FLV's stated duration may be off before the file counts as cut."""
+SLACK_S = 0.5  # tolerance of FLV's stated duration before the file counts as truncated
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When the frames of a stream are shown, in units of its time base, ascending."""
+    """Presentation times of a stream's frames (pts), in units of its time base, ascending."""
 
     frames: list[int]
-    keys: list[int]
-    """Those of them that the container calls key frames; the decoder has the last word."""
-    order: list[int]
-    """Which packet each frame is in, by the order of decoding."""
-    unit_s: float
-    """Seconds of the time base."""
-    fps: float
-    """Frames a second, as the container states it; 0 where it does not."""
-    end: int
-    """When the last frame is no longer shown."""
-    has_hidden_head: bool
-    """Whether an edit list hides the first frame, from which those that are shown are decoded."""
-
-    @property
-    def times_s(self) -> npt.NDArray[np.float64]:
-        """When each frame is shown, in seconds."""
-        return np.asarray(self.frames, dtype=np.float64) * self.unit_s
+    keys: list[int]  # those that the container flags as key frames; the decoder has the last word
+    order: list[int]  # decoding order: the packet of each frame
+    unit_s: float  # the time base in seconds
+    fps: float  # frame rate stated by the container, 0 if none
+    end: int  # end of the last frame
+    has_hidden_head: bool  # whether an edit list hides the first frame, which later ones refer to
 
     def last_before(self, index: int) -> int:
-        """The last frame by time that is decoded before this one or is it.
-
-        Frames of a reordered stream (B-frames) refer to later ones, which are decoded earlier.
-        """
+        """The last frame by time that is decoded no later than this one."""
+        # B-frames refer to later frames, which are decoded earlier; codecs reorder 16 at most
         later = range(min(index + 32, len(self.frames) - 1), index, -1)
         return next((i for i in later if self.order[i] < self.order[index]), index)
 
@@ -57,23 +42,19 @@ class Timeline:
 def open_video(path: str) -> InputContainer:
     """Open a file with FFmpeg, by its path and never as a URL (``12:30.mp4``, ``concat:a.ts``).
 
-    Metadata that is not UTF-8 is no fault of the images.
-
     Raises:
         av.FFmpegError, OSError: it cannot be opened.
     """
-    options = {"protocol_whitelist": "file"}  # nor may a playlist reach for the network
+    options = {"protocol_whitelist": "file"}  # nor may a playlist access the network
+    # metadata that is not UTF-8 does not matter
     return av.open(f"file:{path}", metadata_errors="ignore", options=options)
 
 
 def video_stream(path: str, container: InputContainer) -> VideoStream:
-    """Return the stream that players take, decoding in this one thread.
-
-    Of several that is FFmpeg's best one: a default one first, then the most pixels. The cover of
-    a piece of music is no video.
+    """Return the stream that players show, which FFmpeg calls the best; decoded in one thread.
 
     Raises:
-        VideoError: there is none.
+        VideoError: there is none, or only the cover image of a music file.
     """
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
@@ -87,11 +68,10 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
 
 
 def read_timeline(path: str) -> Timeline | None:
-    """Return the times that the packets give, or None where they are not all the frames' times.
+    """Return the times of the packets, or None if these are not the times of all frames.
 
-    That is where times are missing or not unique, where FFmpeg makes them up (AVI, whose are
-    wrong for frames out of order), where packets are damaged or missing, and where the first one
-    cannot be decoded.
+    That is if times are missing or not unique, packets are damaged or missing, the first one cannot
+    be decoded, or FFmpeg makes up the times (for AVI, wrongly for reordered frames).
 
     Raises:
         VideoError: no video stream.
@@ -107,7 +87,7 @@ def read_timeline(path: str) -> Timeline | None:
             for packets, packet in enumerate(demux(path, container, stream), start=1):
                 has_hidden_head = has_hidden_head or (packets == 1 and packet.is_discard)
                 if packet.size == 0 or packet.is_discard:
-                    continue
+                    continue  # no frame, or one that is decoded but not shown
                 if packet.pts is None or packet.is_corrupt:
                     return None
                 found.append((packet.pts, packets, packet.is_keyframe))
@@ -116,7 +96,7 @@ def read_timeline(path: str) -> Timeline | None:
             return None
         if not found or not (found[0][2] or has_hidden_head):
             return None
-        found.sort()
+        found.sort()  # from decoding order to presentation order
         frames = [time for time, _, _ in found]
         unit_s, fps = float(stream.time_base), frame_rate(stream)
         if end == frames[-1] and fps > 0:
@@ -139,10 +119,10 @@ def read_timeline(path: str) -> Timeline | None:
 def demux(
     path: str, container: InputContainer, stream: VideoStream
 ) -> Iterator[Packet[VideoStream]]:
-    """Yield the packets of a stream, without the empty one with which PyAV ends.
+    """Yield the packets of a stream, without PyAV's empty one at the end.
 
     Raises:
-        VideoError: PyAV stumbles over a stream that FFmpeg has found on the way.
+        VideoError: PyAV fails at a stream that FFmpeg discovers later.
     """
     try:
         yield from (p for p in container.demux(stream) if p.size or p.dts is not None)
@@ -161,15 +141,9 @@ def missing_frames(
     frames: list[int],
     unit_s: float,
 ) -> list[int]:
-    """Return the times of frames that a cut file promises beyond its last packet.
+    """Return the times of frames that a truncated file promises beyond its last packet.
 
-    Args:
-        path: of the file.
-        container: it, all packets read.
-        stream: its video.
-        num_packets: that it has.
-        frames: times of those that are there, ascending.
-        unit_s: seconds of a unit of these times.
+    All ``num_packets`` are read; ``frames`` are the ascending times of existing ones in ``unit_s``.
     """
     kind, stated_s = container.format.name, (container.duration or 0) / av.time_base
     step = float(np.median(np.diff(frames))) if len(frames) > 1 else 1.0
@@ -179,12 +153,12 @@ def missing_frames(
     if kind == MOV:
         index = [entry.timestamp for entry in stream.index_entries]
         count = len(index) - num_packets
-        # times of decoding, as far apart as those of showing
+        # decoding times, which are as far apart as presentation times
         missing = sorted({time - index[0] + frames[0] for time in index} - set(frames))
         if len(missing) == count:
             return missing
     elif (kind in ("avi", MATROSKA) and _is_shorter_than_stated(path)) or (
-        # a header that tells the duration and no size; sound may be longer than the images
+        # its header has the duration and no size; sound may be longer than the images
         kind == "flv" and left_s > SLACK_S and stated_s - _longest_s(path) > SLACK_S
     ):
         count = round(left_s / (step * unit_s))
@@ -192,7 +166,7 @@ def missing_frames(
 
 
 def _is_shorter_than_stated(path: str) -> bool:
-    """Whether a file ends before the size that the head of its RIFF or EBML states."""
+    """Whether a file is smaller than its RIFF or EBML header states."""
     with Path(path).open("rb") as file:
         head = file.read(256)
     if head.startswith(b"RIFF"):
@@ -205,14 +179,14 @@ def _is_shorter_than_stated(path: str) -> bool:
 
 
 def _ebml_size(data: bytes, position: int) -> tuple[int, int]:
-    """Return the size of an element, 0 where it is not known, and where its content begins."""
+    """Return the size of an element, 0 if unknown, and the start of its content."""
     length = 9 - data[position].bit_length()
     size = int.from_bytes(data[position : position + length], "big") & (2 ** (7 * length) - 1)
     return (0 if size == 2 ** (7 * length) - 1 else size), position + length
 
 
 def _longest_s(path: str) -> float:
-    """When the last packet of any stream ends."""
+    """End of the last packet of any stream."""
     with open_video(path) as container:
         ends = [
             float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -223,5 +197,5 @@ def _longest_s(path: str) -> float:
 
 
 def frame_rate(stream: VideoStream) -> float:
-    """Return the average rate that a container states, 0 where it states none."""
+    """Return the average rate stated by the container, 0 if none."""
     return float(stream.average_rate or stream.guessed_rate or 0)

@@ -5,6 +5,9 @@ gathered into a grid ``[prompts, rows of a prompt]``. The log-sum-exp of that at
 more score next to those of the row's own tokens, and its output one more value, so the result is
 the one softmax over all of them.
 
+Layers that keep states instead (see `Layout.recur`) have some for each row, which begin as those
+after its prompt.
+
 Buffers never move while rows and prompts come and go, so that a CUDA graph can replay a step. Used
 rows and prompts are always at the front: what leaves is replaced by the last one.
 """
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 import torch
 
 from vrts.models.attention.flash import attend_with_lse, product_float32
-from vrts.models.attention.shared_prefix import PackedLayout
+from vrts.models.attention.shared_prefix import PackedLayout, Recurrence, States
 
 CLASSES_AN_OCTAVE = 4
 """Prompts of similar length share a pool and are padded to its capacity, by at most a quarter."""
@@ -128,6 +131,7 @@ class KVCache:
         dtype: of keys and values.
         device: of keys and values.
         fixed_shapes: steps with equal `shapes` read the same memory, for CUDA graphs.
+        row_states: what recurrent layers keep of a row, see `Network.row_states`.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         fixed_shapes: bool,
+        row_states: States = (),
     ) -> None:
         layers, kv_heads, dim = kv_shape
         self.pools: dict[int, PromptPool] = {}  # by capacity
@@ -146,6 +151,12 @@ class KVCache:
         self._own = torch.zeros(
             layers, 2, num_rows, kv_heads, max_new_tokens, dim, dtype=dtype, device=device
         )
+        self._states = [
+            own.new_zeros(len(own), num_rows, *own.shape[1:], device=device) for own in row_states
+        ]
+        """``[layers, rows, ...]``."""
+        self._index: dict[int, int] = {}
+        """Of each decoder layer, among those with keys and values or among those with states."""
         self._places = torch.zeros(num_rows, kv_heads, dtype=torch.int64, device=device)
         """Each row's cells among those of all pools, one after the other."""
         self._all_rows = torch.arange(num_rows, device=device)
@@ -157,7 +168,7 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of all buffers."""
-        tensors = [self._own, *(pool.kv for pool in self.pools.values())]
+        tensors = [self._own, *self._states, *(pool.kv for pool in self.pools.values())]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def pool(self, num_tokens: int) -> PromptPool:
@@ -176,6 +187,8 @@ class KVCache:
 
     def add(self, prefill: PackedLayout) -> list[tuple[PromptPool, int]]:
         """Keep the prompts of a prefill, for which there is room; returns each pool and slot."""
+        for kept in (prefill.prompt_kv, prefill.prompt_states):
+            self._index.update({layer: i for i, layer in enumerate(sorted(kept))})
         layers = [prefill.prompt_kv.pop(layer) for layer in sorted(prefill.prompt_kv)]
         placed = []
         for kv in zip(*layers, strict=True):
@@ -183,9 +196,17 @@ class KVCache:
             placed.append((pool, pool.add(kv)))
         return placed
 
+    def enter(self, row: int, states: States) -> None:
+        """Begin a row with the states after its prompt, ``[layers, ...]`` each."""
+        for buffer, own in zip(self._states, states, strict=True):
+            buffer[:, row] = own
+
     def move_rows(self, to: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy rows' own keys and values over those of others; int64 indices, all different."""
+        """Copy all that is a row's own over that of others; int64 indices, all different."""
         self._own[:, :, to] = self._own[:, :, source]
+        for buffer in self._states:
+            for of_layer in buffer:  # one by one: states are large
+                of_layer[to] = of_layer[source]
 
     def arrange(self, members: dict[int, list[list[int]]], rows_a_prompt: int | None) -> None:
         """Set which rows complete which prompts.
@@ -247,6 +268,7 @@ class KVCache:
         R, kv_heads, _, dim = key.shape
         columns = self._bias.shape[1]
         rows = self._all_rows[:R]
+        layer = self._index[layer]
         own_keys, own_values = self._own[layer]  # [rows, kv_heads, max_new_tokens, dim] each
         own_keys[rows, :, self._held] = key[:, :, 0]
         own_values[rows, :, self._held] = value[:, :, 0]
@@ -270,3 +292,12 @@ class KVCache:
         out = weights[..., :columns] @ values
         out = torch.addcmul(out, weights[..., columns:], on_prompt)  # [R, kv_heads, h, dim]
         return out.reshape(R, 1, -1, dim)
+
+    def recur(self, layer: int, run: Recurrence, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Recurrence of one new token in each of R rows; see `Layout.recur`."""
+        R = len(inputs[0])
+        states = tuple(buffer[self._index[layer], :R] for buffer in self._states)
+        out, new = run(inputs, states)
+        for old, after in zip(states, new, strict=True):
+            old.copy_(after)
+        return out

@@ -12,11 +12,14 @@ Two layouts of one language-model forward:
 Both are exact: the result is that of a plain forward of every ``prompt + completion`` on its own.
 A layout travels to the attention layers as the keyword argument `layout`, which transformers
 passes on untouched (unlike a cache, which gradient checkpointing drops).
+
+Layers that keep a state instead of keys and values (linear attention) share a prompt too: each of
+its completions starts from the state after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +32,12 @@ from vrts.models.attention.flash import CompletionRows, SharedPrefixFlash, has_f
 
 SHARED_PREFIX = "vrts_shared_prefix"
 """Name under which the attention is known to transformers (``attn_implementation``)."""
+
+States = tuple[torch.Tensor, ...]
+"""What a recurrent layer keeps of the tokens so far: ``[rows, ...]`` each."""
+Recurrence = Callable[[Sequence[torch.Tensor], States | None], tuple[torch.Tensor, States]]
+"""Maps inputs ``[rows, tokens, ...]`` and the states before them, None at the start of a prompt, to
+an output ``[rows, tokens, ...]`` and the states after them, which are new tensors."""
 
 
 class Layout(Protocol):
@@ -56,6 +65,19 @@ class Layout(Protocol):
         """
         ...
 
+    def recur(self, layer: int, run: Recurrence, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Recurrence of one layer.
+
+        Args:
+            layer: index of the decoder layer.
+            run: the recurrence of some rows.
+            inputs: ``[rows, tokens, ...]`` each.
+
+        Returns:
+            ``[rows, tokens, ...]``.
+        """
+        ...
+
 
 @dataclass
 class PackedLayout:
@@ -69,7 +91,9 @@ class PackedLayout:
     prompt_kv: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
     """Filled by a prefill: for each layer, keys and values ``[heads, P, dim]`` of each prompt."""
     keep_prompt_kv: bool = False
-    """Whether to fill `prompt_kv`."""
+    """Whether to fill `prompt_kv` and `prompt_states`."""
+    prompt_states: dict[int, list[States]] = field(default_factory=dict)
+    """Filled by a prefill: for each recurrent layer, the states ``[1, ...]`` after each prompt."""
 
     def __post_init__(self) -> None:
         # once for all layers; None where a prompt has no completion tokens
@@ -112,6 +136,44 @@ class PackedLayout:
         if self.keep_prompt_kv:
             self.prompt_kv[layer] = kept
         return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def recur(self, layer: int, run: Recurrence, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Recurrence of the packed row of S tokens; see `Layout.recur`.
+
+        Each completion is a row of its own, padded after its last token, where padding changes
+        nothing. All start from the same states, those after their prompt, and their gradients add
+        up there.
+        """
+        outputs: list[torch.Tensor] = []
+        kept: list[States] = []
+        start = 0
+        for length, lengths, rows in zip(
+            self.prompt_lengths, self.completion_lengths, self._rows, strict=True
+        ):
+            middle, end = start + length, start + length + sum(lengths)
+            out, states = run([x[:, start:middle] for x in inputs], None)
+            outputs.append(out)
+            if self.keep_prompt_kv:
+                kept.append(states)
+            if rows is not None:
+                # [1, 1, tokens, ...] -> [G, 1, longest, ...]
+                own = [rows.spread(x[:, None, middle:end])[:, 0] for x in inputs]
+                out, _ = run(own, tuple(s.expand(len(own[0]), *s.shape[1:]) for s in states))
+                outputs.append(rows.pack(out[:, None])[:, 0])
+            start = end
+        if self.keep_prompt_kv:
+            self.prompt_states[layer] = kept
+        return torch.cat(outputs, dim=1)
+
+    def take_states(self) -> list[States]:
+        """Take the states after each prompt out of the layout, ``[layers, ...]`` each."""
+        layers = [self.prompt_states.pop(layer) for layer in sorted(self.prompt_states)]
+        return [
+            tuple(
+                torch.cat(of_layers) for of_layers in zip(*(own[i] for own in layers), strict=True)
+            )
+            for i in range(len(self.prompt_lengths))
+        ]
 
 
 def completion_mask(

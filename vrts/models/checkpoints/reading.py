@@ -23,30 +23,15 @@ from vrts.types import InputError
 WEIGHTS = "state_dict"
 """Key of the weights in a checkpoint, and first part of their names in a sharded one."""
 
-ALLOWED_GLOBALS = frozenset(
-    {
-        ("pathlib", "PosixPath"),
-        ("pathlib", "PurePosixPath"),
-        ("pathlib", "WindowsPath"),
-        ("torch", "Size"),
-        ("torch.serialization", "_get_layout"),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        *(
-            ("torch.distributed.checkpoint.metadata", name)
-            for name in (
-                "BytesStorageMetadata",
-                "ChunkStorageMetadata",
-                "Metadata",
-                "MetadataIndex",
-                "StorageMeta",
-                "TensorProperties",
-                "TensorStorageMetadata",
-                "_MEM_FORMAT_ENCODING",
-            )
-        ),
-    }
-)
-"""Names that torch pickles into `SHARDS`, in addition to those of dtypes."""
+ALLOWED_GLOBALS = {
+    "pathlib": "PosixPath PurePosixPath WindowsPath",
+    "torch": "Size",
+    "torch.serialization": "_get_layout",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+    "torch.distributed.checkpoint.metadata": "BytesStorageMetadata ChunkStorageMetadata Metadata "
+    "MetadataIndex StorageMeta TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING",
+}
+"""Names that torch pickles into `SHARDS`, by module; dtypes too."""
 
 CORRUPTION_ERRORS = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, EOFError),
@@ -155,7 +140,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Allows the names that torch pickles, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in ALLOWED_GLOBALS:
+        if name in ALLOWED_GLOBALS.get(module, "").split():
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from vrts.models.checkpoints.contents import check_same_model
 from vrts.models.checkpoints.finding import REST, SHARDS
@@ -18,7 +17,7 @@ from vrts.models.checkpoints.reading import (
     read_contents,
     read_file,
 )
-from vrts.models.sharding import sharded_like
+from vrts.models.sharding import is_sharded, sharded_like
 from vrts.types import InputError
 
 
@@ -65,6 +64,5 @@ def _load_folder(module: nn.Module, path: Path) -> dict[str, Any]:
     check_same_model(module, {"state_dict": tensors})
     named = dict(module.named_parameters(remove_duplicate=False))
     target = {WEIGHTS: {name: named[name].data for name in tensors}}
-    sharded = any(isinstance(weight, DTensor) for weight in named.values())
-    load_shards(target, path, alone=not sharded)
+    load_shards(target, path, alone=not is_sharded(module))
     return read_file(path / REST)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from vrts.models.attention.kv_cache import KVCache, capacity_of
+from vrts.models.attention.shared_prefix import States
 from vrts.models.engines.completion_groups import CompletionGroup, Row
 from vrts.models.engines.graphs import StepGraphs
 from vrts.models.engines.network import Network
@@ -33,6 +34,11 @@ def bytes_per_token(network: Network) -> int:
     return layers * 2 * kv_heads * dim * network.dtype.itemsize
 
 
+def state_bytes(network: Network) -> int:
+    """Bytes of a row's recurrent states; 0 without recurrent layers."""
+    return sum(own.nbytes for own in network.row_states)
+
+
 class DecodeBatch:
     """Rows that are decoded together: who they are, and their buffers on the device.
 
@@ -43,7 +49,7 @@ class DecodeBatch:
         network: decodes.
         groups: that wait; there is room for the first one, whatever the others need.
         max_rows: decoded together at most.
-        kv_bytes: budget of keys and values.
+        kv_bytes: budget of keys, values and recurrent states.
         look_every: steps from one `read` to the next, at most.
         uses_graphs: record steps as CUDA graphs.
     """
@@ -57,25 +63,30 @@ class DecodeBatch:
         look_every: int,
         uses_graphs: bool,
     ) -> None:
-        self._network, self._kv_bytes, self._look_every = network, kv_bytes, look_every
-        self._token_bytes = bytes_per_token(network)
+        self._network, self._look_every = network, look_every
+        self._token_bytes, a_state = bytes_per_token(network), state_bytes(network)
+        kv_bytes -= a_state  # of the prompt whose rows have not all begun
+        self._kv_bytes = kv_bytes
         left = kv_bytes - capacity_of(groups[0].num_tokens) * self._token_bytes
         limits = [g.request.max_new_tokens for g in groups]
-        self._max_new_tokens = max(n for n in limits if n * self._token_bytes <= left)
+        self._max_new_tokens = max(n for n in limits if n * self._token_bytes + a_state <= left)
         self._rows_a_prompt = max(len(g.rows) for g in groups)
-        row_bytes = self._max_new_tokens * self._token_bytes
+        row_bytes = self._max_new_tokens * self._token_bytes + a_state
         fitting = int(min(ROW_SHARE * kv_bytes, left)) // row_bytes
         self.num_places = max(min(max_rows, fitting), 1)  # rows that there is room for
         self._device = device = network.device
         self._graphs = StepGraphs(uses_graphs)
         size = (self.num_places, self._max_new_tokens)
         self._cache = KVCache(
-            network.kv_shape, *size, network.dtype, device, fixed_shapes=uses_graphs
+            network.kv_shape, *size, network.dtype, device, uses_graphs, network.row_states
         )
         self._rows = DecodeRows(*size, network.vocab_size, network.end_ids, look_every, device)
         self._places: list[Row | None] = []
         """The rows at the front of the buffers; None where one has ended."""
         self._groups: list[CompletionGroup] = []  # those whose prompts are in the cache
+        self._states: dict[CompletionGroup, States] = {}
+        """After the prompts whose rows have not all begun. Rows begin in order, so between two
+        calls there is one at most."""
         self._columns = 0  # own tokens that any row has after the next step, at most
         self._is_stale = True  # whether rows or prompts have changed since they were arranged
 
@@ -86,8 +97,9 @@ class DecodeBatch:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of keys and values, used or not."""
-        return self._cache.num_bytes
+        """Bytes of keys, values and states, used or not."""
+        held = sum(own.nbytes for states in self._states.values() for own in states)
+        return self._cache.num_bytes + held
 
     # ---- who is in it
 
@@ -147,12 +159,14 @@ class DecodeBatch:
             prefill, logits = self._network.prefill([g.request.prompt for g in new])
             for group, (pool, slot), own in zip(new, self._cache.add(prefill), logits, strict=True):
                 group.capacity, group.slot, group.logits = pool.capacity, slot, own
+            self._states.update(zip(new, prefill.take_states(), strict=True))
             self._groups += new
         free = [i for i, row in enumerate(self._places) if row is None]
         places = [*free, *range(len(self._places), self.num_places)][: len(rows)]
         self._places += [None] * (max(places) + 1 - len(self._places))
         for place, row in zip(places, rows, strict=True):
             self._places[place], row.place = row, place
+            self._cache.enter(place, self._states[row.group])
         used = [row.sampling for row in self._places if row is not None]
         self._rows.sampler.truncates = any(map(has_truncation, used))
         self._rows.sampler.penalises = any(map(has_penalty, used))
@@ -165,6 +179,7 @@ class DecodeBatch:
         for row in rows:
             if row is row.group.rows[-1]:
                 row.group.logits = None  # all have begun, in their order
+                del self._states[row.group]
         self._is_stale = True
 
     def leave(self, rows: Sequence[Row]) -> None:
@@ -184,6 +199,7 @@ class DecodeBatch:
         assert group.capacity is not None
         last = self._cache.pools[group.capacity].remove(group.slot)
         self._groups.remove(group)
+        self._states.pop(group, None)
         for other in self._groups:
             if other.capacity == group.capacity and other.slot == last:
                 other.slot = group.slot

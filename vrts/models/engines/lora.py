@@ -19,7 +19,14 @@ from torch import nn
 from vrts.models.quantizing import quantization_states
 from vrts.types import InputError
 
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+SAME_INPUT = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+    ("out_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
 """Names of linear layers of one parent that read the same tensor, in the order they are called."""
 
 

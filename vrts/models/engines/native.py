@@ -19,7 +19,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from vrts.models.attention.kv_cache import capacity_of
 from vrts.models.engines.completion_groups import CompletionGroup, Row
-from vrts.models.engines.decode_batch import DecodeBatch, bytes_per_token
+from vrts.models.engines.decode_batch import DecodeBatch, bytes_per_token, state_bytes
 from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.engines.network import Network
 from vrts.models.engines.stopping import StopTexts
@@ -165,6 +165,7 @@ class NativeEngine(Engine):
         num_tokens = capacity_of(request.prompt.num_tokens) + request.max_new_tokens
         with self._computing():
             num_bytes = num_tokens * bytes_per_token(self._network)
+            num_bytes += 2 * state_bytes(self._network)  # the prompt's, and a row's
         if num_bytes > self._kv_bytes:
             raise InputError(
                 f"question {request.prompt.question.id}: its {request.prompt.num_tokens} prompt "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrts.models.attention.shared_prefix import Layout, PackedLayout
+from vrts.models.attention.shared_prefix import Layout, PackedLayout, States
 from vrts.models.policy import Prompt
 from vrts.types import Sample
 
@@ -32,7 +32,12 @@ class Network(ABC):
     @property
     @abstractmethod
     def kv_shape(self) -> tuple[int, int, int]:
-        """Layers, kv heads, and the size of a head."""
+        """Layers that attend, kv heads, and the size of a head."""
+
+    @property
+    def row_states(self) -> States:
+        """What recurrent layers keep of a row: meta tensors ``[layers, ...]``, none for others."""
+        return ()
 
     @property
     @abstractmethod
@@ -53,7 +58,8 @@ class Network(ABC):
         """Forward B prompts once.
 
         Returns:
-            A layout that has their keys and values, and float32 logits ``[B, V]`` of what follows.
+            A layout that has their keys, values and states, and float32 logits ``[B, V]`` of what
+            follows.
         """
 
     @abstractmethod
@@ -67,7 +73,7 @@ class Network(ABC):
         Args:
             tokens: int64 ``[R]``.
             positions: int64 ``[R]``.
-            layout: has the keys and values before them.
+            layout: has the keys, values and states before them.
 
         Returns:
             Float32 logits ``[R, V]`` of what follows, suppressed tokens at minus infinity.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from vrts.models.attention.shared_prefix import Layout
+from vrts.models.attention.shared_prefix import Layout, States
 from vrts.models.families.flops import Matrices
 from vrts.models.families.prompt import Patcher, VideoPrompt, patch_keys
 from vrts.prompts import PromptTemplate
@@ -52,6 +52,8 @@ class Family(ABC):
     """Whether all of a head is rotated, its first half against its second."""
     position_axes: ClassVar[int] = 3
     """A: 3 for M-RoPE, 1 for plain positions."""
+    batches_windows: ClassVar[bool] = True
+    """Whether its vision tower takes `BATCHED_WINDOWS`; others attend to a whole image anyway."""
 
     def __init__(self, config: Any, processor: Any) -> None:
         self.config = config
@@ -83,6 +85,9 @@ class Family(ABC):
     def patch_projection(self, model: Any) -> nn.Module | None:
         """The convolution whose every input is one patch, which a product can replace."""
         return cast(nn.Module, self.visual(model).patch_embed.proj)
+
+    def prepare(self, model: Any) -> None:  # noqa: B027 most families have nothing to do
+        """Let recurrent layers take a layout. Idempotent."""
 
     # ---- a question as tokens, positions and patches
 
@@ -150,6 +155,22 @@ class Family(ABC):
             opening=opening,
         )
 
+    def model_inputs(self, model: Any, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
+        """What the forward of transformers takes of a prompt, for models that vrts does not load.
+
+        Args:
+            model: the transformers model, or peft's around it.
+            prompt: of `encode`.
+        """
+        is_image = bool((prompt.input_ids == self.config.image_token_id).any())
+        pixels, grid = ("pixel_values", "image") if is_image else ("pixel_values_videos", "video")
+        return {
+            "input_ids": prompt.input_ids[None],
+            "position_ids": prompt.positions[:, None],
+            pixels: prompt.patches(model.device).to(model.dtype),
+            f"{grid}_grid_thw": torch.tensor([prompt.grid]),
+        }
+
     def length(self, sample: Sample, template: PromptTemplate) -> tuple[int, int]:
         """Count the tokens of a prompt and the vision tokens among them, without its positions."""
         assert sample.clip is not None
@@ -171,6 +192,7 @@ class Family(ABC):
         chat = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+        text = text.strip()  # as some templates do
         answer = chat[chat.rfind(text) + len(text) :]
         opening = answer[answer.find(TAGS[0]) :] if TAGS[0] in answer else ""
         expanded = self.expand(chat, sample, num_patches)
@@ -182,7 +204,9 @@ class Family(ABC):
 
     def _plain(self, text: str) -> str:
         """Break up special tokens that a text spells, so that they stay text; tags are meant."""
-        for token in self.processor.tokenizer.all_special_tokens:
+        tokenizer = self.processor.tokenizer
+        own = tokenizer.convert_ids_to_tokens(self.suppressed_ids())
+        for token in dict.fromkeys([*tokenizer.all_special_tokens, *own]):
             if token not in TAGS:
                 text = text.replace(token, token[:1] + " " + token[1:])
         return text
@@ -250,6 +274,23 @@ class Family(ABC):
         return {}
 
     # ---- counts
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Decoder layers that keep keys and values."""
+        return int(self.config.text_config.num_hidden_layers)
+
+    def row_states(self, dtype: torch.dtype) -> States:
+        """See `Network.row_states`.
+
+        Args:
+            dtype: of keys and values.
+        """
+        return ()
+
+    def recurrence_work(self, num_tokens: int) -> float:
+        """Operations of a forward besides matrices and attention."""
+        return 0.0
 
     @abstractmethod
     def vision_work(

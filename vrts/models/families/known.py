@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from vrts.models.families.family import Family
 from vrts.models.families.qwen2_5_vl import Qwen2_5VL
+from vrts.models.families.qwen3_5 import Qwen3_5
 from vrts.models.families.qwen3_vl import Qwen3VL
+from vrts.models.families.smolvlm import SmolVLM2
 from vrts.types import InputError
 
-FAMILIES: tuple[type[Family], ...] = (Qwen2_5VL, Qwen3VL)
+FAMILIES: tuple[type[Family], ...] = (Qwen2_5VL, Qwen3VL, Qwen3_5, SmolVLM2)
 
 
 def find_family(model_type: str, where: str) -> type[Family]:

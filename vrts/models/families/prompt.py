@@ -9,11 +9,14 @@ from typing import Any, Protocol, Self
 import torch
 
 from vrts.models.policy import Prompt
-from vrts.types import InputError, Sample
+from vrts.types import Clip, InputError, Sample
 
 PatchKey = tuple[str, tuple[int, ...], int, int]
 """What the features of a temporal patch depend on: the video, which frames, and their height and
 width."""
+
+CLOCK_S = 0.01
+"""Seconds that a frame may be off the constant rate: containers round times to milliseconds."""
 
 
 class Patcher(Protocol):
@@ -185,3 +188,25 @@ def patch_keys(sample: Sample, patcher: Patcher) -> tuple[PatchKey, ...]:
     return tuple(
         (sample.question.video, indices[i : i + size], H, W) for i in range(0, len(indices), size)
     )
+
+
+def frame_times_s(clip: Clip) -> list[float]:
+    """When each frame is shown, where a family tells it as text.
+
+    Times are ``index / fps``, as in transformers, or the frames' own where the rate is not
+    constant.
+    """
+    times = [index / clip.fps for index in clip.frame_indices]
+    if any(abs(a - b) > CLOCK_S for a, b in zip(times, clip.times_s, strict=False)):
+        return list(clip.times_s)
+    return times
+
+
+def patch_times_s(clip: Clip, frames_per_patch: int) -> list[float]:
+    """When each temporal patch is shown: the mean time of its first and its last frame."""
+    times = frame_times_s(clip)
+    times += [times[-1]] * (-len(times) % frames_per_patch)
+    return [
+        (times[i] + times[i + frames_per_patch - 1]) / 2
+        for i in range(0, len(times), frames_per_patch)
+    ]

@@ -10,11 +10,8 @@ import torch
 from vrts.models.families.family import Family, Vision, vision_matrices
 from vrts.models.families.flops import Matrices, attention_flops, frame_pairs
 from vrts.models.families.positions import VideoGrid, prompt_positions
-from vrts.models.families.prompt import GridPatcher
-from vrts.types import Clip, FrameSizes, Sample
-
-CLOCK_S = 0.01
-"""Seconds that a frame may be off the constant rate: containers round times to milliseconds."""
+from vrts.models.families.prompt import GridPatcher, patch_times_s
+from vrts.types import FrameSizes, Sample
 
 
 class Qwen3VL(Family):
@@ -104,19 +101,3 @@ class Qwen3VL(Family):
         matrices = vision_matrices(visual.blocks, visual.patch_embed, mergers, merge)
         pairs = config.depth * sum(frame_pairs(grid) for grid in grids)
         return matrices, attention_flops(config.hidden_size, pairs)
-
-
-def patch_times_s(clip: Clip, frames_per_patch: int) -> list[float]:
-    """When each temporal patch is shown: the mean time of its first and its last frame.
-
-    Times are ``index / fps``, as in transformers, or the frames' own where the rate is not
-    constant.
-    """
-    times = [index / clip.fps for index in clip.frame_indices]
-    if any(abs(a - b) > CLOCK_S for a, b in zip(times, clip.times_s, strict=False)):
-        times = list(clip.times_s)
-    times += [times[-1]] * (-len(times) % frames_per_patch)
-    return [
-        (times[i] + times[i + frames_per_patch - 1]) / 2
-        for i in range(0, len(times), frames_per_patch)
-    ]

@@ -11,6 +11,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import nn
 
+from vrts.models.engines.weights import reshard
 from vrts.models.policy import Policy
 from vrts.models.sharding import Sharder, Sharding, gathered, is_sharded, sharded_like, unsharded
 
@@ -50,22 +51,42 @@ class Reference(ABC):
 
 
 class AdapterOff(Reference):
-    """The policy itself with its LoRA adapter switched off; takes no memory."""
+    """The policy with its LoRA adapter as it was before training, which takes next to no memory.
+
+    That is the base model, with the adapter off; where training continues with the adapter of a
+    folder, the model with that one, whose weights are kept and put in while the reference scores.
+    """
+
+    def __init__(self) -> None:
+        self._start: dict[str, torch.Tensor] = {}
 
     def attach(self, policy: Policy) -> None:
-        """Check that there is an adapter.
+        """Check that there is an adapter, and keep one that is not fresh.
 
         Raises:
             InputError: there is none.
         """
         with policy.adapter_disabled():
             pass
+        if policy.continues_adapter:
+            trained = ((n, p) for n, p in policy.named_parameters() if p.requires_grad)
+            self._start = {name: parameter.detach().clone() for name, parameter in trained}
 
     @contextmanager
     def scoring(self, policy: Policy) -> Iterator[Policy]:
         """See `Reference.scoring`."""
-        with policy.adapter_disabled():
+        if not self._start:
+            with policy.adapter_disabled():
+                yield policy
+            return
+        reshard(policy)  # else these would be copies that FSDP has gathered
+        named = dict(policy.named_parameters())
+        trained = {name: named[name].detach().clone() for name in self._start}
+        _copy_into(policy, self._start)
+        try:
             yield policy
+        finally:
+            _copy_into(policy, trained)
 
 
 class FrozenCopy(Reference):
@@ -138,3 +159,12 @@ class FrozenCopy(Reference):
     def _moving(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Own weights that the policy trains."""
         return (item for item in self._copy.named_parameters() if item[0] in self._trained)
+
+
+@torch.no_grad()
+def _copy_into(policy: Policy, weights: dict[str, torch.Tensor]) -> None:
+    """Give some parameters other values; FSDP must not compute with what it has gathered."""
+    reshard(policy)
+    named = dict(policy.named_parameters())
+    for name, value in weights.items():
+        named[name].copy_(sharded_like(value, named[name]))

@@ -106,7 +106,7 @@ class RolloutWorker:
     policy: Policy
     engine: Engine
     rewards: Sequence[Reward]
-    temporal: TemporalReward | None  # adds T-GRPO's bonus; None does not
+    temporal: TemporalReward | None  # T-GRPO's bonus, if any
     num_generations: int  # G
     num_groups: int | None  # groups to train on; None takes all of the batch
     max_new_tokens: int
@@ -156,25 +156,23 @@ class RolloutWorker:
             self.rewards,
             [c for group in completions[:B] for c in group],
             [s.question for s in samples for _ in range(G)],
-        )  # [B * G]
+        )
+        total = total.view(B, G)
+        rewards = {name: values.view(B, G) for name, values in rewards.items()}
         if self.temporal is not None:
             on_shuffled = {
                 s.question.id: _accuracy(group, s.question)
                 for s, group in zip(shuffled, completions[B:], strict=True)
             }
-            bonus = torch.zeros(B, G, dtype=torch.float32, device="cpu")
+            bonus = torch.zeros_like(total)
             for row, sample, group in zip(bonus, samples, completions[:B], strict=True):
                 if (other := on_shuffled.get(sample.question.id)) is not None:
                     row[:] = self.temporal.bonus(_accuracy(group, sample.question), other)
-            rewards[self.temporal.name] = bonus.flatten()
-            total = total + bonus.flatten()
+            rewards[self.temporal.name] = bonus
+            total = total + bonus
         return [
             Group(
-                sample,
-                prompts[b],
-                completions[b],
-                {name: values.view(B, G)[b] for name, values in rewards.items()},
-                total.view(B, G)[b],
+                sample, prompts[b], completions[b], {n: r[b] for n, r in rewards.items()}, total[b]
             )
             for b, sample in enumerate(samples)
         ]

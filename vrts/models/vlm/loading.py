@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LANGUAGE_MODEL_LINEAR = (
-    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    r".*(language|text)_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    r"|in_proj_qkv|in_proj_z|in_proj_b|in_proj_a|out_proj)"
 )
 """Regular expression of LoRA targets; without its prefix it would match the vision MLP too."""
 
@@ -163,7 +164,7 @@ def load_processor(name_or_path: str) -> Any:
     find_model(name_or_path)
     try:
         processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, HFValidationError) as error:
+    except (OSError, ValueError, ImportError, HFValidationError) as error:
         raise InputError(f"{PATH_KEY}: no processor in {name_or_path}: {error}") from error
     if not hasattr(processor, "video_processor") or not processor.chat_template:
         raise InputError(
@@ -171,10 +172,10 @@ def load_processor(name_or_path: str) -> Any:
             "it must hold all of the model's processor files"
         )
     # transformers makes an empty tokenizer where its files are missing
-    if processor.video_token not in processor.tokenizer.get_vocab():
+    if processor.image_token not in processor.tokenizer.get_vocab():
         raise InputError(
             f"{PATH_KEY}: the tokenizer in {name_or_path} does not know "
-            f"{processor.video_token}; its files are missing or of another model"
+            f"{processor.image_token}; its files are missing or of another model"
         )
     check_template(processor, name_or_path)
     return processor
@@ -223,8 +224,7 @@ def load_model(
     if quantize:
         keep_packing(model)
     if attn_implementation is None:
-        # Set after loading, where transformers would look for a flash attention package.
-        model.model.visual.config._attn_implementation = BATCHED_WINDOWS
+        _batch_windows(model)
     assert isinstance(model, nn.Module)
     return model
 
@@ -287,9 +287,18 @@ def load_empty_model(name_or_path: str, dtype: Dtype, attn_implementation: str |
             raise
         raise InputError(f"{PATH_KEY}: cannot load {name_or_path}: {error}") from error
     if attn_implementation is None:
-        model.model.visual.config._attn_implementation = BATCHED_WINDOWS
+        _batch_windows(model)
     assert isinstance(model, nn.Module)
     return model
+
+
+def _batch_windows(model: Any) -> None:
+    """Let the vision tower attend to windows of one size together.
+
+    Set after loading, where transformers would look for a flash attention package.
+    """
+    if find_family(model.config.model_type, PATH_KEY).batches_windows:
+        model.model.visual.config._attn_implementation = BATCHED_WINDOWS
 
 
 def check_type(config: Any, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from vrts.models.attention.shared_prefix import Layout, PackedLayout
+from vrts.models.attention.shared_prefix import Layout, PackedLayout, States
 from vrts.models.engines.network import Network
 from vrts.models.families.family import Family, Vision
 from vrts.models.families.prompt import PatchKey, VideoPrompt
@@ -57,7 +57,12 @@ class TransformersNetwork(Network):
         """See `Network.kv_shape`."""
         text = self.model.config.text_config
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return text.num_hidden_layers, text.num_key_value_heads, head_dim
+        return self.family.num_attention_layers, text.num_key_value_heads, head_dim
+
+    @property
+    def row_states(self) -> States:
+        """See `Network.row_states`."""
+        return self.family.row_states(self.dtype)
 
     @property
     def device(self) -> torch.device:

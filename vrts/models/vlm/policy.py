@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
+from vrts.files import shipped
 from vrts.models.families.known import find_family
 from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Policy, Prompt, TokenLogprobs, Workload
@@ -94,7 +95,7 @@ class TransformersPolicy(Policy):
         quantize: Quantize | None = None,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path = shipped.find_model(path)
         self.lora = lora
         self.freeze_vision = freeze_vision
         self._template = prompt or PromptTemplate()
@@ -105,6 +106,11 @@ class TransformersPolicy(Policy):
         self._mlp_chunk_size = mlp_chunk_size and int(mlp_chunk_size)
         self.quantize = quantize
         self.model: Any = None
+
+    @property
+    def continues_adapter(self) -> bool:
+        """See `Policy.continues_adapter`."""
+        return self.lora is not None and adapter_base(self.path) is not None
 
     @property
     def loaded(self) -> bool:
@@ -143,7 +149,10 @@ class TransformersPolicy(Policy):
         read_config(base)  # before its processor, whose absence says less
         self.processor = load_processor(self.path)
         self._base_path = base
-        self.adopt(read(base, self._dtype, self._attn_implementation), self.processor)
+        # building some models draws random numbers; an adapter's first values are the seed's alone
+        with torch.random.fork_rng(devices=[]):
+            model = read(base, self._dtype, self._attn_implementation)
+        self.adopt(model, self.processor)
         is_empty = any(p.is_meta for p in self.parameters())
         with pretended_on_cpu(self.model) if is_empty else nullcontext():
             if base != self.path:
@@ -176,6 +185,7 @@ class TransformersPolicy(Policy):
             fuse_norms(language)
         if self.family.rotates_halves:
             fuse_rotation(language)
+        self.family.prepare(model)
         if self._mlp_chunk_size:
             chunk_mlps(language.layers, self._mlp_chunk_size)
         projection = self.family.patch_projection(model)

@@ -105,12 +105,12 @@ def adapter_patterns(config: dict[str, Any]) -> list[str]:
 
 
 def check_template(processor: Any, where: str) -> None:
-    """See that a chat template renders a question, and comes to an end.
+    """See that a chat template renders questions, and comes to an end.
 
     Raises:
         InputError: it breaks, is stopped by its sandbox, or takes too long.
     """
-    content = [{"type": "video"}, {"type": "text", "text": "Which?"}]
+    contents = [[{"type": kind}, {"type": "text", "text": "Which?"}] for kind in ("video", "image")]
     deadline_s = time.monotonic() + TIMEOUT_S
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ARG001 Python's signature
@@ -122,10 +122,13 @@ def check_template(processor: Any, where: str) -> None:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        problem = None if text else "gives no text"
+        texts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+            for content in contents
+        ]
+        problem = None if all(texts) else "gives no text"
     except TimeoutError:
         problem = f"does not end within {TIMEOUT_S} s"
     except Exception as error:  # noqa: BLE001 a template can raise anything

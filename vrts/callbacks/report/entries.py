@@ -1,4 +1,4 @@
-"""What the report says of each question: from a prediction to plain values."""
+"""What the report shows of each question: from a prediction to plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vrts.terminal import shorten
 from vrts.types import Prediction, Question, Round, letters
 from vrts.voting import majority
 
-Item = dict[str, Any]
+Entry = dict[str, Any]
 """A question of the report, as plain JSON values."""
 
 TAGS = {
@@ -25,26 +25,16 @@ TAGS = {
     "no-answer": "without an answer",
     "damaged": "with damaged frames",
 }
-"""What questions can be filtered by, and how it is called."""
+"""What questions can be filtered by, and its label."""
 
 NEW_ANSWER = "\0"
 """Stands for a wrong answer that no completion gave."""
 
 
-def report_item(prediction: Prediction, most_characters: int) -> Item:
-    """Say what the report shows of one question.
+def report_entry(prediction: Prediction, most_characters: int) -> Entry:
+    """Return what the report shows of one question.
 
-    Args:
-        prediction: with its texts.
-        most_characters: of a completion; the middle of a longer one is left out.
-
-    Returns:
-        ``id``, ``question``, ``video``, ``options`` (pairs of letter and text), ``gold``,
-        ``answer``, ``error``, ``tags`` (keys of `TAGS`), ``groups`` (category by breakdown) and
-        ``rounds``: each with its ``frames``, how many are ``damaged``, ``span_s``, ``agreement``,
-        ``votes`` (pairs of answer and count, the leader first; None is no answer), whether its
-        majority is ``right`` (None where that is not known), and ``completions`` (``text``,
-        ``answer``, ``cancelled``).
+    The middle of a completion with more than `most_characters` is left out.
     """
     question = prediction.question
     rounds = [_round(r, question, most_characters) for r in prediction.rounds]
@@ -54,31 +44,26 @@ def report_item(prediction: Prediction, most_characters: int) -> Item:
         "id": question.id,
         "question": question.text,
         "video": question.video,
+        # pairs of letter and text
         "options": [list(p) for p in zip(letters(question.options), question.options, strict=True)],
         "gold": question.gold,
         "answer": prediction.answer,
         "error": prediction.error,
-        "tags": item_tags(prediction),
+        "tags": entry_tags(prediction),
+        # category by breakdown
         "groups": {"problem type": question.problem_type.value} | question.breakdown,
         "rounds": rounds,
     }
 
 
-def outline(item: Item) -> Item:
-    """What is needed of all questions at a time: no texts, which fill most of a report.
-
-    Args:
-        item: as `report_item` gives it.
-
-    Returns:
-        ``id``, ``tags``, ``groups`` and ``rounds``, these with ``frames`` and ``right``.
-    """
-    rounds = [{"frames": r["frames"], "right": r["right"]} for r in item["rounds"]]
-    return {"id": item["id"], "tags": item["tags"], "groups": item["groups"], "rounds": rounds}
+def summary(entry: Entry) -> Entry:
+    """Return what is needed of all questions at once: no texts, which fill most of a report."""
+    rounds = [{"frames": r["frames"], "right": r["right"]} for r in entry["rounds"]]
+    return {"id": entry["id"], "tags": entry["tags"], "groups": entry["groups"], "rounds": rounds}
 
 
-def item_tags(prediction: Prediction) -> list[str]:
-    """Which of `TAGS` one has. A failed question is no wrong answer here; both are wrong."""
+def entry_tags(prediction: Prediction) -> list[str]:
+    """Return its `TAGS`. A failed question is not a wrong answer here; both are scored as wrong."""
     failed, correct = prediction.error is not None, prediction.correct
     agreed = bool(prediction.rounds) and prediction.rounds[-1].agreement == 1
     found = {
@@ -95,56 +80,52 @@ def item_tags(prediction: Prediction) -> list[str]:
 
 
 def completion_limit(predictions: Iterable[Prediction], most_characters: int, budget: int) -> int:
-    """How long completions may be, so that all of them together stay within a budget.
-
-    Args:
-        predictions: with their texts.
-        most_characters: of one completion.
-        budget: characters of all completions.
-    """
+    """Return how many characters of each completion fit into a budget of all together."""
     lengths = [len(text) for p in predictions for r in p.rounds for text in r.completions]
     if sum(min(length, most_characters) for length in lengths) <= budget:
         return most_characters
     return budget // len(lengths)
 
 
-def by_priority(items: Sequence[Item]) -> list[Item]:
-    """Items or outlines, those whose frames are most worth showing first: wrong, undecided."""
+def by_priority(entries: Sequence[Entry]) -> list[Entry]:
+    """Sort entries or summaries by whose frames are worth showing: wrong, undecided, others."""
 
-    def rank(item: Item) -> int:
-        tags = item["tags"]
+    def rank(entry: Entry) -> int:
+        tags = entry["tags"]
         return 0 if "wrong" in tags or "failed" in tags else 1 if "undecided" in tags else 2
 
-    return sorted(items, key=rank)
+    return sorted(entries, key=rank)
 
 
-def _round(found: Round, question: Question, most_characters: int) -> Item:
-    cancelled = found.cancelled or (False,) * len(found.completions)
-    voted = [a for a, given_up in zip(found.answers, cancelled, strict=True) if not given_up]
+def _round(found: Round, question: Question, most_characters: int) -> Entry:
+    cancelled = _cancelled(found)
+    votes = Counter(a for a, gone in zip(found.answers, cancelled, strict=True) if not gone)
     times = [time for time in found.times_s if math.isfinite(time)]
     return {
         "frames": found.num_frames,
         "damaged": found.num_damaged,
         "span_s": [round(min(times), 2), round(max(times), 2)] if times else None,
         "agreement": found.agreement,
-        "votes": sorted(Counter(voted).most_common(), key=lambda vote: vote[0] is None),
+        # pairs of answer and count, the leader first; None is no answer
+        "votes": sorted(votes.most_common(), key=lambda vote: vote[0] is None),
         "right": _is_right(found, question),
         "completions": [
-            {"text": shorten(text, most_characters), "answer": answer, "cancelled": given_up}
-            for text, answer, given_up in zip(
-                found.completions, found.answers, cancelled, strict=True
-            )
+            {"text": shorten(text, most_characters), "answer": answer, "cancelled": gone}
+            for text, answer, gone in zip(found.completions, found.answers, cancelled, strict=True)
         ],
     }
 
 
+def _cancelled(found: Round) -> Sequence[bool]:
+    return found.cancelled or (False,) * len(found.answers)
+
+
 def _is_right(found: Round, question: Question) -> bool | None:
-    """Whether a round's majority is right; None where it depends on votes that were cancelled."""
+    """Whether a round's majority is right; None if that depends on votes that were cancelled."""
     outcomes = set()
     for missing in (None, NEW_ANSWER, question.gold, *found.answers):
-        # all of them for one answer: whatever they might have said, no other could do better
-        given_up = found.cancelled or (False,) * len(found.answers)
-        votes = [missing if g else a for a, g in zip(found.answers, given_up, strict=True)]
-        winner = majority(votes)
+        # all cancelled votes for one answer: no mixture of answers could do more for it
+        pairs = zip(found.answers, _cancelled(found), strict=True)
+        winner = majority([missing if gone else answer for answer, gone in pairs])
         outcomes.add(winner != NEW_ANSWER and is_correct(winner, question))
     return outcomes.pop() if len(outcomes) == 1 else None

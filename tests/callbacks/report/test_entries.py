@@ -1,4 +1,4 @@
-"""What the report says of a question, and how much text it takes."""
+"""What the report shows of a question, and how much text it takes."""
 
 from dataclasses import replace
 
@@ -6,23 +6,23 @@ import pytest
 
 from tests.callbacks.plugins import completion
 from tests.callbacks.report.predictions import decided, failed, question
-from vrts.callbacks.report.items import (
+from vrts.callbacks.report.entries import (
     TAGS,
     by_priority,
     completion_limit,
-    item_tags,
-    outline,
-    report_item,
+    entry_tags,
+    report_entry,
+    summary,
 )
 
 UNKNOWN = question("unknown", answer=None)
 RIGHT = question("right")
 
 
-def test_an_item_has_what_was_asked_answered_and_voted():
+def test_an_entry_has_question_answer_and_votes():
     asked = question("q", metadata={"breakdown": {"domain": "kitchen", "duration": 60}})
-    item = report_item(decided(asked, f4="ABB", f8="BA-"), 1000)
-    assert item == {
+    entry = report_entry(decided(asked, f4="ABB", f8="BA-"), 1000)
+    assert entry == {
         "id": "q",
         "question": "What is q?",
         "video": "q.mp4",
@@ -63,19 +63,19 @@ def test_an_item_has_what_was_asked_answered_and_voted():
 def test_damaged_frames_are_shown_and_can_be_filtered_by():
     found = decided(RIGHT, f4="AAA")
     found = replace(found, rounds=(replace(found.rounds[0], num_damaged=3),))
-    item = report_item(found, 1000)
-    assert item["tags"] == ["right", "damaged"]
-    assert item["rounds"][0]["damaged"] == 3
+    entry = report_entry(found, 1000)
+    assert entry["tags"] == ["right", "damaged"]
+    assert entry["rounds"][0]["damaged"] == 3
     assert TAGS["damaged"] == "with damaged frames"
 
 
-def test_fields_of_a_round_are_shown_where_it_has_them():
+def test_optional_fields_of_a_round_are_shown():
     found = decided(RIGHT, f4="AA-")
     later = {"cancelled": (False, False, True), "times_s": (0.5, float("nan"), 7.256)}
-    item = report_item(replace(found, rounds=(replace(found.rounds[0], **later),)), 1000)
-    assert item["rounds"][0]["votes"] == [("A", 2)], "a cancelled one is not a vote"
-    assert [c["cancelled"] for c in item["rounds"][0]["completions"]] == [False, False, True]
-    assert item["rounds"][0]["span_s"] == [0.5, 7.26]
+    entry = report_entry(replace(found, rounds=(replace(found.rounds[0], **later),)), 1000)
+    assert entry["rounds"][0]["votes"] == [("A", 2)], "a cancelled one is not a vote"
+    assert [c["cancelled"] for c in entry["rounds"][0]["completions"]] == [False, False, True]
+    assert entry["rounds"][0]["span_s"] == [0.5, 7.26]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_fields_of_a_round_are_shown_where_it_has_them():
     ],
 )
 def test_tags(prediction, tags):
-    assert item_tags(prediction) == tags
+    assert entry_tags(prediction) == tags
     assert set(tags) <= TAGS.keys()
 
 
@@ -109,14 +109,14 @@ def test_all_completions_together_stay_within_a_budget():
 
 def test_frames_of_wrong_questions_come_first():
     found = [decided(RIGHT, f4=v) for v in ("AAA", "AAB", "BBB")] + [failed(RIGHT)]
-    items = [report_item(prediction, 10) | {"id": i} for i, prediction in enumerate(found)]
-    assert [item["id"] for item in by_priority(items)] == [2, 3, 1, 0]
+    entries = [report_entry(prediction, 10) | {"id": i} for i, prediction in enumerate(found)]
+    assert [entry["id"] for entry in by_priority(entries)] == [2, 3, 1, 0]
 
 
-def test_an_outline_has_no_texts_and_all_that_charts_and_filters_need():
+def test_a_summary_has_no_texts_and_all_that_charts_and_filters_need():
     asked = question("q", metadata={"breakdown": {"domain": "kitchen"}})
-    item = report_item(decided(asked, f4="ABB", f8="AAA"), 1000)
-    assert outline(item) == {
+    entry = report_entry(decided(asked, f4="ABB", f8="AAA"), 1000)
+    assert summary(entry) == {
         "id": "q",
         "tags": ["right"],
         "groups": {"domain": "kitchen", "problem type": "multiple choice"},
