@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo test test-fast lint format types warmup clean
+.PHONY: help install demo test test-fast lint format types docs warmup clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: install ## The main job on the embedded model: predict, train with GRPO, predict again
-	$(PY) -m vrts.demo
+	$(VENV)/bin/vrts demo
 
 test: install ## Lint, types and all tests but those that need a GPU
 	$(VENV)/bin/ruff check .
@@ -27,7 +27,7 @@ test: install ## Lint, types and all tests but those that need a GPU
 	$(VENV)/bin/mypy
 	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu" --durations=20
 
-test-fast: install ## The tests that take no more than a few seconds each
+test-fast: install ## The tests that take no more than a second each, and one of each command
 	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu and not slow"
 
 lint: install ## Check style and docstrings
@@ -41,8 +41,11 @@ format: install ## Rewrite the code in the project's style
 types: install ## Check types
 	$(VENV)/bin/mypy
 
+docs: install ## Build the site in build/site; a broken link or reference fails
+	$(PY) -m mkdocs build
+
 warmup: install ## Make the embedded checkpoint in assets/tiny again
 	$(PY) -m tools.tiny.warmup
 
 clean: ## Remove .venv, runs and caches
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

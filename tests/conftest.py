@@ -16,7 +16,22 @@ from vrts.demo.videos import make_dataset
 
 SHARED = Path(__file__).parents[1] / "../shared"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SLOW = (
+    "benchmarks", "callbacks", "cli", "ranks", "tools", "models/checkpoints",
+    "models/families/test_exactness.py", "models/test_exactness.py", "models/test_module.py",
+    "test_prefetch.py", "test_readme.py",
+)  # fmt: skip
+"""Tests of whole runs: each is slow, unless it is marked as fast."""
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what is in folders of slow tests."""
+    slow = [Path(__file__).parent / name for name in SLOW]
+    for item in items:
+        if "fast" not in item.keywords and {item.path, *item.path.parents}.intersection(slow):
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,6 +56,16 @@ def _signals():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def curves_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave curves.png empty: drawing it takes as long as a training run of two steps.
+
+    Tests of the drawing have a fixture of this name that lets it be.
+    """
+    if curves := sys.modules.get("vrts.callbacks.monitoring.curves"):
+        monkeypatch.setattr(curves, "write_curves", lambda path, points: path.touch())
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def test_an_early_stop_decides_what_all_completions_decide(drawn):
             assert outcome(rule, left, logprobs, is_last) == want
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rounds(max_size=4))
 def test_a_majority_stops_as_soon_as_nothing_else_can_come(drawn):
@@ -235,6 +236,7 @@ def ask_through(levels, rule):
     raise AssertionError
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(tables())
 def test_a_question_comes_to_the_same_with_an_early_stop(drawn):

@@ -5,7 +5,8 @@ files) on a CUDA device that has shapes and no values, see `benchmarks.scaling.s
 holds at most in each phase goes to ``benchmarks/results/memory.json``, from which ``python -m
 benchmarks.scaling`` makes a table. Not counted: CUDA itself, cuBLAS's workspaces and fragments.
 
-``--only lora s2d`` counts some recipes again and keeps the others.
+``--only lora s2d`` counts some recipes again and keeps the others. ``--models`` counts LoRA
+training and prediction for published checkpoints instead, and writes ``docs/families.md``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -25,7 +27,8 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from benchmarks.common import QWEN_7B, RESULTS, Shape, random_policy
+from benchmarks.common import QWEN_7B, RESULTS, random_policy
+from benchmarks.scaling.checkpoints import CHECKPOINTS, shaped_policy
 from benchmarks.scaling.shapes import ShapesDevice, shapes_only
 from vrts.data.video.resolution import Resolution
 from vrts.models.engines.native import NativeEngine
@@ -40,6 +43,12 @@ from vrts.types import Clip, Question, Sample, Sampling
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PATH = RESULTS / "memory.json"
+FAMILIES = CONFIGS.parent / "docs/families.md"
+TABLE_HEAD = (
+    "| checkpoint | 10^9 parameters | prompt of 32 frames | LoRA, peak GB | frames | prompt | "
+    "weights GB | prediction, peak GB | card |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
 NUM_PREDICTED = 16
 """Questions of a prediction run; more are not in flight at a time."""
 VIDEO = (720, 1280)
@@ -97,8 +106,12 @@ def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
             into[key] = value
 
 
-def count(recipe: Recipe, shape: Shape = QWEN_7B) -> dict[str, Any]:
-    """Run a recipe's own code on shapes.
+MakePolicy = Callable[..., TransformersPolicy]
+"""From a device, a dtype and options of `TransformersPolicy`, with weights of some shape."""
+
+
+def count(recipe: Recipe, make_policy: MakePolicy | None = None) -> dict[str, Any]:
+    """Run a recipe's own code on shapes, those of Qwen2.5-VL-7B where no others are given.
 
     Returns:
         Bytes at most in each phase, bytes held between steps, and tokens of a prompt.
@@ -106,9 +119,11 @@ def count(recipe: Recipe, shape: Shape = QWEN_7B) -> dict[str, Any]:
     options = recipe.options()
     model, data = options["model"], options["data"]
     with shapes_only(recipe.card_gb * 1e9) as device, _phases(device):
-        module = _module(model, shape)
+        module = _module(model, make_policy or partial(random_policy, QWEN_7B))
         frames = recipe.num_frames or data["num_frames"]
-        size = Resolution(**data["resolution"]).size(*VIDEO, frames)
+        sizes = module.frame_sizes
+        assert sizes is not None
+        size = Resolution(**data["resolution"]).for_model(sizes).size(*VIDEO, frames)
         batch_size = data.get("batch_size" if recipe.is_training else "eval_batch_size", 1)
         # one step; in prediction questions follow each other
         num_batches = 1 if recipe.is_training else NUM_PREDICTED // batch_size
@@ -168,13 +183,13 @@ class _Module(VideoQAModule):
         return batch
 
 
-def _module(model: dict[str, Any], shape: Shape) -> VideoQAModule:
+def _module(model: dict[str, Any], make_policy: MakePolicy) -> VideoQAModule:
     """What the YAML's `model` stands for, on weights without values."""
     init = dict(model["policy"]["init_args"])
     del init["path"]
     dtype = getattr(torch, init.pop("dtype", "bfloat16"))
     lora = init.pop("lora", None)
-    policy = random_policy(shape, torch.device("meta"), dtype, prompt=PromptTemplate(), **init)
+    policy = make_policy(torch.device("meta"), dtype, prompt=PromptTemplate(), **init)
     if lora is not None:
         policy.model = add_lora(policy.model, Lora(**lora))
     engine = model.get("engine", {}).get("init_args", {})
@@ -223,7 +238,7 @@ def _phases(device: ShapesDevice) -> Iterator[None]:
         for method in ("_score_reference", "_accumulate_gradients"):
             stack.enter_context(_first_two(method))
         # a gradient without values would be taken for one that is not finite
-        stack.enter_context(mock.patch.object(NonFiniteGuard, "is_bad", return_value=False))
+        stack.enter_context(mock.patch.object(NonFiniteGuard, "must_skip", return_value=False))
         yield
 
 
@@ -240,6 +255,31 @@ def _first_two(name: str) -> Any:
     return mock.patch.object(VideoQAModule, name, run)
 
 
+def count_models() -> None:
+    """Count what each checkpoint needs, and put the table into the document."""
+    rows = []
+    for name, checkpoint in CHECKPOINTS.items():
+        make_policy = partial(shaped_policy, checkpoint)
+        parameters = make_policy(torch.device("meta"), torch.bfloat16).parameters()
+        billions = sum(p.numel() for p in parameters) / 1e9
+        card_gb = 24 if billions < 6 else 48
+        frames = 128 if checkpoint.text["max_position_embeddings"] > 2**14 else 64
+        lora = count(Recipe(name, ("grpo", "lora", "gpu"), card_gb), make_policy)
+        s2d = count(Recipe(name, ("s2d", "gpu"), card_gb, frames), make_policy)
+        peaks = [max(found["phases"].values()) / 1e9 for found in (lora, s2d)]
+        held = s2d["held"] / 1e9
+        rows.append(
+            f"| `{name}` | {billions:.2f} | {lora['P']:,} | {peaks[0]:.1f} | {frames} | "
+            f"{s2d['P']:,} | {held:.1f} | {peaks[1]:.1f} | {card_gb} GB |"
+        )
+        print(rows[-1], flush=True)
+    text = FAMILIES.read_text(encoding="utf-8")
+    head, _, rest = text.partition("<!-- counted -->")
+    table = "\n".join([*TABLE_HEAD, *rows])
+    end = rest[rest.index("<!-- end -->") :]
+    FAMILIES.write_text(f"{head}<!-- counted -->\n\n{table}\n\n{end}", encoding="utf-8")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the command line, count and write.
 
@@ -252,7 +292,12 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     names = [recipe.name for recipe in RECIPES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="RECIPE")
-    wanted = parser.parse_args(args).only
+    parser.add_argument("--models", action="store_true")
+    options = parser.parse_args(args)
+    if options.models:
+        count_models()
+        return
+    wanted = options.only
     for recipe in RECIPES:
         if recipe.name not in wanted:
             continue

@@ -278,6 +278,7 @@ def test_a_wrapped_lower_case_letter_is_that_letter(letter, wrapper, around):
     assert extract_choice(around.format(wrapper.format(letter)), ten_options) == letter.upper()
 
 
+@pytest.mark.slow
 @settings(max_examples=1500)
 @given(
     st.lists(st.sampled_from("ABCDEFGHIJ"), min_size=2, max_size=2, unique=True),
@@ -308,6 +309,7 @@ pieces = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.one_of(st.text(), st.lists(pieces, max_size=25).map("".join)), st.lists(st.text()))
 def test_any_text_gives_a_letter_of_an_option_or_nothing(text, options):
@@ -327,6 +329,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_time_is_linear(unit):
     text = (unit * (100_000 // len(unit) + 1))[:100_000]

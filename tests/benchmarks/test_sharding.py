@@ -1,12 +1,15 @@
 import json
 import time
+from functools import partial
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from benchmarks import common, sharding
 from benchmarks.sharding import loading_row, training_rows
 from benchmarks.sharding_ranks import Case, Plan, resident_peak
+from tests import forked
 from tests.benchmarks.conftest import TINY
 from vrts.models.sharding import Sharding
 
@@ -81,6 +84,9 @@ def test_the_command_measures_both_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "STEPS", 1)
     # of so small a model Python's own objects are most of what is resident
     monkeypatch.setattr(sharding, "loading_row", lambda ranks: ranks[0]["load"])
+    # processes have everything imported
+    begin = partial(start_processes, start_method=forked.CONTEXT.get_start_method())
+    monkeypatch.setattr(sharding, "spawn", begin)
     sharding.main()
     content = json.loads((tmp_path / "sharding.json").read_text())
     rows = {row["setting"]: row for row in content["rows"]}

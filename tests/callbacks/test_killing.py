@@ -1,88 +1,46 @@
-"""SIGKILL at random moments of a prediction run, which is resumed each time."""
+"""SIGKILL at every moment of a prediction run, which is resumed each time."""
 
-import contextlib
 import json
-import multiprocessing
-import os
-import random
 import time
 
 import pytest
 
 from tests.callbacks import killed_ranks
-from tests.callbacks.killed_ranks import SlowPolicy, asked
+from tests.callbacks.killed_ranks import asked
 from tests.callbacks.plugins import ScriptedPolicy
-from tests.callbacks.prediction.test_writer import SCRIPT
-from tests.callbacks.runs import by_id, predict, read_predictions
+from tests.callbacks.prediction.test_writer import SCRIPT, nine
+from tests.callbacks.runs import by_id, predict
+from tests.crashes import copied_at_changes
 from tests.forked import forked
 
-NUM_KILLS = 30
-STEP_S = 0.01
-"""What each rollout takes, so that a run is long enough to be hit anywhere."""
+
+def files(folder):
+    names = ("predictions.jsonl", "metrics.json", "settings.json")
+    return {name: (folder / name).read_bytes() for name in names}
 
 
-def predict_alone(folder, videos):
-    """Run in a process of its own; nothing of it comes to the terminal."""
-    with open(os.devnull, "w") as nothing:  # noqa: PTH123 descriptors are what is replaced
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-    predict(folder, SlowPolicy(SCRIPT, step_s=STEP_S), asked(videos), data={"eval_batch_size": 2})
+def test_a_run_that_was_killed_anywhere_comes_to_the_same(tmp_path, videos):
+    """Also where it is killed a second time, and where the end of a file is lost."""
 
+    def run(folder):
+        predict(folder, ScriptedPolicy(SCRIPT), nine(videos), data={"eval_batch_size": 2})
+        return files(folder)
 
-@pytest.fixture(scope="module")
-def started():
-    """Starts runs from a server that has everything imported, so that they begin at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = []
-
-    def start(folder, videos):
-        process = context.Process(target=predict_alone, args=(folder, videos))
-        process.start()
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        with contextlib.suppress(ValueError):
-            process.kill()
-            process.join()
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_thirty_moments_comes_to_the_same(tmp_path, videos, started):
-    want = tmp_path / "whole"
-    first = started(tmp_path / "first", videos)  # the server starts with it
-    first.join()
-    begin_s = time.monotonic()
-    whole = started(want, videos)
-    whole.join()
-    duration_s = time.monotonic() - begin_s
-    assert (first.exitcode, whole.exitcode) == (0, 0)
-
-    rng = random.Random(0)
-    kills = runs = 0
-    reached = set()
-    while kills < NUM_KILLS:
-        folder = tmp_path / f"run{runs}"
-        runs += 1
-        finished = False
-        while not finished:
-            process = started(folder, videos)
-            process.join(rng.uniform(0, duration_s) if kills < NUM_KILLS else None)
-            finished = process.exitcode is not None
-            if not finished:
-                process.kill()
-                process.join()
-                kills += 1
-                path = folder / "predictions.jsonl"
-                reached.add(path.read_bytes().count(b"\n") if path.exists() else -1)
-            else:
-                assert process.exitcode == 0
-        for name in ("predictions.jsonl", "metrics.json", "settings.json"):
-            assert (folder / name).read_bytes() == (want / name).read_bytes(), (name, runs)
-        assert len(by_id(read_predictions(folder))) == 30
-    assert len(reached) >= 5, f"kills came at the same places: {reached}"
+    whole = tmp_path / "whole"
+    with copied_at_changes(whole, tmp_path / "killed") as once:
+        want = run(whole)
+    assert want["predictions.jsonl"].count(b"\n") == 9
+    decided = {(folder / "predictions.jsonl") for folder in once}
+    assert {path.read_bytes().count(b"\n") for path in decided if path.exists()} == set(range(10))
+    for folder in once[:-1]:
+        assert run(folder) == want, folder.name
+    middle = tmp_path / "killed" / str(len(once) // 2)
+    (middle / "predictions.jsonl").write_bytes(want["predictions.jsonl"][:1000])
+    with copied_at_changes(middle, tmp_path / "killed_again") as twice:
+        assert run(middle) == want
+    assert len(twice) > 5
+    for folder in twice:
+        assert run(folder) == want, folder.name
 
 
 def wait_for(text, log, seconds=60):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
 
 from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
-from vrts.cli.command import main, run
+from vrts.cli.command import VrtsCLI, main, run
 from vrts.data.readers.base import VideoR1Reader
 from vrts.models.checkpoints.contents import FORMAT, FORMAT_KEY
 from vrts.models.grpo.guards import DivergenceError
@@ -114,18 +114,30 @@ class TestCommands:
             assert options["trainer"]["max_steps"] == 1
             assert "overwrite" not in options
 
-    def test_fit_trains_saves_logs_and_exports(self, model, annotations, tmp_path):
-        assert main(fit_args(model, tmp_path, *own_train(annotations))) == 0
+    @pytest.mark.fast
+    def test_fit_trains_saves_logs_exports_and_tells(self, model, annotations, tmp_path, capsys):
+        cli = run(fit_args(model, tmp_path, *own_train(annotations)))
+        # Lightning adds a callback of its own where it finds none
+        assert [type(c) for c in cli.trainer.checkpoint_callbacks] == [StepCheckpoint]
         checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
         assert checkpoint["global_step"] == 2
         assert {line["step"] for line in lines_of(tmp_path / "completions.jsonl")} == {1}
         assert list((tmp_path / "lightning_logs").rglob("events*"))
         assert (tmp_path / "model/model.safetensors").is_file()
+        out = capsys.readouterr().out
+        assert re.search(r"^step 1 of 2: loss .*, reward .* s a step, 0:00:\d\d left$", out, re.M)
+        assert re.search(r"^step 2 of 2: loss .*, reward .* s a step$", out, re.M)
+        *_, last, warning = out.splitlines()
+        assert warning.startswith("warning: in 2 steps no completion had the format")
+        assert warning.removeprefix("warning: ") in card_warning(tmp_path / "model/README.md")
+        assert last.startswith("results: ")
+        paths = [Path(name) for name in last.removeprefix("results: ").split(", ")]
+        assert all(path.exists() for path in paths)
+        assert {str(path.relative_to(tmp_path)).split("/")[0] for path in paths} == {
+            "completions.jsonl", "curves.png", "model", "checkpoints", "lightning_logs",
+        }  # fmt: skip
 
-    def test_the_exported_model_predicts(self, model, annotations, tmp_path):
-        main(fit_args(model, tmp_path / "fit", *own_train(annotations)))
-        args = predict_args(tmp_path / "fit/model", tmp_path / "s2d", annotations)
-        assert main(args) == 0
+        assert main(predict_args(tmp_path / "model", tmp_path / "s2d", annotations)) == 0
         lines = lines_of(tmp_path / "s2d/predictions.jsonl")
         assert {line["id"] for line in lines} == {str(i) for i in range(8)}
         assert all(len(line["rounds"][0]["completions"]) == 5 for line in lines)
@@ -171,23 +183,6 @@ class TestCommands:
         assert sorted(whole[:8]) == [str(i) for i in range(8)]
         parts = fit("parts", 3) + fit("parts", 10, "--ckpt_path=last")
         assert parts + fit("parts", 12, "--ckpt_path=last") == whole
-
-    def test_a_run_tells_how_it_goes_and_where_its_results_are(
-        self, model, annotations, tmp_path, capsys
-    ):
-        assert main(fit_args(model, tmp_path, *own_train(annotations))) == 0
-        out = capsys.readouterr().out
-        assert re.search(r"^step 1 of 2: loss .*, reward .* s a step, 0:\d\d left$", out, re.M)
-        assert re.search(r"^step 2 of 2: loss .*, reward .* s a step$", out, re.M)
-        *_, last, warning = out.splitlines()
-        assert warning.startswith("warning: in 2 steps no completion had the format")
-        assert warning.removeprefix("warning: ") in card_warning(tmp_path / "model/README.md")
-        assert last.startswith("results: ")
-        paths = [Path(name) for name in last.removeprefix("results: ").split(", ")]
-        assert all(path.exists() for path in paths)
-        assert {str(path.relative_to(tmp_path)).split("/")[0] for path in paths} == {
-            "completions.jsonl", "curves.png", "model", "checkpoints", "lightning_logs",
-        }  # fmt: skip
 
     def test_print_config_can_be_read_again(self, model, annotations, tmp_path, capsys):
         with pytest.raises(SystemExit) as exit_info:
@@ -264,32 +259,34 @@ class TestSwapping:
 
 
 class TestObjectives:
-    @pytest.mark.parametrize("name", ["GSPO", "CISPO", "RLOO"])
     def test_objectives_and_their_advantages_are_chosen_by_short_names(
-        self, name, model, annotations, tmp_path
+        self, model, annotations, tmp_path, monkeypatch
     ):
-        objective = f"{{class_path: {name}, init_args: {{advantages: BatchScaled, beta: 0.1}}}}"
-        args = fit_args(model, tmp_path, *own_train(annotations))
-        cli = run([*args, f"--model.objective={objective}", "--trainer.max_steps=1"])
-        assert type(cli.model.objective).__name__ == name
-        assert type(cli.model.objective.advantages).__name__ == "BatchScaled"
-        assert cli.trainer.callback_metrics["train/loss"].isfinite()
+        def fit(name: str) -> VrtsCLI:
+            objective = f"{{class_path: {name}, init_args: {{advantages: BatchScaled, beta: 0.1}}}}"
+            args = fit_args(model, tmp_path, *own_train(annotations), "--trainer.max_steps=1")
+            cli = run([*args, f"--model.objective={objective}"])
+            assert type(cli.model.objective).__name__ == name
+            assert type(cli.model.objective.advantages).__name__ == "BatchScaled"
+            return cli
+
+        assert fit("GSPO").trainer.callback_metrics["train/loss"].isfinite()
+        monkeypatch.setattr(VrtsCLI, "_run_subcommand", lambda self, subcommand: None)
+        for name in ("CISPO", "RLOO"):
+            fit(name)
 
 
 class TestStabilisers:
-    @pytest.mark.parametrize("value", [".nan", ".inf"])
-    def test_bad_steps_leave_the_weights_and_the_run_goes_on(
-        self, value, model, annotations, tmp_path
-    ):
+    def test_bad_steps_leave_the_weights_and_the_run_goes_on(self, model, annotations, tmp_path):
         base = load_file(model / "model.safetensors")
-        args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken(value, [0, 1, 2])]
+        args = [*fit_args(model, tmp_path, *own_train(annotations)), *broken(".nan", [0, 1, 2])]
         with pytest.raises(DivergenceError, match="all 3 optimizer steps"):
             run(args)
         for name, weight in weights(tmp_path).items():
             assert torch.equal(weight, base[name]), name
 
         again = tmp_path / "again"
-        args = [*fit_args(model, again, *own_train(annotations)), *broken(value, [1])]
+        args = [*fit_args(model, again, *own_train(annotations)), *broken(".inf", [1])]
         cli = run(args)
         assert cli.trainer.callback_metrics["train/nonfinite_steps"] == 1
         moved = weights(again)
@@ -460,21 +457,6 @@ class TestBadInput:
         self.check(args, capsys, "bad.jsonl:2", "not valid JSON")
 
     @pytest.mark.parametrize(
-        ("field", "value", "message"),
-        [
-            ("solution", "<answer>Z</answer>", "'Z' is none of the letters ABCD"),
-            ("options", None, "a multiple choice needs 2 to 26 options"),
-            ("problem_type", "riddle", "unknown problem_type 'riddle'"),
-        ],
-    )
-    def test_bad_record(self, field, value, message, model, annotations, tmp_path, capsys):
-        row = json.loads(annotations.read_text().splitlines()[0]) | {field: value}
-        bad = annotations.parent / "bad.jsonl"
-        bad.write_text(json.dumps(row) + "\n")
-        args = fit_args(model, tmp_path, *own_train(bad))
-        self.check(args, capsys, "bad.jsonl:1", message)
-
-    @pytest.mark.parametrize(
         ("option", "expected"),
         [
             ("--model.policy=NoSuchPolicy", "NoSuchPolicy"),
@@ -559,26 +541,6 @@ class TestFoundByAttack:
         args = fit_args(model, tmp_path, *own_train(path))
         self.fails(args, capsys, "1 of 8 training questions", "no-answer.jsonl:4", "no gold answer")
 
-    @pytest.mark.parametrize(
-        ("line", "message"),
-        [
-            ("[" * 100_000, "not valid JSON"),
-            ('{"problem_id": "\\ud800", "problem": "?"}', "field"),
-        ],
-    )
-    def test_odd_lines_are_bad_rows(self, line, message, model, annotations, tmp_path, capsys):
-        path = annotations.parent / "odd.jsonl"
-        path.write_text(annotations.read_text().splitlines()[0] + "\n" + line + "\n")
-        self.fails(fit_args(model, tmp_path, *own_train(path)), capsys, "odd.jsonl:2", message)
-
-    @pytest.mark.parametrize("field", ["problem", "data_source", "note"])
-    def test_half_a_character_is_a_bad_row(self, field, model, annotations, tmp_path, capsys):
-        row = json.loads(annotations.read_text().splitlines()[0]) | {field: "What \ud800?"}
-        path = annotations.parent / "half.jsonl"
-        path.write_text(json.dumps(row) + "\n")
-        args = predict_args(model, tmp_path, path)
-        self.fails(args, capsys, "half.jsonl:1", "no Unicode")
-
     def test_errors_of_constructors_are_one_message(self, model, annotations, tmp_path, capsys):
         args = predict_args(model, tmp_path, annotations, "--model.evaluation.top_p=7")
         self.fails(args, capsys, "top_p must be above 0")
@@ -632,12 +594,6 @@ class TestFoundByAttack:
         self.fails(args, capsys, "predictions.jsonl:9", "not a line that vrts predict wrote")
         (tmp_path / "settings.json").unlink()
         self.fails(args, capsys, "no settings.json")
-
-
-def test_checkpoint_callback_is_ours_alone(model, annotations, tmp_path):
-    """Lightning adds one of its own where it finds none."""
-    cli = run(fit_args(model, tmp_path, *own_train(annotations)))
-    assert [type(c) for c in cli.trainer.checkpoint_callbacks] == [StepCheckpoint]
 
 
 class TestPrecision:

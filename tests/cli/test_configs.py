@@ -148,15 +148,6 @@ def test_every_two_overlays_go_together(combination, monkeypatch):
     check(combination, monkeypatch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("asked", ASKED)
-def test_every_combination(asked, monkeypatch):
-    """The whole product, a minute and a half of it."""
-    for combination in COMBINATIONS:
-        if combination.asked == asked:
-            check(combination, monkeypatch)
-
-
 @pytest.mark.parametrize("overlay", ["lora.yaml", "full.yaml"])
 def test_what_has_no_model_is_not_tuned(overlay, monkeypatch, capsys):
     with pytest.raises(SystemExit):

@@ -1,11 +1,12 @@
 """What the command answers without its libraries."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from vrts.cli import SUBCOMMANDS, main
+from vrts.cli import PARTS, SUBCOMMANDS, main
 from vrts.cli.command import VrtsCLI
 
 LIBRARIES = """
@@ -25,9 +26,23 @@ sys.exit(status if not found else f"imported {found}")
     [
         (["--help"], 0, "predict   answer the questions"),
         ([], 0, "usage: vrts {fit,"),
+        (["--help"], 0, "\nAsk about a video:  vrts predict --config ask "),
+        (["configs"], 0, "\ngrpo          Video-RTS's training"),
+        (["configs", "demo/fit"], 0, "\n  max_steps: 200\n"),
+        (["configs", "gpro"], 2, "no configuration gpro; did you mean grpo?"),
         (["--version"], 0, "vrts 0."),
         (["fitt"], 2, "vrts: error: fitt: no such subcommand; did you mean fit?"),
-        (["answer"], 2, "no such subcommand; there are fit, validate, test, predict, export"),
+        (
+            ["answer"],
+            2,
+            "there are fit, validate, test, predict, export, configs, demo",
+        ),
+        (
+            ["fit", "--tainer.max_steps", "1"],
+            2,
+            "--tainer.max_steps: no such option; did you mean --trainer.max_steps?",
+        ),
+        (["fit", "--x.y=1"], 2, "vrts: error: --x.y: no such option; see vrts fit --help"),
     ],
 )
 def test_it_answers_at_once(words, status, text):
@@ -38,8 +53,16 @@ def test_it_answers_at_once(words, status, text):
     assert text in (done.stderr if status else done.stdout)
 
 
+@pytest.mark.parametrize("subcommand", ["fit", "export"])
+def test_options_begin_with_the_parts_that_are_known(subcommand, capsys):
+    with pytest.raises(SystemExit):
+        main([subcommand, "--help"])
+    names = re.findall(r"--(?:print_)?([a-z_]+)\.", capsys.readouterr().out)
+    assert set(names) == set(PARTS)
+
+
 def test_each_subcommand_is_listed(capsys):
-    assert SUBCOMMANDS.keys() == VrtsCLI.subcommands().keys()
+    assert SUBCOMMANDS.keys() == VrtsCLI.subcommands().keys() | {"configs", "demo"}
     assert main(["-h"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in SUBCOMMANDS)

@@ -12,9 +12,10 @@ from vrts.demo.videos import make_dataset
 
 ROOT = Path(__file__).parents[2]
 POLICIES = {
-    "shared": "vrts.models.vlm.policy.TransformersPolicy",
-    "naive": "tests.models.naive.NaivePolicy",
+    "shared": ("vrts.models.vlm.policy.TransformersPolicy", (0, 1)),
+    "naive": ("tests.models.naive.NaivePolicy", (0,)),
 }
+"""With the seeds of their runs: two of one kind tell how much runs differ anyway."""
 NUM_STEPS = 20
 SHORT = "{class_path: tests.own_plugins.CharactersReward, init_args: {weight: -1}}"
 """Shorter completions are better, which the model learns within a few steps."""
@@ -65,11 +66,11 @@ def lengths(rows: list[dict[str, float]]) -> np.ndarray:
 def test_curves_with_and_without_sharing_are_the_same(tmp_path):
     annotations = make_dataset(tmp_path / "data", 4 * NUM_STEPS, seed=9, kinds=(OBJECT,))
     shared, naive = (
-        [learn(tmp_path / name / str(seed), annotations, policy, seed) for seed in (0, 1)]
-        for name, policy in POLICIES.items()
+        [learn(tmp_path / name / str(seed), annotations, policy, seed) for seed in seeds]
+        for name, (policy, seeds) in POLICIES.items()
     )
     spread = abs(lengths(shared[0]) - lengths(shared[1])).mean()
-    for one, other in zip(shared, naive, strict=True):
+    for one, other in zip(shared, naive, strict=False):
         assert len(one) == len(other) == NUM_STEPS
         for step in range(NUM_EQUAL_STEPS):
             for name in ("reward/total", "loss", "kl", "entropy", "completion_length"):

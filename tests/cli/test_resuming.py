@@ -14,27 +14,12 @@ from tests.callbacks import runs
 from tests.cli.test_command import broken, fit_args, own_train, predict_args
 from tools.tiny.model import build_model_folder
 from vrts.cli.command import main, run
-from vrts.demo.questions import FLASH, OBJECT
-from vrts.demo.videos import make_dataset
 
 KEEPER = "{class_path: ModelCheckpoint, init_args: {every_n_train_steps: 1, save_top_k: %d, save_last: true, enable_version_counter: false}}"  # noqa: E501
 KEEP_LAST = f"--trainer.callbacks=[{KEEPER % 0}]"
 KEEP_ALL = f"--trainer.callbacks=[{KEEPER % -1}]"
 
 SHARDED = "{class_path: FullySharded, init_args: {timeout_s: 300}}"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("resuming") / "model"
-    build_model_folder(folder, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("resuming-data")
-    return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
 
 
 @pytest.fixture
@@ -117,11 +102,15 @@ def keep_steps(number: int) -> str:
     return kept(f"{{class_path: StepCheckpoint, init_args: {{every_n_steps: {number}, keep: 9}}}}")
 
 
-@pytest.fixture
-def whole(fit, tmp_path) -> Path:
-    """The folder of a run of three epochs that was not interrupted."""
-    folder = tmp_path / "whole"
-    assert main(fit(*THREE_EPOCHS, keep_steps(1), "--trainer.max_steps=99", root=folder)) == 0
+@pytest.fixture(scope="module")
+def whole(model, annotations, made_once) -> Path:
+    """The folder of a run of three epochs that was not interrupted; it is read only."""
+
+    def train(folder: Path) -> None:
+        args = [*own_train(annotations), *THREE_EPOCHS, keep_steps(1), "--trainer.max_steps=99"]
+        assert main(fit_args(model, folder, *args)) == 0
+
+    folder = made_once("three_epochs", train)
     assert [point["step"] for point in curves(folder)] == [1, 2, 3, 4, 5, 6]
     return folder
 
@@ -130,7 +119,7 @@ def whole(fit, tmp_path) -> Path:
 def test_a_run_interrupted_at_ends_of_epochs_trains_as_long(fit, whole, tmp_path):
     """Checkpoints of runs that were gone on with are gone on from too."""
     want = curves(whole)
-    for steps in ((2, 4, 6), (2, 3, 6), (4, 6)):
+    for steps in ((2, 3, 6), (4, 6)):
         cut = tmp_path / "-".join(map(str, steps))
         shutil.copytree(whole, cut, symlinks=True)
         for step in steps:
@@ -260,7 +249,8 @@ class TestAnotherModel:
             assert "but model.policy is other (content " in err
             assert not (root / "out").exists()
             shutil.rmtree(root, ignore_errors=True)
-            assert main([*args, f"--model.policy.init_args.path={copy}"]) == 0, name
+            if (name in ("fit", "predict")) == lora:  # each of them once
+                assert main([*args, f"--model.policy.init_args.path={copy}"]) == 0, name
 
     def test_vocabulary(self, fit, full, model, tmp_path, capsys):
         other = tmp_path / "other"

@@ -10,26 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_command import fit_args, own_train
-from tools.tiny.model import build_model_folder
 from vrts.cli.command import main, run
-from vrts.demo.questions import FLASH, OBJECT
-from vrts.demo.videos import make_dataset
 
 CHARACTERS = "--model.rewards=[{class_path: tests.own_plugins.CharactersReward}]"
 """A reward that tells completions of random weights apart."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("training") / "model"
-    build_model_folder(folder, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("training-data")
-    return make_dataset(folder, num_videos=2, seed=5, kinds=(OBJECT, FLASH))
 
 
 @pytest.fixture

@@ -2,13 +2,18 @@
 
 # ruff: noqa: E501 - a row of the table is a line
 
+import re
 import time
 from pathlib import Path
 
+import jsonargparse.typing
 import pytest
 from huggingface_hub.errors import HFValidationError
 
+from vrts import callbacks, data, models
+from vrts.cli import usage
 from vrts.cli.command import VrtsCLI, main
+from vrts.cli.plugins import options_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -23,18 +28,19 @@ FILES = {
     "reward.yaml": "model:\n  rewards:\n    - class_path: AccuracyReward\n    - class_path: FormatRewrd\n",
     "range.yaml": "data:\n  num_frames: 4\n  batch_size: 0\n",
     "syntax.yaml": "model:\n  num_generations: 8\n max_new_tokens: 4\n",
+    "grpo.yaml": "model:\n  num_generatons: 8\n",
     "tab.yaml": "model:\n\tnum_generations: 8\n",
     "list.yaml": "- model\n- data\n",
 }
 MISTAKES = [
     # words; what the message has to say
-    (["train"], ["no command 'train'", "fit", "vrts --help"]),
-    (["predcit"], ["no command 'predcit'", "did you mean predict?"]),
-    ([], ["give a command: fit, validate, test, predict, export"]),
-    (["fit"], ["model.policy: missing", "--config configs/grpo.yaml"]),
+    (["fit"], ["model.policy: missing", "--config grpo"]),
     (["export", *FIT[1:]], ["output_dir: missing", "give --output_dir"]),
     (["fit", f"--config={CONFIGS / 'gpro.yaml'}"], ["no file", "did you mean", "configs/grpo.yaml?"]),
-    (["fit", "--config", "nowhere/grpo.yaml"], ["--config: no file nowhere/grpo.yaml"]),
+    (["fit", "--config", "nowhere/grpo.yaml"], ["--config: no file nowhere/grpo.yaml; did you mean grpo?"]),
+    (["fit", "--config", "gpro"], ["--config: no file gpro; did you mean grpo?"]),
+    (["fit", "--config=mine"], ["--config: no file mine; vrts configs lists those of vrts"]),
+    (["fit", "--config=grpo", "--config=grpo.yaml"], ["grpo.yaml:2: model.num_generatons"]),
     ([*FIT, "--config=key.yaml"], ["key.yaml:2: model.num_generatons", "did you mean model.num_generations?"]),
     (
         [*FIT, "--config=argument.yaml"],
@@ -115,13 +121,65 @@ def test_a_mistake_is_told_in_three_lines(words, expected, tmp_path, monkeypatch
         assert text in message
 
 
-def test_help_takes_a_key(capsys):
-    assert run(["fit", "--help", "model.rewards"]) == 0
-    out = capsys.readouterr().out
-    assert "--model.rewards" in out
-    assert "AccuracyReward" in out
-    assert "--model.objective" not in out
-    assert "--model.rewards.help" in out
+class TestHelp:
+    def shown(self, capsys, *words: str) -> str:
+        assert run(list(words)) == 0
+        return capsys.readouterr().out
+
+    def test_a_key(self, capsys):
+        out = self.shown(capsys, "fit", "--help", "model.rewards")
+        assert "--model.rewards REWARDS" in out
+        assert "AccuracyReward" in out
+        assert "--model.objective" not in out
+
+    def test_options_of_vrts_come_without_lightnings(self, capsys):
+        out = self.shown(capsys, "fit", "--help")
+        assert out.startswith("usage: vrts fit --config NAME")
+        assert "--model.num_generations NUM_GENERATIONS" in out
+        assert "--data.batch_size BATCH_SIZE" in out
+        assert "--overwrite" in out
+        assert "--trainer.max_steps" not in out
+        assert "vrts fit --help trainer" in out
+        assert "--trainer.max_steps" in self.shown(capsys, "fit", "--help", "trainer")
+
+    def test_a_class_says_what_it_reads_and_takes(self, capsys):
+        out = self.shown(capsys, "predict", "--help", "PlainReader")
+        assert "``answer``: the letter or the text of an option" in out
+        assert "  path: str, required" in out
+        assert "  video_root: str | None, default null" in out
+        assert "  columns: dict[str, str | list[str]] | None, default null" in out
+        assert "Args:" not in out
+
+    def test_a_class_passes_options_on_to_its_bases(self):
+        by_name = {option.name: option for option in options_of(models.TransformersPolicy)}
+        assert by_name["path"].default is None
+        assert by_name["freeze_vision"].default == "true"
+        assert by_name["lora"].text.startswith("train a low-rank adapter")
+        assert [o.name for o in options_of(models.Lora)] == [
+            "rank", "alpha", "dropout", "target_modules"
+        ]  # fmt: skip
+        (optimizer,) = [o for o in options_of(models.VideoQAModule) if o.name == "optimizer"]
+        assert "lr=1e-6" in optimizer.default
+
+    def test_every_option_of_every_plug_in_is_explained(self):
+        for part in (callbacks, data, models):
+            for name in part.__all__:
+                cls = getattr(part, name)
+                missing = [option.name for option in options_of(cls) if not option.text]
+                assert not missing, f"{name}: {missing}"
+
+    def test_every_restricted_type_is_put_in_words(self):
+        plug_ins = (getattr(part, n) for part in (callbacks, data, models) for n in part.__all__)
+        text = " ".join(option.kind for cls in plug_ins for option in options_of(cls))
+        restricted = set(re.findall(r"\w+", text)) & set(jsonargparse.typing.__all__)
+        assert "PositiveInt" in restricted
+        assert restricted <= usage._TYPES.keys()
+
+    def test_what_there_is_not(self, capsys):
+        assert run(["predict", "--help", "PlainReadr"]) == 2
+        assert (
+            "no option or class 'PlainReadr'; did you mean PlainReader?" in capsys.readouterr().err
+        )
 
 
 class TestModelPaths:
@@ -151,24 +209,24 @@ class TestModelPaths:
     def test_the_hub_is_out_of_reach(self, monkeypatch, capsys):
         problem = ConnectionError("Name or service not known")
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", self.ask(problem))
-        words = [*ASK, "--model.policy.init_args.path=assets/tiny"]
-        self.check(words, capsys, "out of reach (Name or", "no folder 'assets/tiny'")
+        words = [*ASK, "--model.policy.init_args.path=some/tiny"]
+        self.check(words, capsys, "out of reach (Name or", "no folder 'some/tiny'")
 
     def test_the_hub_does_not_know_it(self, monkeypatch, capsys):
         problem = HFValidationError("no such name")
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", self.ask(problem))
-        words = [*ASK, "--model.policy.init_args.path=assets/tiny"]
-        self.check(words, capsys, "the hub has no such model", "no folder 'assets/tiny'")
+        words = [*ASK, "--model.policy.init_args.path=some/tiny"]
+        self.check(words, capsys, "the hub has no such model", "no folder 'some/tiny'")
 
     def test_the_hub_does_not_answer(self, monkeypatch, capsys):
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: time.sleep(60))
         monkeypatch.setattr("vrts.models.vlm.loading.HUB_TIMEOUT_S", 0.5)
-        words = [*ASK, "--model.policy.init_args.path=assets/tiny"]
+        words = [*ASK, "--model.policy.init_args.path=some/tiny"]
         self.check(words, capsys, "did not answer within 0.5 s")
 
     def test_it_is_offline_by_choice(self, monkeypatch, capsys):
         monkeypatch.setattr("vrts.models.vlm.loading.HF_HUB_OFFLINE", True)
-        words = [*ASK, "--model.policy.init_args.path=assets/tiny"]
+        words = [*ASK, "--model.policy.init_args.path=some/tiny"]
         self.check(words, capsys, "HF_HUB_OFFLINE is set")
 
 

@@ -129,6 +129,7 @@ def test_packets_missing_in_the_middle(tmp_path, pool):
     assert numbers(sample.clip) == tuple(kept[i] for i in sample.clip.frame_indices)
 
 
+@pytest.mark.slow
 def test_real_videos_and_the_pool_after_all_of_this(shared, tmp_path, pool):
     for path in sorted(path for path in (shared / "videos").iterdir() if path.is_file()):
         sample = result(pool, path)

@@ -154,6 +154,7 @@ def whole(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validates", [False, True])
 def test_a_run_goes_on_from_every_checkpoint_of_every_hook(tmp_path, whole, validates):
     """The same questions, validations and ends of epochs, also from runs that had gone on."""

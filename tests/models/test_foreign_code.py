@@ -142,6 +142,7 @@ def test_a_chat_template_that_breaks_or_never_ends_is_named(
         load_policy(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [("(([a-z_.0-9]+)+)+!", "did not end within 2 s"), ("(q_proj", "is not a regular expression")],

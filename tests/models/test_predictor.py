@@ -183,6 +183,7 @@ def test_decisions_are_those_of_one_question_at_a_time(world, rule, num_rows, ba
             assert prediction.clip is None
 
 
+@pytest.mark.slow
 @given(worlds(), rules(early_stop=True), st.integers(1, 20), st.integers(1, 5), st.randoms())
 @settings(max_examples=200, deadline=None)
 def test_an_early_stop_changes_no_decision(world, rule, num_rows, batch_size, random):

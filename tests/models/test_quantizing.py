@@ -42,6 +42,7 @@ def test_the_decoders_matrices_and_no_others_take_four_bits(varied_model):
     assert policy.workload(prompts, own) == plain.workload(prompts, own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_step_trains_the_adapter_alone(tmp_path, varied_model, videos, precision):
     look, policy = Snapshots(), quantized(varied_model)

@@ -1,6 +1,6 @@
-"""Two nodes, here two groups of processes that meet over loopback, do as one node with two does.
+"""Two nodes, here two processes that meet over loopback, do as one process does.
 
-Each node is started by itself: by torchrun, with srun's variables, or with those of Lightning.
+Each is started by itself: with the variables of torchrun, of srun, or of Lightning.
 """
 
 import json
@@ -10,21 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import command, forked, forked_each, free_port
+from tests.forked import command, forked_each, free_port
 from tests.ranks.test_two_processes import CONFIGS, fit_args, logged
-from tools.tiny.model import build_model_folder
 from vrts.cli.command import main
-from vrts.demo.videos import make_dataset
 
 ON_CPU = ("--trainer.accelerator=cpu", "--trainer.precision=32-true")
 STRATEGIES = ("ddp", "fsdp")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp("inputs")
-    build_model_folder(root / "model", seed=0)
-    return root / "model", make_dataset(root / "data", num_videos=6, seed=5)
 
 
 def plainly(node: int, port: int) -> dict[str, str]:
@@ -41,29 +32,40 @@ def by_srun(node: int, port: int) -> dict[str, str]:
     return where | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def on_two_nodes(describe, log: Path, args: list[str]) -> None:
+def on_two_nodes(described: list[dict[str, str]], log: Path, args: list[str]) -> None:
     args = [*args, "--trainer.devices=1", "--trainer.num_nodes=2"]
-    port = free_port()
-    with forked_each(log, [(command, (args,), describe(n, port)) for n in (0, 1)]) as nodes:
+    with forked_each(log, [(command, (args,), variables) for variables in described]) as nodes:
         nodes.succeed()
 
 
-def by_torchrun(log: Path, args: list[str]) -> None:
-    """Two nodes that torchrun itself starts."""
-    port = free_port()
+NOTE = """
+import json, os, sys
+with open(sys.argv[1] + os.environ["RANK"], "w") as file:
+    json.dump(dict(os.environ), file)
+"""
+
+
+def by_torchrun(folder: Path) -> list[dict[str, str]]:
+    """The variables that torchrun itself gives to the processes of two nodes.
+
+    They are started with them afterwards, since imports take each one ten seconds. The first one
+    then has to open the store in which they meet: torchrun's own is gone.
+    """
+    script = folder / "note.py"
+    script.write_text(NOTE)
     words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-    words += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-    vrts = ["-m", "vrts", *args, "--trainer.devices=1", "--trainer.num_nodes=2"]
-    with log.open("w") as file:
-        nodes = [
-            subprocess.Popen([*words, f"--node_rank={node}", *vrts], stdout=file, stderr=file)
-            for node in (0, 1)
-        ]
-        try:
-            assert [node.wait(600) for node in nodes] == [0, 0], log.read_text()[-4000:]
-        finally:
-            for node in nodes:
-                node.kill()
+    words += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    nodes = [
+        subprocess.Popen([*words, f"--node_rank={node}", str(script), f"{folder}/"])
+        for node in (0, 1)
+    ]
+    try:
+        assert [node.wait(300) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    found = [json.loads((folder / rank).read_text()) for rank in "01"]
+    return [variables | {"TORCHELASTIC_USE_AGENT_STORE": "False"} for variables in found]
 
 
 def training(inputs, root: Path, strategy: str) -> list[str]:
@@ -87,30 +89,21 @@ def prediction(inputs, root: Path, strategy: str) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
-def trained(request, inputs, tmp_path_factory) -> tuple[str, list[dict]]:
-    """A strategy, and what two processes of one node log under it."""
-    root = tmp_path_factory.mktemp(f"one_{request.param}")
-    args = [*training(inputs, root, request.param), "--trainer.devices=2"]
-    with forked(root / "log", command, args, ranks=2) as processes:
-        processes.succeed()
-    return request.param, logged(root)
-
-
 @pytest.mark.slow
-def test_two_nodes_train_as_one_does(trained, inputs, tmp_path):
-    """Under DDP they are described by Lightning's variables, under FSDP2 torchrun starts them."""
-    strategy, want = trained
-    args = training(inputs, tmp_path, strategy)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_nodes_train_as_one_does(strategy, inputs, alone, tmp_path):
+    """Under DDP they are described by Lightning's variables, under FSDP2 by those of torchrun."""
+    port = free_port()
+    described = [plainly(node, port) for node in (0, 1)]
     if strategy == "fsdp":
-        by_torchrun(tmp_path / "log", args)
-    else:
-        on_two_nodes(plainly, tmp_path / "log", args)
-    got = logged(tmp_path)
+        described = by_torchrun(tmp_path)
+        assert [variables["RANK"] for variables in described] == ["0", "1"]
+    on_two_nodes(described, tmp_path / "log", training(inputs, tmp_path, strategy))
+    want, got = logged(alone), logged(tmp_path)
     assert len(got) == len(want) == 3
     for one, two in zip(want, got, strict=True):
         for name in ("train/loss", "train/kl", "train/reward/length", "train/entropy"):
-            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5, abs=1e-7), name
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-4, abs=1e-6), name
     assert float(want[-1]["train/kl"]) > 0
     assert (tmp_path / "model/model.safetensors").is_file()
     assert (tmp_path / "checkpoints/last.ckpt").exists()
@@ -128,7 +121,9 @@ def predicted(inputs, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("describe", "strategy"), [(by_srun, "ddp"), (plainly, "fsdp")])
 def test_two_nodes_predict_as_one_does(describe, strategy, predicted, inputs, tmp_path):
-    on_two_nodes(describe, tmp_path / "log", prediction(inputs, tmp_path / "two", strategy))
+    port = free_port()
+    described = [describe(node, port) for node in (0, 1)]
+    on_two_nodes(described, tmp_path / "log", prediction(inputs, tmp_path / "two", strategy))
     found = []
     for root in (predicted, tmp_path / "two"):
         lines = (root / "predictions.jsonl").read_text().splitlines()

@@ -5,9 +5,7 @@ import re
 import pytest
 
 from tests.forked import command, forked
-from tests.ranks.test_two_processes import CONFIGS, fit, fit_args
-from tools.tiny.model import build_model_folder
-from vrts.demo.videos import make_dataset
+from tests.ranks.test_two_processes import CONFIGS, fit, fit_args, logged
 
 SHARDED = (
     f"--config={CONFIGS / 'fsdp.yaml'}",
@@ -19,16 +17,9 @@ SHARDED = (
 )
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("inputs")
-    build_model_folder(root / "model", seed=0)
-    return root / "model", make_dataset(root / "data", num_videos=4, seed=5)
-
-
 @pytest.mark.slow
-def test_the_overlay_trains_as_one_process_does_and_resumes(inputs, tmp_path):
-    alone = fit(*inputs, tmp_path / "1", 1)
+def test_the_overlay_trains_as_one_process_does_and_resumes(inputs, alone, tmp_path):
+    alone = logged(alone)
     sharded = fit(*inputs, tmp_path / "2", 2, more_last=(*SHARDED, "--trainer.max_steps=2"))
     assert (tmp_path / "2/checkpoints/last.ckpt/.metadata").is_file()
     assert (tmp_path / "2/model/model.safetensors").is_file()

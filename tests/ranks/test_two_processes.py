@@ -7,9 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.forked import command, forked
-from tools.tiny.model import build_model_folder
 from vrts.cli.command import main
-from vrts.demo.videos import make_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -56,7 +54,7 @@ def fit_args(
 
 def logged(root: Path) -> list[dict]:
     """What a run logged at each step."""
-    with next(root.rglob("metrics.csv")).open() as file:
+    with next(root.resolve().rglob("metrics.csv")).open() as file:
         return [row for row in csv.DictReader(file) if row["train/loss"]]
 
 
@@ -80,11 +78,13 @@ def fit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["full", "lora"])
-def test_one_and_two_processes_have_the_same_losses(overlay, tmp_path):
-    build_model_folder(tmp_path / "model", seed=0)
-    annotations = make_dataset(tmp_path / "data", num_videos=4, seed=5)
+def test_one_and_two_processes_have_the_same_losses(overlay, inputs, alone, tmp_path):
     more = [f"--config={CONFIGS / 'lora.yaml'}"] if overlay == "lora" else []
-    runs = [fit(tmp_path / "model", annotations, tmp_path / str(n), n, *more) for n in (1, 2)]
+    if overlay == "full":
+        (tmp_path / "1").symlink_to(alone)
+    else:
+        fit(*inputs, tmp_path / "1", 1, *more)
+    runs = [logged(tmp_path / "1"), fit(*inputs, tmp_path / "2", 2, *more)]
     assert len(runs[0]) == len(runs[1]) == 3
     for one, two in zip(*runs, strict=True):
         for name in ("train/loss", "train/kl", "train/reward/length", "train/entropy"):
@@ -92,7 +92,7 @@ def test_one_and_two_processes_have_the_same_losses(overlay, tmp_path):
     assert float(runs[0][-1]["train/kl"]) > 0
     name = "adapter_model.safetensors" if overlay == "lora" else "model.safetensors"
     one, two = (load_file(tmp_path / n / "model" / name) for n in "12")
-    moved = load_file(tmp_path / "model/model.safetensors")
+    moved = load_file(inputs[0] / "model.safetensors")
     for key, value in one.items():
         # AdamW makes steps of the learning rate, 0.001, also of gradients that are next to nothing
         assert (two[key] - value).abs().max() <= 5e-4, key
@@ -101,12 +101,10 @@ def test_one_and_two_processes_have_the_same_losses(overlay, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_one_process_finds_bad_skips_the_step_on_all(tmp_path):
-    build_model_folder(tmp_path / "model", seed=0)
-    annotations = make_dataset(tmp_path / "data", num_videos=4, seed=5)
+def test_a_loss_that_one_process_finds_bad_skips_the_step_on_all(inputs, tmp_path):
     broken = "{class_path: tests.own_plugins.Broken, init_args: {value: .nan, calls: [0], rank: 1}}"
     more = [f"--model.objective={broken}", "--model.reference=null"]
-    rows = fit(tmp_path / "model", annotations, tmp_path / "2", 2, *more)
+    rows = fit(*inputs, tmp_path / "2", 2, *more)
     assert len(rows) == 3
     assert float(rows[-1]["train/nonfinite_steps"]) == 1
     weights = load_file(tmp_path / "2/model/model.safetensors")
@@ -114,13 +112,10 @@ def test_a_loss_that_one_process_finds_bad_skips_the_step_on_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_options_that_processes_agree_on_do_not_hang(tmp_path):
+def test_options_that_processes_agree_on_do_not_hang(inputs, tmp_path):
     """Dynamic sampling, scaling by the batch and T-GRPO exchange numbers in the same order."""
-    build_model_folder(tmp_path / "model", seed=0)
-    annotations = make_dataset(tmp_path / "data", num_videos=6, seed=5)
     rows = fit(
-        tmp_path / "model",
-        annotations,
+        *inputs,
         tmp_path / "2",
         2,
         "--model.objective={class_path: DAPO, init_args: {advantages: BatchScaled, beta: 0}}",

@@ -103,7 +103,7 @@ def train(folder: Path, model: Path, videos: dict[str, str], name: str, devices:
 
 
 def run(folder: Path, model: Path, videos: dict[str, str], devices: int) -> None:
-    for strategy in STRATEGIES:
+    for strategy in STRATEGIES[: None if devices > 1 else 1]:  # one process needs none
         for name in (strategy, f"{strategy}-alone"):
             print(name, flush=True)  # noqa: T201 tells where it hangs
             train(folder, model, videos, name, devices)

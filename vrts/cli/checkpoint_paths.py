@@ -22,7 +22,7 @@ from vrts.types import InputError
 
 
 def keep_in_run_folder(trainer: Any) -> None:
-    """Have checkpoints saved in the run's folder where no other is given.
+    """Have checkpoints saved in the run's folder, where ``--ckpt_path last`` finds them again.
 
     ModelCheckpoint's own default is a new folder for each start of a run.
 
@@ -92,7 +92,7 @@ def _check_content(path: Path, subcommand: str) -> None:
     if subcommand == "fit":
         needed += ["loops", "optimizer_states"]
     missing = [name for name in needed if not found.get(name)]
-    if missing[:1] == ["optimizer_states"] or missing[:1] == ["loops"]:
+    if missing and missing[0] in ("optimizer_states", "loops"):
         raise InputError(
             f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot go "
             "on from it; write its model with vrts export and begin from that "

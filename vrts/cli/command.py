@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import yaml
@@ -37,6 +37,7 @@ from vrts.cli import usage
 from vrts.cli.checkpoint_paths import check_kind, find_checkpoint, keep_in_run_folder
 from vrts.cli.export import VrtsTrainer, prepare_export
 from vrts.data.datamodule import VideoQADataModule
+from vrts.files.shipped import find_config
 from vrts.models.checkpoints.writing import AtomicCheckpointIO
 from vrts.models.grpo.checks import check_step
 from vrts.models.grpo.guards import DivergenceError
@@ -52,6 +53,8 @@ from vrts.models.strategies.environment import (
 from vrts.terminal import printable
 from vrts.types import InputError
 from vrts.voting import VoteError
+
+C = TypeVar("C")
 
 for part in (callbacks, data, models):
     for plug_in in part.__all__:
@@ -97,6 +100,7 @@ class VrtsCLI(LightningCLI):
         Raises:
             InputError: its options contradict each other, or the machine cannot do what they say.
         """
+        config = self.config[self.subcommand]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except InputError:
@@ -104,9 +108,9 @@ class VrtsCLI(LightningCLI):
         except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
             raise InputError(usage.explain_trainer(error)) from error
         if self.subcommand != "export":  # that converts weights and computes nothing
-            check_precision(self.config[self.subcommand].trainer.precision, trainer)
+            check_precision(config.trainer.precision, trainer)
             check_strategy(trainer)
-            check_kind(self.config[self.subcommand].ckpt_path, trainer.strategy)
+            check_kind(config.ckpt_path, trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -126,10 +130,6 @@ class VrtsCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle what depends on several options.
 
-        Checkpoints stay in the run's own folder, where ``--ckpt_path last`` finds them again:
-        ModelCheckpoint's own default is a new folder for each start of a run. Predictions are not
-        kept in memory. On a CPU, cores that decode are not computed on as well.
-
         Raises:
             InputError: the checkpoint to resume from does not exist.
         """
@@ -141,7 +141,7 @@ class VrtsCLI(LightningCLI):
             prepare_export(config)
             return
         if config.get("return_predictions", False) is None:
-            config.return_predictions = False
+            config.return_predictions = False  # the writer has them; a long run's fill the memory
         _spare_cores(config.data.num_workers)
         if self.subcommand == "predict":
             _ask_what_is_replayed(config)
@@ -149,23 +149,21 @@ class VrtsCLI(LightningCLI):
         find_checkpoint(config, str(self.subcommand))
 
     def before_fit(self) -> None:
-        """Let signals end the run from now on, and see to its folders before anything is started.
+        """Let signals end the run from now on; refuse bad options and folders.
 
         Raises:
             InputError: an option of the Trainer has another place here, or a folder cannot be
                 written to.
         """
         check_step(self.trainer)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SaveOnInterrupt):
-                callback.begin()
+        for callback in self._callbacks(SaveOnInterrupt):
+            callback.begin()
         check_run_folders(self.trainer)
 
     def before_predict(self) -> None:
         """Tell the writer whose weights answer: it refuses to mix answers of two models."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, PredictionWriter):
-                callback.checkpoint = self.config.predict.ckpt_path
+        for writer in self._callbacks(PredictionWriter):
+            writer.checkpoint = self.config.predict.ckpt_path
 
     def after_fit(self) -> None:
         """Tell of a run that had nothing left to do, and where the results are."""
@@ -182,7 +180,7 @@ class VrtsCLI(LightningCLI):
             tell(f"warning: {warning}")
 
     def after_validate(self) -> None:
-        """Tell what there is beside the numbers on the terminal."""
+        """Tell where the results are."""
         tell_results(self.trainer)
 
     after_test = after_validate
@@ -191,15 +189,14 @@ class VrtsCLI(LightningCLI):
         """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
 
     def after_predict(self) -> None:
-        """Make a run without any answer a failure, once all its files are written.
-
-        Raises:
-            InputError: every question failed.
-        """
+        """Tell where the results are; raises InputError where every question failed."""
         tell_results(self.trainer)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, PredictionWriter):
-                callback.check_answered()
+        for writer in self._callbacks(PredictionWriter):
+            writer.check_answered()
+
+    def _callbacks(self, kind: type[C]) -> list[C]:
+        found: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in found if isinstance(callback, kind)]
 
 
 class ConfigLogger(SaveConfigCallback):
@@ -222,10 +219,8 @@ def _ask_what_is_replayed(config: Any) -> None:
     policy = config.model.policy
     is_replay = policy is not None and policy.class_path.endswith(".ReplayPolicy")
     if is_replay and config.data.predict is None and config.data.video is None:
-        reader = {
-            "class_path": "vrts.data.RecordedReader",
-            "init_args": {"path": policy.init_args.path},
-        }
+        path = {"path": policy.init_args.path}
+        reader = {"class_path": "vrts.data.RecordedReader", "init_args": path}
         config.data.predict = dict_to_namespace(reader)
 
 
@@ -250,13 +245,23 @@ def run(args: ArgsType = None) -> VrtsCLI:
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
-    words = sys.argv[1:] if args is None else args
-    usage.UsageParser.words = list(words) if isinstance(words, list) else []
-    return _cli_for(words)(
+    given = sys.argv[1:] if args is None else args
+    words = _find_configs(given) if isinstance(given, list) else []
+    known = VrtsCLI.subcommands()
+
+    class Asked(VrtsCLI):
+        """With one subcommand only: options of all take half a second more."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {words[0]: known[words[0]]} if words and words[0] in known else known
+
+    usage.UsageParser.words = words
+    return Asked(
         VideoQAModule,
         VideoQADataModule,
         trainer_class=VrtsTrainer,
-        args=args,
+        args=words or given,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_class=usage.UsageParser,
@@ -266,23 +271,16 @@ def run(args: ArgsType = None) -> VrtsCLI:
     )
 
 
-def _cli_for(words: ArgsType) -> type[VrtsCLI]:
-    """The CLI with only the subcommand that is asked for: options of all take half a second more.
-
-    Args:
-        words: of the command line.
-    """
-    known = VrtsCLI.subcommands()
-    first = words[0] if isinstance(words, list) and words else None
-    if first not in known:
-        return VrtsCLI
-
-    class Asked(VrtsCLI):
-        @staticmethod
-        def subcommands() -> dict[str, set[str]]:
-            return {str(first): known[str(first)]}
-
-    return Asked
+def _find_configs(words: list[str]) -> list[str]:
+    """Put paths in place of the names of configurations that come with vrts."""
+    found = list(words)
+    for place, word in enumerate(found):
+        option, equals, name = word.partition("=")
+        if option in ("-c", "--config") and equals:
+            found[place] = f"{option}={find_config(name)}"
+        elif word in ("-c", "--config") and place + 1 < len(found):
+            found[place + 1] = find_config(found[place + 1])
+    return found
 
 
 def _is_needed(record: logging.LogRecord) -> bool:
@@ -318,10 +316,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if error.errno not in REFUSED:
             raise
         name = f"{error.filename}: " if error.filename else ""
-        return _fail(
-            f"{name}{error.strerror}; fix this, then give the same command again (fit: with "
-            "--ckpt_path last)"
-        )
+        again = "give the same command again (fit: with --ckpt_path last)"
+        return _fail(f"{name}{error.strerror}; fix this, then {again}")
     except Exception as error:
         found = _input_error(error)
         if found is not None:

@@ -92,7 +92,12 @@ class VrtsTrainer(Trainer):
         self.precision_plugin.convert_module(model)
         checkpoint = load_trained(model, path)
         check_same_policy(model.policy, checkpoint)
-        _check_finite(model, path)
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not weight.isfinite().all():
+                raise InputError(
+                    f"--ckpt_path: {path} has weights that are not finite, {name} first: training "
+                    "diverged, or the file is damaged; give an earlier one"
+                )
         facts = checkpoint.get(FACTS) or {
             **training_facts(self, model, datamodule),
             "steps": checkpoint.get("global_step"),
@@ -101,20 +106,6 @@ class VrtsTrainer(Trainer):
         facts |= selected(checkpoint, path)
         export_model(model.policy.eval(), folder, merge, facts)
         rank_zero_info(f"wrote the model of {path} (step {facts['steps']}) to {folder}")
-
-
-def _check_finite(model: VideoQAModule, path: Path) -> None:
-    """Refuse weights that no model can compute with.
-
-    Raises:
-        InputError: there are some.
-    """
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and not weight.isfinite().all():
-            raise InputError(
-                f"--ckpt_path: {path} has weights that are not finite, {name} first: training "
-                "diverged, or the file is damaged; give an earlier one"
-            )
 
 
 def prepare_export(config: Namespace) -> None:

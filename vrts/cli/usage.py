@@ -1,4 +1,4 @@
-"""What is wrong with a command line or a configuration file, in one to three lines.
+"""Help, and what is wrong with a command line or a configuration file, in one to three lines.
 
 jsonargparse says what its types expect. Here that becomes: the key as it is written, where it is
 written, what it needs, the nearest right name, and how to see more.
@@ -8,38 +8,47 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
-import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, get_args
+from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import typing as restricted
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
 
+from vrts.cli.plugins import classes_named, descendants, describe, options_of, plug_ins
+from vrts.files.shipped import list_configs
 from vrts.terminal import printable, shorten
 
-_INT, _FLOAT, _NULL = "a whole number", "a number", "null"
-_PLAIN = {
+_INT, _NULL = "a whole number", "null"
+_TYPES = {
     "int": _INT,
-    "float": _FLOAT,
+    "PositiveInt": f"{_INT} above 0",
+    "NonNegativeInt": f"{_INT} from 0",
+    "float": "a number",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number from 0",
+    "ClosedUnitInterval": "a number from 0 and up to 1",
     "bool": "true or false",
     "str": "a text",
     "list": "a list, such as '[a, b]'",
     "dict": "keys with values, such as '{a: 1}'",
     "NoneType": _NULL,
 }
-_OPERATORS = {">": "above", ">=": "from", "<": "below", "<=": "up to", "==": "", "!=": "other than"}
-_OWNERS = ("vrts", "lightning.pytorch", "torch.optim")
+"""What jsonargparse expects, in words."""
 _MOST_NAMES = 12
 _MOST_CHARACTERS = 300
+_FOOTER = """
+Any of these in a file: --config NAME or FILE, later ones win (vrts configs lists those of vrts).
+Options below a key:    vrts {command} --help model.policy
+What a class takes:     vrts {command} --help {example}
+Lightning's Trainer:    vrts {command} --help trainer
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class Setting:
 
 
 class UsageParser(LightningArgumentParser):
-    """A parser whose errors are one to three lines, and whose ``--help`` takes a key."""
+    """A parser whose errors are one to three lines, and whose ``--help`` takes a key or a class."""
 
     words: ClassVar[list[str]] = []
     """Of the command line, for the places of keys; one command is parsed at a time."""
@@ -70,20 +79,36 @@ class UsageParser(LightningArgumentParser):
         raise AssertionError("exit() returned")
 
     def print_help(self, file: Any = None) -> None:
-        """Print all options, or those that begin with the key behind ``--help``."""
-        words = self.words
+        """Print the options of vrts, or those of the key or the class behind ``--help``."""
+        words, command = self.words, self.words[0]
         asked = next((i for i, word in enumerate(words) if word in ("-h", "--help")), len(words))
-        key = words[asked + 1] if asked + 1 < len(words) else ""
-        actions = [a for a in self._actions if _is_under(str(a.dest), key.lstrip("-"))]
-        if not key or not actions:
-            super().print_help(file)
-            return
+        key = words[asked + 1].lstrip("-") if asked + 1 < len(words) else ""
+        listed = [a for a in self._actions if not any(".help" in o for o in a.option_strings)]
+        actions = [a for a in listed if key and _is_under(str(a.dest), key)]
+        if not key:
+            actions = [a for a in listed if not _is_under(str(a.dest), "trainer")]
         formatter = self._get_formatter()
         formatter.add_arguments(actions)
-        text = formatter.format_help()
-        classes = [option for a in actions for option in a.option_strings if ".help" in option]
-        text += "".join(f"\nOptions of a class: {option} CLASS" for option in classes)
-        print(text, file=file or sys.stdout)
+        text = "" if key else f"usage: vrts {command} --config NAME [--OPTION VALUE ...]\n\n"
+        text += formatter.format_help() if actions else "\n".join(map(describe, classes_named(key)))
+        if not text:
+            names = sorted({str(a.dest) for a in listed} | set(_plug_ins_of(self)))
+            self.error(f"--help: no option or class {key!r}; {_choose(key, names)}")
+        if not key:
+            example = "PlainReader" if command != "fit" else "AccuracyReward"
+            text += _FOOTER.format(command=command, example=example)
+        print(text.rstrip("\n"), file=file or sys.stdout)
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What jsonargparse refused, with what was given."""
+
+    message: str
+    words: Sequence[str]
+    parser: Any = None
+    """Of the subcommand, for names that are near."""
+    settings: list[Setting] = field(default_factory=list)
 
 
 def explain(message: str, words: Sequence[str], parser: Any = None) -> str:
@@ -95,14 +120,10 @@ def explain(message: str, words: Sequence[str], parser: Any = None) -> str:
         parser: of the subcommand, or of the command with its subcommands; for names that are near.
     """
     command = next((word for word in words if not word.startswith("-")), "")
-    parser = _subparser(parser, command)
-    settings = list(find_settings(words))
-    for problem in (_syntax, _subcommand, _unknown, _missing, _wrong_value):
-        lines = problem(message, settings, words, parser)
-        if lines:
-            break
-    else:
-        lines = [message.strip().splitlines()[0]]
+    mistake = Mistake(message, words, _subparser(parser, command), list(find_settings(words)))
+    problems = (_syntax, _unknown, _missing, _wrong_value)
+    found = next((lines for problem in problems if (lines := problem(mistake))), None)
+    lines = found or [message.strip().splitlines()[0]]
     lines = [shorten(" ".join(line.split()), 2 * _MOST_CHARACTERS) for line in lines]
     return printable("\n  ".join(lines[:3]).replace("{command}", command))
 
@@ -149,20 +170,18 @@ def _walk(node: Any, key: str, where: str) -> Iterator[Setting]:
             yield Setting(setting.key, setting.value, setting.where, owner)
 
 
-def _syntax(
-    message: str, _settings: list[Setting], words: Sequence[str], _parser: Any
-) -> list[str] | None:
+def _syntax(mistake: Mistake) -> list[str] | None:
     """A file that is missing, no YAML, or no mapping."""
-    missing = re.search(r"File does not exist: '(.*)'", message) or re.search(
-        r"(?:not (?:readable|accessible)|Problems? .*accessing).*?'(.*?)'", message
-    )
-    files = _config_files(words)
-    if missing and 'key "config"' in message:
-        path = next((f for f in files if missing[1].endswith(Path(f).name)), missing[1])
-        folder = Path(path).parent
-        near = _nearest(Path(path).name, [p.name for p in folder.glob("*.yaml")])
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
-        return [f"--config: no file {path}{hint}"]
+    files = _config_files(mistake.words)
+    message = mistake.message
+    if 'key "config"' in message:
+        path = next((f for f in files if not Path(f).is_file()), "")
+        if path:
+            near = _nearest(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")])
+            names = [str(Path(path).with_name(name)) for name in near]
+            names = names or _nearest(Path(path).stem, list(list_configs()))
+            remedy = f"did you mean {names[0]}?" if names else "vrts configs lists those of vrts"
+            return [f"--config: no file {path}; {remedy}"]
     if not message.startswith(("Problems parsing config", "Unexpected config")):
         return None
     for path in files:
@@ -179,72 +198,48 @@ def _syntax(
     return None
 
 
-def _subcommand(
-    message: str, _settings: list[Setting], _words: Sequence[str], _parser: Any
-) -> list[str] | None:
-    invalid = re.search(
-        r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)", message
-    )
-    absent = re.search(r'"subcommand" to be one of \{(.*?)\}', message)
-    if invalid:
-        names = re.findall(r"'(\w+)'", invalid[2])
-        return [f"no command {invalid[1]!r}; {_choose(invalid[1], names)}", "see: vrts --help"]
-    if absent:
-        commands = ", ".join(absent[1].split(","))
-        return [f"give a command: {commands}", "see: vrts --help"]
-    return None
-
-
-def _unknown(
-    message: str, settings: list[Setting], _words: Sequence[str], parser: Any
-) -> list[str] | None:
+def _unknown(mistake: Mistake) -> list[str] | None:
     """A key that does not exist, of the command or of a class."""
-    found = re.search(r"does not accept option '(.+?)'", message) or re.search(
-        r"Option '(.+?)' is not accepted", message
+    found = re.search(
+        r"(?:does not accept option '|Option ')(.+?)'|[Uu]nrecognized arguments?: (?:--)?([^\s=]+)",
+        mistake.message,
     )
-    if not found:
-        found = re.search(r"[Uu]nrecognized arguments?: (?:--)?([^\s=]+)", message)
     if not found:
         return None
-    leaf = found[1]
-    setting = _locate(leaf, "", settings)
+    leaf = found[1] or found[2]
+    setting = _locate(leaf, "", mistake.settings)
     key = setting.key if setting else leaf
-    owner = _owner(key, setting, settings)
+    owner = _owner(key, setting, mistake.settings)
     if owner is not None:
-        names = [name for cls in _classes_named(owner) for name in _arguments(cls)]
+        names = [option.name for cls in classes_named(owner) for option in options_of(cls)]
         what = f"{owner.rpartition('.')[2]} has no option {key.rpartition('.')[2]!r}"
-        help_key = key.split(".init_args")[0]
-    else:
-        names = [str(a.dest) for a in parser._actions if "." in str(a.dest)] if parser else []
-        what, help_key = "no such option", key.rpartition(".")[0]
-    return [f"{_at(key, setting)}{what}; {_choose(key, names, owner is not None)}", _see(help_key)]
+        return [f"{_at(key, setting)}{what}; {_choose(key.rpartition('.')[2], names)}", _see(key)]
+    names = [str(a.dest) for a in getattr(mistake.parser, "_actions", []) if "." in str(a.dest)]
+    see = _see(key.rpartition(".")[0])
+    return [f"{_at(key, setting)}no such option; {_choose(key, names)}", see]
 
 
-def _missing(
-    message: str, _settings: list[Setting], words: Sequence[str], _parser: Any
-) -> list[str] | None:
-    required = re.search(r"following arguments are required: (.+)", message)
+def _missing(mistake: Mistake) -> list[str] | None:
+    """An option that has to be given, or a value behind one."""
+    required = re.search(r"following arguments are required: (.+)", mistake.message)
     if required:
         keys = [key.strip().split(".", 1)[-1] for key in required[1].split(",")]
-        key = keys[0]
-        remedy = (
-            "give a recipe, such as --config configs/grpo.yaml (fit) or configs/s2d.yaml (predict)"
-            if key == "model.policy"
-            else f"give --{key}"
-        )
-        return [f"{', '.join(keys)}: missing; {remedy}", _see(key)]
-    value = re.search(r"argument (-\S+?)(?:/\S+)?: expected (?:one|at least one) argument", message)
+        remedy = f"give --{keys[0]}"
+        if keys[0] == "model.policy":
+            remedy = "give a recipe, such as --config grpo (fit) or --config s2d (predict)"
+        return [f"{', '.join(keys)}: missing; {remedy}", _see(keys[0])]
+    value = re.search(r"argument (-\S+?)(?:/\S+)?: expected (?:one|at least one)", mistake.message)
     if value:
         # argparse names the option that it took a longer word for
-        given = next((w for w in reversed(words) if w.startswith(value[1])), value[1])
-        return [f"{given}: a value is missing behind it", _see(value[1].lstrip("-"))]
+        longer = (w for w in reversed(mistake.words) if w.startswith(value[1]))
+        option = next(longer, value[1])
+        return [f"{option}: a value is missing behind it", _see(value[1].lstrip("-"))]
     return None
 
 
-def _wrong_value(
-    message: str, settings: list[Setting], _words: Sequence[str], parser: Any
-) -> list[str] | None:
+def _wrong_value(mistake: Mistake) -> list[str] | None:
     """A value of another type, out of range, or of a class that is not known."""
+    message = mistake.message
     keys = re.findall(r'Parser key "(.+?)":', message)
     outer, leaf = (keys[0], keys[-1]) if keys else ("", "")
     nested = re.search(r"NestedArg\(key='.*?', val='(.*?)'\)", message)
@@ -252,40 +247,45 @@ def _wrong_value(
     given = nested or re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value|\n|\Z)", message)
     value = given[1].strip() if given else ""
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
-    setting = _locate(leaf, unknown[1] if unknown else value, settings, outer) if leaf else None
+    located = _locate(leaf, unknown[1] if unknown else value, mistake.settings, outer)
+    setting = located if leaf else None
     key = setting.key.removesuffix(".class_path") if setting else leaf
     at = _at(key, setting) if key else ""
     failed = re.search(r"Problem with given class_path '(.+?)':\s*(.+)", message, re.DOTALL)
     if failed:
-        reason = [line.strip(" -") for line in failed[2].splitlines() if line.strip(" -")]
-        return _failed_class(at, failed[1], reason[0] if reason else "", key, parser)
+        return [f"{at}{_failure(failed[1], failed[2])}", _see(key)]
     if unknown and not re.search(r"Expected an? <class '(?:int|float)'>", message):
-        names = sorted(set(_subclasses(message, key, parser)))
-        return [f"{at}no class {unknown[1]!r}; {_choose(unknown[1], names)}", _see(key)]
+        before = message.partition("Errors:")[0]
+        bases = re.findall(r"(?:<class ')?((?:[a-z_]\w*\.)+[A-Z]\w*)", before)
+        kinds = [cls for base in bases for cls in classes_named(base)]
+        names = {name for kind in kinds for name in plug_ins(kind)}
+        names |= set(_plug_ins_of(mistake.parser, key))
+        return [f"{at}no class {unknown[1]!r}; {_choose(unknown[1], sorted(names))}", _see(key)]
     needs = _needs(message)
     if not needs:
         return None
     shown = (setting.value if setting else "") or value
     shown = shown or (re.findall(r"(?::|base 10: )\s*'?([^\s']+)'?", message) or [""])[-1]
-    literals = [n for n in _literals(message) if isinstance(n, str)]
-    near = _nearest(shown, literals)
+    near = _nearest(shown, [n for n in _literals(message) if isinstance(n, str)])
     hint = f"; did you mean {near[0]}?" if near else ""
     instead = f", not {shorten(shown.strip(), 80)!r}" if shown.strip() else ""
     return [f"{at}needs {needs}{instead}{hint}", _see(key)]
 
 
-def _failed_class(at: str, class_path: str, reason: str, key: str, _parser: Any) -> list[str]:
+def _failure(class_path: str, text: str) -> str:
+    """Why a class could not be made."""
+    reason = next((line.strip(" -") for line in text.splitlines() if line.strip(" -")), "")
     package = re.search(r"No module named '?([\w.]+)'?", reason) or re.search(
         r"[`']([\w\-]+)(?:>=[\w.]+)?[`'] (?:not met|was not found|is not installed|is required)",
         reason,
     )
     name = class_path.rpartition(".")[2]
-    if package and not class_path.startswith(package[1]):
-        root = package[1].split(".")[0]
-        return [f"{at}{name} needs the package {root}; pip install {root}", _see(key)]
+    if package and class_path.startswith(package[1]):
+        return f"no module {package[1]!r}; run from its folder, or install it"
     if package:
-        return [f"{at}no module {package[1]!r}; run from its folder, or install it", _see(key)]
-    return [f"{at}{name}: {reason}", _see(key)]
+        root = package[1].split(".")[0]
+        return f"{name} needs the package {root}; pip install {root}"
+    return f"{name}: {reason}"
 
 
 def explain_trainer(error: Exception) -> str:
@@ -302,37 +302,21 @@ def explain_trainer(error: Exception) -> str:
 
 def named_strategy(name: Any) -> str | None:
     """Class path of a strategy that is given by its class name alone, or None."""
-    known = {cls.__name__: cls for cls in _descendants(Strategy)}
-    cls = known.get(name) if isinstance(name, str) else None
-    return None if cls is None else f"{cls.__module__}.{cls.__qualname__}"
+    known = (cls for cls in descendants(Strategy) if cls.__name__ == name)
+    return next((f"{cls.__module__}.{cls.__qualname__}" for cls in known), None)
 
 
 def _needs(message: str) -> str:
     """What the types of a message allow, in words."""
-    allowed: list[str] = []
-    for name, rest in re.findall(r"Not of type (\w+)(.*)", message):
-        kind = getattr(restricted, name, None)
-        limits = re.findall(r"v\s*(<=|>=|==|!=|<|>)\s*(-?[\d.]+)", rest) or [
-            (operator, limit) for operator, limit in _limits(kind)
-        ]
-        base = _INT if isinstance(kind, type) and issubclass(kind, int) else _FLOAT
-        bounds = " and ".join(f"{_OPERATORS[o]} {limit}".strip() for o, limit in limits)
-        allowed.append(f"{base} {bounds}".strip())
-    allowed += [
-        _PLAIN[n] for n in re.findall(r"Expected an? <class '(\w+)'>", message) if n in _PLAIN
-    ]
+    found = re.findall(r"Not of type (\w+)", message)
+    found += re.findall(r"Expected an? <class '(\w+)'>", message)
+    allowed = [_TYPES[name] for name in found if name in _TYPES]
     literals = _literals(message)
     if literals:
         allowed.append("one of " + ", ".join(map(str, literals)))
     # of what is one of some names, that it may be a number or null too says nothing
     less = {_NULL, _INT} if literals else {_NULL}
     return " or ".join([a for a in dict.fromkeys(allowed) if a not in less] or allowed)
-
-
-def _limits(kind: Any) -> list[tuple[str, str]]:
-    symbols = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
-    found = getattr(kind, "_restrictions", [])
-    return [(symbols[function.__name__], str(limit)) for function, limit in found]
 
 
 def _literals(message: str) -> list[Any]:
@@ -344,41 +328,37 @@ def _at(key: str, setting: Setting | None) -> str:
     """``model.rewards (recipe.yaml:7): ``, or the option where it is on the command line."""
     if setting is None:
         return f"{key}: "
-    if setting.where.startswith("-"):
-        return f"--{key}: "
-    return f"{setting.where}: {key}: "
+    return f"--{key}: " if setting.where.startswith("-") else f"{setting.where}: {key}: "
 
 
 def _see(key: str) -> str:
     top = key.split(".init_args")[0]
-    return f"see: vrts {{command}} --help {top}" if top else "see: vrts {command} --help"
+    return f"see: vrts {{command}} --help {top}".rstrip()
 
 
 def _locate(leaf: str, value: str, settings: list[Setting], outer: str = "") -> Setting | None:
     """The last setting of this name within another, with this value if there is one."""
     within = [s for s in settings if _is_under(s.key, outer)] or settings
-    named = [s for s in within if s.key.removesuffix(".class_path").endswith(leaf)]
-    matching = [s for s in named if f".{s.key.removesuffix('.class_path')}".endswith(f".{leaf}")]
+    matching = [s for s in within if f".{s.key.removesuffix('.class_path')}".endswith(f".{leaf}")]
     found = [s for s in matching if value and s.value == value] or matching
     return found[-1] if found else None
 
 
 def _owner(key: str, setting: Setting | None, settings: list[Setting]) -> str | None:
     """Class whose argument a key is."""
-    parent, _, _ = key.rpartition(".")
-    if setting is not None and setting.class_path and parent.endswith("init_args"):
-        return setting.class_path
-    if not parent.endswith(".init_args"):
+    plugin, ends, _ = key.rpartition(".init_args.")
+    if not ends or "." in key.removeprefix(plugin + ends):
         return None
-    plugin = parent.removesuffix(".init_args")
+    if setting is not None and setting.class_path:
+        return setting.class_path
     given = [s for s in settings if s.key in (plugin, f"{plugin}.class_path") and s.value]
     return given[-1].value if given else None
 
 
-def _choose(wrong: str, names: Iterable[str], leaf: bool = False) -> str:
+def _choose(wrong: str, names: Iterable[str]) -> str:
     """``did you mean X?``, or the names that there are."""
     names = list(dict.fromkeys(names))
-    near = _nearest(wrong.rpartition(".")[2] if leaf else wrong, names)
+    near = _nearest(wrong, names)
     if near:
         return f"did you mean {' or '.join(near)}?"
     shown = names[:_MOST_NAMES]
@@ -387,23 +367,21 @@ def _choose(wrong: str, names: Iterable[str], leaf: bool = False) -> str:
 
 
 def _nearest(wrong: str, names: Sequence[str]) -> list[str]:
-    """Up to two names that are almost the wrong one, in any case."""
+    """The name that is almost the wrong one, in any case."""
     lower = {name.casefold(): name for name in names}
-    found = difflib.get_close_matches(wrong.casefold(), lower, n=2, cutoff=0.7)
-    return [lower[name] for name in found[: 1 if found[:1] and len(found) > 1 else 2]]
+    found = difflib.get_close_matches(wrong.casefold(), lower, n=1, cutoff=0.7)
+    return [lower[name] for name in found]
 
 
 def _config_files(words: Sequence[str]) -> list[str]:
     files = [word.partition("=")[2] for word in words if word.startswith(("--config=", "-c="))]
-    pairs = pairwise(words)
-    return files + [value for word, value in pairs if word in ("-c", "--config")]
+    return files + [value for word, value in pairwise(words) if word in ("-c", "--config")]
 
 
 def _subparser(parser: Any, command: str) -> Any:
     for action in getattr(parser, "_actions", []):
-        choices = action.choices
-        if isinstance(choices, dict) and command in choices:
-            return choices[command]
+        if isinstance(action.choices, dict) and command in action.choices:
+            return action.choices[command]
     return parser
 
 
@@ -411,53 +389,8 @@ def _is_under(dest: str, key: str) -> bool:
     return bool(key) and (dest == key or dest.startswith(f"{key}."))
 
 
-def _subclasses(message: str, key: str, parser: Any) -> Iterator[str]:
-    """Names of the classes that a key takes."""
-    bases = re.findall(r"(?:<class ')?((?:[a-z_]\w*\.)+[A-Z]\w*)", message.partition("Errors:")[0])
-    kinds = [cls for base in bases for cls in _classes_named(base)]
+def _plug_ins_of(parser: Any, key: str | None = None) -> Iterator[str]:
+    """Names of the classes that a key takes; that any key takes where none is given."""
     for action in getattr(parser, "_actions", []):
-        if action.dest == key:
-            kinds += list(_types_in(getattr(action, "_typehint", None)))
-    for kind in kinds:
-        for cls in _descendants(kind):
-            if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-                yield cls.__name__
-
-
-def _types_in(hint: Any) -> Iterator[type]:
-    if isinstance(hint, type) and hint.__module__ != "builtins":
-        yield hint
-    for part in get_args(hint):
-        yield from _types_in(part)
-
-
-def _descendants(cls: type) -> Iterator[type]:
-    yield cls
-    children: list[type] = type.__subclasses__(cls)
-    for child in children:
-        yield from _descendants(child)
-
-
-def _classes_named(path: str) -> list[type]:
-    """The class of a path, or those of a short name in the modules that plug-ins come from."""
-    module, _, name = path.rpartition(".")
-    if module:
-        try:
-            found = getattr(importlib.import_module(module), name, None)
-        except ImportError:
-            return []
-        return [found] if isinstance(found, type) else []
-    owners = [m for n, m in list(sys.modules.items()) if n.startswith(_OWNERS) and m is not None]
-    found_all = {vars(owner).get(name) for owner in owners}
-    return [cls for cls in found_all if isinstance(cls, type)]
-
-
-def _arguments(cls: type) -> list[str]:
-    names: list[str] = []
-    for ancestor in cls.__mro__[:-1]:
-        if "__init__" in vars(ancestor):
-            parameters = inspect.signature(ancestor.__init__).parameters.values()  # type: ignore[misc]
-            names += [
-                p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            ]
-    return [name for name in dict.fromkeys(names) if name != "self"]
+        if key is None or action.dest == key:
+            yield from plug_ins(getattr(action, "_typehint", None))

@@ -1,11 +1,14 @@
-"""``python -m vrts.demo``: predict, train with GRPO, predict again, on the embedded model."""
+"""``vrts demo``: predict, train with GRPO, predict again, on the embedded model."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +20,119 @@ from vrts.cli.command import run
 from vrts.demo.report import comparison_table, predict_report
 from vrts.demo.videos import make_dataset
 
-FOLDER = Path("runs/demo")
-"""Everything that the demo makes; emptied first. The configurations name it too."""
-CONFIGS = Path("configs/demo")
-BASE_MODEL, TRAINED_MODEL = Path("assets/tiny"), FOLDER / "model"
-OVERLAYS: dict[str, list[str]] = {"sparse": ["sparse.yaml"], "dense": ["dense.yaml"], "s2d": []}
-"""What comes on top of ``predict.yaml`` for each way to predict."""
-NUM_TRAIN_VIDEOS, TRAIN_SEED = 1600, 101
-NUM_HELD_OUT_VIDEOS, HELD_OUT_SEED = 200, 102
+OVERLAYS: dict[str, list[str]] = {"sparse": ["demo/sparse"], "dense": ["demo/dense"], "s2d": []}
+"""What comes on top of ``demo/predict`` for each way to predict."""
+TRAIN_SEED, HELD_OUT_SEED = 101, 102
+MADE = {
+    "data", "predictions", "checkpoints", "logs", "model", "curves.png", "completions.jsonl",
+    "summary.json",
+}  # fmt: skip
+"""What a demo leaves in its folder; one with anything else is not emptied."""
 
 
-def predict(model: Path, overlays: list[str], folder: Path) -> dict[str, Any]:
+def predict(model: str, overlays: list[str], data: Path, folder: Path) -> dict[str, Any]:
     """Run ``vrts predict`` on the held-out questions.
 
     Args:
         model: folder of the model.
-        overlays: configurations on top of ``predict.yaml``.
+        overlays: configurations on top of ``demo/predict``.
+        data: folder of the questions.
         folder: gets the predictions.
 
     Returns:
         What `predict_report` says of the run.
     """
     start_s = time.perf_counter()
-    configs = [f"--config={CONFIGS / name}" for name in ["predict.yaml", *overlays]]
-    path = f"--model.policy.init_args.path={model}"
-    run(["predict", *configs, path, f"--trainer.default_root_dir={folder}"])
+    options = {
+        "--model.policy.init_args.path": model,
+        "--data.predict.init_args.path": data / "questions.jsonl",
+        "--trainer.default_root_dir": folder,
+    }
+    configs = [f"--config={name}" for name in ("demo/predict", *overlays)]
+    run(["predict", *configs, *(f"{option}={value}" for option, value in options.items())])
     metrics = json.loads((folder / "metrics.json").read_text())
     return predict_report(metrics, time.perf_counter() - start_s)
 
 
-def predict_all(name: str, model: Path) -> dict[str, Any]:
+def predict_all(name: str, model: str, folder: Path) -> dict[str, Any]:
     """Predict in all three ways.
 
     Args:
         name: of the model, for its folder.
         model: folder of the model.
+        folder: of the demo.
     """
-    return {
-        mode: predict(model, overlays, FOLDER / "predictions" / name / mode)
-        for mode, overlays in OVERLAYS.items()
+    questions, root = folder / "data/held_out", folder / "predictions" / name
+    return {mode: predict(model, names, questions, root / mode) for mode, names in OVERLAYS.items()}
+
+
+def train(folder: Path, num_steps: int) -> dict[str, Any]:
+    """Run ``vrts fit`` from the embedded model.
+
+    Args:
+        folder: of the demo.
+        num_steps: of GRPO, over which the learning rate falls to 0.
+    """
+    start_s = time.perf_counter()
+    options = {
+        "--data.train.init_args.path": folder / "data/train/questions.jsonl",
+        "--trainer.default_root_dir": folder,
+        "--trainer.logger.init_args.save_dir": folder,
+        "--trainer.max_steps": num_steps,
+        "--model.lr_scheduler.init_args.total_iters": num_steps,
     }
+    words = [f"{option}={value}" for option, value in options.items()]
+    steps = run(["fit", "--config=demo/fit", *words]).trainer.global_step
+    return {"steps": steps, "seconds": round(time.perf_counter() - start_s, 1)}
 
 
-def main() -> None:
-    """Run the demo, show its table and write ``summary.json``."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the demo, show its table and write ``summary.json``.
+
+    Args:
+        args: command-line words; those of the process where None.
+
+    Returns:
+        The exit status: 1 where the folder holds something else.
+    """
+    parser = argparse.ArgumentParser("vrts demo", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="what it leaves")
+    parser.add_argument("--num_steps", type=int, default=200, help="of GRPO")
+    parser.add_argument("--num_train_videos", type=int, default=1600)
+    parser.add_argument("--num_held_out_videos", type=int, default=200)
+    given = parser.parse_args(args)
+    folder: Path = given.folder
+    others = sorted({path.name for path in folder.glob("*")} - MADE)
+    if others:
+        message = f"--folder: {folder} holds {others[0]}, which no demo has made; give another"
+        print(f"vrts: error: {message}", file=sys.stderr)
+        return 1
     # beside decode workers on few cores, several threads are many times slower than one
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     disable_progress_bar()
     console = Console()
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     for name, num_videos, seed in (
-        ("train", NUM_TRAIN_VIDEOS, TRAIN_SEED),
-        ("held_out", NUM_HELD_OUT_VIDEOS, HELD_OUT_SEED),
+        ("train", given.num_train_videos, TRAIN_SEED),
+        ("held_out", given.num_held_out_videos, HELD_OUT_SEED),
     ):
-        console.print(f"Making {num_videos} {name} videos in {FOLDER / 'data' / name}")
-        make_dataset(FOLDER / "data" / name, num_videos, seed)
+        console.print(f"Making {num_videos} {name} videos in {folder / 'data' / name}")
+        questions = make_dataset(folder / "data" / name, num_videos, seed)
     console.rule("base model: sparse, dense and sparse-to-dense prediction")
-    base = predict_all("base", BASE_MODEL)
+    base = predict_all("base", "assets/tiny", folder)
     console.rule("GRPO from the base model, no supervised step")
-    start_s = time.perf_counter()
-    steps = run(["fit", f"--config={CONFIGS / 'fit.yaml'}"]).trainer.global_step
-    fit = {"steps": steps, "seconds": round(time.perf_counter() - start_s, 1)}
+    fit = train(folder, given.num_steps)
     console.rule("trained model: sparse, dense and sparse-to-dense prediction")
-    trained = predict_all("rl", TRAINED_MODEL)
-    summary = {
-        "base": base,
-        "rl": trained,
-        "fit": fit,
-        "num_questions": len((FOLDER / "data/held_out/questions.jsonl").read_text().splitlines()),
-    }
-    (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    trained = predict_all("rl", str(folder / "model"), folder)
+    num_questions = len(questions.read_text().splitlines())
+    summary = {"base": base, "rl": trained, "fit": fit, "num_questions": num_questions}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     console.print(comparison_table(summary))
-    console.print(f"Numbers: {FOLDER / 'summary.json'}")
+    report = folder / "predictions/rl/s2d/report.html"
+    console.print(f"Numbers: {folder / 'summary.json'}; every answer: {report}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,8 @@
-"""Files that vrts writes and reads: whole or not there, with one owner for each format."""
+"""Files: those that vrts writes and reads, with one owner for each format, and those it comes with.
 
-from vrts.files.predictions import read_predictions
+What is listed in ``__init__.pyi`` is imported when it is first used.
+"""
 
-__all__ = ["read_predictions"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

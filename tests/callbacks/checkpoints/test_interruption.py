@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from tests.callbacks.runs import (
     questions,
 )
 from tests.forked import forked
+from tests.processes import assert_is_ending, decode_workers
 from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
 from vrts.models.checkpoints.finding import is_complete
 from vrts.models.grpo.objectives import GRPO
@@ -345,12 +345,10 @@ def test_a_resumed_run_ends_at_once_before_its_first_step(tmp_path, model_folder
 @pytest.mark.slow
 def test_a_signal_before_the_first_step_leaves_no_decode_worker(tmp_path, model_folder, videos):
     class Look(Callback):
-        found: tuple[str, ...] | list[str] = ()
+        found: tuple[int, ...] | list[int] = ()
 
         def on_train_start(self, *_args):
-            children = Path("/proc/self/task").glob("*/children")
-            found = "".join(path.read_text() for path in children).split()
-            self.found = [pid for pid in found if "vrts.data.workers.worker" in command(pid)]
+            self.found = decode_workers()
             os.kill(os.getpid(), signal.SIGTERM)
 
     look = Look()
@@ -359,7 +357,7 @@ def test_a_signal_before_the_first_step_leaves_no_decode_worker(tmp_path, model_
         num_sanity_val_steps=2, data_options={"num_workers": 1},
     )  # fmt: skip
     assert look.found, "there was a worker"
-    assert not any(is_running(pid) for pid in look.found)
+    assert decode_workers() == []
 
 
 @pytest.mark.slow
@@ -375,7 +373,7 @@ def test_a_signal_to_one_of_two_processes_at_their_start_ends_both(
         (pid,) = {int(pid) for pid in re.findall(rf"rank {rank} is (\d+)", log.read_text())}
         os.kill(pid, signal.SIGTERM)
         assert processes.wait_for_each() != [0], log.read_text()
-        wait_until_gone(log)
+        assert_is_ending(*map(int, re.findall(r"rank \d is (\d+)", log.read_text())))
     assert "step 1" not in log.read_text()
     assert not (tmp_path / "last.ckpt").exists()
     if rank == 0:
@@ -402,26 +400,20 @@ def test_a_signal_to_one_of_two_processes_saves_and_ends_both(
     assert rest["global_step"] >= 2
 
 
-def command(pid):
-    """What a process was started with; other tests of this process may have left some."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-
-
-def is_running(pid):
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until_gone(log):
-    """Until the ranks that a log names have ended."""
-    for found in re.findall(r"rank \d is (\d+)", log.read_text()):
-        deadline_s = time.monotonic() + 10
-        while is_running(found) and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        assert not is_running(found), "a process was left behind"
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "rank"), [("ddp", 1), ("fsdp", 0)])
+def test_a_process_that_is_killed_takes_the_other_along(
+    tmp_path, model_folder, videos, strategy, rank
+):
+    """It does not wait for an answer that cannot come."""
+    log = tmp_path / "log"
+    args = (str(tmp_path), str(model_folder), videos["long"], strategy)
+    with forked(log, long_fit.run, *args, ranks=2) as processes:
+        wait_for("step 2", log, processes.running)
+        os.kill(processes.pids[rank], signal.SIGKILL)
+        statuses = processes.wait_for_each(deadline_s=60)
+    assert statuses[rank] == -signal.SIGKILL
+    assert statuses[1 - rank] not in (0, None), log.read_text()
 
 
 def wait_for(text, log, is_alive):

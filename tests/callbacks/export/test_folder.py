@@ -1,13 +1,10 @@
 """A folder gets its name when it is complete, and replaces nothing but an earlier export."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 
+from tests.crashes import copied_at_changes
 from vrts.callbacks.export.folder import complete_folder, prepare_target, write_manifest
 from vrts.types import InputError
 
@@ -65,34 +62,22 @@ def test_an_error_leaves_the_earlier_one(tmp_path, error):
     assert listed(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("when", ["writing", "renaming"])
-def test_a_killed_export_leaves_the_earlier_one(tmp_path, when):
-    folder = tmp_path / "model"
-    write(folder, "1")
-    script = """
-import os, signal, sys
-from pathlib import Path
-from vrts.callbacks.export.folder import complete_folder, write_manifest
-folder, when = Path(sys.argv[1]), sys.argv[2]
-replace = Path.replace
-def die(self, target):
-    replace(self, target)
-    os.kill(os.getpid(), signal.SIGKILL)
-if when == "renaming":
-    Path.replace = die
-with complete_folder(folder) as part:
-    (part / "weights").write_text("2")
-    if when == "writing":
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_manifest(part, {})
-"""
-    done = subprocess.run([sys.executable, "-c", script, str(folder), when], env=os.environ)
-    assert done.returncode == -signal.SIGKILL
-    prepare_target(folder, "output_dir")
-    assert (folder / "weights").read_text() == "1"
-    write(folder, "3")
-    assert (folder / "weights").read_text() == "3"
-    assert listed(tmp_path) == ["model"]
+def test_an_export_that_is_killed_leaves_the_earlier_one_or_the_new_one(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run / "model", "1")
+    with copied_at_changes(run, tmp_path / "killed") as copies:
+        write(run / "model", "2")
+    left = []
+    for copy in copies:
+        prepare_target(copy / "model", "output_dir")
+        left.append((copy / "model/weights").read_text())
+        write(copy / "model", "3")
+        assert (copy / "model/weights").read_text() == "3"
+        assert listed(copy) == ["model"]
+    assert len(left) > 5
+    assert left == sorted(left)
+    assert set(left) == {"1", "2"}
 
 
 def test_an_empty_folder_is_taken(tmp_path):

@@ -38,6 +38,11 @@ from vrts.models.grpo.reference import FrozenCopy
 from vrts.types import InputError
 
 
+@pytest.fixture
+def curves_are_drawn():
+    """They are."""
+
+
 class Kept(DummyLogger):
     """A logger that keeps what it is given, by step."""
 

@@ -144,6 +144,9 @@ def test_video_map_replaces_videos(tmp_path, videos):
         ({"problem": True}, "field 'problem' must be text, got True"),
         ({"problem_id": float("nan")}, "field 'problem_id' is missing"),
         ({"fps": "fast"}, "field 'fps' must be a number, got 'fast'"),
+        ({"problem": "What \ud800?"}, "text that is no Unicode"),
+        ({"data_source": "half \ud800"}, "text that is no Unicode"),
+        ({"note": "half \ud800"}, "text that is no Unicode"),
     ],
 )
 def test_bad_video_r1_rows_name_file_line_and_fault(tmp_path, videos, change, message):
@@ -214,6 +217,8 @@ def test_duplicate_ids_name_both_lines(tmp_path, videos):
         (b'[{"a": 1}\n {"a": 2}]', r"not valid JSON \(.*line 2"),
         (b'[{"a": 1},\n', r"not valid JSON \(.*line 2"),
         (b"[3]", ": item 1: expected a JSON object, got int"),
+        (b'{"a": 1}\n' + b"[" * 100_000, "not valid JSON"),
+        (b'{"a": 1}\n{"problem_id": "\\ud800", "problem": "?"}', ":2: .*field"),
         (b"[]", "holds no video question"),
     ],
 )

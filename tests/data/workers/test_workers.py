@@ -1,6 +1,6 @@
 import os
+import pty
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from tests.data.plugins import BrokenDecoder, FakeDecoder, NaughtyDecoder
+from tests.forked import forked
+from tests.processes import assert_is_ending, decode_workers, is_running
 from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import UniformSampler
 from vrts.data.video.resolution import Resolution
 from vrts.data.workers.pool import DecodePool, WorkerStartError
+from vrts.data.workers.server import own_server
 from vrts.types import InputError, Question
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def pool(decoder=None, **kwargs):
@@ -25,22 +30,17 @@ def question(name):
     return Question(name, "?", f"{name}.mp4")
 
 
-def children():
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    )
-    return [
-        line
-        for line in listed.stdout.splitlines()
-        if "vrts.data.workers.worker" in line or " Z" in line
-    ]
+def worker():
+    """Process id of the only worker."""
+    (pid,) = decode_workers()
+    return pid
 
 
 @pytest.fixture
 def no_traces():
     threads = threading.active_count()
     yield
-    assert children() == []
+    assert decode_workers() == []
     assert threading.active_count() == threads
 
 
@@ -122,48 +122,139 @@ def test_a_plug_in_of_the_main_script_is_refused(monkeypatch):
     pool(Local(), num_workers=0).close()
 
 
-PARENT = """
-import sys, time
-from vrts.data.video.resolution import Resolution
-from vrts.data.video.frames import UniformSampler
-from vrts.data.workers.pool import DecodePool
-from vrts.types import Question
+@on_linux
+def test_a_worker_begins_at_once_and_shares_what_it_imports(no_traces):
+    """Also in the place of one that was killed."""
+    decoding = pool(num_workers=1)
+    pids = []
+    for name in ("a", "b"):
+        assert decoding.submit(question(name), 2).result(timeout=300).error is None
+        pids.append(worker())
+        ticks = Path(f"/proc/{pids[-1]}/stat").read_text().rpartition(")")[2].split()[11:13]
+        cpu_s = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        assert cpu_s < 0.5, "importing torch takes 2 s and more"
+        memory = Path(f"/proc/{pids[-1]}/smaps_rollup").read_text().splitlines()[1:]
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in memory}
+        own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+        assert own < 60_000 < kilobytes["Rss"]
+        os.kill(pids[-1], signal.SIGKILL)
+    assert pids[0] != pids[1]
+    decoding.close()
+
+
+@on_linux
+def test_a_server_that_is_killed_is_replaced_and_no_video_is_lost(no_traces):
+    decoding = pool(num_workers=1)
+    assert decoding.submit(question("a"), 2).result(timeout=300).error is None
+    first, server = worker(), own_server().process
+    assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1, "threads do not survive fork"
+    server.kill()
+    server.wait()
+    assert_is_ending(first)
+    assert decoding.submit(question("b"), 2).result(timeout=300).error is None
+    assert own_server().process.pid != server.pid
+    decoding.close()
+
+
+def test_a_worker_has_the_paths_the_folder_and_the_environment_of_its_parent(
+    no_traces, tmp_path, monkeypatch, capfd
+):
+    """As they are when it starts, and not when the server did."""
+    own_server()
+    (tmp_path / "own_decoder.py").write_text(
+        "import os\n"
+        "from tests.data.plugins import FakeDecoder\n"
+        "class OwnDecoder(FakeDecoder):\n"
+        "    def decode(self, path, *args):\n"
+        "        print('decodes', open('name').read(), os.environ['OWN_NAME'], flush=True)\n"
+        "        return super().decode(path, *args)\n"
+    )
+    (tmp_path / "name").write_text("first")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OWN_NAME", "second")
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_decoder
+
+    decoding = pool(own_decoder.OwnDecoder(), num_workers=1)
+    assert decoding.submit(question("a"), 2).result(timeout=300).error is None
+    decoding.close()
+    assert "decodes first second" in capfd.readouterr().out
+
+
+def decode_until_killed():
+    """Has a worker that spins in C, and a child that holds what this process has open."""
+    decoding = pool(num_workers=1)
+    decoding.submit(question("a"), 2).result()
+    decoding.submit(question("spin"), 2)
+    time.sleep(0.3)
+    bystander = os.fork() or time.sleep(600)
+    sys.stdout.write(f"processes {own_server().process.pid} {worker()} {bystander}\n")
+    sys.stdout.flush()
+    time.sleep(600)
+
+
+@on_linux
+def test_nothing_is_left_of_a_parent_that_was_killed(tmp_path):
+    """Neither the server nor a worker that would never see that its connection is gone."""
+    log = tmp_path / "log"
+    with forked(log, decode_until_killed) as parent:
+        while "processes" not in log.read_text():
+            assert parent.running(), log.read_text()
+            time.sleep(0.05)
+        server, spinning, bystander = map(int, log.read_text().split()[1:])
+        assert is_running(server)
+        assert is_running(spinning)
+        os.kill(parent.pids[0], signal.SIGKILL)
+        assert_is_ending(server, spinning)
+        assert is_running(bystander)
+        os.kill(bystander, signal.SIGKILL)
+    assert "Traceback" not in log.read_text()
+
+
+SCRIPT = """
+import time
 from tests.data.plugins import NaughtyDecoder
+from vrts.data.video.frames import UniformSampler
+from vrts.data.video.resolution import Resolution
+from vrts.data.workers.pool import DecodePool
+from vrts.data.workers.server import own_server
+from vrts.types import Question
+
 assert __name__ == "__main__", "a worker must not run the main module again"
-pool = DecodePool(NaughtyDecoder(), UniformSampler(), Resolution(), num_workers=1)
-pool.submit(Question("a", "?", "good.mp4"), 2).result()
-pool.submit(Question("b", "?", "spin.mp4"), 2)
-time.sleep(0.3)
-print(*[process.process.pid for process in pool._processes], flush=True)
-time.sleep(600)
+decoding = DecodePool(NaughtyDecoder(), UniformSampler(), Resolution(), num_workers=1)
+decoding.submit(Question("a", "?", "a.mp4"), 2).result()
+(first,) = decoding._processes
+print("decoded one", flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    assert decoding.submit(Question("b", "?", "b.mp4"), 2).result().error is None
+    assert decoding._processes == {first}
+    print("decoded two", own_server().process.pid, first.pid, flush=True)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="children follow their parent on Linux")
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
-def test_workers_end_with_their_parent(tmp_path, how):
-    """Also a worker that spins in C and would never see that the connection is gone."""
+@on_linux
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_the_program_alone(tmp_path):
     script = tmp_path / "main.py"
-    script.write_text(PARENT)
-    parent = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
-        start_new_session=True,
-    )
-    child = int(parent.stdout.readline())
-    os.killpg(parent.pid, how)
-    _, errors = parent.communicate(timeout=600)
-    assert errors.count("Traceback") == (how == signal.SIGINT)
-    for _ in range(100):
-        if not Path(f"/proc/{child}").exists():
-            break
-        time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists()
+    script.write_text(SCRIPT)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[3])
+        os.execv(sys.executable, [sys.executable, str(script)])
+    said = ""
+    try:
+        while "decoded one" not in said:
+            said += os.read(terminal, 4096).decode()
+        os.write(terminal, b"\x03")
+        while True:
+            said += os.read(terminal, 4096).decode()
+    except OSError:  # what a terminal answers once its program has ended
+        os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0, said
+    assert "Traceback" not in said
+    assert_is_ending(*map(int, said.partition("decoded two")[2].split()))
 
 
 def test_decoders_are_abstract():

@@ -80,6 +80,7 @@ def test_replayed_steps_decode_the_same(policy, samples, graphs, sampling, max_r
     assert len(rows) > 1, "no rows were dropped: the test shows nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_copy_of_adapted_weights_is_replayed(
     load_policy, samples, graphs, checkpointing, monkeypatch

@@ -105,6 +105,7 @@ def make_request(prompts, plan, should_stop=None) -> Request:
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=8),

@@ -183,6 +183,7 @@ def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every):
     assert cuts >= 3, "nothing was stopped: the test shows nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_rows", "every"), [(2, 1), (64, 3)])
 def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_rows, every):
     sampling = [Sampling(0.7 + 0.2 * g, frequency_penalty=0.1 * g) for g in range(5)]

@@ -199,6 +199,7 @@ class TestOnAPretendedDevice:
         with pretended_cuda() as found:
             yield found
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("merge_lora", [False, True])
     def test_an_offloaded_copy_leaves_and_comes_back(
         self, model_folder, samples, device, merge_lora

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import queue
-import subprocess
-import sys
 import threading
 from concurrent.futures import Future
 from multiprocessing import Pipe
@@ -15,12 +12,15 @@ from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import FrameSampler
 from vrts.data.video.resolution import Resolution
 from vrts.data.workers.requests import Priority, Request, request_for
+from vrts.data.workers.server import START_DEADLINE_S, WorkerServer, WorkerStartError, own_server
 from vrts.data.workers.sharing import SharedClips, Task
-from vrts.data.workers.worker import Reply, receive, try_decode
+from vrts.data.workers.worker import Reply, Setting, receive, try_decode
 from vrts.types import Clip, InputError, Question, Sample
 
 LAST = len(Priority)
 """Comes behind all priorities: the end of a worker."""
+EXIT_S = 1.0
+"""Seconds that a worker whose connection is closed may take to end with a status of its own."""
 
 
 class DecodePool:
@@ -69,6 +69,8 @@ class DecodePool:
         self._processes: set[WorkerProcess] = set()
         self._lock = threading.Lock()
         self._closed = False
+        if num_workers:
+            own_server()  # it imports what it needs while the model is loaded
         # a thread waits for each child; daemons, so that a pool left open does not hold up exit
         self._threads = [
             threading.Thread(target=self._run, name=f"vrts-decode-{i}", daemon=True)
@@ -146,7 +148,7 @@ class DecodePool:
             self._shared.fail(task, error)
             return None
         except (EOFError, OSError):
-            status = self._end(process) if process else None
+            status = self._end(process, EXIT_S) if process else None
             if self._closed:
                 self._shared.fail(task, RuntimeError("the decode pool was closed meanwhile"))
                 return None
@@ -172,10 +174,13 @@ class DecodePool:
         self._shared.finish(task, result)
 
     def _start(self) -> WorkerProcess:
+        server = own_server()
+        while not self._closed and not server.is_ready(within_s=0.1):
+            pass
         with self._lock:
             if self._closed:
                 raise WorkerStartError("the decode pool was closed meanwhile")
-            process = WorkerProcess(*self._parts)
+            process = WorkerProcess(server, *self._parts)
             self._processes.add(process)
         try:
             process.wait_until_ready()
@@ -184,45 +189,32 @@ class DecodePool:
             raise
         return process
 
-    def _end(self, process: WorkerProcess) -> int:
-        status = process.kill()
+    def _end(self, process: WorkerProcess, within_s: float = 0.0) -> int | None:
+        status = process.kill(within_s)
         process.connection.close()
         with self._lock:
             self._processes.discard(process)
         return status
 
 
-START_DEADLINE_S = 300.0
-"""Seconds that a worker may take to import its libraries; a busy machine needs many."""
-COMMAND = (
-    "import sys; from vrts.data.workers.worker import main; "
-    "main(int(sys.argv[1]), int(sys.argv[2]))"
-)
-
-
-class WorkerStartError(InputError):
-    """A worker process that does not start, which is no fault of the videos."""
-
-
 class WorkerProcess:
-    """A child process with a connection to it.
+    """A child of the server with a connection to it."""
 
-    It is started with `subprocess`, so that it imports this package's decoding and not the
-    program's main module. It leads a session of its own: Ctrl-C in a terminal does not reach it.
-    """
-
-    def __init__(self, decoder: Decoder, sampler: FrameSampler, resolution: Resolution) -> None:
-        self.connection, theirs = Pipe()
-        paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109 text is what is needed
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        )
-        theirs.close()
+    def __init__(
+        self,
+        server: WorkerServer,
+        decoder: Decoder,
+        sampler: FrameSampler,
+        resolution: Resolution,
+    ) -> None:
+        self._server = server
         self._setup = (decoder, sampler, resolution)
+        self._lock = threading.Lock()
+        self._status: int | None = None
+        self._is_ended = False
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.pid = server.start_worker(theirs)
 
     def wait_until_ready(self) -> None:
         """Hand over the decoder and wait for the first answer.
@@ -231,6 +223,7 @@ class WorkerProcess:
             WorkerStartError: the process ended, or did not answer in time.
         """
         try:
+            self.connection.send(Setting.of_this_process())
             self.connection.send(self._setup)
             if not self.connection.poll(START_DEADLINE_S):
                 raise WorkerStartError(
@@ -239,10 +232,10 @@ class WorkerProcess:
                 )
             reply = self.connection.recv()
         except (EOFError, OSError) as error:
-            code = self.process.wait()
             raise WorkerStartError(
-                f"data.num_workers: a decode worker ended with status {code} at its start; see its "
-                "message above. Without one the machine was out of memory: set fewer of them"
+                f"data.num_workers: a decode worker ended with status {self.kill(EXIT_S)} at its "
+                "start; see its message above. Without one the machine was out of memory: set "
+                "fewer of them"
             ) from error
         if not isinstance(reply, Reply):
             raise WorkerStartError(f"unexpected answer {reply!r}")
@@ -258,7 +251,17 @@ class WorkerProcess:
             return None
         return receive(self.connection)
 
-    def kill(self) -> int:
-        """End the process at once and return its status; may be called more than once."""
-        self.process.kill()
-        return self.process.wait()
+    def kill(self, within_s: float = 0.0) -> int | None:
+        """End the process; may be called more than once.
+
+        Args:
+            within_s: Seconds that it has to end by itself.
+
+        Returns:
+            Its exit status, None where it hangs in the kernel.
+        """
+        with self._lock:
+            if not self._is_ended:
+                self._status = self._server.end_worker(self.pid, within_s)
+                self._is_ended = True
+            return self._status

@@ -1,8 +1,8 @@
 """The child process of a decode worker: it decodes what its parent asks for, one at a time.
 
 The parent may kill it at any moment, so it holds nothing that matters. A message from the parent
-is first ``(decoder, sampler, resolution)``, then a `Request` for each clip. An answer is a `Reply`,
-followed by the bytes of the frames where there are some.
+is first a `Setting`, then ``(decoder, sampler, resolution)``, then a `Request` for each clip. An
+answer is a `Reply`, followed by the bytes of the frames where there are some.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vrts.data.video.decoder import Decoder
@@ -26,6 +27,30 @@ from vrts.types import Clip, VideoError
 PR_SET_PDEATHSIG = 1
 TOLD = [field.name for field in fields(Clip) if field.name != "frames"]
 """What is known of a clip but its pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a worker takes over from its parent as it is now; the server may be older."""
+
+    import_paths: list[str]
+    folder: str
+    """The working directory."""
+    environment: dict[str, str]
+
+    @classmethod
+    def of_this_process(cls) -> "Setting":
+        """Return what a worker of this process is to have."""
+        folder = os.getcwd()  # noqa: PTH109 text is what is needed
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return cls([path or folder for path in sys.path], folder, environment)
+
+    def enter(self) -> None:
+        """Make it that of this process."""
+        sys.path[:] = self.import_paths
+        os.chdir(self.folder)
+        os.environ.clear()
+        os.environ.update(self.environment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +104,7 @@ def try_decode(
 
 def serve(connection: Connection) -> None:
     """Answer requests until the parent closes the connection."""
+    connection.recv().enter()
     decoder, sampler, resolution = connection.recv()
     connection.send(Reply())
     while True:
@@ -113,21 +139,20 @@ def _bytes(frames: torch.Tensor) -> memoryview:
     return memoryview(array).cast("B")
 
 
-def main(fd: int, parent: int) -> None:
+def work(connection: Connection, server: int) -> None:
     """Run a worker.
 
     Args:
-        fd: File descriptor of the connection to the parent.
-        parent: Process id of the parent.
+        connection: To the process that asks.
+        server: Id of the process that this one was forked from.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         # the end of the connection tells too, but not a decoder that spins in C
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
+        if os.getppid() != server:
             return
-    torch.set_num_threads(1)
+    np.random.seed()  # forks have equal states of the global generator
     try:
-        serve(Connection(fd))
+        serve(connection)
     except (BrokenPipeError, ConnectionResetError):
         return  # the parent is gone or has replaced this worker: nobody waits for an answer

@@ -79,6 +79,7 @@ class AdapterOff(Reference):
             with policy.adapter_disabled():
                 yield policy
             return
+        reshard(policy)  # else these would be copies that FSDP has gathered
         named = dict(policy.named_parameters())
         trained = {name: named[name].detach().clone() for name in self._start}
         _copy_into(policy, self._start)
@@ -163,7 +164,7 @@ class FrozenCopy(Reference):
 @torch.no_grad()
 def _copy_into(policy: Policy, weights: dict[str, torch.Tensor]) -> None:
     """Give some parameters other values; FSDP must not compute with what it has gathered."""
+    reshard(policy)
     named = dict(policy.named_parameters())
     for name, value in weights.items():
         named[name].copy_(sharded_like(value, named[name]))
-    reshard(policy)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
+from vrts.files import shipped
 from vrts.models.families.known import find_family
 from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Policy, Prompt, TokenLogprobs, Workload
@@ -94,7 +95,7 @@ class TransformersPolicy(Policy):
         quantize: Quantize | None = None,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path = shipped.find_model(path)
         self.lora = lora
         self.freeze_vision = freeze_vision
         self._template = prompt or PromptTemplate()

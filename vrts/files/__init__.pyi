@@ -1,0 +1,1 @@
+from .predictions import read_predictions as read_predictions
