@@ -102,7 +102,7 @@ def build_qwen3_5(folder: Path, seed: int = 0, template: str = CHAT_TEMPLATE) ->
         "num_hidden_layers": 6,
         "layer_types": [f"{kind}_attention" for kind in HYBRID.split()],
         "head_dim": 32,
-        "initializer_range": 0.06,
+        "initializer_range": 0.04,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
         "linear_key_head_dim": 16,
