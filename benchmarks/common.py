@@ -36,7 +36,7 @@ from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Policy, Prompt
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
-from vrts.types import Clip, Completion, Question, Sample, Sampling
+from vrts.types import Clip, Completion, Question, Sample, SamplingParams
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -183,7 +183,7 @@ def roll_out(
 ) -> list[tuple[Completion, ...]]:
     """G completions of at most L tokens of each prompt, all sampled together."""
     requests = [
-        Request(p, (Sampling(),) * G, tuple(range(i * G, (i + 1) * G)), L)
+        Request(p, (SamplingParams(),) * G, tuple(range(i * G, (i + 1) * G)), L)
         for i, p in enumerate(prompts)
     ]
     found = [result.completions for result in engine.generate(requests)]

@@ -19,7 +19,7 @@ from tests.pretended_cuda import pretended_cuda
 from vrts.models.engines.engine import Request
 from vrts.models.engines.native import NativeEngine
 from vrts.models.vlm.loading import Lora, add_lora
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 SHAPE = Shape(64, 2, 4, 2, 128, 32, 2)
 NUM_SAMPLES, NUM_TOKENS = 3, 20
@@ -60,7 +60,7 @@ def step_kernels(case: Case, num_layers: int) -> Counter[str]:
         engine.attach(policy, torch.device("cuda"), torch.bfloat16, will_shard=False)
         engine.sync(policy)
         (prompt,) = engine.encode([random_sample(4, 56, 56, seed=1)])
-        sampling = (Sampling(),) * NUM_SAMPLES
+        sampling = (SamplingParams(),) * NUM_SAMPLES
         engine.add(Request(prompt, sampling, tuple(range(NUM_SAMPLES)), NUM_TOKENS))
         while engine.num_pending:
             engine.step()

@@ -41,18 +41,18 @@ from vrts.models.engines.engine import Engine, Request
 from vrts.models.engines.sampling import row_seed
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
-from vrts.types import Clip, Prediction, Question, Sample, Sampling
+from vrts.types import Clip, Prediction, Question, Sample, SamplingParams
 from vrts.voting import is_unanimous, majority
 
 CPU = torch.device("cpu")
 CLIPS = ("nasa_13013.mp4", "flipping_a_pancake.mkv", "odd_size_vp9.mp4", "nasa_13013_hdr.mp4")
 NUM_VIDEOS, MAX_NEW_TOKENS, SIDE, SEED = 7, 64, 112, 0
 VIDEO_RTS = [
-    Sampling(0.8 + 0.15 * i, min(0.95, 0.7 + 0.05 * i), 50, 0.4, 0.2, ("</answer>",))
+    SamplingParams(0.8 + 0.15 * i, min(0.95, 0.7 + 0.05 * i), 50, 0.4, 0.2, ("</answer>",))
     for i in range(5)
 ]
 """Each answer less cautious than the one before: most questions of so small a model go on."""
-CAUTIOUS = [Sampling(0.3, stop=("</answer>",))] * 5
+CAUTIOUS = [SamplingParams(0.3, stop=("</answer>",))] * 5
 """All five answers at a low temperature."""
 
 
@@ -110,7 +110,7 @@ def predict(
 
 
 def published(
-    policy: Policy, data: VideoQADataModule, sampling: Sequence[Sampling]
+    policy: Policy, data: VideoQADataModule, sampling: Sequence[SamplingParams]
 ) -> dict[str, tuple[str | None, int]]:
     """Ask as the published evaluation script does; answers and frames by question."""
     engine = engine_of(policy, CPU)
@@ -125,7 +125,7 @@ def published(
     return found
 
 
-def ask_once(engine: Engine, sample: Sample, m: int, sampling: Sampling) -> str | None:
+def ask_once(engine: Engine, sample: Sample, m: int, sampling: SamplingParams) -> str | None:
     """One answer, by a vision pass, a prefill and a generation of its own."""
     assert sample.clip is not None
     (prompt,) = engine.encode([sample])
@@ -138,7 +138,7 @@ def count(
     policy: Policy,
     questions: Sequence[Question],
     sampler: FrameSampler,
-    sampling: list[Sampling],
+    sampling: list[SamplingParams],
     name: str,
 ) -> dict[str, Any]:
     """Compare the operations of the procedures on the same questions.

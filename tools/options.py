@@ -19,7 +19,7 @@ PARTS = {
 }
 OTHERS = {
     "Votes": (voting.MajorityVote, voting.LogProbVote),
-    "Groups of options": (prompts.PromptTemplate, types.Sampling),
+    "Groups of options": (prompts.PromptTemplate, types.SamplingParams),
 }
 
 

@@ -10,9 +10,9 @@ from lightning import Trainer
 from vrts.callbacks import SparseToDense
 from vrts.data import Resolution, VideoQADataModule
 from vrts.models import Policy, TransformersPolicy, VideoQAModule
-from vrts.types import Prediction, Sampling
+from vrts.types import Prediction, SamplingParams
 
-EVALUATION = Sampling(temperature=1.0, top_p=0.95, top_k=50)
+EVALUATION = SamplingParams(temperature=1.0, top_p=0.95, top_k=50)
 """As in ``configs/ask.yaml``."""
 
 
@@ -39,7 +39,7 @@ def ask(
     levels: Sequence[int] = (32, 64, 128),
     num_samples: int = 5,
     max_new_tokens: int = 1024,
-    sampling: Sampling = EVALUATION,
+    sampling: SamplingParams = EVALUATION,
     resolution: Resolution | None = None,
     seed: int = 0,
     **trainer: Any,
@@ -66,7 +66,7 @@ def ask(
     Raises:
         InputError: no such video, or options that contradict.
     """
-    module = VideoQAModule(policy, max_new_tokens=max_new_tokens, evaluation=sampling, seed=seed)
+    module = VideoQAModule(policy, max_new_tokens=max_new_tokens, eval_sampling=sampling, seed=seed)
     data = VideoQADataModule(
         video=video,
         question=question,

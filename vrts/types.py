@@ -151,7 +151,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """Sampling parameters; the defaults sample from the model's own distribution."""
 
     temperature: float = 1.0

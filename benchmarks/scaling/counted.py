@@ -39,7 +39,7 @@ from vrts.models.predictor import Plan
 from vrts.models.vlm.loading import Lora, add_lora
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
-from vrts.types import Clip, Question, Sample, Sampling
+from vrts.types import Clip, Question, Sample, SamplingParams
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PATH = RESULTS / "memory.json"
@@ -146,7 +146,7 @@ def count(recipe: Recipe, make_policy: MakePolicy | None = None) -> dict[str, An
         if recipe.is_training:
             trainer.fit(module, loader)
         else:
-            module.plan = Plan((module.evaluation,) * 5)
+            module.plan = Plan((module.eval_sampling,) * 5)
             trainer.predict(module, loader)
         policy = cast(TransformersPolicy, module.policy)
         num_tokens, _ = policy.family.length(batches[0][0], PromptTemplate())
@@ -194,9 +194,9 @@ def _module(model: dict[str, Any], make_policy: MakePolicy) -> VideoQAModule:
         policy.model = add_lora(policy.model, Lora(**lora))
     engine = model.get("engine", {}).get("init_args", {})
     if "reference" not in model:
-        sampling = Sampling(**model["evaluation"])
+        sampling = SamplingParams(**model["eval_sampling"])
         return _Module(
-            policy, NativeEngine(**engine), evaluation=sampling,
+            policy, NativeEngine(**engine), eval_sampling=sampling,
             max_new_tokens=model["max_new_tokens"],
         )  # fmt: skip
     reference = _REFERENCES[model["reference"]["class_path"]]

@@ -8,7 +8,7 @@ from benchmarks.operations import operations
 from benchmarks.s2d_model import load_policy
 from tests.models.conftest import make_sample
 from vrts.models.engines.engine import Request
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 
 def test_it_counts_what_torch_counts():
@@ -18,7 +18,7 @@ def test_it_counts_what_torch_counts():
     engine = engine_of(policy, torch.device("cpu"))
 
     def ask():
-        sampling = (Sampling(), Sampling(0.5, 0.9))
+        sampling = (SamplingParams(), SamplingParams(0.5, 0.9))
         engine.generate([Request(p, sampling, (0, 1), 12) for p in engine.encode(samples)])
 
     def ask_in_inference_mode():

@@ -17,7 +17,7 @@ from vrts.data.video.pyav import PyAVDecoder
 from vrts.models.engines.engine import Engine, Request
 from vrts.models.policy import Policy, Prompt, TokenLogprobs
 from vrts.models.rewards import Reward
-from vrts.types import Completion, Question, Sample, Sampling, VideoError
+from vrts.types import Completion, Question, Sample, SamplingParams, VideoError
 
 OPTIONS = ("red", "green", "blue")
 
@@ -61,7 +61,7 @@ class ScriptedPolicy(Policy):
         self.signal = signal
         self.asked: list[tuple[str, int]] = []
         """Question and number of frames of each request."""
-        self.sampling: list[tuple[Sampling, ...]] = []
+        self.sampling: list[tuple[SamplingParams, ...]] = []
         """How each was sampled."""
         self.autocast: list[bool] = []
         """Whether each was under autocast."""

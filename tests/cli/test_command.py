@@ -542,7 +542,7 @@ class TestFoundByAttack:
         self.fails(args, capsys, "1 of 8 training questions", "no-answer.jsonl:4", "no gold answer")
 
     def test_errors_of_constructors_are_one_message(self, model, annotations, tmp_path, capsys):
-        args = predict_args(model, tmp_path, annotations, "--model.evaluation.top_p=7")
+        args = predict_args(model, tmp_path, annotations, "--model.eval_sampling.top_p=7")
         self.fails(args, capsys, "top_p must be above 0")
         levels = "{class_path: SparseToDense, init_args: {levels: [8, 4]}}"
         args = predict_args(model, tmp_path, annotations, f"--trainer.callbacks=[{levels}]")

@@ -15,7 +15,7 @@ from vrts.cli.command import run
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.sharding import Sharding
 from vrts.models.strategies.fully_sharded import FullySharded
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FIT, PREDICT = "grpo.yaml", "s2d.yaml"
@@ -240,7 +240,7 @@ def test_video_rts_draws_each_answer_less_cautiously(monkeypatch):
     assert densifier.num_samples == 5
     for i, sampling in enumerate(densifier.sampling):
         temperature, top_p = round(0.8 + 0.15 * i, 9), round(min(0.95, 0.7 + 0.05 * i), 9)
-        assert sampling == Sampling(temperature, top_p, 50, 0.4, 0.2, ("</answer>",))
+        assert sampling == SamplingParams(temperature, top_p, 50, 0.4, 0.2, ("</answer>",))
     assert cli.model.max_new_tokens == 1024
 
 

@@ -23,7 +23,7 @@ from vrts.data.video.pyav import PyAVDecoder
 from vrts.data.video.resolution import Resolution
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
-from vrts.types import Question, Sample, Sampling
+from vrts.types import Question, Sample, SamplingParams
 
 PLAIN = PromptTemplate(*[""] * 7)
 
@@ -71,7 +71,7 @@ def samples() -> list[Sample]:
 @torch.no_grad()
 def distance(policy, other) -> float:
     """The largest difference of two policies' log-probs of the same completions."""
-    _, completions = sample(policy, samples(), [Sampling()] * 2, 8)
+    _, completions = sample(policy, samples(), [SamplingParams()] * 2, 8)
     one, two = (
         p.logprobs(p.network().encode(samples()), completions, 1.0).logprobs
         for p in (policy, other)
@@ -179,7 +179,7 @@ def test_the_snippet_of_the_card_answers_as_the_policy_does(trained, model, anno
     question = Question("1", "What happens first?", video, options=("It rains.", "It snows."))
     policy = module.policy
     asked = [Sample(question, clip)]
-    prompts, completions = sample(policy, asked, [Sampling(temperature=0)], 12)
+    prompts, completions = sample(policy, asked, [SamplingParams(temperature=0)], 12)
     assert names["new_tokens"] == tokens_of(completions[0][0])
     suppressed = policy.network().suppressed_ids
     last = names["output"].logits[0, -1].index_fill(-1, suppressed, float("-inf"))

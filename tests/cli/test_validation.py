@@ -52,7 +52,7 @@ def common(data: dict[str, Path], root: Path) -> list[str]:
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         "--model.max_new_tokens=24",
-        "--model.evaluation={temperature: 1.0, top_p: 0.95}",
+        "--model.eval_sampling={temperature: 1.0, top_p: 0.95}",
         "--data.num_workers=0",
         "--data.eval_batch_size=3",
     ]

@@ -15,7 +15,7 @@ from tests.callbacks.runs import (
 from tests.models.steps import fit
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.predictor import Plan
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 
 def test_these_do_not_matter_to_prediction(tmp_path, videos):
@@ -71,7 +71,9 @@ def test_validation_within_training_starts_over_each_time(tmp_path, varied_model
 
 def test_the_fingerprint_names_what_answers_depend_on(varied_model):
     module = make_module(
-        make_policy(varied_model), seed=3, evaluation=Sampling(temperature=0.5, top_p=0.9, top_k=7)
+        make_policy(varied_model),
+        seed=3,
+        eval_sampling=SamplingParams(temperature=0.5, top_p=0.9, top_k=7),
     )
     found = module.fingerprint()
     assert found["path"] == str(varied_model)
@@ -79,7 +81,7 @@ def test_the_fingerprint_names_what_answers_depend_on(varied_model):
     assert {k: found[k] for k in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")} == {
         "max_new_tokens": 8, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3,
     }  # fmt: skip
-    module.plan = Plan((Sampling(0.2), Sampling(0.3)))
+    module.plan = Plan((SamplingParams(0.2), SamplingParams(0.3)))
     found = module.fingerprint()
     assert [sampling["temperature"] for sampling in found["sampling"]] == [0.2, 0.3]
     assert "temperature" not in found

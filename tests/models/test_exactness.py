@@ -19,7 +19,7 @@ from tests.models.naive import (
 from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.vlm.loading import Lora
 from vrts.models.vlm.policy import TransformersPolicy
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 OPTIONS = {
     "full": {},
@@ -176,7 +176,7 @@ def test_sampled_logprobs_are_those_of_the_update_and_of_plain_forwards(
         time, height, width = (video.max(1).values - video.min(1).values).tolist()
         assert time > 20 * max(height, width), "or errors of position would not show"
 
-    requests = make_requests(prompts, [Sampling(temperature=temperature)] * 5, 64, seed)
+    requests = make_requests(prompts, [SamplingParams(temperature=temperature)] * 5, 64, seed)
     completions = [result.completions for result in engine.generate(requests)]
     count = engine.count
     assert count.rows < 15 * count.steps, "no rows were dropped: the test shows nothing"

@@ -20,7 +20,7 @@ from vrts.models.grpo.advantages import BatchScaled
 from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
 from vrts.models.grpo.reference import FrozenCopy
 from vrts.models.rewards.temporal import TemporalReward
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -107,7 +107,9 @@ def test_positions_are_float32_whatever_the_default(bfloat16_by_default):
 
 def test_sampling_and_scoring_agree_whatever_the_default(load_policy, samples, bfloat16_by_default):
     policy = load_policy().eval()
-    prompts, completions = sample(policy, samples, [Sampling(temperature=0.7)] * G, MAX_NEW_TOKENS)
+    prompts, completions = sample(
+        policy, samples, [SamplingParams(temperature=0.7)] * G, MAX_NEW_TOKENS
+    )
     scores = policy.logprobs(prompts, completions, 0.7).logprobs
     sampled = sampled_logprobs(completions)
     assert (scores[mask_of(completions)] - sampled).abs().max() < 1e-4

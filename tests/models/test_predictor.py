@@ -16,7 +16,7 @@ from vrts.models import predictor as module
 from vrts.models.engines.native import NativeEngine
 from vrts.models.engines.sampling import row_seed
 from vrts.models.predictor import Plan, Predictor
-from vrts.types import Clip, Prediction, Question, Sample, Sampling
+from vrts.types import Clip, Prediction, Question, Sample, SamplingParams
 from vrts.voting import LogProbVote, MajorityVote, VotingRule, decide, fail, make_round
 
 LEVELS, SEED, L = (4, 8, 16), 3, 100
@@ -137,7 +137,7 @@ class Frames:
 def run(world, engine, rule, random, batch_size=3, ahead=True, reuse=False, questions=None):
     """Predict everything in batches; predictions in order of decision, and the source of frames."""
     frames = Frames(world, random)
-    plan = Plan((Sampling(),) * world.M, rule, LEVELS, frames, ahead, reuse)
+    plan = Plan((SamplingParams(),) * world.M, rule, LEVELS, frames, ahead, reuse)
     predictor = Predictor(engine, world.refuses, plan, L, SEED)
     asked = world.questions if questions is None else questions
     decided: list[Prediction] = []
@@ -251,7 +251,7 @@ def test_a_real_model_s_rows_stay_in_flight_and_answer_as_one_question_at_a_time
         engine = NativeEngine(max_rows=max_rows)
         engine.attach(policy, torch.device("cpu"), None, will_shard=False)
         engine.sync(policy)
-        plan = Plan((Sampling(),) * 4, VotingRule(early_stop=False), (2, 4), frames)
+        plan = Plan((SamplingParams(),) * 4, VotingRule(early_stop=False), (2, 4), frames)
         predictor = Predictor(engine, policy.refuses, plan, 64, SEED)
         decided = []
         for i in range(0, len(some), size):
@@ -300,7 +300,7 @@ class Asked:
 
 
 def predictor(engine, frames, ahead=True, reuse=False, rule=None):
-    plan = Plan((Sampling(),) * 3, rule or VotingRule(), LEVELS, frames, ahead, reuse)
+    plan = Plan((SamplingParams(),) * 3, rule or VotingRule(), LEVELS, frames, ahead, reuse)
     return Predictor(engine, lambda sample, max_new_tokens: None, plan, L, SEED)
 
 

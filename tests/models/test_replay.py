@@ -9,7 +9,7 @@ import torch
 from vrts.files.predictions import prediction_to_json
 from vrts.models.engines.engine import Request
 from vrts.models.replay import ReplayPolicy
-from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, Sampling
+from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, SamplingParams
 
 
 def write(folder, *lines, **settings):
@@ -124,7 +124,7 @@ def replay(policy, samples, G, should_stop=None):
     """Results of the samples, in their order."""
     engine = policy.default_engine()
     return engine.generate([
-        Request(prompt, (Sampling(),) * G, tuple(range(G)), 8, should_stop)
+        Request(prompt, (SamplingParams(),) * G, tuple(range(G)), 8, should_stop)
         for prompt in engine.encode(samples)
     ])  # fmt: skip
 
@@ -146,7 +146,7 @@ def test_an_engine_has_room_for_so_many_texts(tmp_path):
     policy = load(write(tmp_path, line("a", (4, "AAB"))))
     engine = policy.default_engine()
     (prompt,) = engine.encode([policy.sample(question("a"), 4)])
-    request = Request(prompt, (Sampling(),), (0,), 8)
+    request = Request(prompt, (SamplingParams(),), (0,), 8)
     while engine.has_room():
         engine.add(request)
     assert engine.num_pending == 64

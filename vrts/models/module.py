@@ -52,7 +52,7 @@ from vrts.models.sharding import (
     dummy_sample,
     gathered,
 )
-from vrts.types import Completion, FrameSizes, Prediction, Sample, Sampling
+from vrts.types import Completion, FrameSizes, Prediction, Sample, SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class VideoQAModule(LightningModule):
             overlong filtering, arXiv 2503.14476, section 3.4). Their rewards count for the others.
         max_nonfinite_steps: optimizer steps whose gradient is not finite are skipped, and the run
             stops at that many in a row.
-        evaluation: how tokens are drawn in validation, test and prediction.
+        eval_sampling: how tokens are drawn in validation, test and prediction.
         sharding: how weights are kept under Lightning's ModelParallelStrategy (FSDP2).
         seed: of all sampling. A completion's random numbers depend on the seed, its question and
             its place in the group alone, not on batches or ranks.
@@ -120,7 +120,7 @@ class VideoQAModule(LightningModule):
         max_grad_norm: PositiveFloat | None = None,
         mask_truncated: bool = False,
         max_nonfinite_steps: PositiveInt = 5,
-        evaluation: Sampling | None = None,
+        eval_sampling: SamplingParams | None = None,
         sharding: Sharding | None = None,
         seed: int = 0,
     ) -> None:
@@ -143,11 +143,11 @@ class VideoQAModule(LightningModule):
         self.updates_per_rollout = int(updates_per_rollout)
         self.max_grad_norm = max_grad_norm and float(max_grad_norm)
         self.mask_truncated = mask_truncated
-        self.evaluation = evaluation or Sampling()
+        self.eval_sampling = eval_sampling or SamplingParams()
         self.sharding = sharding or Sharding()
         self.is_sharded = False  # whether a rank holds only a part of the weights
         self.seed = seed
-        self.plan = Plan((self.evaluation,))
+        self.plan = Plan((self.eval_sampling,))
         """How validation, test and prediction sample and decide; a callback may set it."""
         self.last_rollout: list[Group] | None = None
         """Groups of the newest step, for callbacks; None where it had no usable video."""

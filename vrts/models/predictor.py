@@ -32,7 +32,7 @@ from vrts.types import (
     Question,
     Round,
     Sample,
-    Sampling,
+    SamplingParams,
 )
 from vrts.voting import VotingRule, decide, fail, make_round, naming
 
@@ -51,7 +51,7 @@ Refuses = Callable[[Sample, int], str | None]
 class Plan:
     """How a question is predicted: completions, frames, and what decides it."""
 
-    sampling: tuple[Sampling, ...]
+    sampling: tuple[SamplingParams, ...]
     """Of each of the M completions of a round."""
     rule: VotingRule = field(default_factory=VotingRule)
     """How the M votes decide."""

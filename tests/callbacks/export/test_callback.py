@@ -25,7 +25,7 @@ from vrts.callbacks.export.callback import ExportPretrained
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.vlm.loading import Lora
 from vrts.models.vlm.shards import _current_name
-from vrts.types import InputError, Sampling
+from vrts.types import InputError, SamplingParams
 
 
 def fit(folder, policy, videos, callbacks=(), steps=2):
@@ -68,7 +68,7 @@ def asked(videos):
 def logprobs(policy, samples, completions=None):
     """Log-probs of completions, which are sampled where none are given, and these."""
     if completions is None:
-        prompts, completions = sample(policy, samples, [Sampling()] * 3, 8)
+        prompts, completions = sample(policy, samples, [SamplingParams()] * 3, 8)
     else:
         prompts = policy.network().encode(samples)
     return policy.logprobs(prompts, completions, 1.0).logprobs.detach(), completions

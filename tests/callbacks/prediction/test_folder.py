@@ -18,7 +18,7 @@ from tests.callbacks.runs import (
 from tests.own_plugins import SteepVote
 from tests.permissions import permissions_count
 from vrts.prompts import PromptTemplate
-from vrts.types import InputError, Sampling
+from vrts.types import InputError, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, videos, full, num_byte
         ({"num_samples": 5}, "num_samples 3 -> 5"),
         ({"seed": 7}, "seed 0 -> 7"),
         ({"max_new_tokens": 9}, "max_new_tokens 8 -> 9"),
-        ({"evaluation": Sampling(temperature=0.5)}, "temperature 1.0 -> 0.5"),
-        ({"evaluation": Sampling(top_p=0.5)}, "top_p 1.0 -> 0.5"),
-        ({"evaluation": Sampling(top_k=50)}, "top_k 0 -> 50"),
+        ({"eval_sampling": SamplingParams(temperature=0.5)}, "temperature 1.0 -> 0.5"),
+        ({"eval_sampling": SamplingParams(top_p=0.5)}, "top_p 1.0 -> 0.5"),
+        ({"eval_sampling": SamplingParams(top_k=50)}, "top_k 0 -> 50"),
         ({"trainer": {"precision": "bf16-true"}}, "precision '32-true' -> 'bf16-true'"),
         ({"s2d": {"vote": SteepVote(2.0)}}, "vote .*'steepness': 1.0.* -> .*'steepness': 2.0"),
         ({"data": {"resolution": None}}, "resolution .*3136.* -> .*100352"),
@@ -86,16 +86,18 @@ def test_other_settings_are_refused(tmp_path, videos, change, message):
 def test_sampling_that_is_overridden_does_not_count(tmp_path, videos):
     """Settings record how completions are drawn, whoever says so."""
     asked = questions(videos["long"], 2)
-    own = [Sampling(0.5), Sampling(0.9, stop=("x",)), Sampling(0.7)]
+    own = [SamplingParams(0.5), SamplingParams(0.9, stop=("x",)), SamplingParams(0.7)]
     draw = {"num_samples": None, "s2d": {"sampling": own}}
     predict(tmp_path / "own", scripted(), asked[:1], **draw)
-    lines, _ = predict(tmp_path / "own", scripted(), asked, evaluation=Sampling(0.1), **draw)
+    lines, _ = predict(
+        tmp_path / "own", scripted(), asked, eval_sampling=SamplingParams(0.1), **draw
+    )
     assert len(lines) == 2
     other = {"num_samples": None, "s2d": {"sampling": [own[0], own[2], own[1]]}}
     with pytest.raises(InputError, match=r"other settings \(sampling \[.*\] -> \["):
         predict(tmp_path / "own", scripted(), asked, **other)
-    alike = Sampling(0.4, top_k=9)
-    predict(tmp_path / "alike", scripted(), asked[:1], evaluation=alike)
+    alike = SamplingParams(0.4, top_k=9)
+    predict(tmp_path / "alike", scripted(), asked[:1], eval_sampling=alike)
     same = {"num_samples": None, "s2d": {"sampling": [alike] * 3}}
     assert len(predict(tmp_path / "alike", scripted(), asked, **same)[0]) == 2
 

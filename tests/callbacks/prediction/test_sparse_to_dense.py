@@ -20,7 +20,7 @@ from tests.callbacks.runs import (
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.data.video.frames import NestedPairSampler, UniformSampler
 from vrts.models.families.qwen2_5_vl import Qwen2_5VL
-from vrts.types import InputError, Prediction, Sampling
+from vrts.types import InputError, Prediction, SamplingParams
 
 
 def rounds(line):
@@ -231,7 +231,7 @@ def test_all_rounds_are_of_one_precision(tmp_path, videos, precision):
 def test_bf16_true_answers_as_bfloat16_weights_do(tmp_path, videos, model_folder):
     """Lightning's precision changes torch's default dtype, in the first round but not in others."""
     asked = [ask("a", videos["long"]), ask("bb", videos["short"])]
-    options = {"evaluation": Sampling(temperature=0.9, top_p=0.9)}
+    options = {"eval_sampling": SamplingParams(temperature=0.9, top_p=0.9)}
     written = [
         predict(
             tmp_path / precision,
@@ -250,7 +250,7 @@ def test_greedy_answers_are_unanimous_or_none(tmp_path, videos, model_folder):
         tmp_path,
         make_policy(model_folder),
         questions(videos["long"], 1),
-        evaluation=Sampling(temperature=0),
+        eval_sampling=SamplingParams(temperature=0),
     )
     assert all(len(set(r["completions"])) == 1 for r in lines[0]["rounds"])
 
@@ -321,7 +321,10 @@ def test_bad_levels(levels, message):
     ("options", "message"),
     [
         ({"consensus": 6}, r"consensus is 6, of 5 samples"),
-        ({"num_samples": 3, "sampling": [Sampling()] * 2}, r"sampling has 2 entries for 3 samples"),
+        (
+            {"num_samples": 3, "sampling": [SamplingParams()] * 2},
+            r"sampling has 2 entries for 3 samples",
+        ),
         ({"sampling": []}, r"sampling has 0 entries for 5 samples"),
     ],
 )
@@ -377,7 +380,7 @@ def test_a_later_run_without_it_asks_once(tmp_path, videos):
 
 
 def test_each_sample_has_its_own_sampling(tmp_path, videos):
-    sampling = [Sampling(0.8, stop=("</answer>",)), Sampling(0.95, 0.9, 50, 0.4, 0.2)]
+    sampling = [SamplingParams(0.8, stop=("</answer>",)), SamplingParams(0.95, 0.9, 50, 0.4, 0.2)]
     policy = scripted({"q": {4: "AB", 8: "BB"}})
     predict(tmp_path, policy, [ask("q", videos["long"])], num_samples=None,
             s2d={"sampling": sampling})  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from vrts.models.engines.engine import Request, Result, ShouldStop
 from vrts.models.engines.native import NativeEngine
 from vrts.models.policy import Policy, Prompt
-from vrts.types import Completion, Sample, Sampling
+from vrts.types import Completion, Sample, SamplingParams
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def make_engine(
 
 def make_requests(
     prompts: Sequence[Prompt],
-    sampling: Sequence[Sampling],
+    sampling: Sequence[SamplingParams],
     length: int,
     seed: int = 0,
     should_stop: ShouldStop | None = None,
@@ -48,7 +48,7 @@ def make_requests(
 def sample(
     policy: Policy,
     samples: Sequence[Sample],
-    sampling: Sequence[Sampling],
+    sampling: Sequence[SamplingParams],
     length: int,
     seed: int = 0,
     should_stop: ShouldStop | None = None,

@@ -17,14 +17,14 @@ from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.engines.graphs import StepGraphs
 from vrts.models.engines.native import NativeEngine
 from vrts.models.vlm.loading import Lora
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 L = 45
 MIXED = [
-    Sampling(),
-    Sampling(1.3, 0.8, 9, presence_penalty=0.4, frequency_penalty=0.2),
-    Sampling(0.0),
-    Sampling(0.7, stop=("e",)),
+    SamplingParams(),
+    SamplingParams(1.3, 0.8, 9, presence_penalty=0.4, frequency_penalty=0.2),
+    SamplingParams(0.0),
+    SamplingParams(0.7, stop=("e",)),
 ]
 
 
@@ -63,7 +63,7 @@ def policy(load_policy):
 
 
 @pytest.mark.parametrize("max_rows", [5, 64])
-@pytest.mark.parametrize("sampling", [[Sampling()] * 3, MIXED])
+@pytest.mark.parametrize("sampling", [[SamplingParams()] * 3, MIXED])
 def test_replayed_steps_decode_the_same(policy, samples, graphs, sampling, max_rows):
     """While rows and prompts come and go."""
     plain = make_engine(policy)
@@ -94,24 +94,24 @@ def test_a_copy_of_adapted_weights_is_replayed(
     eager = make_engine(policy, dtype=torch.bfloat16)
     # of the same shapes: in bfloat16 a product of another width rounds otherwise
     eager._uses_graphs, eager._look_every = True, 2
-    got = generate(engine, prompts, [Sampling()] * 2)
+    got = generate(engine, prompts, [SamplingParams()] * 2)
     made = len(graphs)
     assert made >= 2
     monkeypatch.setattr(StepGraphs, "run", lambda self, key, step: step())
-    same(generate(eager, prompts, [Sampling()] * 2), got)
+    same(generate(eager, prompts, [SamplingParams()] * 2), got)
     assert len(graphs) == made
 
 
 def test_weights_that_change_in_place_count_from_the_next_request(policy, samples, graphs):
     engine = graph_engine(policy)
     prompts = engine.encode(samples)
-    before = generate(engine, prompts, [Sampling()] * 2)
+    before = generate(engine, prompts, [SamplingParams()] * 2)
     made = len(graphs)
     with torch.no_grad():
         for parameter in policy.base.model.language_model.parameters():
             parameter.mul_(1.2)
     engine.sync(policy)
-    after = generate(engine, prompts, [Sampling()] * 2)
+    after = generate(engine, prompts, [SamplingParams()] * 2)
     assert [c.text for c in before[0]] != [c.text for c in after[0]]
     scores = policy.logprobs(prompts, after, 1.0).logprobs[mask_of(after)]
     assert (scores - sampled_logprobs(after)).abs().max() < 1e-4

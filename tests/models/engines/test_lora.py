@@ -8,7 +8,7 @@ from tests.models.engines.running import make_engine, make_requests, mask_of, sa
 from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.engines.lora import merge_layers, share_products
 from vrts.models.vlm.loading import Lora
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 L = 12
 
@@ -88,7 +88,7 @@ def test_what_is_sampled_is_the_distribution_that_is_scored(policy, samples, pre
     dtype = None if precision == "32" else torch.bfloat16
     engine = make_engine(policy, dtype)
     prompts = engine.encode(samples)
-    results = engine.generate(make_requests(prompts, [Sampling()] * 3, L))
+    results = engine.generate(make_requests(prompts, [SamplingParams()] * 3, L))
     completions = [result.completions for result in results]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), torch.no_grad():
         scores = policy.logprobs(prompts, completions, 1.0).logprobs[mask_of(completions)]

@@ -21,14 +21,14 @@ from vrts.models.engines.native import NativeEngine
 from vrts.models.vlm.loading import Lora
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
-from vrts.types import InputError, Sampling
+from vrts.types import InputError, SamplingParams
 
 SAMPLING = [
-    Sampling(),
-    Sampling(1.3, 0.8, 9, presence_penalty=0.4, frequency_penalty=0.2),
-    Sampling(0.0),
-    Sampling(0.7, stop=("e",)),
-    Sampling(0.0, frequency_penalty=1.0),
+    SamplingParams(),
+    SamplingParams(1.3, 0.8, 9, presence_penalty=0.4, frequency_penalty=0.2),
+    SamplingParams(0.0),
+    SamplingParams(0.7, stop=("e",)),
+    SamplingParams(0.0, frequency_penalty=1.0),
 ]
 TOKEN_BYTES = 3 * 2 * 2 * 24 * 4
 """Keys and values of a token in the tiny model."""

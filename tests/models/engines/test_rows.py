@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vrts.models.engines.rows import DecodeRows, NewRow
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 END, V, L = 7, 9, 12
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ class Drawn:
         self.places[place] = i
         first = torch.zeros(1, V)
         first[0, self.streams[i][0]] = 4.0 + i % 3
-        self.rows.enter([place], [NewRow(Sampling(0.0), i, limit, 100 * i)], first)
+        self.rows.enter([place], [NewRow(SamplingParams(0.0), i, limit, 100 * i)], first)
 
     def step(self):
         num_rows = len(self.places)
@@ -134,6 +134,6 @@ def test_an_ended_row_stays_as_it_is():
 @pytest.mark.parametrize("ends", [[END], [2, END]])
 def test_each_end_token_and_the_limit_end_a_row(ends):
     rows = DecodeRows(3, 2, V, torch.tensor(ends), 1, CPU)
-    new = [NewRow(Sampling(0.0), 0, limit, 0) for limit in (2, 2, 1)]
+    new = [NewRow(SamplingParams(0.0), 0, limit, 0) for limit in (2, 2, 1)]
     rows.enter([0, 1, 2], new, torch.eye(V)[[END, 2, 3]])
     assert rows.read(3)[1] == [True, 2 in ends, True]

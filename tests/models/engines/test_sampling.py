@@ -13,7 +13,7 @@ from tests.models.engines.running import make_engine, sampled_logprobs
 from tests.models.naive import plain_distributions
 from vrts.models.engines.engine import Request
 from vrts.models.engines.sampling import RowSampler, row_seed, row_uniforms, truncate
-from vrts.types import InputError, Sampling
+from vrts.types import InputError, SamplingParams
 
 
 def plain_truncation(probs: list[float], top_p: float, top_k: int) -> list[float]:
@@ -44,13 +44,13 @@ def test_truncation_is_top_k_and_then_top_p(seed, V, top_p, top_k):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_refused(name, value):
     with pytest.raises(InputError, match=f"{name} must be a finite number"):
-        Sampling(**{name: value})
+        SamplingParams(**{name: value})
 
 
 @pytest.mark.parametrize("temperature", [-1.0, 1e-7, 1e-40, 1e-300])
 def test_temperatures_that_leave_no_distribution_are_refused(temperature):
     with pytest.raises(InputError, match="temperature must be 0"):
-        Sampling(temperature=temperature)
+        SamplingParams(temperature=temperature)
 
 
 def test_a_top_k_beyond_the_vocabulary_is_all_of_it():
@@ -60,7 +60,7 @@ def test_a_top_k_beyond_the_vocabulary_is_all_of_it():
     for top_k in (10**19, 0):
         sampler = RowSampler(2, 9, torch.device("cpu"))
         sampler.truncates = True
-        sampler.enter(rows, [Sampling(top_k=top_k)] * 2)
+        sampler.enter(rows, [SamplingParams(top_k=top_k)] * 2)
         drawn.append(sampler(logits, uniforms, rows))
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
 
@@ -71,9 +71,9 @@ def test_a_row_draws_the_same_whatever_the_others_need():
     rows = torch.arange(3)
     plain = RowSampler(3, 50, torch.device("cpu"))
     full = RowSampler(3, 50, torch.device("cpu"))
-    other = Sampling(0.7, 0.9, 5, presence_penalty=2.0, frequency_penalty=1.0)
-    plain.enter(rows, [Sampling(), Sampling(0.0), Sampling(1.3)])
-    full.enter(rows, [Sampling(), other, Sampling(1.3)])
+    other = SamplingParams(0.7, 0.9, 5, presence_penalty=2.0, frequency_penalty=1.0)
+    plain.enter(rows, [SamplingParams(), SamplingParams(0.0), SamplingParams(1.3)])
+    full.enter(rows, [SamplingParams(), other, SamplingParams(1.3)])
     full.truncates = full.penalises = True
     for number in torch.rand(300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)):
         uniforms = number.expand(3)
@@ -94,7 +94,14 @@ def test_a_seed_gives_the_same_numbers_however_many_are_drawn():
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(0.6), Sampling(1.4), Sampling(1.0, 0.7), Sampling(0.8, 1, 20)]
+    "sampling",
+    [
+        SamplingParams(),
+        SamplingParams(0.6),
+        SamplingParams(1.4),
+        SamplingParams(1.0, 0.7),
+        SamplingParams(0.8, 1, 20),
+    ],
 )
 def test_first_tokens_are_drawn_from_the_models_distribution(load_policy, sampling):
     """Thousands of rows of one token against the distribution that transformers gives."""

@@ -14,7 +14,7 @@ from tests.models.naive import plain_logits
 from tools.tiny.tokenizer import build_tokenizer
 from vrts.models.engines.sampling import RowSampler, penalise, row_uniforms
 from vrts.models.engines.stopping import StopTexts
-from vrts.types import Completion, Sampling
+from vrts.types import Completion, SamplingParams
 
 TOKENIZER = build_tokenizer()
 L = 40
@@ -30,14 +30,14 @@ def policy(load_policy):
 
 
 def roll(
-    policy, samples, sampling: Sequence[Sampling], should_stop=None, seed=0, **options
+    policy, samples, sampling: Sequence[SamplingParams], should_stop=None, seed=0, **options
 ) -> list[Completion]:
     """N completions, question-major."""
     _, groups = sample(policy, samples, sampling, L, seed, should_stop, **options)
     return [completion for group in groups for completion in group]
 
 
-def plain_draw(logits: torch.Tensor, ids: list[int], s: Sampling, uniform: float) -> int:
+def plain_draw(logits: torch.Tensor, ids: list[int], s: SamplingParams, uniform: float) -> int:
     """One token of one completion, without any batch; logits are float32 ``[V]``."""
     logits = logits.double().clone()
     for token, count in Counter(ids).items():
@@ -56,12 +56,12 @@ def plain_draw(logits: torch.Tensor, ids: list[int], s: Sampling, uniform: float
 
 
 PENALISED = [
-    Sampling(0.8, 0.9, 50, presence_penalty=0.4, frequency_penalty=0.2),
-    Sampling(presence_penalty=8.0),
-    Sampling(0.5, frequency_penalty=3.0),
-    Sampling(0.0, presence_penalty=0.4, frequency_penalty=0.2),
-    Sampling(1.1),
-    Sampling(0.0),
+    SamplingParams(0.8, 0.9, 50, presence_penalty=0.4, frequency_penalty=0.2),
+    SamplingParams(presence_penalty=8.0),
+    SamplingParams(0.5, frequency_penalty=3.0),
+    SamplingParams(0.0, presence_penalty=0.4, frequency_penalty=0.2),
+    SamplingParams(1.1),
+    SamplingParams(0.0),
 ]
 
 
@@ -86,7 +86,7 @@ def test_penalties_equal_a_plain_draw_token_by_token(policy, samples):
         own = own.gather(-1, torch.tensor(ids)[:, None])[:, 0]
         assert (completion.logprobs - own).abs().max() < 1e-4
     assert repeats > 20, "nothing came twice: the test shows nothing"
-    without = [Sampling(s.temperature, s.top_p, s.top_k) for s in PENALISED]
+    without = [SamplingParams(s.temperature, s.top_p, s.top_k) for s in PENALISED]
     others = roll(policy, samples, without)
     changed = [tokens_of(a) != tokens_of(b) for a, b in zip(completions, others, strict=True)]
     assert not any(changed[4::6] + changed[5::6]), "a row without penalties changed"
@@ -97,7 +97,7 @@ def test_penalties_follow_rows_to_other_places():
     """Counts belong to a completion, wherever among the rows it is."""
     sampler = RowSampler(3, 4, torch.device("cpu"))
     sampler.penalises = True
-    sampler.enter(torch.arange(3), [Sampling(0, frequency_penalty=1.0)] * 3)
+    sampler.enter(torch.arange(3), [SamplingParams(0, frequency_penalty=1.0)] * 3)
     logits = torch.tensor([[3.0, 2.5, 0.0, 0.0]])
     uniforms = torch.zeros(3, dtype=torch.float64)
 
@@ -110,7 +110,7 @@ def test_penalties_follow_rows_to_other_places():
     assert draw(1) == [0]
     sampler.move(torch.tensor([0]), torch.tensor([1]))  # held 0, 1 and 0
     assert draw(0) == [1]
-    sampler.enter(torch.tensor([0]), [Sampling(0, frequency_penalty=1.0)])
+    sampler.enter(torch.tensor([0]), [SamplingParams(0, frequency_penalty=1.0)])
     assert draw(0) == [0], "a new completion holds nothing"
 
 
@@ -156,12 +156,12 @@ def middle(text: str) -> str:
 @pytest.mark.parametrize("every", [1, 3, 8])
 def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every):
     """Also where rows are decoded on until somebody looks."""
-    plain = roll(policy, samples, [Sampling()] * 4)
+    plain = roll(policy, samples, [SamplingParams()] * 4)
     # for two of the four samples a text from each of its completions
     stops = {g: tuple(middle(c.text) for c in plain[g::4]) for g in (1, 3)}
     engine = make_engine(policy)
     engine._look_every = every
-    sampling = [Sampling(stop=stops.get(g, ())) for g in range(4)]
+    sampling = [SamplingParams(stop=stops.get(g, ())) for g in range(4)]
     results = engine.generate(make_requests(engine.encode(samples), sampling, L))
     stopped = [c for result in results for c in result.completions]
     cuts = 0
@@ -186,7 +186,7 @@ def test_stop_texts_cut_what_is_sampled_without_them(policy, samples, every):
 @pytest.mark.slow
 @pytest.mark.parametrize(("max_rows", "every"), [(2, 1), (64, 3)])
 def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_rows, every):
-    sampling = [Sampling(0.7 + 0.2 * g, frequency_penalty=0.1 * g) for g in range(5)]
+    sampling = [SamplingParams(0.7 + 0.2 * g, frequency_penalty=0.1 * g) for g in range(5)]
     full = roll(policy, samples, sampling)
     engine = make_engine(policy, max_rows=max_rows)
     engine._look_every = every
@@ -236,7 +236,7 @@ def test_an_early_stop_changes_no_completion_that_stays(policy, samples, max_row
 
 
 def test_an_early_stop_does_not_depend_on_the_other_requests(policy, samples):
-    sampling = [Sampling(stop=("e",))] * 4
+    sampling = [SamplingParams(stop=("e",))] * 4
 
     def two_are_enough(texts, mean_logprobs):
         return sum(text is not None for text in texts) >= 2

@@ -12,7 +12,7 @@ from vrts.models.engines.weights import Replica
 from vrts.models.vlm.loading import Lora
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
-from vrts.types import InputError, Sampling
+from vrts.types import InputError, SamplingParams
 
 L = 16
 
@@ -25,7 +25,7 @@ def make_replica(policy, dtype=None, will_shard=False, merge_lora=False) -> Repl
 
 def generate(engine, samples, length=L):
     prompts = engine.encode(samples)
-    results = engine.generate(make_requests(prompts, [Sampling()] * 3, length))
+    results = engine.generate(make_requests(prompts, [SamplingParams()] * 3, length))
     return prompts, [result.completions for result in results]
 
 

@@ -15,7 +15,7 @@ from tests.models.naive import (
 )
 from tests.models.vlm.test_policy import perturb_adapter
 from vrts.models.vlm.loading import Lora
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 LORA = {"lora": Lora(rank=4, alpha=8)}
 MODES = {
@@ -79,7 +79,7 @@ def test_sampled_logprobs_are_those_of_the_update(family_model, mode, generator)
     policy.network().end_ids = torch.arange(0, policy.network().vocab_size, 25)
     engine = make_engine(policy, max_rows=7)
     prompts = engine.encode(family_model.samples(generator, 3))
-    requests = make_requests(prompts, [Sampling(temperature=0.7)] * 4, 40)
+    requests = make_requests(prompts, [SamplingParams(temperature=0.7)] * 4, 40)
     completions = [result.completions for result in engine.generate(requests)]
     assert len({c.num_tokens for group in completions for c in group}) > 3, "ragged"
     sampled, mask = sampled_logprobs(completions), mask_of(completions)

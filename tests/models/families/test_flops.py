@@ -16,7 +16,7 @@ from vrts.models.families.flops import (
     window_pairs,
 )
 from vrts.models.vlm.loading import Lora
-from vrts.types import Completion, Sampling
+from vrts.types import Completion, SamplingParams
 
 LENGTHS = [[5, 9, 2], [1, 12, 7], [3, 3, 4]]
 
@@ -94,7 +94,9 @@ def test_sampling_computes_what_one_scoring_does(load_policy):
     prompts = engine.encode([make_sample(5, 6, (56, 56), "What?")])
     results = []
     found = counted(
-        lambda: results.extend(engine.generate(make_requests(prompts, [Sampling()], 8, seed=1)))
+        lambda: results.extend(
+            engine.generate(make_requests(prompts, [SamplingParams()], 8, seed=1))
+        )
     )
     completions = [results[0].completions]
     P, L = prompts[0].num_tokens, completions[0][0].num_tokens

@@ -24,7 +24,7 @@ from vrts.models.engines.engine import Request
 from vrts.models.families.qwen3_5 import SharedDeltaNet
 from vrts.models.vlm.loading import Lora
 from vrts.models.vlm.policy import TransformersPolicy
-from vrts.types import Completion, InputError, Sampling
+from vrts.types import Completion, InputError, SamplingParams
 
 TOKEN_BYTES = 2 * 2 * 2 * 32 * 4
 """Keys and values of a token, in the two layers that attend."""
@@ -163,7 +163,9 @@ def test_decoding_is_exact_while_rows_move(hybrid, prompts, monkeypatch):
 
 
 def make_request(prompts, prompt: int, seeds, length: int = L, should_stop=None) -> Request:
-    return Request(prompts[prompt], (Sampling(),) * len(seeds), tuple(seeds), length, should_stop)
+    return Request(
+        prompts[prompt], (SamplingParams(),) * len(seeds), tuple(seeds), length, should_stop
+    )
 
 
 def check_same(got, want) -> None:

@@ -13,7 +13,7 @@ from tools.tiny.tokenizer import TAGS
 from vrts.answers.tags import has_format
 from vrts.cli.command import main
 from vrts.models.vlm.policy import TransformersPolicy
-from vrts.types import Question, Sample, Sampling
+from vrts.types import Question, Sample, SamplingParams
 
 
 def load(folder: Path) -> TransformersPolicy:
@@ -69,7 +69,7 @@ def test_special_tokens_that_a_question_spells_stay_text(special_tags):
 def test_what_the_template_opens_is_part_of_the_completion(thinking):
     policy = load(thinking)
     clip = make_sample(0, 4, (64, 64), "What is <think>?")
-    prompts, completions = sample(policy, [clip], [Sampling()] * 3, 12)
+    prompts, completions = sample(policy, [clip], [SamplingParams()] * 3, 12)
     assert prompts[0].opening == "<think>\n"
     assert policy.processor.tokenizer.decode(prompts[0].input_ids).endswith("<think>\n")
     for completion in completions[0]:

@@ -8,7 +8,7 @@ import torch
 from tests.models.vlm.test_policy import perturb_adapter, roll
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.vlm.loading import Lora
-from vrts.types import InputError, Sampling
+from vrts.types import InputError, SamplingParams
 
 
 def reference_logprobs(reference, policy, prompts, completions, temperature):
@@ -146,7 +146,7 @@ def test_a_copy_is_mixed_with_the_policy_every_few_steps(load_policy, samples, o
             moved = dict(policy.named_parameters())
             for name, weight in plain.named_parameters():
                 weight.data = 0.3 * moved[name].data + 0.7 * weight.data
-    prompts, completions = roll(policy, samples, [Sampling()] * 2, length=8)
+    prompts, completions = roll(policy, samples, [SamplingParams()] * 2, length=8)
     got = reference_logprobs(reference, policy, prompts, completions, 1.0)
     with torch.no_grad():
         want = plain.logprobs(plain.network().encode(samples), completions, 1.0).logprobs

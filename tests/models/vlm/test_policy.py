@@ -18,7 +18,7 @@ from tests.models.engines.running import CPU, mask_of, sample, sampled_logprobs,
 from tests.models.naive import plain_logprobs
 from vrts.models.vlm.loading import Lora, load_processor
 from vrts.models.vlm.policy import TransformersPolicy
-from vrts.types import Clip, Completion, InputError, Sample, Sampling
+from vrts.types import Clip, Completion, InputError, Sample, SamplingParams
 
 G = 3
 MAX_NEW_TOKENS = 12
@@ -28,7 +28,7 @@ def roll(
     policy: TransformersPolicy, samples, sampling=None, seed: int = 0, length: int = MAX_NEW_TOKENS
 ):
     """Prompts, and the completions of each that an engine has sampled."""
-    return sample(policy, samples, sampling or [Sampling()] * G, length, seed)
+    return sample(policy, samples, sampling or [SamplingParams()] * G, length, seed)
 
 
 def texts_of(completions) -> list[str]:
@@ -72,7 +72,9 @@ class OperatorNames(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_logprobs_equal_scored_ones(load_policy, samples, temperature):
     policy = load_policy().eval()
-    prompts, completions = roll(policy, samples, [Sampling(temperature=temperature)] * G, length=24)
+    prompts, completions = roll(
+        policy, samples, [SamplingParams(temperature=temperature)] * G, length=24
+    )
     scores, mask = policy.logprobs(prompts, completions, temperature), mask_of(completions)
     assert mask.sum() > 50
     assert (scores.logprobs[mask] - sampled_logprobs(completions)).abs().max() < 1e-4
@@ -81,7 +83,7 @@ def test_sampled_logprobs_equal_scored_ones(load_policy, samples, temperature):
 
 def test_entropy_is_that_of_the_sampled_distribution(load_policy, samples):
     policy = load_policy().eval()
-    prompts, completions = roll(policy, samples[:1], [Sampling()])
+    prompts, completions = roll(policy, samples[:1], [SamplingParams()])
     entropy = policy.logprobs(prompts, completions, 1.0).entropy
     most = torch.log(torch.tensor(float(policy.base.config.text_config.vocab_size)))
     assert entropy.shape == (1, completions[0][0].num_tokens)
@@ -102,7 +104,7 @@ def test_head_chunks_do_not_change_scores(load_policy, samples):
 
 def test_vision_ids_are_never_sampled(load_policy, samples):
     policy = load_policy().eval()
-    _, completions = roll(policy, samples, [Sampling(temperature=50.0)] * 40, length=40)
+    _, completions = roll(policy, samples, [SamplingParams(temperature=50.0)] * 40, length=40)
     sampled = torch.cat([c.token_ids for group in completions for c in group])
     assert len(sampled) > 3000  # near uniform: each id is expected several times
     suppressed = policy.network().suppressed_ids
@@ -114,7 +116,7 @@ def test_each_end_token_ends_a_completion(load_policy, samples):
     policy = load_policy().eval()
     ends = set(policy.network().end_ids.tolist())
     assert len(ends) >= 2
-    _, completions = roll(policy, samples[:1], [Sampling(temperature=50.0)] * 60, length=150)
+    _, completions = roll(policy, samples[:1], [SamplingParams(temperature=50.0)] * 60, length=150)
     last = set()
     for c in (c for group in completions for c in group):
         ids = tokens_of(c)
@@ -127,7 +129,11 @@ def test_each_end_token_ends_a_completion(load_policy, samples):
 
 def test_rows_differ_in_their_sampling(load_policy, samples):
     policy = load_policy().eval()
-    rows = [Sampling(temperature=0.0), Sampling(temperature=50.0), Sampling(top_k=1)]
+    rows = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=50.0),
+        SamplingParams(top_k=1),
+    ]
     _, first = roll(policy, samples, rows, seed=0)
     _, second = roll(policy, samples, rows, seed=1000)
     for (greedy, hot, top_1), (again, other, _) in zip(first, second, strict=True):

@@ -13,7 +13,7 @@ from tools.tiny.tokenizer import build_tokenizer
 from tools.tiny.warmup import OUTPUT, PROMPT, REPORT_STEPS, Recipe, load_pool, warm_up
 from vrts.answers import has_format, is_correct, parse_answer
 from vrts.models.vlm.policy import TransformersPolicy
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 SHIPPED = Path(__file__).parents[3] / OUTPUT
 
@@ -74,7 +74,7 @@ class TestShippedCheckpoint:
         pool = load_pool(tmp_path, 40, seed=7)
         policy = load(SHIPPED)
         asked = [item.sample(16) for item in pool]
-        _, found = sample(policy, asked, [Sampling()] * 2, 32)
+        _, found = sample(policy, asked, [SamplingParams()] * 2, 32)
         texts = [c.text for group in found for c in group]
         questions = [item.question for item in pool for _ in range(2)]
         assert sum(map(has_format, texts)) > 0.95 * len(questions)

@@ -15,7 +15,7 @@ from vrts.data.workers.requests import Priority
 from vrts.files.fingerprints import describe
 from vrts.models.module import VideoQAModule
 from vrts.models.predictor import Plan
-from vrts.types import InputError, Question, Sample, Sampling
+from vrts.types import InputError, Question, Sample, SamplingParams
 from vrts.voting import MajorityVote, Vote, VotingRule
 
 
@@ -39,7 +39,7 @@ class SparseToDense(Callback):
         levels: numbers of frames, ascending and even.
         num_samples: M, completions of each question at each level; 5, or as many as `sampling`
             has, where it is null.
-        sampling: parameters of each of the M; all as ``model.evaluation`` where it is null.
+        sampling: parameters of each of the M; all as ``model.eval_sampling`` where it is null.
         consensus: completions that have to agree at a level that is not the last; all of them where
             it is null.
         vote: weight of each completion's vote; all the same where it is null.
@@ -55,7 +55,7 @@ class SparseToDense(Callback):
         self,
         levels: list[PositiveInt] | None = None,
         num_samples: PositiveInt | None = None,
-        sampling: list[Sampling] | None = None,
+        sampling: list[SamplingParams] | None = None,
         consensus: PositiveInt | None = None,
         vote: Vote | None = None,
         early_stop: bool = True,
@@ -105,7 +105,7 @@ class SparseToDense(Callback):
             return future
 
         module.plan = Plan(
-            tuple(self.sampling or [module.evaluation] * self.num_samples),
+            tuple(self.sampling or [module.eval_sampling] * self.num_samples),
             self.rule,
             tuple(self.levels),
             decode,
@@ -116,7 +116,7 @@ class SparseToDense(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the plan, for runs without this callback."""
         module = cast(VideoQAModule, pl_module)
-        module.plan = Plan((module.evaluation,))
+        module.plan = Plan((module.eval_sampling,))
         data_of(trainer).predict_num_frames = None
 
 

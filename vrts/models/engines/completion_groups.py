@@ -9,7 +9,7 @@ import torch
 
 from vrts.models.engines.engine import Request, Result
 from vrts.models.engines.rows import NewRow
-from vrts.types import Completion, Sampling
+from vrts.types import Completion, SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +25,7 @@ class Row:
     completion: Completion | None = None  # once it has ended
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingParams:
         """How its tokens are drawn."""
         return self.group.request.sampling[self.index]
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from vrts.models.policy import Policy, Prompt
-from vrts.types import Completion, Sample, Sampling
+from vrts.types import Completion, Sample, SamplingParams
 
 ShouldStop = Callable[[Sequence[str | None], Sequence[float]], bool]
 """From the texts of a request's G completions (None for those that have not ended) and their mean
@@ -33,7 +33,7 @@ class Request:
     """One prompt, to be completed G times."""
 
     prompt: Prompt
-    sampling: tuple[Sampling, ...]
+    sampling: tuple[SamplingParams, ...]
     """G of them, one for each completion."""
     seeds: tuple[int, ...]
     """G of them; a completion depends on its prompt, its sampling and its seed, and on nothing that

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from vrts.models.engines.sampling import RowSampler, row_uniforms
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A completion that begins."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     seed: int
     max_new_tokens: int
     first_position: int  # of its first token

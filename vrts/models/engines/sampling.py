@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from vrts.types import Sampling
+from vrts.types import SamplingParams
 
 
 def row_seed(*parts: object) -> int:
@@ -37,7 +37,7 @@ def row_uniforms(seed: int, num_tokens: int) -> torch.Tensor:
 
 
 class RowSampler:
-    """Draws one token a row from logits ``[R, V]``, each row with its own `Sampling`."""
+    """Draws one token a row from logits ``[R, V]``, each row with its own `SamplingParams`."""
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         self.truncates = False
@@ -50,7 +50,7 @@ class RowSampler:
         self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
         """``[R, V]``, how often each row holds each token; with rows once there are penalties."""
 
-    def enter(self, rows: torch.Tensor, sampling: Sequence[Sampling]) -> None:
+    def enter(self, rows: torch.Tensor, sampling: Sequence[SamplingParams]) -> None:
         """Begin new completions in some rows; int64 indices."""
         V = self._counts.shape[1]
         params = [
@@ -110,12 +110,12 @@ class RowSampler:
         return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
-def has_penalty(sampling: Sampling) -> bool:
+def has_penalty(sampling: SamplingParams) -> bool:
     """Whether tokens are penalised."""
     return bool(sampling.presence_penalty or sampling.frequency_penalty)
 
 
-def has_truncation(sampling: Sampling) -> bool:
+def has_truncation(sampling: SamplingParams) -> bool:
     """Whether unlikely tokens are left out."""
     return sampling.top_p < 1 or sampling.top_k > 0
 

@@ -13,7 +13,7 @@ from vrts.models.policy import Policy, Prompt, Workload
 from vrts.models.rewards.accuracy import accuracy_score
 from vrts.models.rewards.base import Reward, total_reward
 from vrts.models.rewards.temporal import TemporalReward, shuffle_frames
-from vrts.types import Completion, Question, Sample, Sampling
+from vrts.types import Completion, Question, Sample, SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +181,7 @@ class RolloutWorker:
         id = prompt.question.id
         seeds = [row_seed(self.seed, epoch, id, *kind, n) for n in range(num_samples)]
         # The model's own distribution, untruncated: what is sampled is what is scored.
-        sampling = Sampling(temperature=self.temperature)
+        sampling = SamplingParams(temperature=self.temperature)
         return Request(prompt, (sampling,) * num_samples, tuple(seeds), self.max_new_tokens)
 
     def _count(self, prompt: Prompt, own: Sequence[Completion], count: SampledCount) -> None:
