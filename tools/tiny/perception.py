@@ -126,10 +126,10 @@ def train_vision(
             clip = Clip(frames, tuple(indices), float(FPS), NUM_FRAMES)
             samples.append(Sample(Question("", "", ""), clip))
             labels.append(label_pairs(scene, pairs))
-        network = policy.network()
-        prompts = cast(list[VideoPrompt], network.encode(samples))
+        prompts = cast(list[VideoPrompt], policy.network().encode(samples))
         patches = torch.cat([prompt.patches(policy.device) for prompt in prompts])
-        features = network.features(patches, [prompt.grid for prompt in prompts])
+        grids = [prompt.grid for prompt in prompts]
+        features = policy.family.features(policy.base, patches, grids)
         loss = probe.loss(
             features,
             Labels(
