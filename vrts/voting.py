@@ -159,7 +159,7 @@ class VotingRule:
             lacking = "; its completions lack mean log-probs" if math.isnan(mean_logprob) else ""
             raise VoteError(
                 f"{name} gives a vote the weight {weight!r} at the mean log-prob {mean_logprob}, "
-                f"and not a float from 0 to 1{lacking}; {remedy}"
+                f"expected a float from 0 to 1{lacking}; {remedy}"
             )
         return weight
 
@@ -261,7 +261,7 @@ def decide(
         # what such a model samples is not an answer, not even a wrong one
         reason = (
             f"question {question.id} at {rounds[-1].num_frames} frames: the model's log-probs are "
-            "no finite numbers; its weights are damaged or overflow, see model.policy"
+            "not finite; its weights are damaged or overflow, see model.policy"
         )
         return fail(question, reason, rounds[:-1])
     with naming(question):

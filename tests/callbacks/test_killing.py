@@ -59,7 +59,7 @@ def test_two_processes_of_which_some_are_killed_go_on_as_one(tmp_path, videos, r
     with forked(log, killed_ranks.run, folder, videos, ranks) as processes:
         assert processes.wait_for_each() != [0], log.read_text()
         if ranks == [0]:
-            wait_for("RuntimeError: the first process of this run is gone", log)
+            wait_for("RuntimeError: the first process of this run has exited", log)
     assert not (folder / "metrics.json").exists()
     paths = [folder / "predictions.jsonl", folder / "predictions.rank1.jsonl"]
     decided = [json.loads(line)["id"] for path in paths for line in path.read_text().splitlines()]

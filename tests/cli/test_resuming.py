@@ -65,7 +65,7 @@ def test_a_torn_last_checkpoint_is_passed_over(fit, tmp_path):
     folder = tmp_path / "checkpoints"
     torn = folder / "last.ckpt"
     torn.write_bytes(torn.read_bytes()[:-1000])
-    with pytest.warns(UserWarning, match=r"passed over .*last\.ckpt, which is damaged or incompl"):
+    with pytest.warns(UserWarning, match=r"skipped .*last\.ckpt, which is damaged or incompl"):
         cli = run(fit(KEEP_ALL, "--ckpt_path=last", "--trainer.max_steps=4"))
     assert cli.model.num_steps_trained == 2
     assert step_of(torn) == 4

@@ -289,7 +289,7 @@ class TestRefused:
 
     def test_nothing_to_watch(self, data, tmp_path, capsys):
         args = fit_args(data, tmp_path, "--data.val=null")
-        self.fails(capsys, args, "ModelCheckpoint watches val/accuracy", "data.val")
+        self.fails(capsys, args, "ModelCheckpoint monitors val/accuracy", "data.val")
 
     def test_at_ends_of_epochs(self, data, tmp_path, capsys):
         args = fit_args(data, tmp_path, "--trainer.val_check_interval=1.0")

@@ -397,5 +397,5 @@ def test_log_probs_that_are_no_numbers_are_a_failure():
     asked = predictor(engine, done)
     asked.submit([sample("a", 4)])
     ((prediction,),) = asked.drain()
-    assert "question a at 8 frames: the model's log-probs are no finite numbers" in prediction.error
+    assert "question a at 8 frames: the model's log-probs are not finite" in prediction.error
     assert [r.num_frames for r in prediction.rounds] == [4]

@@ -94,8 +94,8 @@ def _check_content(path: Path, subcommand: str) -> None:
     missing = [name for name in needed if not found.get(name)]
     if missing and missing[0] in ("optimizer_states", "loops"):
         raise InputError(
-            f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot go "
-            "on from it; write its model with vrts export and begin from that "
+            f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot "
+            "resume from it; write its model with vrts export and start from that "
             "(model.policy.init_args.path)"
         )
     if missing:
@@ -109,7 +109,7 @@ def _check_content(path: Path, subcommand: str) -> None:
 
 @rank_zero_only
 def _check_sums(path: Path) -> None:
-    """See that a file's bytes are those that were written, which `torch.load` does not.
+    """Verify the checksums of a checkpoint file, which `torch.load` does not do.
 
     It takes reading all of it, which one process does for all.
 

@@ -95,7 +95,7 @@ class VrtsCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer; its checkpoints are written whole or not at all.
+        """Make the Trainer; its checkpoints are written atomically.
 
         Raises:
             InputError: its options contradict each other, or the machine cannot do what they say.
@@ -116,7 +116,7 @@ class VrtsCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Do what is asked, and leave no process behind that waits for one that failed."""
+        """Run the subcommand; if this process fails, end those that would wait for it."""
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
@@ -161,12 +161,12 @@ class VrtsCLI(LightningCLI):
         check_run_folders(self.trainer)
 
     def before_predict(self) -> None:
-        """Tell the writer whose weights answer: it refuses to mix answers of two models."""
+        """Give the writer the checkpoint; it refuses to mix predictions of two models."""
         for writer in self._callbacks(PredictionWriter):
             writer.checkpoint = self.config.predict.ckpt_path
 
     def after_fit(self) -> None:
-        """Tell of a run that had nothing left to do, and where the results are."""
+        """Warn if nothing was left to train, and report where the results are."""
         module = cast(VideoQAModule, self.model)
         if not module.num_steps_trained:
             trainer = self.trainer
@@ -180,7 +180,7 @@ class VrtsCLI(LightningCLI):
             tell(f"warning: {warning}")
 
     def after_validate(self) -> None:
-        """Tell where the results are."""
+        """Report where the results are."""
         tell_results(self.trainer)
 
     after_test = after_validate
@@ -189,7 +189,7 @@ class VrtsCLI(LightningCLI):
         """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
 
     def after_predict(self) -> None:
-        """Tell where the results are; raises InputError where every question failed."""
+        """Report where the results are; raises InputError where every question failed."""
         tell_results(self.trainer)
         for writer in self._callbacks(PredictionWriter):
             writer.check_answered()

@@ -76,7 +76,7 @@ class VrtsTrainer(Trainer):
             output_dir: folder to write; one with an earlier export is replaced.
             ckpt_path: a file that fit wrote, or a folder where it was sharded; ``last`` for the
                 newest of the run, ``best`` for that of its best validation.
-            merge: write the whole model with its LoRA adapter merged in, in the base model's dtype
+            merge: write the full model with its LoRA adapter merged in, in the base model's dtype
                 (``--model.policy.init_args.dtype float32`` for float32).
             weights_only: null or true; code in a checkpoint is never run.
 

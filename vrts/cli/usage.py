@@ -61,7 +61,7 @@ class Setting:
     where: str
     """File and line, or the option."""
     class_path: str | None
-    """Of the mapping that the key stands in."""
+    """Of the mapping that contains the key."""
 
 
 class UsageParser(LightningArgumentParser):
@@ -79,7 +79,7 @@ class UsageParser(LightningArgumentParser):
         raise AssertionError("exit() returned")
 
     def print_help(self, file: Any = None) -> None:
-        """Print the options of vrts, or those of the key or the class behind ``--help``."""
+        """Print the options of vrts, or those of the key or the class named after ``--help``."""
         words, command = self.words, self.words[0]
         asked = next((i for i, word in enumerate(words) if word in ("-h", "--help")), len(words))
         key = words[asked + 1].lstrip("-") if asked + 1 < len(words) else ""
@@ -220,7 +220,7 @@ def _unknown(mistake: Mistake) -> list[str] | None:
 
 
 def _missing(mistake: Mistake) -> list[str] | None:
-    """An option that has to be given, or a value behind one."""
+    """A missing required option, or a missing value of an option."""
     required = re.search(r"following arguments are required: (.+)", mistake.message)
     if required:
         keys = [key.strip().split(".", 1)[-1] for key in required[1].split(",")]
@@ -233,7 +233,7 @@ def _missing(mistake: Mistake) -> list[str] | None:
         # argparse names the option that it took a longer word for
         longer = (w for w in reversed(mistake.words) if w.startswith(value[1]))
         option = next(longer, value[1])
-        return [f"{option}: a value is missing behind it", _see(value[1].lstrip("-"))]
+        return [f"{option}: a value is missing after it", _see(value[1].lstrip("-"))]
     return None
 
 

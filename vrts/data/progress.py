@@ -127,14 +127,14 @@ class TrainingProgress:
         """Continue from a checkpoint, and report what has changed since.
 
         Raises:
-            InputError: the checkpoint is of a version that counted otherwise.
+            InputError: the checkpoint is of a version that counted differently.
         """
         now = asdict(self._plan)
         if state.keys() != now.keys() | set(Position._fields):
             raise InputError(
                 "--ckpt_path: the checkpoint was made before a batch was an optimizer step, and "
-                "its position in the data is counted otherwise; export its model with the version "
-                "of vrts that made it, and train on from that"
+                "counts its position in the data differently; export its model with the version "
+                "of vrts that wrote it, and start from that model"
             )
         self.position = Position(state["epoch"], state["num_seen"])
         if (loop := self._fit_loop()) is not None:

@@ -215,7 +215,7 @@ class Policy(nn.Module, ABC):
     def base_content(self) -> str | None:
         """A fingerprint of the weights of the last of `sources`; None where there is none.
 
-        Checkpoints keep it: frozen weights are not in them, and an adapter alone is no model.
+        Checkpoints keep it: frozen weights are not in them, and an adapter alone is not a model.
         """
         return None
 

@@ -142,7 +142,7 @@ class ReplayPolicy(Policy):
     without videos; the callback `vrts.callbacks.Replay` has samples made by `sample`. A round is
     found by its question and its number of frames. With fewer samples than recorded, the first ones
     are taken. Completions that an early stop cancelled are cancelled again if the replay's own stop
-    agrees. If one is needed, or more samples than were recorded, the question fails by name.
+    agrees. If one is needed, or more samples than were recorded, the question fails with an error.
 
     Args:
         path: ``predictions.jsonl``, with the run's ``settings.json`` next to it.
@@ -177,8 +177,8 @@ class ReplayPolicy(Policy):
         if cancelled := self._stored.num_cut_short:
             rank_zero_warn(
                 f"{self.path}: {cancelled} of {len(self._stored)} questions have completions that "
-                "an early stop cancelled; those whose vote needs them here fail by name. For any "
-                "vote record with --config configs/record.yaml after the others"
+                "an early stop cancelled; questions whose vote needs them will fail. To replay "
+                "any vote, record with --config configs/record.yaml after the others"
             )
 
     def find(self, id: str, num_frames: int) -> Round | str:

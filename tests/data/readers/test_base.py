@@ -144,9 +144,9 @@ def test_video_map_replaces_videos(tmp_path, videos):
         ({"problem": True}, "field 'problem' must be text, got True"),
         ({"problem_id": float("nan")}, "field 'problem_id' is missing"),
         ({"fps": "fast"}, "field 'fps' must be a number, got 'fast'"),
-        ({"problem": "What \ud800?"}, "text that is no Unicode"),
-        ({"data_source": "half \ud800"}, "text that is no Unicode"),
-        ({"note": "half \ud800"}, "text that is no Unicode"),
+        ({"problem": "What \ud800?"}, "text that is not valid Unicode"),
+        ({"data_source": "half \ud800"}, "text that is not valid Unicode"),
+        ({"note": "half \ud800"}, "text that is not valid Unicode"),
     ],
 )
 def test_bad_video_r1_rows_name_file_line_and_fault(tmp_path, videos, change, message):

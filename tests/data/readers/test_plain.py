@@ -141,7 +141,7 @@ def test_a_field_that_is_there_twice_is_named(write, touch, array):
     with pytest.raises(InputError) as caught:
         PlainReader(path, touch("one.mp4")).read()
     place = f"{path}: item 2" if array else f"{path}:2"
-    assert f"{place}: field 'video' is there twice" in str(caught.value)
+    assert f"{place}: field 'video' appears twice" in str(caught.value)
 
 
 STAR = {

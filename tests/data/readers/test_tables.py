@@ -12,7 +12,7 @@ from vrts.types import InputError
     ("text", "line", "message"),
     [
         ("a,b\n1,2,3\n", 2, "3 cells under 2 columns"),
-        ("a,b,a\n1,2,3\n", 1, "column 'a' is there twice"),
+        ("a,b,a\n1,2,3\n", 1, "column 'a' appears twice"),
         ('a,b\n1,2\n"1,2\n', 3, "not valid CSV"),
         ('a,b\n1,"2"x\n', 2, "not valid CSV"),
     ],

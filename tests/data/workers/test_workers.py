@@ -56,7 +56,7 @@ def test_bad_videos_fail_by_name_and_the_rest_goes_on(no_traces):
     assert errors == {
         "good": None,
         "bad": "bad.mp4: has no frame",
-        "die": "die.mp4: two decode workers died of it, the last with status -9",
+        "die": "die.mp4: it crashed two decode workers, the last with status -9",
         "raise": "raise.mp4: TypeError: odd bytes",
         "spin": "spin.mp4: no frame within 1.5 s",
         "good2": None,

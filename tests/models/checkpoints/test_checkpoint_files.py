@@ -145,12 +145,12 @@ class TestNewest:
             os.utime(tmp_path / name, ns=(index, index))
         content = (tmp_path / "last.ckpt").read_bytes()
         (tmp_path / "last.ckpt").write_bytes(content[: int(len(content) * share)])
-        with pytest.warns(UserWarning, match=r"passed over .*last\.ckpt, which is damaged"):
+        with pytest.warns(UserWarning, match=r"skipped .*last\.ckpt, which is damaged"):
             assert newest([tmp_path]) == tmp_path / "step=2.ckpt"
         for name in ("step=1.ckpt", "step=2.ckpt"):
             (tmp_path / name).write_bytes(b"")
         refused = pytest.raises(InputError, match=r"no checkpoint in .* is complete")
-        with pytest.warns(UserWarning, match="passed over"), refused:
+        with pytest.warns(UserWarning, match="skipped"), refused:
             newest([tmp_path])
 
     def test_a_folder_without_its_last_files_is_incomplete(self, tmp_path):

@@ -62,7 +62,7 @@ def test_validation_comes_at_whole_steps(tmp_path, options, message):
 
 def test_nothing_to_watch_or_to_know(tmp_path):
     trainer = make_trainer(tmp_path, [EarlyStopping("val/accuracy")])
-    with pytest.raises(InputError, match="EarlyStopping watches val/accuracy, but nothing is"):
+    with pytest.raises(InputError, match="EarlyStopping monitors val/accuracy, but nothing is"):
         check_validation(trainer, None, steps_per_epoch=4)
 
 

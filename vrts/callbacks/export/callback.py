@@ -78,7 +78,7 @@ class ExportPretrained(Callback):
             return
         if self.best and _best_keeper(trainer) is None:
             raise InputError(
-                "ExportPretrained.best is true, but no ModelCheckpoint watches val/accuracy; put "
+                "ExportPretrained.best is true, but no ModelCheckpoint monitors val/accuracy; put "
                 "--config configs/validate.yaml after the others, or set it to null"
             )
         option, folder = "ExportPretrained.output_dir", self.folder(trainer)
@@ -138,7 +138,7 @@ class ExportPretrained(Callback):
             except InputError as error:
                 raise InputError(
                     f"ExportPretrained: the best checkpoint cannot be loaded ({error}); vrts "
-                    "export writes the model of another one"
+                    "export can write that of another checkpoint"
                 ) from error
             facts = found.get(FACTS, facts) | selected(found, best)
             self._write(trainer, module, facts)
@@ -155,7 +155,7 @@ class ExportPretrained(Callback):
             return None
         if keeper.best_model_path:
             return Path(keeper.best_model_path)
-        problem = f"there was no validation that found {keeper.monitor}"
+        problem = f"no validation has logged {keeper.monitor}"
         if self.best:
             raise InputError(
                 f"ExportPretrained.best: {problem}; vrts export writes the model of the last step"
@@ -199,8 +199,8 @@ def check_base_stays(policy: Policy, folder: Path, option: str) -> None:
     """
     if folder.is_dir() and folder.resolve() in {Path(s).resolve() for s in policy.sources}:
         raise InputError(
-            f"{option}: {folder} holds the model that training begins from, and the export would "
-            "take its place; give another folder"
+            f"{option}: {folder} holds the model that training starts from, and the export would "
+            "replace it; give another folder"
         )
 
 

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class ThroughputLog(Callback):
-    """Logs the speed of training under ``throughput/``; docs/launch.md says what to do about it.
+    """Logs the speed of training under ``throughput/``; see docs/launch.md for remedies.
 
     Over the optimizer steps since the last log: seconds of steps, rollout, update, waiting for data
     and waiting for the slowest rank (``waiting_s``, see `split_waiting`); ``data_share`` and

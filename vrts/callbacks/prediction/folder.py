@@ -103,7 +103,7 @@ class PredictionFolder:
             self._lock.release()
 
     def decided(self) -> list[str]:
-        """Return the ids of the lines; raises `InputError` if one is no question of this run."""
+        """Return the ids of the lines; raises `InputError` if one is not a question of this run."""
         ids = [p.question.id for p in read_predictions(self.predictions_path)]
         unknown = [name for name in ids if name not in self._places]
         if unknown:

@@ -71,7 +71,7 @@ class SparseToDense(Callback):
                 "make one temporal patch), for instance [32, 64, 128]"
             )
         if any(a >= b for a, b in pairwise(self.levels)):
-            raise InputError(f"SparseToDense.levels is {self.levels}; let them ascend")
+            raise InputError(f"SparseToDense.levels is {self.levels}; they must ascend")
         if sampling is not None and len(sampling) != self.num_samples:
             raise InputError(
                 f"SparseToDense.sampling has {len(sampling)} entries for {self.num_samples} "
@@ -80,7 +80,7 @@ class SparseToDense(Callback):
         if consensus is not None and consensus > self.num_samples:
             raise InputError(
                 f"SparseToDense.consensus is {consensus}, of {self.num_samples} samples; give at "
-                "most as many, or null for all of them"
+                "most that many, or null for all of them"
             )
         self.rule = VotingRule(vote or MajorityVote(), consensus and int(consensus), early_stop)
 

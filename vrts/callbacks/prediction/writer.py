@@ -88,7 +88,7 @@ class PredictionWriter(Callback):
         self.is_unfinished = len(decided) < len(places)
         if decided and trainer.is_global_zero:
             count = f"{len(decided)} of {len(places)}"
-            tell(f"{self.folder.predictions_path}: {count} are decided already")
+            tell(f"{self.folder.predictions_path}: {count} are already decided")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove metrics of an earlier run with fewer questions, and let SIGTERM interrupt."""
@@ -102,7 +102,7 @@ class PredictionWriter(Callback):
         """Append predictions; raises `RuntimeError` if the first process has ended."""
         if not trainer.is_global_zero and os.getppid() != self._parent_pid:
             # nobody would merge them, and a run resumed in this folder must be the only one
-            raise RuntimeError("the first process of this run is gone, so this one ends too")
+            raise RuntimeError("the first process of this run has exited, so this one stops too")
         self.folder.append(predictions, trainer.global_rank)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -111,7 +111,7 @@ class ReportWriter(Callback):
             except OSError as error:
                 self._keeps_thumbnails = False
                 _log.warning(
-                    "%s: cannot keep frames (%s); the report will lack those from here on",
+                    "%s: cannot keep frames (%s); the report will have no frames of later questions",
                     self._thumbnails,
                     error,
                 )

@@ -66,7 +66,7 @@ def keyed_options(record: Record, key: str) -> list[str]:
     Empty options at the end are left out, all of them for an open question.
 
     Raises:
-        InputError: the field is no such object, or its keys do not run A, B, C.
+        InputError: the field is not such an object, or its keys do not run A, B, C.
     """
     value = record.fields.get(key)
     if not isinstance(value, dict):

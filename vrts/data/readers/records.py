@@ -176,7 +176,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | InputError:
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in value if keys.count(key) > 1)
-        return InputError(f"field {twice!r} is there twice")
+        return InputError(f"field {twice!r} appears twice")
     for child in value.values():
         for item in child if isinstance(child, list) else [child]:
             if isinstance(item, InputError):
@@ -222,7 +222,7 @@ def _check_text(question: Question) -> None:
         texts = [q.id, q.text, q.video, *q.options, q.gold, q.metadata]
         json.dumps(texts, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"text that is no Unicode ({error.reason})") from error
+        raise InputError(f"text that is not valid Unicode ({error.reason})") from error
 
 
 def parse_questions(

@@ -46,7 +46,7 @@ def iterate_csv(path: str, text: str) -> Iterator[tuple[str, Any]]:
                 columns = [cell.strip() for cell in cells]
                 twice = sorted({name for name in columns if name and columns.count(name) > 1})
                 if twice:
-                    yield source, InputError(f"column {twice[0]!r} is there twice")
+                    yield source, InputError(f"column {twice[0]!r} appears twice")
                     return
             elif any(cell.strip() for cell in cells[len(columns) :]):
                 yield source, InputError(f"{len(cells)} cells under {len(columns)} columns")

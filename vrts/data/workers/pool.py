@@ -18,13 +18,13 @@ from vrts.data.workers.worker import Reply, Setting, receive, try_decode
 from vrts.types import Clip, InputError, Question, Sample
 
 LAST = len(Priority)
-"""Comes behind all priorities: the end of a worker."""
+"""Sorts after all priorities: ends a worker."""
 EXIT_S = 1.0
 """Seconds that a worker whose connection is closed may take to end with a status of its own."""
 
 
 class DecodePool:
-    """Decodes videos in parallel, each within a deadline; the same clip asked twice only once.
+    """Decodes videos in parallel, each within a deadline; a clip requested twice is decoded once.
 
     What is needed soonest goes first, and what is needed equally soon in the order of asking. A
     clip that is asked for again more urgently moves up.
@@ -154,7 +154,7 @@ class DecodePool:
                 return None
             if not is_retry:
                 return self._serve(None, task, is_retry=True)
-            reason = f"{path}: two decode workers died of it, the last with status {status}"
+            reason = f"{path}: it crashed two decode workers, the last with status {status}"
             self._shared.finish(task, reason)
             return None
         if result is None:

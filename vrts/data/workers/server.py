@@ -46,7 +46,7 @@ COMMAND = (
 
 
 class WorkerStartError(InputError):
-    """A worker process that does not start, which is no fault of the videos."""
+    """A worker process that does not start, which is not the videos' fault."""
 
 
 class WorkerServer:
@@ -83,7 +83,7 @@ class WorkerServer:
             if not self._is_ready and time.monotonic() > self._began_s + START_DEADLINE_S:
                 self.process.kill()
                 raise WorkerStartError(
-                    f"data.num_workers: decode workers were not there after {START_DEADLINE_S:g} "
+                    f"data.num_workers: decode workers had not started after {START_DEADLINE_S:g} "
                     "s; the machine is overloaded: set fewer of them"
                 )
             return self._is_ready
@@ -112,7 +112,7 @@ class WorkerServer:
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        """One exchange at a time, with an error that says what became of the server."""
+        """One exchange at a time, with an error that reports how the server ended."""
         with self._lock:
             try:
                 yield

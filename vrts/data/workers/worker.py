@@ -55,7 +55,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What comes back from a worker besides the bytes of the frames."""
+    """What a worker sends back, apart from the bytes of the frames."""
 
     error: str | None = None
     shape: tuple[int, ...] = ()

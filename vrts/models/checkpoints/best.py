@@ -26,7 +26,7 @@ class Best:
 
 def recorded_best(checkpoint: Mapping[str, Any], path: Path) -> Best | None:
     """What a checkpoint records of itself, where it was the best when it was saved."""
-    return next((best for best in _watchers(checkpoint) if best.path.name == path.name), None)
+    return next((best for best in _recorded_bests(checkpoint) if best.path.name == path.name), None)
 
 
 def find_best(folder: Path) -> Path:
@@ -40,7 +40,7 @@ def find_best(folder: Path) -> Path:
     found: list[tuple[int, Path]] = []
     for path in filter(is_complete, folder.glob("*.ckpt")):
         checkpoint = read_file(path / REST if path.is_dir() else path)
-        if (best := next(_watchers(checkpoint), None)) is not None:
+        if (best := next(_recorded_bests(checkpoint), None)) is not None:
             found.append((int(checkpoint["global_step"]), best.path))
     if not found:
         raise InputError(
@@ -57,8 +57,8 @@ def find_best(folder: Path) -> Path:
     return best_path
 
 
-def _watchers(checkpoint: Mapping[str, Any]) -> Iterator[Best]:
-    """What each ModelCheckpoint that watches validation had found, where it had any."""
+def _recorded_bests(checkpoint: Mapping[str, Any]) -> Iterator[Best]:
+    """What each ModelCheckpoint that monitors validation has found, where it had any."""
     for state in checkpoint.get("callbacks", {}).values():
         metric = str(state.get("monitor"))
         if metric.startswith(WATCHED) and state.get("best_model_path"):

@@ -48,7 +48,7 @@ def newest(folders: Sequence[Path]) -> Path | None:
     """Find the checkpoint to resume from: the newest complete one of those named ``last``.
 
     Where none of them is complete, the newest complete one of any name is taken. Incomplete ones
-    are passed over with a warning. None where there are no checkpoints at all.
+    are skipped with a warning. None where there are no checkpoints at all.
 
     Raises:
         InputError: there are some, and none of them is complete.
@@ -68,7 +68,7 @@ def newest(folders: Sequence[Path]) -> Path | None:
     for path in ordered:
         if is_complete(path):
             return path
-        rank_zero_warn(f"--ckpt_path last: passed over {path}, which is damaged or incomplete")
+        rank_zero_warn(f"--ckpt_path last: skipped {path}, which is damaged or incomplete")
     if ordered:
         raise InputError(
             f"--ckpt_path last: no checkpoint in {ordered[0].parent} is complete; give the path of "

@@ -1,7 +1,7 @@
 """What differs between families of video language models. One class and one file for each.
 
 A family is found from the ``model_type`` of a folder's ``config.json`` (`find_family`). To add one:
-derive from `Family`, list it in `FAMILIES`, and give `tests/models/families/tiny.py` a random model
+derive from `Family`, list it in `FAMILIES` (`known.py`), and give `tests/models/families/tiny.py` a random model
 of it, which every test of families then takes.
 """
 
@@ -265,7 +265,7 @@ class Family(ABC):
         return cast(torch.Tensor, out.last_hidden_state)
 
     def vision_inputs(self, vision: Vision, ids: torch.Tensor) -> dict[str, Any]:
-        """What the decoder takes of the clip besides its embeddings.
+        """What the decoder takes of the clip in addition to its embeddings.
 
         Args:
             vision: with the features beyond the first D.
@@ -289,7 +289,7 @@ class Family(ABC):
         return ()
 
     def recurrence_work(self, num_tokens: int) -> float:
-        """Operations of a forward besides matrices and attention."""
+        """Operations of a forward other than matrices and attention."""
         return 0.0
 
     @abstractmethod

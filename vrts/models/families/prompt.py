@@ -191,7 +191,7 @@ def patch_keys(sample: Sample, patcher: Patcher) -> tuple[PatchKey, ...]:
 
 
 def frame_times_s(clip: Clip) -> list[float]:
-    """When each frame is shown, where a family tells it as text.
+    """When each frame is shown, where a family puts it in the prompt.
 
     Times are ``index / fps``, as in transformers, or the frames' own where the rate is not
     constant.

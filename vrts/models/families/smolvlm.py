@@ -1,4 +1,4 @@
-"""SmolVLM2: each frame is an image behind its time as text, and positions count tokens."""
+"""SmolVLM2: each frame is an image after its timestamp as text, and positions count tokens."""
 
 from __future__ import annotations
 

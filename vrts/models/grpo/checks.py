@@ -32,7 +32,7 @@ def check_step(trainer: Trainer) -> None:
     if trainer.gradient_clip_val or trainer.gradient_clip_algorithm is not None:
         raise InputError(
             f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but the model clips its "
-            "gradient itself; give model.max_grad_norm in its place"
+            "gradient itself; set model.max_grad_norm instead"
         )
 
 
@@ -127,14 +127,14 @@ def check_validation(
     if questions is None or trainer.limit_val_batches == 0:
         if watching:
             raise InputError(
-                f"trainer.callbacks: {watching[0]} watches val/accuracy, but nothing is validated; "
+                f"trainer.callbacks: {watching[0]} monitors val/accuracy, but nothing is validated; "
                 "give data.val a reader (and trainer.limit_val_batches not 0)"
             )
         return
     if all(question.gold is None for question in questions):
         raise InputError(
-            f"data.val: none of its {len(questions)} questions has an answer, so that there is no "
-            "accuracy; give questions whose right answers are known, or no data.val"
+            f"data.val: none of its {len(questions)} questions has an answer, so there is no "
+            "accuracy to compute; give questions whose right answers are known, or no data.val"
         )
     interval = getattr(trainer, "val_check_interval", None)  # has none by time
     if isinstance(interval, float) or trainer.check_val_every_n_epoch is not None:

@@ -157,7 +157,7 @@ class NonFiniteGuard:
 
 def _diverged(which: str, further: str) -> DivergenceError:
     return DivergenceError(
-        f"{which} had a loss or gradient that is not finite, so none of them was made and the "
-        "weights are those before; lower model.optimizer's learning rate, set "
+        f"{which} had a loss or gradient that is not finite, and were skipped, so the "
+        "weights are unchanged; lower model.optimizer's learning rate, set "
         f"model.max_grad_norm, {further}"
     )

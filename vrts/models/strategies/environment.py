@@ -53,7 +53,7 @@ def check_precision(requested: str | int | None, trainer: Trainer) -> None:
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise InputError(
-            f"trainer.precision: {got} is not possible on {name}, which computes in no bfloat16 "
+            f"trainer.precision: {got} is not possible on {name}, which does not support bfloat16 "
             "(compute capability 8.0 and newer do); set --trainer.precision 32-true"
         )
 

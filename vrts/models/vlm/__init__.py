@@ -1,1 +1,1 @@
-"""The Qwen2-VL and Qwen2.5-VL family."""
+"""Models of transformers as policies: loading, forward passes, packing, saving."""

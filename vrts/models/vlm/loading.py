@@ -44,11 +44,11 @@ LANGUAGE_MODEL_LINEAR = (
 """Regular expression of LoRA targets; without its prefix it would match the vision MLP too."""
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""What tells a folder with a LoRA adapter from one with a whole model."""
+"""Marks a folder with a LoRA adapter, not a full model."""
 
 REMOTE_CODE = (
-    f"{PATH_KEY}: {{where}} asks for Python code that comes with the model (auto_map), and "
-    "vrts runs none; where transformers' own classes fit, remove that entry from a local copy"
+    f"{PATH_KEY}: {{where}} asks for Python code that comes with the model (auto_map), which "
+    "vrts never runs; where transformers' own classes fit, remove that entry from a local copy"
 )
 
 HUB_FILES = ("config.json", ADAPTER_CONFIG)
@@ -148,7 +148,7 @@ def _refuse_code(path: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return  # whoever needs the file tells what is wrong with it
+        return  # whatever reads the file later reports the problem
     if isinstance(config, dict) and config.get("auto_map"):
         raise InputError(REMOTE_CODE.format(where=path))
     if isinstance(config, dict):
@@ -321,7 +321,7 @@ def weights_stamp(name_or_path: str) -> dict[str, str]:
 
 
 def adapter_base(name_or_path: str) -> str | None:
-    """Name of the model that an adapter folder adapts; None where the folder is no adapter.
+    """Name of the model that an adapter folder adapts; None where the folder is not an adapter.
 
     Raises:
         InputError: the adapter's configuration is damaged or does not name its base model.

@@ -33,7 +33,7 @@ def save_model(model: Any, processor: Any, folder: Path, merge: bool, is_sharded
     """Write weights or adapter as safetensors, generation config and processor.
 
     Merged weights keep the dtype that the base model is held in. In bfloat16 a small update is
-    partly rounded away; the log tells how much of it.
+    partly rounded away; the log reports how much.
 
     Args:
         model: transformers' model, or peft's around it. It stays as it is.
@@ -121,7 +121,7 @@ def check_mergeable(base: nn.Module) -> None:
         base: a model with adapter layers in place.
 
     Raises:
-        InputError: modules are trained beside the adapter, or it adapts weights that the model
+        InputError: modules are trained in addition to the adapter, or it adapts weights that the model
             uses in a second place, where the merged ones would be wrong.
     """
     uses = Counter(id(p) for _, p in base.named_parameters(remove_duplicate=False))
@@ -145,12 +145,12 @@ def merge_adapters(base: nn.Module, state: dict[str, torch.Tensor]) -> float:
 
     Args:
         base: a model with adapter layers in place, which is left alone.
-        state: its whole weights, which `base` may hold only parts of. Comes out with the names and
+        state: its unsharded weights, which `base` may hold only parts of. Comes out with the names and
             weights of a model without adapters.
 
     Returns:
         How much of the update that rounding took or added, as a share: the norm of all rounding
-        errors over the norm of the update. About 1 says that it is lost.
+        errors over the norm of the update. About 1 means that it is lost.
 
     Raises:
         InputError: merged weights are not finite.

@@ -1,4 +1,4 @@
-"""What a model folder of others could do besides run code: never end, or fetch code to run."""
+"""What a model folder of others could do other than run code: never end, or fetch code to run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refuse_kernels(path: Path, config: dict[str, Any]) -> None:
 
 
 def check_index(folder: Path) -> None:
-    """See that an index of weights names safetensors files alone.
+    """Check that a weight index names only safetensors files.
 
     Raises:
         InputError: it names another file, or is no index.
@@ -66,7 +66,7 @@ def check_index(folder: Path) -> None:
 
 
 def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) -> None:
-    """See that regular expressions are some and come to an end on the names of a model's modules.
+    """Check that regular expressions are valid and terminate on the model's module names.
 
     They are tried in a process of their own: Python cannot stop a match that runs away.
 
@@ -105,7 +105,7 @@ def adapter_patterns(config: dict[str, Any]) -> list[str]:
 
 
 def check_template(processor: Any, where: str) -> None:
-    """See that a chat template renders questions, and comes to an end.
+    """Check that a chat template renders questions and terminates.
 
     Raises:
         InputError: it breaks, is stopped by its sandbox, or takes too long.
