@@ -156,6 +156,7 @@ class VrtsCLI(LightningCLI):
                 written to.
         """
         check_step(self.trainer)
+        cast(VideoQAModule, self.model).policy.train()  # refused by those without weights
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveOnInterrupt):
                 callback.begin()

@@ -191,9 +191,8 @@ class ReplayEngine(Engine):
             return Result(request, (), error)
         found = request.prompt.found
         G = len(request.sampling)
-        rows = zip(
-            found.completions, found.num_tokens, found.mean_logprobs, found.cancelled, strict=True
-        )
+        means = found.mean_logprobs or (None,) * len(found.completions)
+        rows = zip(found.completions, found.num_tokens, means, found.cancelled, strict=True)
         return Result(
             request,
             tuple(
@@ -203,7 +202,9 @@ class ReplayEngine(Engine):
                     request.max_new_tokens,
                     finished=not gone,
                     # every token has the mean, so that their mean is the recorded one again
-                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu"),
+                    logprobs=None
+                    if mean is None
+                    else torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu"),
                     cancelled=gone,
                 )
                 for text, num_tokens, mean, gone in islice(rows, G)
