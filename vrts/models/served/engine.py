@@ -90,6 +90,12 @@ class ServedEngine(Engine):
             InputError: the server is gone.
         """
         try:
+            if len(self._unavailable) >= MOST_UNAVAILABLE:
+                raise InputError(
+                    f"{len(self._unavailable)} questions in a row got no answer "
+                    f"({self._unavailable[-1].error}); they are not recorded: once the server "
+                    "answers, the same command continues with them"
+                )
             if self._groups:
                 ended = [self._ended.get(timeout=WAIT_S)]
                 ended += [self._ended.get_nowait() for _ in range(self._ended.qsize())]
@@ -166,11 +172,6 @@ class ServedEngine(Engine):
             if not error.is_unavailable:
                 return [result]
             self._unavailable.append(result)
-            if len(self._unavailable) == MOST_UNAVAILABLE:
-                raise InputError(
-                    f"{MOST_UNAVAILABLE} questions in a row got no answer ({error}); they are not "
-                    "recorded: once the server answers, the same command continues with them"
-                ) from error
             return []
         for place, completion in zip(places, completions, strict=False):
             group.done[place] = completion
