@@ -185,7 +185,7 @@ def test_training_is_refused_before_anything_is_asked(server, annotations, tmp_p
     ("change", "message"),
     [
         ("--model.policy.init_args.base_url=http://127.0.0.1:9/v1", "127.0.0.1:9/v1 is not there"),
-        ("--model.policy.init_args.model=tinny", "the nearest is 'tiny'"),
+        ("--model.policy.init_args.model=tinny", "the nearest of its models is 'tiny'"),
         ("--model.policy.init_args.api_key_variable=NO_KEY", "NO_KEY holds no key"),
     ],
 )

@@ -74,7 +74,7 @@ def test_it_answers_level_by_level(url, annotations, tmp_path):
         "--data.num_workers=0",
         "--model.max_new_tokens=32",
     ]
-    with pytest.warns(UserWarning, match="refuses top_k 50, which is left out"):
+    with pytest.warns(UserWarning, match="refuses top_k 50, now left out"):
         assert main(args) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 8

@@ -39,23 +39,16 @@ UNKNOWN = re.compile(
 MOST_CHARACTERS = 300  # of a server's message
 
 
-@dataclass(eq=False)
 class ServerError(Exception):
-    """A request without a completion. The message is one line, with the server's own words."""
+    """A request without a completion; retried where it has a time to wait, which may be 0."""
 
-    message: str
-    status: int | None = None  # of HTTP; None without a response
-    text: str = ""  # the response
-    retry_after_s: float | None = None  # 0 for whenever; None where a retry makes no sense
-
-    def __str__(self) -> str:
-        """Return the message."""
-        return self.message
-
-    @property
-    def is_unavailable(self) -> bool:
-        """Whether other requests are likely to fail for the same reason."""
-        return self.retry_after_s is not None or self.status in (401, 403)
+    def __init__(
+        self, line: str, status: int | None = None, text: str = "", wait_s: float | None = None
+    ) -> None:
+        super().__init__(line)
+        self.status, self.text, self.wait_s = status, text, wait_s
+        # whether other requests are likely to fail for the same reason
+        self.is_unavailable = wait_s is not None or status in (401, 403)
 
 
 @dataclass(eq=False)
@@ -94,22 +87,17 @@ class Endpoint:
             self._portal.call(self._complete, messages, {"max_tokens": 16})
         except ServerError as error:
             self.close()
-            nearest = get_close_matches(self.model, names, 1, 0.0)
-            if not nearest or self.model in names:
-                raise InputError(f"model.policy: cannot ask about a frame: {error}") from error
-            raise InputError(
-                f"model.policy.model: {self.model!r} is none of the {len(names)} models served; "
-                f"the nearest is {nearest[0]!r} ({error})"
-            ) from error
+            (hint,) = get_close_matches(self.model, names, 1, 0.0) or [self.model]
+            found = "" if hint == self.model else f"; the nearest of its models is {hint!r}"
+            raise InputError(f"model.policy: cannot ask about a frame: {error}{found}") from error
         if names and self.model not in names:
             self.tell("model", f"answers, but does not list a model {self.model!r}")
 
     def submit(self, messages: bytes, fields: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Send a request, with the messages as JSON, once it is its turn.
+        """Send a request, with messages as JSON, in its turn.
 
-        Returns:
-            Where the response will be, with one choice or more, or a `ServerError`. Cancelling it
-            closes the connection.
+        The future gets a response with one choice or more, or a `ServerError`; cancelling it closes
+        the connection.
         """
         self._start()
         return self._portal.start_task_soon(self._complete, messages, fields)
@@ -143,12 +131,10 @@ class Endpoint:
         """Names of the models; none where the endpoint does not list them."""
         try:
             return [str(model["id"]) for model in (await self._send("GET", "models"))["data"]]
-        except ServerError as error:
-            if error.status in (None, 401, 403):
+        except (ServerError, KeyError, TypeError) as error:
+            if getattr(error, "status", 0) in (None, 401, 403):
                 raise
-        except (KeyError, TypeError):
-            pass
-        return []
+            return []
 
     async def _complete(self, messages: bytes, fields: Mapping[str, Any]) -> dict[str, Any]:
         attempt = 0
@@ -158,9 +144,10 @@ class Endpoint:
                 try:
                     return await self._attempt(messages, fields)
                 except ServerError as error:
-                    wait_s = error.retry_after_s
+                    wait_s = error.wait_s
                     if wait_s is None or wait_s > self.timeout_s or attempt == self.max_retries:
                         raise
+                    self.tell("retry", f"is asked again, {self.max_retries} times at most: {error}")
                 self.usage["retries"] += 1
                 self._not_before = max(self._not_before, time.monotonic() + wait_s)
                 backoff_s = min(BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S)
@@ -182,14 +169,13 @@ class Endpoint:
                 if error.status in (400, 422) and self._drop(error.text, body):
                     continue
                 raise
-            if not isinstance(found, dict) or not found.get("choices"):
-                # some gateways answer 200 with an error in it
+            if not _has_choices(found):  # such as an error with the status 200
                 note = f"{self.url} gave no choices: {self._clean(_message(found))}"
-                raise ServerError(note, 200, retry_after_s=0.0)
-            for name, number in (found.get("usage") or {}).items():
-                if isinstance(number, int):
-                    self.usage[name] += number
-            return found
+                raise ServerError(note, 200, wait_s=0.0)
+            usage = found.get("usage")
+            found["usage"] = usage if isinstance(usage, dict) else {}
+            self.usage.update({k: v for k, v in found["usage"].items() if isinstance(v, int)})
+            return dict(found)
 
     async def _send(self, method: str, path: str, content: bytes | None = None) -> Any:
         """Return the JSON of a response; raises `ServerError` for a status other than 200."""
@@ -198,10 +184,10 @@ class Endpoint:
                 response = await self._client.request(method, f"{self.url}/{path}", content=content)
         except TimeoutError as error:
             note = f"{self.url} gave no answer within {self.timeout_s:g} s"
-            raise ServerError(note, retry_after_s=0.0) from error
+            raise ServerError(note, wait_s=0.0) from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             note = f"{self.url} is not there or broke off ({type(error).__name__} {error})"
-            raise ServerError(self._clean(note), retry_after_s=0.0) from error
+            raise ServerError(self._clean(note), wait_s=0.0) from error
         status, text = response.status_code, response.text
         try:
             words = _message(found := response.json())
@@ -213,9 +199,9 @@ class Endpoint:
         if status in (401, 403):
             name = self.key_variable
             note += f" (the key in {name} is refused)" if self._key else f" ({name} holds no key)"
-        wait_s = _seconds(response.headers.get("Retry-After", ""))
         is_retried = status in RETRIED or status >= 500 or status == 200
-        raise ServerError(note, status, text, wait_s if is_retried else None)
+        wait_s = _seconds(response.headers.get("Retry-After", "")) if is_retried else None
+        raise ServerError(note, status, text, wait_s)
 
     def _drop(self, text: str, body: Mapping[str, Any]) -> bool:
         """Note the fields of a request that a response says are unknown; False for none."""
@@ -227,9 +213,7 @@ class Endpoint:
         for name in sorted(named - self._dropped):
             self._dropped.add(name)
             instead = "sent as max_completion_tokens" if name == "max_tokens" else "left out"
-            self.tell(
-                name, f"refuses {name} {body[name]!r}, which is {instead} from now on: {text}"
-            )
+            self.tell(name, f"refuses {name} {body[name]!r}, now {instead}: {text}")
         return bool(named)
 
     def _clean(self, text: str) -> str:
@@ -253,3 +237,14 @@ def _message(found: Any) -> str:
         if isinstance(found, dict) and found.get(key):
             found = found[key]
     return found if isinstance(found, str) else json.dumps(found)
+
+
+def _has_choices(found: Any) -> bool:
+    """Whether a response has one completion or more, each with a text, which may be None."""
+    choices = found.get("choices") if isinstance(found, dict) else None
+    return isinstance(choices, list) and bool(choices) and all(map(_has_text, choices))
+
+
+def _has_text(choice: Any) -> bool:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    return isinstance(message, dict) and isinstance(message.get("content"), str | None)

@@ -20,10 +20,8 @@ from vrts.types import Completion, InputError, Sample, Sampling
 if TYPE_CHECKING:
     from vrts.models.served.policy import ServedPolicy
 
-WAIT_S = 0.1
-"""For a response, until the caller may see to frames that were decoded meanwhile."""
-MOST_UNAVAILABLE = 8
-"""Questions in a row that fail for want of the server, until the run ends."""
+WAIT_S = 0.1  # for a response, until the caller may see to frames that were decoded meanwhile
+MOST_UNAVAILABLE = 8  # questions in a row that fail for want of the server, until the run ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +88,10 @@ class ServedEngine(Engine):
             InputError: the server is gone.
         """
         try:
-            if len(self._unavailable) >= MOST_UNAVAILABLE:
+            if (count := len(self._unavailable)) >= MOST_UNAVAILABLE:
                 raise InputError(
-                    f"{len(self._unavailable)} questions in a row got no answer "
-                    f"({self._unavailable[-1].error}); they are not recorded: once the server "
-                    "answers, the same command continues with them"
+                    f"{count} questions in a row got no answer ({self._unavailable[-1].error}); "
+                    "once the server answers, the same command continues with them"
                 )
             if self._groups:
                 ended = [self._ended.get(timeout=WAIT_S)]
@@ -120,7 +117,7 @@ class ServedEngine(Engine):
         endpoint, prices = self._policy.endpoint, self._policy.prices
         endpoint.close()
         used = endpoint.usage
-        price = sum(used[name] * each / 1e6 for name, each in prices.items())
+        price = sum(used[name] * price / 1e6 for name, price in prices.items())
         rank_zero_info(
             f"{endpoint.url}: {used['requests']:,} requests, {used['retries']:,} of them retries; "
             f"{used['prompt_tokens']:,} tokens of prompts, {used['completion_tokens']:,} of "
@@ -169,10 +166,8 @@ class ServedEngine(Engine):
         except ServerError as error:
             self._drop(group)
             result = Result(group.request, (), str(error))
-            if not error.is_unavailable:
-                return [result]
-            self._unavailable.append(result)
-            return []
+            self._unavailable += [result] if error.is_unavailable else []
+            return [] if error.is_unavailable else [result]
         for place, completion in zip(places, completions, strict=False):
             group.done[place] = completion
         if missing := places[len(completions) :]:
@@ -202,12 +197,12 @@ class ServedEngine(Engine):
     def _read(self, found: dict[str, Any], n: int, limit: int) -> list[Completion]:
         """Completions of a response, n at most; their tokens are counted together."""
         choices = found["choices"][:n]
-        total = (found.get("usage") or {}).get("completion_tokens") or 0
+        total = found["usage"].get("completion_tokens") or 0
         share, rest = divmod(total, len(choices))
         return [self._completion(c, share + (i < rest), limit) for i, c in enumerate(choices)]
 
     def _completion(self, choice: dict[str, Any], num_tokens: int, limit: int) -> Completion:
-        message = choice.get("message") or {}
+        message = choice["message"]
         text = message.get("content") or ""
         if thought := message.get("reasoning_content") or message.get("reasoning"):
             text = f"<think>{thought}</think>{text}"  # as the model wrote it

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 
@@ -82,38 +81,37 @@ class ServedPolicy(Policy):
         self.prices = {name: price for name, price in prices.items() if price is not None}
         self._connection = (base_url.rstrip("/"), model, api_key_variable)
         self._limits = (self.max_concurrency, int(max_retries), float(timeout_s))
-        self._is_checked = False
+        self._endpoint: Endpoint | None = None
 
-    @cached_property
+    @property
     def endpoint(self) -> Endpoint:
-        """What requests are sent to.
+        """What requests are sent to; `load` comes first."""
+        assert self._endpoint is not None
+        return self._endpoint
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the endpoint has answered."""
+        return self._endpoint is not None
+
+    def load(self) -> None:
+        """Ask the endpoint about grey frames, once, so that what is wrong is known beforehand.
 
         Raises:
-            InputError: its HTTP client is missing.
+            InputError: see `Endpoint.check`; or its HTTP client is missing.
         """
+        if self.loaded:
+            return
         try:
             from vrts.models.served.endpoint import Endpoint
         except ImportError as error:
             note = f"ServedPolicy needs httpx2 ({error}); pip install 'vrts[served]'"
             raise InputError(note) from error
-        return Endpoint(*self._connection, *self._limits)
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the endpoint has answered."""
-        return self._is_checked
-
-    def load(self) -> None:
-        """Ask the endpoint about a grey frame, once, so that what is wrong is known beforehand.
-
-        Raises:
-            InputError: see `Endpoint.check`.
-        """
-        if not self._is_checked:
-            frames = torch.full((4, 3, 56, 56), 128, dtype=torch.uint8, device="cpu")
-            clip = Clip(frames, (0, 1, 2, 3), fps=1.0, num_source_frames=4)
-            self.endpoint.check(self.messages(Sample(Question("", "What is this?", ""), clip)))
-            self._is_checked = True
+        endpoint = Endpoint(*self._connection, *self._limits)
+        frames = torch.full((4, 3, 56, 56), 128, dtype=torch.uint8, device="cpu")
+        clip = Clip(frames, (0, 1, 2, 3), fps=1.0, num_source_frames=4)
+        endpoint.check(self.messages(Sample(Question("", "What is this?", ""), clip)))
+        self._endpoint = endpoint
 
     def frame_sizes(self) -> None:
         """Leave them to the data module, but `load`: this is called before questions are read."""
