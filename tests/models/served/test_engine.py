@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -317,6 +319,24 @@ class TestInFlight:
         assert [c.cancelled for c in result.completions] == [False, False, True, True, True]
         assert [c.finished for c in result.completions] == [True, True, False, False, False]
         assert [c.text for c in result.completions][1:3] == ["<answer>A</answer>", ""]
+
+    def test_a_process_that_ends_in_the_middle_waits_for_nothing(self, server):
+        server.rule = lambda body, index: Reply(hang_s=60)
+        script = f"""
+from tests.models.served.test_engine import Request, Sampling, ServedPolicy, samples
+policy = ServedPolicy({server.url!r}, "tiny")
+policy.load()
+engine = policy.default_engine()
+(prompt,) = engine.encode(samples(1))
+engine.add(Request(prompt, (Sampling(),) * 3, (0, 1, 2), 8))
+engine.step()
+raise SystemExit("in the middle")
+"""
+        command = [sys.executable, "-c", script]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        assert run.stderr.splitlines()[-1] == "in the middle"
+        assert "Traceback" not in run.stderr
+        assert server.bodies
 
     def test_an_interruption_leaves_nothing_in_flight(self, server):
         server.rule = lambda body, index: Reply(hang_s=20) if index else None

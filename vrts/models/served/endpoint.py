@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
@@ -69,7 +70,9 @@ class Endpoint:
         self._told: set[str] = set()
         self._dropped: set[str] = set()
         self._not_before = 0.0  # by `time.monotonic`; no request is sent until then
+        self._pending: set[Future[dict[str, Any]]] = set()
         self._running: ExitStack | None = None
+        atexit.register(self.close)  # of a run that ends in the middle
         self._portal: BlockingPortal
         self._client: httpx2.AsyncClient
         self._slots: anyio.CapacityLimiter
@@ -86,10 +89,11 @@ class Endpoint:
             names = self._portal.call(self._models)
             self._portal.call(self._complete, messages, {"max_tokens": 16})
         except ServerError as error:
-            self.close()
             (hint,) = get_close_matches(self.model, names, 1, 0.0) or [self.model]
             found = "" if hint == self.model else f"; the nearest of its models is {hint!r}"
             raise InputError(f"model.policy: cannot ask about a frame: {error}{found}") from error
+        finally:
+            self.close()
         if names and self.model not in names:
             self.tell("model", f"answers, but does not list a model {self.model!r}")
 
@@ -100,10 +104,15 @@ class Endpoint:
         the connection.
         """
         self._start()
-        return self._portal.start_task_soon(self._complete, messages, fields)
+        future = self._portal.start_task_soon(self._complete, messages, fields)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
 
     def close(self) -> None:
-        """End the thread, once nothing is in flight; `submit` starts another one. Idempotent."""
+        """Cancel what is in flight and end the thread; `submit` starts another. Idempotent."""
+        for future in list(self._pending):
+            future.cancel()
         if self._running is not None:
             self._running.close()
             self._running = None

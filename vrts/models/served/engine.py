@@ -107,8 +107,6 @@ class ServedEngine(Engine):
 
     def cancel(self) -> None:
         """Drop all that is pending, and close its connections."""
-        for future in self._groups:
-            future.cancel()
         self._groups, self._unavailable = {}, []
         self._policy.endpoint.close()
 
