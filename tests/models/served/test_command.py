@@ -132,14 +132,17 @@ def test_a_run_that_lost_its_server_resumes(
 
 
 def test_failed_questions_are_counted_by_the_server_s_words(keyed, annotations, tmp_path):
-    message = "maximum context length is 4096 tokens"
-    keyed.rule = lambda body, index: refusal(400, message) if num_images(body) > 4 else None
+    message = "maximum context length is 4096 tokens for "
+    keyed.rule = lambda body, index: refusal(400, message + KEY) if num_images(body) > 4 else None
     assert main(args_of("predict", keyed.url, tmp_path, annotations)) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert 0 < metrics["num_failed"] < 8
     (failure,) = metrics["failures"]
     assert failure["num_questions"] == metrics["num_failed"]
-    assert failure["reason"].endswith(f"400 {message}")
+    assert failure["reason"].endswith(f"400 {message}***")
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"4096 tokens for ***" in content for content in files)
+    assert not any(KEY.encode() in content for content in files)
 
 
 def test_what_is_recorded_is_replayed(whole, tmp_path):

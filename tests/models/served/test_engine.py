@@ -131,7 +131,7 @@ class TestRequests:
         assert (
             "7 requests, 0 of them retries; 700 tokens of prompts, 35 of completions" in caplog.text
         )
-        assert "price 0.35" in caplog.text
+        assert "price 0.3514" in caplog.text
 
 
 class TestMisbehaviour:

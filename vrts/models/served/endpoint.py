@@ -181,10 +181,10 @@ class Endpoint:
             if not _has_choices(found):  # such as an error with the status 200
                 note = f"{self.url} gave no choices: {self._clean(_message(found))}"
                 raise ServerError(note, 200, wait_s=0.0)
-            usage = found.get("usage")
-            found["usage"] = usage if isinstance(usage, dict) else {}
-            self.usage.update({k: v for k, v in found["usage"].items() if isinstance(v, int)})
-            return dict(found)
+            usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
+            usage = {name: count for name, count in usage.items() if isinstance(count, int)}
+            self.usage.update(usage)
+            return {**found, "usage": usage}
 
     async def _send(self, method: str, path: str, content: bytes | None = None) -> Any:
         """Return the JSON of a response; raises `ServerError` for a status other than 200."""

@@ -115,11 +115,11 @@ class ServedEngine(Engine):
         endpoint, prices = self._policy.endpoint, self._policy.prices
         endpoint.close()
         used = endpoint.usage
-        price = sum(used[name] * price / 1e6 for name, price in prices.items())
+        cost = sum(used[name] * price / 1e6 for name, price in prices.items())
         rank_zero_info(
             f"{endpoint.url}: {used['requests']:,} requests, {used['retries']:,} of them retries; "
             f"{used['prompt_tokens']:,} tokens of prompts, {used['completion_tokens']:,} of "
-            f"completions{f'; price {price:,.2f}' if prices else ''}"
+            f"completions{f'; price {cost:,.4f}' if prices else ''}"
         )
 
     def _send(self, group: _Group, places: Iterable[int]) -> None:
@@ -204,7 +204,8 @@ class ServedEngine(Engine):
         text = message.get("content") or ""
         if thought := message.get("reasoning_content") or message.get("reasoning"):
             text = f"<think>{thought}</think>{text}"  # as the model wrote it
-        tokens = (choice.get("logprobs") or {}).get("content") or []
+        listed = choice.get("logprobs")
+        tokens = (listed.get("content") or []) if isinstance(listed, dict) else []
         num_tokens = num_tokens or len(tokens)
         logprobs = None
         if tokens and self._policy.asks_logprobs:
