@@ -245,3 +245,12 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
     first, again, different = (ReplayPolicy(str(p)).fingerprint() for p in (one, same, other))
     assert first == again
     assert first != different
+
+
+def test_completions_without_log_probs_are_replayed_without(tmp_path):
+    recorded = line("q", (4, "AAB"))
+    recorded["rounds"][0]["mean_logprobs"] = []
+    policy = load(write(tmp_path, recorded))
+    (result,) = replay(policy, [policy.sample(question("q"), 4)], 3)
+    assert texts(result) == "AAB"
+    assert all(completion.logprobs is None for completion in result.completions)

@@ -156,6 +156,7 @@ class VrtsCLI(LightningCLI):
                 written to.
         """
         check_step(self.trainer)
+        cast(VideoQAModule, self.model).policy.train()  # refused by those without weights
         for callback in self._callbacks(SaveOnInterrupt):
             callback.begin()
         check_run_folders(self.trainer)

@@ -31,6 +31,7 @@ from .rewards import LengthReward as LengthReward
 from .rewards import Reward as Reward
 from .rewards import SoftOverlongPenalty as SoftOverlongPenalty
 from .rewards.temporal import TemporalReward as TemporalReward
+from .served.policy import ServedPolicy as ServedPolicy
 from .sharding import Sharding as Sharding
 from .strategies.fully_sharded import FullySharded as FullySharded
 from .vlm.loading import Lora as Lora

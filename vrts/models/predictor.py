@@ -233,13 +233,15 @@ class Predictor:
             self._decide(pending, fail(question, result.error, pending.rounds))
             return
         completions = result.completions
+        means = [completion.mean_logprob for completion in completions]
         found = make_round(
             [completion.text for completion in completions],
             question,
             clip.num_frames,
             times_s=clip.times_s or [index / clip.fps for index in clip.frame_indices],
             num_tokens=[completion.num_tokens for completion in completions],
-            mean_logprobs=[completion.mean_logprob for completion in completions],
+            # some engines do not know them
+            mean_logprobs=() if any(c.logprobs is None for c in completions) else means,
             cancelled=[completion.cancelled for completion in completions],
             is_last=pending.is_exhausted or shows_all_frames(question, clip),
             num_damaged=clip.num_damaged,

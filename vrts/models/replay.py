@@ -96,9 +96,8 @@ class ReplayEngine(Engine):
         if error is not None:
             return Result(request, (), error)
         found = request.prompt.found
-        rows = zip(
-            found.completions, found.num_tokens, found.mean_logprobs, found.cancelled, strict=True
-        )
+        means = found.mean_logprobs or (None,) * len(found.completions)
+        rows = zip(found.completions, found.num_tokens, means, found.cancelled, strict=True)
         return Result(
             request,
             tuple(
@@ -108,7 +107,9 @@ class ReplayEngine(Engine):
                     request.max_new_tokens,
                     finished=not cancelled,
                     # each token gets the recorded mean, so that this is their mean again
-                    logprobs=torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu"),
+                    logprobs=None
+                    if mean is None
+                    else torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu"),
                     cancelled=cancelled,
                 )
                 for text, num_tokens, mean, cancelled in islice(rows, len(request.sampling))

@@ -111,7 +111,7 @@ class ReportWriter(Callback):
             except OSError as error:
                 self._keeps_thumbnails = False
                 _log.warning(
-                    "%s: cannot keep frames (%s); the report will have no frames of later questions",
+                    "%s: cannot keep frames (%s); the report lacks frames of later questions",
                     self._thumbnails,
                     error,
                 )

@@ -1,8 +1,8 @@
 """What differs between families of video language models. One class and one file for each.
 
 A family is found from the ``model_type`` of a folder's ``config.json`` (`find_family`). To add one:
-derive from `Family`, list it in `FAMILIES` (`known.py`), and give `tests/models/families/tiny.py` a random model
-of it, which every test of families then takes.
+derive from `Family`, list it in `FAMILIES` (`known.py`), and give `tests/models/families/tiny.py` a
+random model of it, which every test of families then takes.
 """
 
 from __future__ import annotations

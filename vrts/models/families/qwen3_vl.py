@@ -1,4 +1,4 @@
-"""Qwen3-VL: each temporal patch after its timestamp as text; features for the first decoder layers."""
+"""Qwen3-VL: temporal patches after their timestamps, and features for the first decoder layers."""
 
 from __future__ import annotations
 

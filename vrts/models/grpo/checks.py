@@ -127,8 +127,8 @@ def check_validation(
     if questions is None or trainer.limit_val_batches == 0:
         if watching:
             raise InputError(
-                f"trainer.callbacks: {watching[0]} monitors val/accuracy, but nothing is validated; "
-                "give data.val a reader (and trainer.limit_val_batches not 0)"
+                f"trainer.callbacks: {watching[0]} monitors val/accuracy, but nothing is "
+                "validated; give data.val a reader (and trainer.limit_val_batches not 0)"
             )
         return
     if all(question.gold is None for question in questions):

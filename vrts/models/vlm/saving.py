@@ -121,7 +121,7 @@ def check_mergeable(base: nn.Module) -> None:
         base: a model with adapter layers in place.
 
     Raises:
-        InputError: modules are trained in addition to the adapter, or it adapts weights that the model
+        InputError: modules other than the adapter are trained, or it adapts weights that the model
             uses in a second place, where the merged ones would be wrong.
     """
     uses = Counter(id(p) for _, p in base.named_parameters(remove_duplicate=False))
@@ -145,8 +145,8 @@ def merge_adapters(base: nn.Module, state: dict[str, torch.Tensor]) -> float:
 
     Args:
         base: a model with adapter layers in place, which is left alone.
-        state: its unsharded weights, which `base` may hold only parts of. Comes out with the names and
-            weights of a model without adapters.
+        state: its unsharded weights, which `base` may hold only parts of. Comes out with the names
+            and weights of a model without adapters.
 
     Returns:
         How much of the update that rounding took or added, as a share: the norm of all rounding

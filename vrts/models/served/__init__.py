@@ -1,0 +1,1 @@
+"""Models that an OpenAI-compatible server runs: they predict, and are not trained."""
