@@ -27,7 +27,7 @@ sys.exit(status if not found else f"imported {found}")
         (["--help"], 0, "predict   answer the questions"),
         ([], 0, "usage: vrts {fit,"),
         (["--help"], 0, "\nAsk about a video:  vrts predict --config ask "),
-        (["configs"], 0, "\ngrpo          Video-RTS's training"),
+        (["configs"], 0, "  Video-RTS's training (arXiv 2507.06485)"),
         (["configs", "demo/fit"], 0, "\n  max_steps: 200\n"),
         (["configs", "gpro"], 2, "no configuration gpro; did you mean grpo?"),
         (["--version"], 0, "vrts 0."),

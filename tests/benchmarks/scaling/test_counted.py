@@ -1,10 +1,11 @@
 """The memory of a recipe's own step, counted without values."""
 
 import json
+from functools import partial
 
 import pytest
 
-from benchmarks.common import Shape
+from benchmarks.common import Shape, random_policy
 from benchmarks.scaling.counted import RECIPES, count
 from benchmarks.scaling.memory import held
 from benchmarks.scaling.plan import Plan
@@ -25,7 +26,7 @@ def test_a_recipes_step_runs_through_all_phases_on_shapes(monkeypatch):
     peaks = {}
     for size in (None, 64):
         options["model"]["policy"]["init_args"]["mlp_chunk_size"] = size
-        found = count(recipe, TINY)
+        found = count(recipe, partial(random_policy, TINY))
         assert set(found["phases"]) == set(PHASES)
         assert all(peak >= found["held"] > 0 for peak in found["phases"].values())
         peaks[size] = found["phases"]

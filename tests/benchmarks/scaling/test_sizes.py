@@ -42,7 +42,7 @@ def test_operations_are_those_of_a_loaded_model(rank):
         len(visual.fullatt_block_indexes),
     )
     lengths = [7, 3, 5]
-    want = count_workload(model, [prompt], [lengths])
+    want = count_workload(policy.family, model, [prompt], [lengths])
     got = workload(mine, rank, prompt.grid, prompt.num_tokens, lengths)
     assert got.num_prompt_tokens == want.num_prompt_tokens
     assert got.num_completion_tokens == want.num_completion_tokens
