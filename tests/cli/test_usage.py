@@ -65,7 +65,7 @@ MISTAKES = [
     ),
     ([*FIT, "--trainer.callbacks+=EarlyStoping"], ["--trainer.callbacks", "did you mean EarlyStopping?"]),
     ([*FIT, "--model.objective=GRPPO"], ["--model.objective", "did you mean GRPO"]),
-    ([*FIT, "--model.policy=QwenPolcy"], ["--model.policy", "did you mean TransformersPolicy?"]),
+    ([*FIT, "--model.policy=TransformersPolcy"], ["--model.policy", "did you mean TransformersPolicy?"]),
     ([*FIT, "--model.nmu_generations=4"], ["model.nmu_generations", "did you mean model.num_generations?"]),
     ([*FIT, "--data.batch_size=0"], ["--data.batch_size", "a whole number above 0, not '0'"]),
     ([*FIT, "--model.num_generations=eight"], ["--model.num_generations", "a whole number above 0, not 'eight'"]),
