@@ -38,7 +38,7 @@ from vrts.cli.checkpoint_paths import check_kind, find_checkpoint, keep_in_run_f
 from vrts.cli.export import VrtsTrainer, prepare_export
 from vrts.data.datamodule import VideoQADataModule
 from vrts.files.shipped import find_config
-from vrts.models.checkpoints.writing import AtomicCheckpointIO
+from vrts.models.checkpoints.checkpoint_io import AtomicCheckpointIO
 from vrts.models.grpo.checks import check_step
 from vrts.models.grpo.guards import DivergenceError
 from vrts.models.module import VideoQAModule

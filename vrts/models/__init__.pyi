@@ -1,5 +1,5 @@
-from .checkpoints.writing import AtomicCheckpointIO as AtomicCheckpointIO
-from .checkpoints.writing import BackgroundCheckpointIO as BackgroundCheckpointIO
+from .checkpoints.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+from .checkpoints.checkpoint_io import BackgroundCheckpointIO as BackgroundCheckpointIO
 from .engines.engine import Engine as Engine
 from .engines.native import NativeEngine as NativeEngine
 from .grpo.advantages import Advantages as Advantages

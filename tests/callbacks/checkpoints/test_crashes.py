@@ -10,8 +10,8 @@ from tests.crashes import copied_at_changes
 from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
 from vrts.callbacks.export.callback import ExportPretrained
 from vrts.callbacks.monitoring.completion_log import CompletionLog
+from vrts.models.checkpoints.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.models.checkpoints.finding import newest
-from vrts.models.checkpoints.writing import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff
 from vrts.models.sharding import unsharded

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.callbacks.runs import make_data, make_module, make_policy, make_trainer, questions
 from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
-from vrts.models.checkpoints.writing import AtomicCheckpointIO, BackgroundCheckpointIO
+from vrts.models.checkpoints.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.models.grpo.objectives import GRPO
 from vrts.types import InputError
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-import vrts.models.checkpoints.writing as checkpoint_files
+import vrts.models.checkpoints.checkpoint_io as checkpoint_files
+from vrts.models.checkpoints.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.models.checkpoints.finding import is_complete, newest, surviving
-from vrts.models.checkpoints.writing import AtomicCheckpointIO, BackgroundCheckpointIO
 from vrts.types import InputError
 
 KINDS = (AtomicCheckpointIO, BackgroundCheckpointIO)

@@ -22,7 +22,7 @@ from vrts.models.engines.completion_groups import CompletionGroup, Row
 from vrts.models.engines.decode_batch import DecodeBatch, bytes_per_token, state_bytes
 from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.engines.network import Network
-from vrts.models.engines.stopping import StopTexts
+from vrts.models.engines.stop_texts import StopTexts
 from vrts.models.engines.weights import Replica
 from vrts.models.policy import Policy, Prompt
 from vrts.types import InputError, Sample

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.fsdp import FSDPModule
 
 from vrts.files.writing import GONE, OLD, PART, delete, replace_folder, to_disk
+from vrts.models.checkpoints.checkpoint_io import Background, BackgroundCheckpointIO, error_context
 from vrts.models.checkpoints.contents import check_same_model, check_sharded
 from vrts.models.checkpoints.finding import REST, is_complete, surviving
 from vrts.models.checkpoints.reading import (
@@ -34,7 +35,6 @@ from vrts.models.checkpoints.reading import (
     read_contents,
     read_file,
 )
-from vrts.models.checkpoints.writing import Background, BackgroundCheckpointIO, error_context
 from vrts.types import InputError
 
 

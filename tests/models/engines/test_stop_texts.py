@@ -13,7 +13,7 @@ from tests.models.engines.running import make_engine, make_requests, sample, tok
 from tests.models.naive import plain_logits
 from tools.tiny.tokenizer import build_tokenizer
 from vrts.models.engines.sampling import RowSampler, penalise, row_uniforms
-from vrts.models.engines.stopping import StopTexts
+from vrts.models.engines.stop_texts import StopTexts
 from vrts.types import Completion, SamplingParams
 
 TOKENIZER = build_tokenizer()
