@@ -18,6 +18,7 @@ def _hangup():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_ends_as_by_ctrl_c(number):
+    signal.signal(number, signal.SIG_DFL)  # nohup has it ignored
     before = signal.getsignal(number)
     handlers = SignalHandlers()
     handlers.install()
