@@ -168,7 +168,7 @@ class Family(ABC):
             "input_ids": prompt.input_ids[None],
             "position_ids": prompt.positions[:, None],
             pixels: prompt.patches(model.device).to(model.dtype),
-            f"{grid}_grid_thw": torch.tensor([prompt.grid]),
+            f"{grid}_grid_thw": torch.tensor([prompt.grid], device="cpu"),
         }
 
     def length(self, sample: Sample, template: PromptTemplate) -> tuple[int, int]:
