@@ -128,6 +128,28 @@ def test_an_adapter_of_another_rank_is_refused(load_policy, adapter):
         load_policy(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("layers.0.mlp.up_proj", "Found missing adapter keys"),  # of a model of other layers
+        (None, "it has 44 tensors, and 42 fit the model"),  # of a deeper model
+    ],
+)
+def test_an_adapter_of_other_layers_is_refused(load_policy, adapter, name, problem):
+    """It would answer as the base does, or as another model."""
+    _, folder = adapter
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    found = [key for key in tensors if (name or "layers.0.mlp.up_proj") in key]
+    assert len(found) == 2
+    for key in found:
+        tensors[key.replace("layers.0", "layers.9")] = tensors.pop(key) if name else tensors[key]
+    save_file({key: tensor.clone() for key, tensor in tensors.items()}, path)
+    with pytest.raises(InputError, match=rf"cannot load .*: {problem}.* base_model_") as error:
+        load_policy(folder)
+    assert len(str(error.value)) < 700
+
+
 def test_a_base_in_another_place_is_found(load_policy, samples, adapter, model_folder, tmp_path):
     policy, folder = adapter
     shutil.copytree(model_folder, tmp_path / "base")

@@ -46,6 +46,8 @@ class Family(ABC):
     title: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     """In ``config.json``."""
+    processors: ClassVar[tuple[str, ...]]
+    """Classes of transformers that make its inputs."""
     fuses_norms: ClassVar[bool] = True
     """Whether its RMS norms multiply by their weight, as torch's do."""
     rotates_halves: ClassVar[bool] = True

@@ -27,6 +27,7 @@ from vrts.models.vlm.loading import (
     Lora,
     adapter_base,
     add_lora,
+    check_processor,
     is_adapted,
     load_adapter,
     load_empty_model,
@@ -146,8 +147,9 @@ class TransformersPolicy(Policy):
         base = self._base()
         if self.quantize:
             check_quantize(self.quantize, self.lora is not None or base != self.path)
-        read_config(base)  # before its processor, whose absence says less
+        config = read_config(base)  # before its processor, whose absence says less
         self.processor = load_processor(self.path)
+        check_processor(self.processor, config, self.path)
         self._base_path = base
         # building some models draws random numbers; an adapter's first values are the seed's alone
         with torch.random.fork_rng(devices=[]):
