@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.callbacks.runs import make_module
 from tests.models.vlm.test_policy import perturb_adapter, roll, texts_of
 from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
@@ -43,6 +44,13 @@ def test_training_goes_on_only_where_lora_is_given(load_policy, adapter):
     assert all("lora_" in name for name in names)
     fixed = load_policy(folder)
     assert not any(p.requires_grad for p in fixed.base.model.language_model.parameters())
+
+
+def test_full_fine_tuning_of_an_adapter_is_refused(load_policy, adapter):
+    _, folder = adapter
+    module = make_module(load_policy(folder))
+    with pytest.raises(InputError, match=r"nothing to train; .* or the merged model as path"):
+        module.configure_optimizers()
 
 
 def test_without_the_adapter_it_is_the_base(load_policy, samples, adapter):

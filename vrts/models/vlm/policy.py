@@ -161,6 +161,23 @@ class TransformersPolicy(Policy):
                 self.model = load_adapter(self.model, self.path, self.lora)
             elif self.lora:
                 self.model = add_lora(self.model, self.lora)
+        if self.lora:
+            self._check_trained()
+
+    def _check_trained(self) -> None:
+        """See that the adapter leaves the vision tower alone, whose features have no gradient.
+
+        Raises:
+            InputError: it does not.
+        """
+        visual = self.family.visual(self.base).named_parameters()
+        wrong = [name for name, parameter in visual if parameter.requires_grad]
+        if wrong:
+            raise InputError(
+                f"model.policy.init_args.lora adapts the vision tower ({wrong[0]} first), which is "
+                "not trained under LoRA; leave target_modules at its default, which takes the "
+                "language model alone, or merge an adapter of both into its base first"
+            )
 
     def fill(self, device: torch.device) -> None:
         """See `Policy.fill`."""
