@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.callbacks.runs import make_module
 from tests.models.vlm.test_policy import perturb_adapter, roll, texts_of
 from vrts.models.vlm.loading import Lora
 from vrts.types import InputError
@@ -43,6 +44,13 @@ def test_training_goes_on_only_where_lora_is_given(load_policy, adapter):
     assert all("lora_" in name for name in names)
     fixed = load_policy(folder)
     assert not any(p.requires_grad for p in fixed.base.model.language_model.parameters())
+
+
+def test_full_fine_tuning_of_an_adapter_is_refused(load_policy, adapter):
+    _, folder = adapter
+    module = make_module(load_policy(folder))
+    with pytest.raises(InputError, match=r"nothing to train; .* or the merged model as path"):
+        module.configure_optimizers()
 
 
 def test_without_the_adapter_it_is_the_base(load_policy, samples, adapter):
@@ -126,6 +134,28 @@ def test_an_adapter_of_another_rank_is_refused(load_policy, adapter):
     edit(folder, r=8)
     with pytest.raises(InputError, match="cannot load the adapter"):
         load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("layers.0.mlp.up_proj", "Found missing adapter keys"),  # of a model of other layers
+        (None, "it has 44 tensors, and 42 fit the model"),  # of a deeper model
+    ],
+)
+def test_an_adapter_of_other_layers_is_refused(load_policy, adapter, name, problem):
+    """It would answer as the base does, or as another model."""
+    _, folder = adapter
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    found = [key for key in tensors if (name or "layers.0.mlp.up_proj") in key]
+    assert len(found) == 2
+    for key in found:
+        tensors[key.replace("layers.0", "layers.9")] = tensors.pop(key) if name else tensors[key]
+    save_file({key: tensor.clone() for key, tensor in tensors.items()}, path)
+    with pytest.raises(InputError, match=rf"cannot load .*: {problem}.* base_model_") as error:
+        load_policy(folder)
+    assert len(str(error.value)) < 700
 
 
 def test_a_base_in_another_place_is_found(load_policy, samples, adapter, model_folder, tmp_path):

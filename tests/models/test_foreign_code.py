@@ -125,7 +125,20 @@ def test_an_index_that_names_a_pickle_is_refused_by_name(load_policy, folder):
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "breaks"),
         ("{{ raise_exception('not this way') }}", "breaks .*not this way"),
         ("{% if %}", "breaks"),
-        ("{% for m in messages if m.role == 'system' %}x{% endfor %}", "gives no text"),
+        ("{% for m in messages if m.role == 'system' %}x{% endfor %}", "leaves out the question"),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}",  # of a text model
+            "puts 0 video and 0 image placeholders for one video",
+        ),
+        (
+            "<|video_pad|>{% for part in messages[0].content %}{{ part.text }}"
+            "<|{{ part.type }}_pad|>{% endfor %}",
+            "puts 2 video and 0 image placeholders for one video",
+        ),
+        (
+            "{{ messages[0].content[1].text }}<|video_pad|>",
+            "puts 1 video and 0 image placeholders for one image",
+        ),
         (
             "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
             "{% endfor %}{% endfor %}{% endfor %}",
@@ -133,7 +146,7 @@ def test_an_index_that_names_a_pickle_is_refused_by_name(load_policy, folder):
         ),
     ],
 )
-def test_a_chat_template_that_breaks_or_never_ends_is_named(
+def test_a_chat_template_that_does_not_do_its_work_is_named(
     load_policy, folder, monkeypatch, template, problem
 ):
     monkeypatch.setattr("vrts.models.vlm.untrusted.TIMEOUT_S", 1)

@@ -52,7 +52,7 @@ from vrts.models.sharding import (
     dummy_sample,
     gathered,
 )
-from vrts.types import Completion, FrameSizes, Prediction, Sample, SamplingParams
+from vrts.types import Completion, FrameSizes, InputError, Prediction, Sample, SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -434,6 +434,12 @@ class VideoQAModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the trainable parameters, and its schedule; see `make_optimizer`."""
         trained = [p for p in self.parameters() if p.requires_grad]
+        if not trained:
+            raise InputError(
+                "model.policy has nothing to train; where its path is an adapter, give "
+                "model.policy.init_args.lora to go on with it (--config lora), or the merged model "
+                "as path to train everything"
+            )
         return make_optimizer(self._optimizer, self._lr_scheduler, trained)
 
     @property

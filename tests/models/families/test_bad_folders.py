@@ -8,6 +8,7 @@ import pytest
 from transformers import LlamaConfig, LlavaConfig
 
 from tests.cli.test_command import predict_args
+from tests.models.families.tiny import build_qwen3_vl, build_smolvlm
 from vrts.cli.command import main
 
 
@@ -63,6 +64,16 @@ def test_weights_of_another_size(folder, annotations, tmp_path, capsys):
     message = refused(folder, annotations, tmp_path, capsys)
     assert "mlp" in message
     assert "but config.json makes it (96, 96)" in message
+
+
+def test_a_processor_of_another_family(family_model, folder, annotations, tmp_path, capsys):
+    other = build_qwen3_vl if family_model.case.name == "smolvlm" else build_smolvlm
+    other(tmp_path / "other")
+    for path in (tmp_path / "other").iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            shutil.copy(path, folder)
+    message = refused(folder, annotations, tmp_path, capsys)
+    assert "take the model's own processor files" in message
 
 
 def test_no_processor(folder, annotations, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Tags that are special tokens of a checkpoint, and chat templates that begin the completion."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,25 @@ def test_special_tokens_that_a_question_spells_stay_text(special_tags):
     assert len(prompt.vision_places) == 2 * 4, "of two temporal patches of 2 x 2 tokens"
     end = policy.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (prompt.input_ids == end).sum() == 1, "of the turn alone"
+
+
+def test_special_tokens_that_only_the_tokenizer_marks(tmp_path):
+    """SmolVLM2's configuration names four of its special tokens, tokenizer.json marks all."""
+    build_qwen3_vl(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["extra_special_tokens"]
+    path.write_text(json.dumps(config))
+    policy, token = load(tmp_path), "<|im_start|>"
+    tokenizer = policy.processor.tokenizer
+    assert token not in tokenizer.all_special_tokens
+    start = tokenizer.convert_tokens_to_ids(token)
+    clip = make_sample(0, 4, (64, 64), "What?").clip
+    spelled = Sample(Question("q", f"What?{token}assistant", "none.mp4"), clip)
+    (prompt,) = policy.network().encode([spelled])
+    assert (prompt.input_ids == start).sum() == 2, "of the two turns"
+    ids = [start, *tokenizer("yes", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert policy.network().tokenizer.decode(ids, skip_special_tokens=True) == "yes"
 
 
 def test_what_the_template_opens_is_part_of_the_completion(thinking):

@@ -410,6 +410,10 @@ class TestBadModels:
         with pytest.raises(InputError, match="target_modules"):
             load_policy(lora=Lora(target_modules="nothing"))
 
+    def test_lora_of_the_vision_tower(self, load_policy):
+        with pytest.raises(InputError, match=r"adapts the vision tower \(blocks\.0.*lora_A"):
+            load_policy(lora=Lora(target_modules="all-linear"))
+
     def test_adapter_off_without_adapter(self, load_policy):
         with (
             pytest.raises(InputError, match="needs an adapter"),

@@ -46,6 +46,8 @@ class Family(ABC):
     title: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     """In ``config.json``."""
+    processors: ClassVar[tuple[str, ...]]
+    """Classes of transformers that make its inputs."""
     fuses_norms: ClassVar[bool] = True
     """Whether its RMS norms multiply by their weight, as torch's do."""
     rotates_halves: ClassVar[bool] = True
@@ -206,7 +208,7 @@ class Family(ABC):
         """Break up special tokens that a text spells, so that they stay text; tags are meant."""
         tokenizer = self.processor.tokenizer
         own = tokenizer.convert_ids_to_tokens(self.suppressed_ids())
-        for token in dict.fromkeys([*tokenizer.all_special_tokens, *own]):
+        for token in dict.fromkeys([*special_tokens(tokenizer).values(), *own]):
             if token not in TAGS:
                 text = text.replace(token, token[:1] + " " + token[1:])
         return text
@@ -302,6 +304,20 @@ class Family(ABC):
             model: the transformers model; its weights may be sharded.
             grids: temporal, vertical and horizontal patches of each video.
         """
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Texts of a tokenizer's special tokens by their ids.
+
+    Those of transformers' ``all_special_tokens``, which its configuration names, and those that
+    only ``tokenizer.json`` marks, such as ``<row_1_col_1>`` of SmolVLM2.
+
+    Args:
+        tokenizer: of transformers.
+    """
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    marked = tokenizer.added_tokens_decoder.items()
+    return dict(named) | {id_: token.content for id_, token in marked if token.special}
 
 
 def count_matrices(module: nn.Module) -> Matrices:

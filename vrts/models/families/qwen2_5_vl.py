@@ -19,6 +19,7 @@ class Qwen2_5VL(Family):  # noqa: N801 its name
 
     title: ClassVar[str] = "Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen2_vl")
+    processors: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLProcessor", "Qwen2VLProcessor")
 
     def __init__(self, config: Any, processor: Any) -> None:
         super().__init__(config, processor)

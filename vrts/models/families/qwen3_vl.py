@@ -19,6 +19,7 @@ class Qwen3VL(Family):
 
     title: ClassVar[str] = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    processors: ClassVar[tuple[str, ...]] = ("Qwen3VLProcessor",)
 
     def __init__(self, config: Any, processor: Any) -> None:
         super().__init__(config, processor)

@@ -77,6 +77,7 @@ class SmolVLM2(Family):
 
     title: ClassVar[str] = "SmolVLM2"
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
+    processors: ClassVar[tuple[str, ...]] = ("SmolVLMProcessor",)
     position_axes: ClassVar[int] = 1
     batches_windows: ClassVar[bool] = False
 

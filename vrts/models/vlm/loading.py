@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers import __version__ as version
@@ -22,7 +23,7 @@ from transformers import __version__ as version
 from vrts.files.fingerprints import folder_digests
 from vrts.models.attention.shared_prefix import SHARED_PREFIX
 from vrts.models.attention.windows import BATCHED_WINDOWS
-from vrts.models.families.known import find_family
+from vrts.models.families.known import FAMILIES, find_family
 from vrts.models.quantizing import Quantize, keep_packing, quantization_options
 from vrts.models.vlm.shards import PATH_KEY, build_empty, check_shapes, local_folder
 from vrts.models.vlm.untrusted import (
@@ -45,6 +46,10 @@ LANGUAGE_MODEL_LINEAR = (
 
 ADAPTER_CONFIG = "adapter_config.json"
 """Marks a folder with a LoRA adapter, not a full model."""
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MAX_REASON = 300
+"""Characters of a library's own message."""
 
 REMOTE_CODE = (
     f"{PATH_KEY}: {{where}} asks for Python code that comes with the model (auto_map), which "
@@ -179,6 +184,30 @@ def load_processor(name_or_path: str) -> Any:
         )
     check_template(processor, name_or_path)
     return processor
+
+
+def check_processor(processor: Any, config: Any, name: str) -> None:
+    """Refuse a processor that belongs to another model.
+
+    Args:
+        processor: of transformers.
+        config: of the model.
+        name: folder or hub id of the processor.
+
+    Raises:
+        InputError: it is of another family, or its placeholders are other tokens than the model's.
+    """
+    family, kind = find_family(config.model_type, f"{PATH_KEY}: {name}"), type(processor).__name__
+    others = [f.title for f in FAMILIES if kind in f.processors]
+    token = processor.image_token
+    is_same = processor.tokenizer.convert_tokens_to_ids(token) == config.image_token_id
+    if (others and kind not in family.processors) or not is_same:
+        what = kind if is_same else f"a tokenizer where {token} is not id {config.image_token_id}"
+        raise InputError(
+            f"{PATH_KEY}: {name} has {what}, which does not fit the {family.title} in its "
+            f"config.json or under its adapter; take the model's own processor files, or name the "
+            f"adapter's own base in {ADAPTER_CONFIG}"
+        )
 
 
 def load_model(
@@ -356,17 +385,31 @@ def load_adapter(model: Any, folder: str, lora: Lora | None) -> PeftModel:
     """
     from peft import PeftModel  # takes half a second, which runs without an adapter need not wait
 
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise InputError(f"{PATH_KEY}: {folder} has no adapter_model.safetensors")
+    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{PATH_KEY}: {folder} has no {ADAPTER_WEIGHTS}")
     names = [name for name, _ in model.named_modules()]
     path = Path(folder) / ADAPTER_CONFIG
     patterns = adapter_patterns(json.loads(path.read_text(encoding="utf-8")))
     check_patterns(patterns, names, str(path))
     try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=lora is not None)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{PATH_KEY}: cannot load the adapter {folder}: {error}") from error
-    config: Any = adapted.peft_config["default"]
+        with warnings.catch_warnings():
+            # peft only warns of tensors that would stay as they are drawn
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=lora is not None)
+        config: Any = adapted.peft_config["default"]
+        with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
+            num_written = sum("lora_" in name for name in file.keys())  # noqa: SIM118 no mapping
+        num_used = sum("lora_" in name for name, _ in adapted.named_parameters())
+        if num_written != num_used:
+            raise ValueError(f"it has {num_written} tensors, and {num_used} fit the model")
+    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+        # one line of the many in which torch and peft list each tensor
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise InputError(
+            f"{PATH_KEY}: cannot load the adapter {folder}: {reason[:MAX_REASON]}; give whole "
+            "files, and the model it was trained on as base_model_name_or_path of its "
+            f"{ADAPTER_CONFIG}"
+        ) from error
     if lora is not None and (lora.rank, lora.alpha) != (config.r, config.lora_alpha):
         raise InputError(
             f"model.policy.lora asks for rank {lora.rank} and alpha {lora.alpha}, but the adapter "

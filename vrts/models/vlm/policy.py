@@ -27,6 +27,7 @@ from vrts.models.vlm.loading import (
     Lora,
     adapter_base,
     add_lora,
+    check_processor,
     is_adapted,
     load_adapter,
     load_empty_model,
@@ -146,8 +147,9 @@ class TransformersPolicy(Policy):
         base = self._base()
         if self.quantize:
             check_quantize(self.quantize, self.lora is not None or base != self.path)
-        read_config(base)  # before its processor, whose absence says less
+        config = read_config(base)  # before its processor, whose absence says less
         self.processor = load_processor(self.path)
+        check_processor(self.processor, config, self.path)
         self._base_path = base
         # building some models draws random numbers; an adapter's first values are the seed's alone
         with torch.random.fork_rng(devices=[]):
@@ -159,6 +161,23 @@ class TransformersPolicy(Policy):
                 self.model = load_adapter(self.model, self.path, self.lora)
             elif self.lora:
                 self.model = add_lora(self.model, self.lora)
+        if self.lora:
+            self._check_trained()
+
+    def _check_trained(self) -> None:
+        """See that the adapter leaves the vision tower alone, whose features have no gradient.
+
+        Raises:
+            InputError: it does not.
+        """
+        visual = self.family.visual(self.base).named_parameters()
+        wrong = [name for name, parameter in visual if parameter.requires_grad]
+        if wrong:
+            raise InputError(
+                f"model.policy.init_args.lora adapts the vision tower ({wrong[0]} first), which is "
+                "not trained under LoRA; leave target_modules at its default, which takes the "
+                "language model alone, or merge an adapter of both into its base first"
+            )
 
     def fill(self, device: torch.device) -> None:
         """See `Policy.fill`."""

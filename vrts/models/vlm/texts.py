@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vrts.models.families.family import TAGS
+from vrts.models.families.family import TAGS, special_tokens
 
 
 class CompletionTokenizer:
@@ -19,8 +19,8 @@ class CompletionTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._decode = tokenizer.decode
-        tags = tokenizer.convert_tokens_to_ids(list(TAGS))
-        self.all_special_ids = frozenset(tokenizer.all_special_ids) - set(tags)
+        special = special_tokens(tokenizer)
+        self.all_special_ids = frozenset(i for i, text in special.items() if text not in TAGS)
         """Ids that are no text: ends of turns, placeholders of images, and so on."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,10 @@ from vrts.types import InputError
 
 TIMEOUT_S = 10
 """For what takes milliseconds where it is sound."""
+
+KINDS = ("video", "image")
+QUESTION = "Which?"
+"""That a chat template is tried with."""
 
 _MATCH = """
 import json, re, sys
@@ -105,12 +109,13 @@ def adapter_patterns(config: dict[str, Any]) -> list[str]:
 
 
 def check_template(processor: Any, where: str) -> None:
-    """Check that a chat template renders questions and terminates.
+    """Check that a chat template renders questions about videos and images, and terminates.
 
     Raises:
-        InputError: it breaks, is stopped by its sandbox, or takes too long.
+        InputError: it breaks, is stopped by its sandbox, takes too long, or leaves out what it is
+            to render.
     """
-    contents = [[{"type": kind}, {"type": "text", "text": "Which?"}] for kind in ("video", "image")]
+    contents = [[{"type": kind}, {"type": "text", "text": QUESTION}] for kind in KINDS]
     deadline_s = time.monotonic() + TIMEOUT_S
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ARG001 Python's signature
@@ -128,7 +133,7 @@ def check_template(processor: Any, where: str) -> None:
             )
             for content in contents
         ]
-        problem = None if all(texts) else "gives no text"
+        problem = _missing(processor, texts)
     except TimeoutError:
         problem = f"does not end within {TIMEOUT_S} s"
     except Exception as error:  # noqa: BLE001 a template can raise anything
@@ -141,6 +146,18 @@ def check_template(processor: Any, where: str) -> None:
             f"{PATH_KEY}: the chat template in {where} {problem}; correct chat_template.jinja, or "
             "take that of the model it was trained from"
         )
+
+
+def _missing(processor: Any, texts: Sequence[str]) -> str | None:
+    """What is wrong with the chats of a video and of an image, None where nothing is."""
+    for kind, text in zip(KINDS, texts, strict=True):
+        if QUESTION not in text:
+            return f"leaves out the question about the {kind}"
+        # else frames would not fit the tokens that stand for them
+        videos, images = (text.count(getattr(processor, f"{other}_token")) for other in KINDS)
+        if (videos, images) != (int(kind == "video"), int(kind == "image")):
+            return f"puts {videos} video and {images} image placeholders for one {kind}"
+    return None
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
