@@ -76,6 +76,26 @@ def test_a_processor_of_another_family(family_model, folder, annotations, tmp_pa
     assert "take the model's own processor files" in message
 
 
+@pytest.mark.parametrize("key", ["patch_size", "temporal_patch_size", "merge_size"])
+def test_a_processor_of_other_patches(family_model, folder, annotations, tmp_path, capsys, key):
+    if family_model.case.squares:
+        pytest.skip("its processor makes no patches")
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["video_processor"][key] = 4
+    path.write_text(json.dumps(config))
+    message = refused(folder, annotations, tmp_path, capsys)
+    assert f"has {key} 4, but the model's vision_config has" in message
+
+
+def test_sliding_windows(family_model, folder, annotations, tmp_path, capsys):
+    if family_model.case.name != "qwen2_5_vl":
+        pytest.skip("only its configuration has them")
+    change(folder, text_config__layer_types=["sliding_attention", "full_attention"] * 2)
+    change(folder, text_config__num_hidden_layers=4)
+    assert "layers with a sliding window" in refused(folder, annotations, tmp_path, capsys)
+
+
 def test_no_processor(folder, annotations, tmp_path, capsys):
     for name in ("processor_config.json", "preprocessor_config.json", "tokenizer.json"):
         (folder / name).unlink(missing_ok=True)

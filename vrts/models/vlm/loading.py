@@ -47,6 +47,12 @@ LANGUAGE_MODEL_LINEAR = (
 ADAPTER_CONFIG = "adapter_config.json"
 """Marks a folder with a LoRA adapter, not a full model."""
 
+PATCH_SIZES = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
+"""Of an image or video processor, and what the vision tower's configuration calls them."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_REASON = 300
 """Characters of a library's own message."""
@@ -195,7 +201,7 @@ def check_processor(processor: Any, config: Any, name: str) -> None:
         name: folder or hub id of the processor.
 
     Raises:
-        InputError: it is of another family, or its placeholders are other tokens than the model's.
+        InputError: it is of another family, or makes other tokens or patches than the model takes.
     """
     family, kind = find_family(config.model_type, f"{PATH_KEY}: {name}"), type(processor).__name__
     others = [f.title for f in FAMILIES if kind in f.processors]
@@ -208,6 +214,14 @@ def check_processor(processor: Any, config: Any, name: str) -> None:
             f"config.json or under its adapter; take the model's own processor files, or name the "
             f"adapter's own base in {ADAPTER_CONFIG}"
         )
+    for part in (processor.image_processor, processor.video_processor):
+        for key, own in PATCH_SIZES.items():
+            made, read = getattr(part, key, None), getattr(config.vision_config, own, None)
+            if made and read and made != read:
+                raise InputError(
+                    f"{PATH_KEY}: the {type(part).__name__} in {name} has {key} {made}, but the "
+                    f"model's vision_config has {own} {read}; take the model's own processor files"
+                )
 
 
 def load_model(
@@ -339,6 +353,11 @@ def check_type(config: Any, name: str) -> None:
     if getattr(config, "auto_map", None):
         raise InputError(REMOTE_CODE.format(where=f"the configuration of {name}"))
     find_family(config.model_type, f"{PATH_KEY}: {name}")
+    if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or []):
+        raise InputError(
+            f"{PATH_KEY}: {name} has layers with a sliding window, which vrts does not compute; "
+            "set use_sliding_window: false in its config.json if the weights were trained so"
+        )
 
 
 def weights_stamp(name_or_path: str) -> dict[str, str]:
