@@ -476,7 +476,12 @@ def _make(func: Any, args: Any, kwargs: Any) -> Any:
             return func(*args, **{k: v for k, v in kwargs.items() if k != "device"})
     requires_grad = kwargs.pop("requires_grad", False)
     out = func(*args, **kwargs)
-    return mapped(lambda x: DeviceTensor(_device.keep(x)).requires_grad_(requires_grad), out)
+
+    def made(x: torch.Tensor) -> torch.Tensor:
+        own = x if isinstance(x, DeviceTensor) else DeviceTensor(_device.keep(x))
+        return own.requires_grad_(requires_grad)
+
+    return mapped(made, out)
 
 
 def _move(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

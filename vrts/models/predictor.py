@@ -12,6 +12,7 @@ nor on the order in which completions end.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -35,6 +36,8 @@ from vrts.types import (
     SamplingParams,
 )
 from vrts.voting import VotingRule, decide, fail, make_round, naming
+
+_log = logging.getLogger(__name__)
 
 AHEAD_BYTES = 512 * 2**20
 """Estimated bytes of frames that are decoded before it is known whether they are needed."""
@@ -127,6 +130,7 @@ class Predictor:
     ) -> None:
         self._engine = engine
         self._refuses = refuses
+        self._has_warned = False
         self._plan = plan
         self._max_new_tokens = max_new_tokens
         self._seed = seed
@@ -177,20 +181,26 @@ class Predictor:
 
     def _enqueue(self, pending: _Pending, sample: Sample) -> None:
         """Let a question wait for room, with the frames of its first or next level."""
-        sample = checked(sample, self._refuses, self._max_new_tokens)
-        if sample.clip is None:
-            self._decide(pending, fail(pending.question, sample.error, pending.rounds))
+        own = checked(sample, self._refuses, self._max_new_tokens)
+        is_refused = sample.clip is not None and own.clip is None
+        if own.clip is None and not (is_refused and pending.rounds):
+            self._decide(pending, fail(pending.question, own.error, pending.rounds))
+        elif own.clip is None:  # the level before is the densest that the model takes
+            if not self._has_warned:
+                _log.warning("%s; the level before it decides, here and from now on", own.error)
+                self._has_warned = True
+            self._decide_by_last_round(pending)
         elif pending.clip is None:
-            pending.clip = sample.clip
+            pending.clip = own.clip
             self._waiting.append(pending)
-        elif sample.clip.num_frames > pending.clip.num_frames:
-            pending.clip = sample.clip
+        elif own.clip.num_frames > pending.clip.num_frames:
+            pending.clip = own.clip
             self._waiting.appendleft(pending)  # before new ones: its frames are in memory
         else:
             self._decide_by_last_round(pending)
 
     def _decide_by_last_round(self, pending: _Pending) -> None:
-        """Decide a question for which the sampler found no more frames."""
+        """Decide a question for which there are no more frames, or none that the model takes."""
         pending.is_exhausted = True
         last = pending.rounds.pop()
         if any(last.cancelled):
