@@ -296,11 +296,11 @@ class TestBadInput:
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Full", (), {"free": 10}))
         assert "are free" in refused()
 
-    def test_the_model_that_training_begins_from_is_not_replaced(self, refused, tmp_path_factory):
+    def test_the_model_that_training_starts_from_is_not_replaced(self, refused, tmp_path_factory):
         base = tmp_path_factory.mktemp("base") / "model"
         shutil.copytree(CONFIGS.parent / "assets/tiny", base)
         found = refused(f"--model.policy.init_args.path={base}", out=base)
-        assert f"--output_dir: {base} holds the model that training begins from" in found
+        assert f"--output_dir: {base} holds the model that training starts from" in found
         assert (base / "model.safetensors").is_file()
 
     def test_weights_that_are_not_finite(self, refused, trained, tmp_path_factory):
