@@ -202,7 +202,7 @@ def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
 def cancelled(tmp_path):
     recorded = line("a", (4, "AB-A"))
     recorded["rounds"][0]["cancelled"] = [False, False, True, False]
-    with pytest.warns(match=r"1 of 2 questions have completions .* fail by name.*record\.yaml"):
+    with pytest.warns(match=r"1 of 2 questions have completions .* will fail.*record\.yaml"):
         return load(write(tmp_path, recorded, line("b", (4, "AAA"))))
 
 
