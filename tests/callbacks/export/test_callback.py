@@ -293,7 +293,7 @@ def test_without_a_validation_the_last_weights_are_written_unless_the_best_are_r
             with_keeper(tmp_path, model_folder, videos, export)
         assert not (tmp_path / "out").exists()
         return
-    with pytest.warns(UserWarning, match="weights of the last step: there was no validation"):
+    with pytest.warns(UserWarning, match="weights of the last step: no validation has logged"):
         with_keeper(tmp_path, model_folder, videos, export)
     assert json.loads((tmp_path / "out/vrts.json").read_text())["steps"] == 2
 
