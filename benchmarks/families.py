@@ -6,6 +6,7 @@ for Qwen2.5-VL: naive passes forward vision tower, prompt and completion row by 
 transformers' own model, the shared pass is `TransformersPolicy.logprobs` with one pass of the
 tower. The table has the ratio of times next to the token count's ``G(P+L) / (P+G·L)``; for the
 text model alone, whose features are known in both, it is what the formula counts. A second table
+compares sampling with ``generate`` of transformers, a third
 has the operators that the shared pass of the hybrid spends its time in.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import rollout
 from benchmarks.common import (
     alternating_seconds,
     encode,
@@ -182,6 +184,15 @@ def measure(name: str) -> tuple[dict[str, Any], Callable[[], None]]:
     return row, calls["shared text"]
 
 
+def measure_rollout(name: str) -> dict[str, Any]:
+    """The engine, which shares the prompt, against ``generate`` of transformers."""
+    checkpoint, side = SHAPES[name]
+    torch.manual_seed(0)
+    template = PromptTemplate(preamble="")
+    policy = shaped_policy(checkpoint, torch.device("cpu"), torch.float32, prompt=template).eval()
+    return {"family": name, **rollout.measure(policy, 1, FRAMES, G, L, side)}
+
+
 def operators(run: Callable[[], None]) -> list[dict[str, Any]]:
     """What a call spends its time in: the ten operators that take most."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -202,9 +213,12 @@ def main() -> None:
         rows.append(row)
         if name == "Qwen3.5":
             hybrid = operators(shared)
+    rollouts = [measure_rollout(name) for name in SHAPES]
     print_table("Update, by family", rows)
+    print_table("Rollout, by family", rollouts)
     print_table("Operators of the hybrid's shared pass", hybrid)
-    write_results("families", rows, {"operators of Qwen3.5": hybrid}, frames=FRAMES, text=TEXT)
+    sections = {"rollout": rollouts, "operators of Qwen3.5": hybrid}
+    write_results("families", rows, sections, frames=FRAMES, text=TEXT)
 
 
 if __name__ == "__main__":

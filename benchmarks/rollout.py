@@ -32,6 +32,7 @@ from benchmarks.common import (
 )
 from benchmarks.s2d_model import load_policy
 from vrts.models.engines.native import NativeEngine
+from vrts.models.families.qwen2_5_vl import Qwen2_5VL
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import Sample
 
@@ -113,22 +114,23 @@ def generate(
         pad_token_id=policy.processor.tokenizer.pad_token_id,
     )
     input_ids = torch.stack([p.input_ids for p in encoded]).to(policy.device)
+    has_seconds = isinstance(policy.family, Qwen2_5VL)  # the others read times as text
     policy.base.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         mm_token_type_ids=(input_ids == policy.base.config.video_token_id).long() * 2,
         pixel_values_videos=torch.cat([p.patches(policy.device) for p in encoded]),
         video_grid_thw=torch.tensor([p.grid for p in encoded], device=policy.device),
-        second_per_grid_ts=[1.0] * len(encoded),
         generation_config=config,
+        **({"second_per_grid_ts": [1.0] * len(encoded)} if has_seconds else {}),
     )
 
 
 def measure(
-    policy: TransformersPolicy, B: int, num_frames: int, G: int, L: int
+    policy: TransformersPolicy, B: int, num_frames: int, G: int, L: int, side: int = 140
 ) -> dict[str, float]:
     """Compare with ``generate`` for one shape; no completion ends before L tokens."""
-    samples = [random_sample(num_frames, 140, 140, seed) for seed in range(B)]
+    samples = [random_sample(num_frames, side, side, seed) for seed in range(B)]
     engine = engine_of(policy, policy.device)
     runs = {
         "ours": partial(ours, engine, samples, G, L),
