@@ -144,8 +144,9 @@ class VideoQADataModule(LightningDataModule):
         if self.cache is not None:
             self.cache.prepare()
         module = None if self.trainer is None else self.trainer.lightning_module
-        sizes = getattr(module, "frame_sizes", None)
-        self.resolution = self.resolution.for_model(sizes or QWEN2_5_VL)
+        sizes = getattr(module, "frame_sizes", None) or QWEN2_5_VL
+        self.resolution = self.resolution.for_model(sizes)
+        self.sampler = self.sampler.for_model(sizes)
         for name in READERS[stage]:
             reader = self.readers[name]
             if reader is None and (stage, name) == ("fit", "val"):

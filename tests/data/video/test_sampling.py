@@ -2,12 +2,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from qwen_vl_utils.vision_process import smart_nframes
+from transformers import Qwen3VLVideoProcessor, SmolVLMVideoProcessor
+from transformers.video_utils import VideoMetadata
 
 from vrts.data.video.frames import NestedPairSampler, UniformSampler
-from vrts.types import VideoError
+from vrts.types import FrameSizes, VideoError
 
 
 @given(st.integers(2, 400_000), st.integers(2, 256))
@@ -80,3 +82,27 @@ def test_pairs_of_the_usual_levels():
 def test_pairs_of_no_frame():
     with pytest.raises(VideoError, match="no frame"):
         NestedPairSampler().indices(0, 32, 25.0)
+
+
+@given(st.integers(2, 400_000), st.integers(1, 200).map(lambda n: 2 * n))
+def test_each_family_rounds_as_its_own_processor_does(total, num_frames):
+    """Of videos with more frames than are asked for."""
+    assume(num_frames <= total)
+    metadata = VideoMetadata(total_num_frames=total, fps=30.0, duration=total / 30)
+    qwen = UniformSampler().for_model(FrameSizes("clip", 32, 0, 1, 1.0))
+    processor = Qwen3VLVideoProcessor()
+    processor.fps = None  # the number of frames alone
+    want = processor.sample_frames(metadata, num_frames=num_frames)
+    assert qwen.indices(total, num_frames, 30.0) == want.tolist()
+    smol = UniformSampler().for_model(FrameSizes("square", 64, 1, 1, 1.0))
+    want = SmolVLMVideoProcessor().sample_frames(
+        metadata, num_frames=num_frames, fps=10_000, skip_secs=0
+    )
+    assert smol.indices(total, num_frames, 30.0) == want.tolist()
+
+
+def test_nested_pairs_are_of_the_familys_frames():
+    sizes = FrameSizes("square", 64, 1, 1, 1.0)
+    nested = NestedPairSampler(8).for_model(sizes)
+    assert nested.densest == 8
+    assert nested.indices(100, 8, 30.0) == UniformSampler().for_model(sizes).indices(100, 8, 30.0)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from jsonargparse.typing import PositiveInt
 
-from vrts.types import FRAMES_PER_PATCH, VideoError
+from vrts.types import FRAMES_PER_PATCH, FrameSizes, VideoError
 
 
 class FrameSampler(ABC):
@@ -28,14 +28,31 @@ class FrameSampler(ABC):
             VideoError: the source has no frame.
         """
 
+    def for_model(self, sizes: FrameSizes) -> "FrameSampler":
+        """Return the sampler as a family of models rounds frames; itself for most samplers."""
+        return self
+
 
 class UniformSampler(FrameSampler):
     """Evenly spaced frames, the first and the last included, as in qwen_vl_utils 0.0.14.
+
+    Places between frames are rounded as a family's own code does: Qwen2.5-VL's in float32,
+    Qwen3-VL's in float64, SmolVLM2's down (transformers' processor also leaves out the first and
+    last second of long videos, which is not done here).
 
     The number is rounded to an even one. If the source has fewer frames, all of them are taken, the
     last one twice if their number is odd, as in qwen_vl_utils for lists of frames and transformers
     for videos (for videos qwen_vl_utils raises, or drops one).
     """
+
+    def __init__(self) -> None:
+        self._rule = "frame"
+
+    def for_model(self, sizes: FrameSizes) -> "UniformSampler":
+        """See `FrameSampler.for_model`."""
+        own = UniformSampler()
+        own._rule = sizes.rule
+        return own
 
     def indices(self, num_source_frames: int, num_frames: int, fps: float) -> list[int]:
         """Return ``linspace(0, total - 1, T)``, rounded; raises as the base class."""
@@ -45,6 +62,9 @@ class UniformSampler(FrameSampler):
         if num_source_frames < T:
             odd = num_source_frames % FRAMES_PER_PATCH
             return [*range(num_source_frames), *[num_source_frames - 1] * odd]
+        if self._rule != "frame":
+            exact = np.linspace(0, num_source_frames - 1, T)
+            return [int(i) for i in (exact.round() if self._rule == "clip" else exact)]
         # float32 as in qwen_vl_utils: float64 rounds differently for long videos
         places = torch.linspace(0, num_source_frames - 1, T, dtype=torch.float32)
         return [int(i) for i in places.round().tolist()]
@@ -66,10 +86,17 @@ class NestedPairSampler(FrameSampler):
 
     def __init__(self, densest: PositiveInt = 128) -> None:
         self.densest = int(densest)
+        self._uniform = UniformSampler()
+
+    def for_model(self, sizes: FrameSizes) -> "NestedPairSampler":
+        """See `FrameSampler.for_model`."""
+        own = NestedPairSampler(self.densest)
+        own._uniform = UniformSampler().for_model(sizes)
+        return own
 
     def indices(self, num_source_frames: int, num_frames: int, fps: float) -> list[int]:
         """Return evenly spaced pairs; raises as the base class."""
-        frames = UniformSampler().indices(num_source_frames, max(self.densest, num_frames), fps)
+        frames = self._uniform.indices(num_source_frames, max(self.densest, num_frames), fps)
         pairs = [frames[i : i + FRAMES_PER_PATCH] for i in range(0, len(frames), FRAMES_PER_PATCH)]
         K = min(max(round(num_frames / FRAMES_PER_PATCH), 1), len(pairs))
         # nested: the j-th of K pairs is the 2j-th of 2K, whatever the number of all pairs
