@@ -323,12 +323,12 @@ class TestInFlight:
     def test_a_process_that_ends_in_the_middle_waits_for_nothing(self, server):
         server.rule = lambda body, index: Reply(hang_s=60)
         script = f"""
-from tests.models.served.test_engine import Request, Sampling, ServedPolicy, samples
+from tests.models.served.test_engine import Request, SamplingParams, ServedPolicy, samples
 policy = ServedPolicy({server.url!r}, "tiny")
 policy.load()
 engine = policy.default_engine()
 (prompt,) = engine.encode(samples(1))
-engine.add(Request(prompt, (Sampling(),) * 3, (0, 1, 2), 8))
+engine.add(Request(prompt, (SamplingParams(),) * 3, (0, 1, 2), 8))
 engine.step()
 raise SystemExit("in the middle")
 """
