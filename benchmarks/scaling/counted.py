@@ -46,7 +46,7 @@ PATH = RESULTS / "memory.json"
 FAMILIES = CONFIGS.parent / "docs/families.md"
 TABLE_HEAD = (
     "| checkpoint | 10^9 parameters | prompt of 32 frames | LoRA, peak GB | frames | prompt | "
-    "weights GB | prediction, peak GB | card |",
+    "held between questions, GB | prediction, peak GB | card |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 NUM_PREDICTED = 16
