@@ -355,9 +355,7 @@ class VideoQAModule(LightningModule):
 
     def _all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over the ranks, where it was."""
-        start_s = time.perf_counter()
         mean = self.trainer.strategy.reduce(value.detach().to(self.device), reduce_op="mean")
-        self.work.waiting_s += time.perf_counter() - start_s
         assert isinstance(mean, torch.Tensor)
         return mean.to(value.device)
 

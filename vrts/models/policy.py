@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from torch import nn
@@ -231,3 +231,36 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the model in records of a run, as plain JSON values."""
+
+
+class WeightlessPolicy(Policy):
+    """A policy that predicts and has no weights to train, score or export."""
+
+    no_weights: str
+    """Why it has none and what to do, for the message."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Only eval mode is supported; raises `InputError` otherwise."""
+        if mode:
+            self._refuse()
+        return super().train(mode)
+
+    def logprobs(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        temperature: float,
+    ) -> TokenLogprobs:
+        """Refuse; raises `InputError`."""
+        self._refuse()
+
+    def adapter_disabled(self) -> AbstractContextManager[None]:
+        """Refuse; raises `InputError`."""
+        self._refuse()
+
+    def save_pretrained(self, folder: str | Path, merge: bool = False) -> None:
+        """Refuse; raises `InputError`."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise InputError(f"{type(self).__name__} {self.no_weights}")

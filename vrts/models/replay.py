@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -16,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from vrts.files.fingerprints import file_digest
 from vrts.files.predictions import SETTINGS_NAME, StoredPredictions
 from vrts.models.engines.engine import Engine, Request, Result
-from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.models.policy import Policy, Prompt, WeightlessPolicy
 from vrts.types import Clip, Completion, InputError, Question, Round, Sample
 
 REQUESTS_AT_ONCE = 64
@@ -136,7 +135,7 @@ class ReplayEngine(Engine):
         return None
 
 
-class ReplayPolicy(Policy):
+class ReplayPolicy(WeightlessPolicy):
     """Takes completions of an earlier ``predictions.jsonl`` in place of a model.
 
     It scores another vote, threshold, extractor or set of levels in seconds, without a GPU and
@@ -148,6 +147,11 @@ class ReplayPolicy(Policy):
     Args:
         path: ``predictions.jsonl``, with the run's ``settings.json`` next to it.
     """
+
+    no_weights = (
+        "holds recorded completions and no weights: it predicts, and cannot be trained or "
+        "exported; give model.policy a model"
+    )
 
     is_recorded = True
 
@@ -204,12 +208,6 @@ class ReplayPolicy(Policy):
             f"and not at {num_frames}; predict it at that level with the model first"
         )
 
-    def train(self, mode: bool = True) -> Self:
-        """Only eval mode is supported; raises `InputError` otherwise."""
-        if mode:
-            self._refuse()
-        return super().train(mode)
-
     def sample(self, question: Question, num_frames: int) -> Sample:
         """Make a sample whose clip has as many frames as the recorded run saw, and no pixels.
 
@@ -236,23 +234,6 @@ class ReplayPolicy(Policy):
         """Return the engine that replays the recording."""
         return ReplayEngine(self)
 
-    def logprobs(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Completion]],
-        temperature: float,
-    ) -> TokenLogprobs:
-        """Refuse; raises `InputError`."""
-        self._refuse()
-
-    def adapter_disabled(self) -> AbstractContextManager[None]:
-        """Refuse; raises `InputError`."""
-        self._refuse()
-
-    def save_pretrained(self, folder: str | Path, merge: bool = False) -> None:
-        """Refuse; raises `InputError`."""
-        self._refuse()
-
     def fingerprint(self) -> dict[str, Any]:
         """Return a checksum of the file's content; raises `InputError` if it cannot be read."""
         try:
@@ -264,12 +245,6 @@ class ReplayPolicy(Policy):
         return InputError(
             f"model.policy.path: cannot read {self.path} ({error.strerror}); give the "
             "predictions.jsonl of an earlier run"
-        )
-
-    def _refuse(self) -> NoReturn:
-        raise InputError(
-            "ReplayPolicy holds recorded completions and no weights: it predicts, and cannot be "
-            "trained or exported; give model.policy a model"
         )
 
 

@@ -49,7 +49,6 @@ class SampledCount:
 class StepWork:
     """What a step took on this rank, for callbacks that watch the speed."""
 
-    waiting_s: float = 0.0  # waiting for other ranks, in all-reduces of numbers
     rollout_s: float = 0.0
     """Encoding, sampling and rewarding; no rank waits for another one meanwhile."""
     num_questions: int = 0  # those with a usable video

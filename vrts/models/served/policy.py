@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vrts.models.policy import Policy, Prompt, TokenLogprobs
+from vrts.models.policy import WeightlessPolicy
 from vrts.models.served.engine import ServedEngine
 from vrts.models.served.frames import ImageFormat, image_parts, video_part
 from vrts.prompts import PromptTemplate
-from vrts.types import Clip, Completion, InputError, Question, Sample
+from vrts.types import Clip, InputError, Question, Sample
 
 if TYPE_CHECKING:
     from vrts.models.served.endpoint import Endpoint
 
 
-class ServedPolicy(Policy):
+class ServedPolicy(WeightlessPolicy):
     """Lets any OpenAI-compatible endpoint answer, such as vLLM's, SGLang's or a vendor's.
 
     Frames are decoded and resized here; ``docs/served.md`` has more about endpoints.
@@ -45,6 +43,11 @@ class ServedPolicy(Policy):
         prompt_price: of a million tokens, to report what a run costs.
         completion_price: likewise.
     """
+
+    no_weights = (
+        "has no weights here: it predicts, and cannot be trained or exported; give model.policy a "
+        "TransformersPolicy"
+    )
 
     def __init__(
         self,
@@ -128,12 +131,6 @@ class ServedPolicy(Policy):
         parts.append({"type": "text", "text": self._template.render(sample.question)})
         return json.dumps([{"role": "user", "content": parts}]).encode()
 
-    def train(self, mode: bool = True) -> Self:
-        """Only eval mode is supported; raises `InputError` otherwise."""
-        if mode:
-            self._refuse()
-        return super().train(mode)
-
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
         """None: how long a prompt may be is known to the server alone."""
         return None
@@ -141,23 +138,6 @@ class ServedPolicy(Policy):
     def default_engine(self) -> ServedEngine:
         """Return the engine that sends requests."""
         return ServedEngine(self)
-
-    def logprobs(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Completion]],
-        temperature: float,
-    ) -> TokenLogprobs:
-        """Refuse; raises `InputError`."""
-        self._refuse()
-
-    def adapter_disabled(self) -> AbstractContextManager[None]:
-        """Refuse; raises `InputError`."""
-        self._refuse()
-
-    def save_pretrained(self, folder: Any, merge: bool = False) -> None:
-        """Refuse; raises `InputError`."""
-        self._refuse()
 
     def fingerprint(self) -> dict[str, Any]:
         """Endpoint, model, prompt, and how frames are sent; never the key."""
@@ -172,9 +152,3 @@ class ServedPolicy(Policy):
             "one_request": self.one_request,
             "extra_body": self.extra_body,
         }
-
-    def _refuse(self) -> NoReturn:
-        raise InputError(
-            "ServedPolicy has no weights here: it predicts, and cannot be trained or exported; "
-            "give model.policy a TransformersPolicy"
-        )
