@@ -106,3 +106,22 @@ def test_nested_pairs_are_of_the_familys_frames():
     nested = NestedPairSampler(8).for_model(sizes)
     assert nested.densest == 8
     assert nested.indices(100, 8, 30.0) == UniformSampler().for_model(sizes).indices(100, 8, 30.0)
+
+
+class EveryOther(UniformSampler):
+    def __init__(self, start):  # without super().__init__(), as users write it
+        self.start = start
+
+
+class FirstPairs(NestedPairSampler):
+    pass
+
+
+def test_a_users_subclass_stays_what_it_is():
+    sizes = FrameSizes("square", 64, 1, 1, 1.0)
+    own = EveryOther(3).for_model(sizes)
+    assert (type(own), own.start) == (EveryOther, 3)
+    assert own.indices(100, 8, 30.0) == UniformSampler().for_model(sizes).indices(100, 8, 30.0)
+    nested = FirstPairs(8)
+    assert type(nested.for_model(sizes)) is FirstPairs
+    assert nested.indices(100, 8, 30.0) == NestedPairSampler(8).indices(100, 8, 30.0)

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,7 @@ class FrameSampler(ABC):
             VideoError: the source has no frame.
         """
 
-    def for_model(self, sizes: FrameSizes) -> "FrameSampler":
+    def for_model(self, sizes: FrameSizes) -> Self:
         """Return the sampler as a family of models rounds frames; itself for most samplers."""
         return self
 
@@ -45,12 +47,11 @@ class UniformSampler(FrameSampler):
     for videos (for videos qwen_vl_utils raises, or drops one).
     """
 
-    def __init__(self) -> None:
-        self._rule = "frame"
+    _rule = "frame"
 
-    def for_model(self, sizes: FrameSizes) -> "UniformSampler":
+    def for_model(self, sizes: FrameSizes) -> Self:
         """See `FrameSampler.for_model`."""
-        own = UniformSampler()
+        own = copy(self)  # a subclass stays what it is
         own._rule = sizes.rule
         return own
 
@@ -88,10 +89,10 @@ class NestedPairSampler(FrameSampler):
         self.densest = int(densest)
         self._uniform = UniformSampler()
 
-    def for_model(self, sizes: FrameSizes) -> "NestedPairSampler":
+    def for_model(self, sizes: FrameSizes) -> Self:
         """See `FrameSampler.for_model`."""
-        own = NestedPairSampler(self.densest)
-        own._uniform = UniformSampler().for_model(sizes)
+        own = copy(self)  # a subclass stays what it is
+        own._uniform = self._uniform.for_model(sizes)
         return own
 
     def indices(self, num_source_frames: int, num_frames: int, fps: float) -> list[int]:
