@@ -116,46 +116,62 @@ def count(recipe: Recipe, make_policy: MakePolicy | None = None) -> dict[str, An
     Returns:
         Bytes at most in each phase, bytes held between steps, and tokens of a prompt.
     """
-    options = recipe.options()
-    model, data = options["model"], options["data"]
+    make_policy = make_policy or partial(random_policy, QWEN_7B)
     with shapes_only(recipe.card_gb * 1e9) as device, _phases(device):
-        module = _module(model, make_policy or partial(random_policy, QWEN_7B))
-        frames = recipe.num_frames or data["num_frames"]
-        sizes = module.frame_sizes
-        assert sizes is not None
-        size = Resolution(**data["resolution"]).for_model(sizes).size(*VIDEO, frames)
-        batch_size = data.get("batch_size" if recipe.is_training else "eval_batch_size", 1)
-        # one step; in prediction questions follow each other
-        num_batches = 1 if recipe.is_training else NUM_PREDICTED // batch_size
-        batches = [
-            [_sample(f"{i}-{j}", frames, size) for j in range(batch_size)]
-            for i in range(num_batches)
-        ]
-        loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-        trainer = Trainer(
-            accelerator="cuda",
-            devices=1,
-            precision=options["trainer"]["precision"],
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[_Warm()],
-        )
-        if recipe.is_training:
-            trainer.fit(module, loader)
-        else:
-            module.plan = Plan((module.eval_sampling,) * 5)
-            trainer.predict(module, loader)
-        policy = cast(TransformersPolicy, module.policy)
-        num_tokens, _ = policy.family.length(batches[0][0], PromptTemplate())
+        num_tokens = run(recipe, make_policy, torch.device("meta"))
         return {
             "card GB": recipe.card_gb,
             "P": num_tokens,
             "held": device.between,
             "phases": device.peaks,
         }
+
+
+def run(recipe: Recipe, make_policy: MakePolicy, weights_on: torch.device) -> int:
+    """Run a recipe's step, or its prediction, on the one CUDA device there is.
+
+    Args:
+        recipe: what to run.
+        make_policy: makes the model.
+        weights_on: where it makes them; the trainer moves them to the device.
+
+    Returns:
+        Tokens of a prompt.
+    """
+    options = recipe.options()
+    model, data = options["model"], options["data"]
+    module = _module(model, make_policy, weights_on)
+    frames = recipe.num_frames or data["num_frames"]
+    sizes = module.frame_sizes
+    assert sizes is not None
+    size = Resolution(**data["resolution"]).for_model(sizes).size(*VIDEO, frames)
+    batch_size = data.get("batch_size" if recipe.is_training else "eval_batch_size", 1)
+    # one step; in prediction questions follow each other
+    num_batches = 1 if recipe.is_training else NUM_PREDICTED // batch_size
+    batches = [
+        [_sample(f"{i}-{j}", frames, size) for j in range(batch_size)] for i in range(num_batches)
+    ]
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer = Trainer(
+        accelerator="cuda",
+        devices=1,
+        precision=options["trainer"]["precision"],
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[_Warm()],
+    )
+    if recipe.is_training:
+        trainer.fit(module, loader)
+    else:
+        module.plan = Plan((module.eval_sampling,) * 5)
+        trainer.predict(module, loader)
+    num_tokens, _ = cast(TransformersPolicy, module.policy).family.length(
+        batches[0][0], PromptTemplate()
+    )
+    return num_tokens
 
 
 class _Warm(Callback):
@@ -183,13 +199,15 @@ class _Module(VideoQAModule):
         return batch
 
 
-def _module(model: dict[str, Any], make_policy: MakePolicy) -> VideoQAModule:
-    """What the YAML's `model` stands for, on weights without values."""
+def _module(
+    model: dict[str, Any], make_policy: MakePolicy, weights_on: torch.device
+) -> VideoQAModule:
+    """What the YAML's `model` stands for, on other weights."""
     init = dict(model["policy"]["init_args"])
     del init["path"]
     dtype = getattr(torch, init.pop("dtype", "bfloat16"))
     lora = init.pop("lora", None)
-    policy = make_policy(torch.device("meta"), dtype, prompt=PromptTemplate(), **init)
+    policy = make_policy(weights_on, dtype, prompt=PromptTemplate(), **init)
     if lora is not None:
         policy.model = add_lora(policy.model, Lora(**lora))
     engine = model.get("engine", {}).get("init_args", {})

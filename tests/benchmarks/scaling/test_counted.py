@@ -1,16 +1,19 @@
 """The memory of a recipe's own step, counted without values."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
-from benchmarks.common import Shape, random_policy
-from benchmarks.scaling.counted import RECIPES, count
+from benchmarks.common import QWEN_7B, Shape, random_policy
+from benchmarks.scaling.counted import RECIPES, count, run
 from benchmarks.scaling.memory import held
 from benchmarks.scaling.plan import Plan
 from benchmarks.scaling.sizes import MODELS
 from benchmarks.scaling.tables import COUNTED, NF4_BYTES, PHASES, quantized, sharded
+from vrts.models.module import VideoQAModule
 
 FOUND = json.loads(COUNTED.read_text())["recipes"]
 TINY = Shape(256, 2, 4, 2, 1024, 128, 2, 4096, 340, tied_head=False)
@@ -57,3 +60,33 @@ def test_rows_by_arithmetic():
     small = FOUND["lora, small_gpu"]
     saved = small["held"] - quantized(small)["held"]
     assert saved == pytest.approx((2 - NF4_BYTES) * 6.52e9, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_update_on_a_card_takes_the_memory_that_is_counted(monkeypatch):
+    """Four layers of the 7B's width, with LoRA."""
+    shape = replace(QWEN_7B, num_layers=4)
+    recipe = next(r for r in RECIPES if r.name == "lora")
+    options = recipe.options()
+    options["model"] |= {
+        "max_new_tokens": 256,
+        "engine": {"class_path": "NativeEngine", "init_args": {"max_kv_gb": 4.0}},
+    }
+    monkeypatch.setattr(type(recipe), "options", lambda self: options)
+    phases = count(recipe, partial(random_policy, shape))["phases"]
+    wanted = max(phases["forward"], phases["backward"])
+
+    accumulate, peaks = VideoQAModule._accumulate_gradients, []
+
+    def watched(self, micro_batches):
+        torch.cuda.reset_peak_memory_stats()
+        metrics = accumulate(self, micro_batches)
+        peaks.append(torch.cuda.max_memory_allocated())
+        return metrics
+
+    monkeypatch.setattr(VideoQAModule, "_accumulate_gradients", watched)
+    run(recipe, partial(random_policy, shape), torch.device("cuda"))
+    (peak,) = peaks
+    # the allocator's rounding and cuBLAS's workspaces are not counted
+    assert peak == pytest.approx(wanted, rel=0.05)

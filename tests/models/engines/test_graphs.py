@@ -14,6 +14,7 @@ from tests.models.engines.running import (
 )
 from tests.models.recorded_graph import RecordedGraph, use_recorded_graphs
 from tests.models.vlm.test_policy import perturb_adapter
+from vrts.models.engines.decode_batch import DecodeBatch
 from vrts.models.engines.graphs import StepGraphs
 from vrts.models.engines.native import NativeEngine
 from vrts.models.vlm.loading import Lora
@@ -210,3 +211,26 @@ def test_on_the_device(load_policy, samples, lora, monkeypatch):
         engine = make_engine(policy, device=torch.device("cuda"), cuda_graphs=cuda_graphs)
         found.append(generate(engine, engine.encode(samples), MIXED))
     same(*found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_no_decoding_step_waits_for_the_device(load_policy, samples, cuda_graphs, monkeypatch):
+    advance, count = DecodeBatch.advance, []
+
+    def watched(self):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            advance(self)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        count.append(self.num_rows)
+
+    policy = load_policy(lora=Lora(rank=4)).eval().cuda()
+    engine = make_engine(policy, device=torch.device("cuda"), cuda_graphs=cuda_graphs)
+    prompts = engine.encode(samples)
+    generate(engine, prompts, MIXED)  # allocates, records
+    monkeypatch.setattr(DecodeBatch, "advance", watched)
+    generate(engine, prompts, MIXED)
+    assert len(count) > 20
