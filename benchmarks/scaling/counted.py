@@ -35,7 +35,7 @@ from vrts.models.engines.native import NativeEngine
 from vrts.models.grpo.guards import NonFiniteGuard
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.module import VideoQAModule
-from vrts.models.predictor import Plan
+from vrts.models.prediction.predictor import Plan
 from vrts.models.vlm.loading import Lora, add_lora
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate

@@ -24,8 +24,8 @@ from tests.callbacks.runs import (
 )
 from vrts.models.grpo.objectives import DAPO, GRPO
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
+from vrts.models.grpo.temporal import TemporalReward
 from vrts.models.module import VideoQAModule
-from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import Sharding, unsharded
 from vrts.models.strategies.fully_sharded import FullySharded
 from vrts.models.vlm.loading import Lora

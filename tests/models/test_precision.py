@@ -19,7 +19,7 @@ from vrts.models.families.positions import VideoGrid, video_positions
 from vrts.models.grpo.advantages import BatchScaled
 from vrts.models.grpo.objectives import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
 from vrts.models.grpo.reference import FrozenCopy
-from vrts.models.rewards.temporal import TemporalReward
+from vrts.models.grpo.temporal import TemporalReward
 from vrts.types import SamplingParams
 
 

@@ -30,7 +30,6 @@ from vrts.models.checkpoints.contents import (
 from vrts.models.engines.engine import Engine
 from vrts.models.engines.native import NativeEngine
 from vrts.models.engines.sampling import row_seed, seed_globally
-from vrts.models.evaluation import Evaluation
 from vrts.models.grpo.checks import check_context_length, check_data, check_options
 from vrts.models.grpo.guards import NonFiniteGuard, RewardWatch, UsableVideoGuard
 from vrts.models.grpo.metrics import log_means
@@ -39,11 +38,12 @@ from vrts.models.grpo.objectives import GRPO, LossTerms, Objective
 from vrts.models.grpo.reference import Reference
 from vrts.models.grpo.rollouts import Group, RolloutWorker, StepWork
 from vrts.models.grpo.schedules import make_optimizer, monitor_of
+from vrts.models.grpo.temporal import TemporalReward
 from vrts.models.policy import Policy, Prompt, Workload
-from vrts.models.predictor import Plan, TakesPredictions, checked
+from vrts.models.prediction.evaluation import Evaluation
+from vrts.models.prediction.predictor import Plan, TakesPredictions, checked
 from vrts.models.rewards import AccuracyReward, FormatReward, Reward
 from vrts.models.rewards.base import as_reward
-from vrts.models.rewards.temporal import TemporalReward
 from vrts.models.sharding import (
     GradientSync,
     Sharder,

@@ -22,7 +22,7 @@ from vrts.callbacks.prediction.replay import Replay
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.data.readers.recorded import RecordedReader
-from vrts.models.replay import ReplayPolicy
+from vrts.models.prediction.replay import ReplayPolicy
 from vrts.types import InputError
 from vrts.voting import LogProbVote, VotingRule, decide, make_round
 

@@ -23,7 +23,7 @@ from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.callbacks.report.callback import ReportWriter
 from vrts.callbacks.report.thumbnails import thumbnails_path
 from vrts.data.readers.recorded import RecordedReader
-from vrts.models.replay import ReplayPolicy
+from vrts.models.prediction.replay import ReplayPolicy
 from vrts.types import InputError
 
 SCRIPT = {"q0": {4: "ABC", 8: "BBB"}, "q1": {4: "BBB"}, "q2": {4: "A-C", 8: "A-C"}}

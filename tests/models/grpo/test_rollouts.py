@@ -10,9 +10,9 @@ from tests.models.conftest import make_sample
 from tests.models.scripted_engine import ScriptedEngine
 from vrts.models.grpo.micro_batches import MicroBatch
 from vrts.models.grpo.rollouts import RolloutWorker
+from vrts.models.grpo.temporal import TemporalReward, shuffle_frames
 from vrts.models.policy import Policy
 from vrts.models.rewards import Reward
-from vrts.models.rewards.temporal import TemporalReward, shuffle_frames
 from vrts.types import Clip, InputError, Question, Sample
 
 G = 4

@@ -13,7 +13,7 @@ import pytest
 from tests.models.conftest import make_sample
 from tests.models.served.server import Reply, completion, letter, refusal, text_of
 from vrts.models.engines.engine import Request
-from vrts.models.predictor import Plan, Predictor
+from vrts.models.prediction.predictor import Plan, Predictor
 from vrts.models.served.engine import MOST_UNAVAILABLE
 from vrts.models.served.policy import ServedPolicy
 from vrts.types import InputError, SamplingParams

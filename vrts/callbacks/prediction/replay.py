@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from vrts.callbacks.trainer import data_of
 from vrts.models.module import VideoQAModule
-from vrts.models.replay import ReplayPolicy
+from vrts.models.prediction.replay import ReplayPolicy
 from vrts.types import InputError
 
 

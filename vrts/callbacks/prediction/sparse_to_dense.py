@@ -14,7 +14,7 @@ from vrts.data.video.frames import NestedPairSampler
 from vrts.data.workers.requests import Priority
 from vrts.files.fingerprints import describe
 from vrts.models.module import VideoQAModule
-from vrts.models.predictor import Plan
+from vrts.models.prediction.predictor import Plan
 from vrts.types import InputError, Question, Sample, SamplingParams
 from vrts.voting import MajorityVote, Vote, VotingRule
 

@@ -9,10 +9,10 @@ import torch
 
 from vrts.models.engines.engine import Engine, Request
 from vrts.models.engines.sampling import row_seed
+from vrts.models.grpo.temporal import TemporalReward, shuffle_frames
 from vrts.models.policy import Policy, Prompt, Workload
 from vrts.models.rewards.accuracy import accuracy_score
 from vrts.models.rewards.base import Reward, total_reward
-from vrts.models.rewards.temporal import TemporalReward, shuffle_frames
 from vrts.types import Completion, Question, Sample, SamplingParams
 
 

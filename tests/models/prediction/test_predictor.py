@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.callbacks.runs import build_model, make_policy
 from tests.models.scripted_engine import ScriptedEngine
-from vrts.models import predictor as module
 from vrts.models.engines.native import NativeEngine
 from vrts.models.engines.sampling import row_seed
-from vrts.models.predictor import Plan, Predictor
+from vrts.models.prediction import predictor as module
+from vrts.models.prediction.predictor import Plan, Predictor
 from vrts.types import Clip, Prediction, Question, Sample, SamplingParams
 from vrts.voting import LogProbVote, MajorityVote, VotingRule, decide, fail, make_round
 

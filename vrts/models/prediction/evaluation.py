@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from vrts.models.predictor import Predictor
+from vrts.models.prediction.predictor import Predictor
 from vrts.types import Prediction, Sample
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from tests.callbacks.runs import (
 )
 from tests.models.steps import fit
 from vrts.models.grpo.objectives import GRPO
-from vrts.models.predictor import Plan
+from vrts.models.prediction.predictor import Plan
 from vrts.types import SamplingParams
 
 

@@ -8,7 +8,7 @@ import torch
 
 from vrts.files.predictions import prediction_to_json
 from vrts.models.engines.engine import Request
-from vrts.models.replay import ReplayPolicy
+from vrts.models.prediction.replay import ReplayPolicy
 from vrts.types import Clip, InputError, Prediction, Question, Round, Sample, SamplingParams
 
 
