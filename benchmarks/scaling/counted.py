@@ -6,7 +6,8 @@ holds at most in each phase goes to ``benchmarks/results/memory.json``, from whi
 benchmarks.scaling`` makes a table. Not counted: CUDA itself, cuBLAS's workspaces and fragments.
 
 ``--only lora s2d`` counts some recipes again and keeps the others. ``--models`` counts LoRA
-training and prediction for published checkpoints instead, and writes ``docs/families.md``.
+training and prediction for published checkpoints instead, or for those that are named after it,
+and writes ``docs/families.md`` and the headers of ``configs/models``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from vrts.types import Clip, Question, Sample, SamplingParams
 CONFIGS = Path(__file__).parents[2] / "configs"
 PATH = RESULTS / "memory.json"
 FAMILIES = CONFIGS.parent / "docs/families.md"
+START = "<!-- counted -->"
 TABLE_HEAD = (
     "| checkpoint | 10^9 parameters | prompt of 32 frames | LoRA, peak GB | frames | prompt | "
     "held between questions, GB | prediction, peak GB | card |",
@@ -255,10 +257,14 @@ def _first_two(name: str) -> Any:
     return mock.patch.object(VideoQAModule, name, run)
 
 
-def count_models() -> None:
-    """Count what each checkpoint needs, and put the table into the document."""
-    rows = []
-    for name, checkpoint in CHECKPOINTS.items():
+def count_models(names: Sequence[str]) -> None:
+    """Count what checkpoints need, and put it into the document and their recipes.
+
+    Args:
+        names: of `CHECKPOINTS`; the document's rows of the others are kept.
+    """
+    for name in names:
+        checkpoint = CHECKPOINTS[name]
         make_policy = partial(shaped_policy, checkpoint)
         parameters = make_policy(torch.device("meta"), torch.bfloat16).parameters()
         billions = sum(p.numel() for p in parameters) / 1e9
@@ -267,17 +273,44 @@ def count_models() -> None:
         lora = count(Recipe(name, ("grpo", "lora", "gpu"), card_gb), make_policy)
         s2d = count(Recipe(name, ("s2d", "gpu"), card_gb, frames), make_policy)
         peaks = [max(found["phases"].values()) / 1e9 for found in (lora, s2d)]
-        held = s2d["held"] / 1e9
-        rows.append(
-            f"| `{name}` | {billions:.2f} | {lora['P']:,} | {peaks[0]:.1f} | {frames} | "
-            f"{s2d['P']:,} | {held:.1f} | {peaks[1]:.1f} | {card_gb} GB |"
+        write_row(
+            name,
+            f"{billions:.2f}",
+            f"{lora['P']:,}",
+            f"{peaks[0]:.1f}",
+            str(frames),
+            f"{s2d['P']:,}",
+            f"{s2d['held'] / 1e9:.1f}",
+            f"{peaks[1]:.1f}",
+            f"{card_gb} GB",
         )
-        print(rows[-1], flush=True)
+
+
+def write_row(name: str, *cells: str) -> None:
+    """Put what was counted into the document's table, and into the header of the recipe.
+
+    Args:
+        name: of `CHECKPOINTS`.
+        cells: of `TABLE_HEAD`, the ones after the name.
+    """
+    row = f"| `{name}` | {' | '.join(cells)} |"
+    print(row, flush=True)
     text = FAMILIES.read_text(encoding="utf-8")
-    head, _, rest = text.partition("<!-- counted -->")
+    head, _, rest = text.partition(START)
+    table, end, tail = rest.partition("<!-- end -->")
+    found = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    rows = [(found | {name: row})[known] for known in CHECKPOINTS if known in {*found, name}]
     table = "\n".join([*TABLE_HEAD, *rows])
-    end = rest[rest.index("<!-- end -->") :]
-    FAMILIES.write_text(f"{head}<!-- counted -->\n\n{table}\n\n{end}", encoding="utf-8")
+    FAMILIES.write_text(f"{head}{START}\n\n{table}\n\n{end}{tail}", encoding="utf-8")
+    _, prompt, lora, frames, longest, _, predicted, _ = cells
+    (path,) = (p for p in CONFIGS.glob("models/*.yaml") if f"path: {name}}}" in p.read_text())
+    first, *others = path.read_text(encoding="utf-8").splitlines()
+    counted = (
+        f"# Counted: {lora} GB for LoRA (32 frames, {prompt} prompt tokens), {predicted} GB for "
+        f"prediction ({frames}, {longest})."
+    )
+    others = [line for line in others if not line.startswith("# Counted: ")]
+    path.write_text("\n".join([first, counted, *others]) + "\n", encoding="utf-8")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -292,10 +325,10 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     names = [recipe.name for recipe in RECIPES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="RECIPE")
-    parser.add_argument("--models", action="store_true")
+    parser.add_argument("--models", nargs="*", choices=list(CHECKPOINTS), metavar="CHECKPOINT")
     options = parser.parse_args(args)
-    if options.models:
-        count_models()
+    if options.models is not None:
+        count_models(options.models or list(CHECKPOINTS))
         return
     wanted = options.only
     for recipe in RECIPES:
