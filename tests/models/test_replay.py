@@ -197,7 +197,7 @@ def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
     policy = load(write(tmp_path, line("a", (4, "AAA")), line("b", (4, "CABAC"))))
     samples = [policy.sample(question(id), 4) for id in "ab"]
     first, second = replay(policy, samples, 5)
-    assert "question a at 4 frames has 3 completions, and 5 are" in first.error
+    assert "the round at 4 frames has 3 completions, and 5 are" in first.error
     assert first.completions == ()
     assert (second.error, texts(second)) == (None, "CABAC")
 

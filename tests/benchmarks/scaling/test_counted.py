@@ -1,16 +1,20 @@
 """The memory of a recipe's own step, counted without values."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from benchmarks.common import Shape, random_policy
-from benchmarks.scaling.counted import RECIPES, count
+from benchmarks.scaling import counted, shapes
+from benchmarks.scaling.checkpoints import CHECKPOINTS, shaped_policy
+from benchmarks.scaling.counted import RECIPES, TABLE_HEAD, Recipe, count, write_row
 from benchmarks.scaling.memory import held
 from benchmarks.scaling.plan import Plan
 from benchmarks.scaling.sizes import MODELS
 from benchmarks.scaling.tables import COUNTED, NF4_BYTES, PHASES, quantized, sharded
+from vrts.models.families.qwen3_5 import SharedDeltaNet
 
 FOUND = json.loads(COUNTED.read_text())["recipes"]
 TINY = Shape(256, 2, 4, 2, 1024, 128, 2, 4096, 340, tied_head=False)
@@ -57,3 +61,56 @@ def test_rows_by_arithmetic():
     small = FOUND["lora, small_gpu"]
     saved = small["held"] - quantized(small)["held"]
     assert saved == pytest.approx((2 - NF4_BYTES) * 6.52e9, rel=0.01)
+
+
+@pytest.mark.parametrize("configs", [("grpo", "lora", "gpu"), ("s2d", "gpu")], ids=["lora", "s2d"])
+def test_recurrences_of_equal_shapes_are_counted_as_if_each_ran(monkeypatch, configs):
+    """A hybrid of three gated delta nets and one layer of attention, with and without repeating."""
+    whole = CHECKPOINTS["Qwen/Qwen3.5-0.8B"]
+    text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    own = replace(whole, text=whole.text | text | {"layer_types": whole.text["layer_types"][:4]})
+    vision = {"depth": 1, "hidden_size": 48, "intermediate_size": 96, "out_hidden_size": 64}
+    own = replace(own, vision=whole.vision | vision)
+    recipe = Recipe("hybrid", configs, 24, 4)
+    options = recipe.options()
+    options["model"] |= {"max_new_tokens": 32}
+    if recipe.is_training:
+        options["model"] |= {"num_generations": 2}
+        options["data"] |= {"batch_size": 2}
+    monkeypatch.setattr(Recipe, "options", lambda self: options)
+    monkeypatch.setattr(counted, "NUM_PREDICTED", 2 * options["data"].get("eval_batch_size", 1))
+    real, calls = SharedDeltaNet._run, []
+
+    def run(*args):
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(SharedDeltaNet, "_run", run)
+    shortened, num_calls = count(recipe, partial(shaped_policy, own)), len(calls)
+    monkeypatch.setattr(shapes, "_once", lambda device: SharedDeltaNet._run)
+    assert shortened == count(recipe, partial(shaped_policy, own))
+    assert num_calls < len(calls) - num_calls, "fewer run"
+
+
+def test_a_row_is_put_into_the_document_and_the_recipe(monkeypatch, tmp_path):
+    """In the order of the checkpoints; whatever else is there is kept, and a row is replaced."""
+    document, recipe = tmp_path / "families.md", tmp_path / "models/small.yaml"
+    other = f"| `{list(CHECKPOINTS)[-1]}` | 2.25 |"
+    document.write_text(f"# Head\n<!-- counted -->\n\n{other}\n\n<!-- end -->\ntail\n")
+    recipe.parent.mkdir()
+    recipe.write_text("# Overlay: small.\nmodel: {path: Qwen/Qwen3.5-0.8B}\n")
+    monkeypatch.setattr(counted, "FAMILIES", document)
+    monkeypatch.setattr(counted, "CONFIGS", tmp_path)
+    for peak in ("9.9", "5.4"):
+        cells = ("0.85", "1,760", peak, "128", "12,430", "6.1", "8.2", "24 GB")
+        write_row("Qwen/Qwen3.5-0.8B", *cells)
+    row = "| `Qwen/Qwen3.5-0.8B` | 0.85 | 1,760 | 5.4 | 128 | 12,430 | 6.1 | 8.2 | 24 GB |"
+    table = "\n".join([*TABLE_HEAD, row, other])
+    want = f"# Head\n<!-- counted -->\n\n{table}\n\n<!-- end -->\ntail\n"
+    assert document.read_text() == want
+    assert recipe.read_text() == (
+        "# Overlay: small.\n"
+        "# Counted: 5.4 GB for LoRA (32 frames, 1,760 prompt tokens), 8.2 GB for prediction (128, "
+        "12,430).\n"
+        "model: {path: Qwen/Qwen3.5-0.8B}\n"
+    )

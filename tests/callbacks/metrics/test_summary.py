@@ -69,7 +69,9 @@ def test_every_number_by_hand():
         "num_without_answer": 1,
         "num_failed": 3,
         "failed": ["damaged", "damaged later", "damaged, unscored"],
-        "failures": [{"reason": "damaged", "num_questions": 3, "example": "damaged"}],
+        "failures": [
+            {"reason": "damaged", "num_questions": 3, "example": "question damaged: damaged"}
+        ],
         "num_damaged": 1,
         "damaged": ["majority"],
         "breakdown": {

@@ -413,7 +413,7 @@ class TestBadModels:
     )
     def test_an_attention_that_is_not_there(self, load_policy, monkeypatch, name, problem):
         """Before the processor and the weights are read; a kernel of the hub is never fetched."""
-        for function in ("read_config", "load_processor", "load_model", "load_empty_model"):
+        for function in ("read_config", "load_processor"):
             monkeypatch.delattr(f"vrts.models.vlm.policy.{function}")
         with pytest.raises(InputError) as error:
             load_policy(attn_implementation=name)
