@@ -69,6 +69,9 @@ REMOTE_CODE = (
     "vrts never runs; where transformers' own classes fit, remove that entry from a local copy"
 )
 
+OLDEST_TRANSFORMERS = "5.17"
+"""That knows all families; as in ``pyproject.toml``."""
+
 HUB_FILES = ("config.json", ADAPTER_CONFIG)
 HUB_TIMEOUT_S = 4
 
@@ -341,7 +344,7 @@ def _check_known(name_or_path: str) -> None:
     if model_type not in CONFIG_MAPPING:
         raise InputError(
             f"{PATH_KEY}: {name_or_path} is {family.title}, which transformers {version} does not "
-            "know yet; pip install --upgrade transformers"
+            f"know; pip install 'transformers>={OLDEST_TRANSFORMERS}'"
         )
 
 
