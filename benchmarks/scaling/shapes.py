@@ -158,7 +158,7 @@ def _once(device: ShapesDevice) -> Any:
     what they keep for the backward pass is then held.
     """
     real: Any = SharedDeltaNet._run
-    known: dict[Any, tuple[int, Any]] = {}
+    known: dict[Any, tuple[int, tuple[Any, ...], list[tuple[Any, ...]]]] = {}
 
     def shape(x: torch.Tensor) -> tuple[Any, ...]:
         elements = x.memory.untyped_storage().nbytes() // x.element_size()  # type: ignore[attr-defined]
@@ -172,12 +172,12 @@ def _once(device: ShapesDevice) -> Any:
         if key not in known:
             before, outer, device.highest = device.held, device.highest, 0
             out = real(self, rule, inputs, states)
-            known[key] = (device.highest - before, mapped(shape, out))
+            known[key] = (device.highest - before, shape(out[0]), [shape(x) for x in out[1]])
             device.highest = max(device.highest, outer)
             return out
-        extra, (out, after) = known[key]
+        extra, output, after = known[key]
         device.note(extra)
-        return _empty(*out), tuple(_empty(*x) for x in after)
+        return _empty(*output), tuple(_empty(*x) for x in after)
 
     return run
 

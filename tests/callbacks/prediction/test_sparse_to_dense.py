@@ -206,7 +206,8 @@ def test_the_densest_level_that_the_engine_has_room_for_decides(
     """What the cache has no room for at a denser level is decided by the votes before it."""
     policy = make_policy(model_folder)
     policy.load()
-    with_all, _ = predict(tmp_path / "all", policy, questions(videos["long"], 2))
+    s2d, asked = {"early_stop": early_stop}, questions(videos["long"], 2)
+    with_all, _ = predict(tmp_path / "all", policy, asked, s2d=s2d)
     assert [frames for frames, _ in rounds(with_all[0])] == [4, 8, 16]
     network = policy.network()
     lengths = [
@@ -218,9 +219,9 @@ def test_the_densest_level_that_the_engine_has_room_for_decides(
     lines, metrics = predict(
         tmp_path / "some",
         policy,
-        questions(videos["long"], 2),
+        asked,
         engine=NativeEngine(max_kv_gb=(needed[1] - 1) / 1e9),
-        s2d={"early_stop": early_stop},
+        s2d=s2d,
     )
     for line, whole in zip(lines, with_all, strict=True):
         assert line["status"] == "ok"
