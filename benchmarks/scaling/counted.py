@@ -116,16 +116,17 @@ def count(recipe: Recipe, make_policy: MakePolicy | None = None) -> dict[str, An
     """Run a recipe's own code on shapes, those of Qwen2.5-VL-7B where no others are given.
 
     Returns:
-        Bytes at most in each phase, bytes held between steps, and tokens of a prompt.
+        Bytes at most in each phase, bytes held between steps, tokens of a prompt, and height and
+        width of its frames.
     """
     options = recipe.options()
     model, data = options["model"], options["data"]
     with shapes_only(recipe.card_gb * 1e9) as device, _phases(device):
         module = _module(model, make_policy or partial(random_policy, QWEN_7B))
         frames = recipe.num_frames or data["num_frames"]
-        sizes = module.frame_sizes
-        assert sizes is not None
-        size = Resolution(**data["resolution"]).for_model(sizes).size(*VIDEO, frames)
+        assert module.frame_sizes is not None
+        resolution = Resolution(**data["resolution"]).for_model(module.frame_sizes)
+        size = resolution.size(*VIDEO, frames)
         batch_size = data.get("batch_size" if recipe.is_training else "eval_batch_size", 1)
         # one step; in prediction questions follow each other
         num_batches = 1 if recipe.is_training else NUM_PREDICTED // batch_size
@@ -155,6 +156,7 @@ def count(recipe: Recipe, make_policy: MakePolicy | None = None) -> dict[str, An
         return {
             "card GB": recipe.card_gb,
             "P": num_tokens,
+            "size": size,
             "held": device.between,
             "phases": device.peaks,
         }
@@ -270,11 +272,13 @@ def count_models(names: Sequence[str]) -> None:
         billions = sum(p.numel() for p in parameters) / 1e9
         card_gb = 24 if billions < 6 else 48
         frames = 128 if checkpoint.text["max_position_embeddings"] > 2**14 else 64
-        lora = count(Recipe(name, ("grpo", "lora", "gpu"), card_gb), make_policy)
-        s2d = count(Recipe(name, ("s2d", "gpu"), card_gb, frames), make_policy)
+        own = f"models/{overlay(name).stem}"
+        lora = count(Recipe(name, ("grpo", "lora", "gpu", own), card_gb), make_policy)
+        s2d = count(Recipe(name, ("s2d", "gpu", own), card_gb, frames), make_policy)
         peaks = [max(found["phases"].values()) / 1e9 for found in (lora, s2d)]
         write_row(
             name,
+            [f"{h}x{w}" for h, w in (lora["size"], s2d["size"])],
             f"{billions:.2f}",
             f"{lora['P']:,}",
             f"{peaks[0]:.1f}",
@@ -286,11 +290,18 @@ def count_models(names: Sequence[str]) -> None:
         )
 
 
-def write_row(name: str, *cells: str) -> None:
+def overlay(name: str) -> Path:
+    """The file of ``configs/models`` that has a checkpoint's hub id."""
+    (path,) = (p for p in CONFIGS.glob("models/*.yaml") if f"path: {name}}}" in p.read_text())
+    return path
+
+
+def write_row(name: str, sizes: Sequence[str], *cells: str) -> None:
     """Put what was counted into the document's table, and into the header of the recipe.
 
     Args:
         name: of `CHECKPOINTS`.
+        sizes: height and width of frames in training and in prediction, from videos of `VIDEO`.
         cells: of `TABLE_HEAD`, the ones after the name.
     """
     row = f"| `{name}` | {' | '.join(cells)} |"
@@ -302,15 +313,18 @@ def write_row(name: str, *cells: str) -> None:
     rows = [(found | {name: row})[known] for known in CHECKPOINTS if known in {*found, name}]
     table = "\n".join([*TABLE_HEAD, *rows])
     FAMILIES.write_text(f"{head}{START}\n\n{table}\n\n{end}{tail}", encoding="utf-8")
-    _, prompt, lora, frames, longest, _, predicted, _ = cells
-    (path,) = (p for p in CONFIGS.glob("models/*.yaml") if f"path: {name}}}" in p.read_text())
+    _, prompt, lora, num_frames, longest, _, predicted, _ = cells
+    path = overlay(name)
     first, *others = path.read_text(encoding="utf-8").splitlines()
-    counted = (
-        f"# Counted: {lora} GB for LoRA (32 frames, {prompt} prompt tokens), {predicted} GB for "
-        f"prediction ({frames}, {longest})."
-    )
-    others = [line for line in others if not line.startswith("# Counted: ")]
-    path.write_text("\n".join([first, counted, *others]) + "\n", encoding="utf-8")
+    counted = [
+        f"# {what}: {peak} GB with {frames} frames of {size}, {tokens} prompt tokens. (Counted.)"
+        for what, peak, frames, size, tokens in (
+            ("LoRA", lora, 32, sizes[0], prompt),
+            ("Prediction", predicted, num_frames, sizes[1], longest),
+        )
+    ]
+    others = [line for line in others if not line.endswith("(Counted.)")]
+    path.write_text("\n".join([first, *counted, *others]) + "\n", encoding="utf-8")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -98,19 +98,20 @@ def test_a_row_is_put_into_the_document_and_the_recipe(monkeypatch, tmp_path):
     other = f"| `{list(CHECKPOINTS)[-1]}` | 2.25 |"
     document.write_text(f"# Head\n<!-- counted -->\n\n{other}\n\n<!-- end -->\ntail\n")
     recipe.parent.mkdir()
-    recipe.write_text("# Overlay: small.\nmodel: {path: Qwen/Qwen3.5-0.8B}\n")
+    recipe.write_text("# Overlay: small.\n# Kept.\nmodel: {path: Qwen/Qwen3.5-0.8B}\n")
     monkeypatch.setattr(counted, "FAMILIES", document)
     monkeypatch.setattr(counted, "CONFIGS", tmp_path)
     for peak in ("9.9", "5.4"):
         cells = ("0.85", "1,760", peak, "128", "12,430", "6.1", "8.2", "24 GB")
-        write_row("Qwen/Qwen3.5-0.8B", *cells)
+        write_row("Qwen/Qwen3.5-0.8B", ["224x384", "320x576"], *cells)
     row = "| `Qwen/Qwen3.5-0.8B` | 0.85 | 1,760 | 5.4 | 128 | 12,430 | 6.1 | 8.2 | 24 GB |"
     table = "\n".join([*TABLE_HEAD, row, other])
     want = f"# Head\n<!-- counted -->\n\n{table}\n\n<!-- end -->\ntail\n"
     assert document.read_text() == want
     assert recipe.read_text() == (
         "# Overlay: small.\n"
-        "# Counted: 5.4 GB for LoRA (32 frames, 1,760 prompt tokens), 8.2 GB for prediction (128, "
-        "12,430).\n"
+        "# LoRA: 5.4 GB with 32 frames of 224x384, 1,760 prompt tokens. (Counted.)\n"
+        "# Prediction: 8.2 GB with 128 frames of 320x576, 12,430 prompt tokens. (Counted.)\n"
+        "# Kept.\n"
         "model: {path: Qwen/Qwen3.5-0.8B}\n"
     )
