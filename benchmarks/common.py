@@ -198,20 +198,29 @@ def seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> float
 
 
 def alternating_seconds(
-    runs: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
+    runs: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median wall time in seconds of several calls that take turns, all of them warmed up already.
+    """Median time in seconds of several calls that take turns, all of them warmed up already.
 
     What disturbs the machine for a while then disturbs all of them.
+
+    Args:
+        runs: the calls by name.
+        repeats: of each.
+        device: waited for before and after each call.
+        clock: wall time, or ``time.process_time`` for that of one thread on a CPU that others use.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             synchronize(device)
-            start_s = time.perf_counter()
+            start_s = clock()
             run()
             synchronize(device)
-            times[name].append(time.perf_counter() - start_s)
+            times[name].append(clock() - start_s)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -1,6 +1,6 @@
 """The update of each model family: a prompt forwarded once, against once for each completion.
 
-``python -m benchmarks.families`` (two minutes on a CPU) compares log-probs with gradient, of a
+``python -m benchmarks.families`` (some minutes on a CPU) compares log-probs with gradient, of a
 random model of some 13 million parameters of each family, as ``python -m benchmarks.update`` does
 for Qwen2.5-VL: naive passes forward vision tower, prompt and completion row by row by
 transformers' own model, the shared pass is `TransformersPolicy.logprobs` with one pass of the
@@ -8,11 +8,16 @@ tower. The table has the ratio of times next to the token count's ``G(P+L) / (P+
 text model alone, whose features are known in both, it is what the formula counts. A second table
 compares sampling with ``generate`` of transformers, a third
 has the operators that the shared pass of the hybrid spends its time in.
+
+``--only rollout --family Qwen3-VL`` measures a part, and keeps the other rows of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import rollout
 from benchmarks.common import (
+    RESULTS,
     alternating_seconds,
     encode,
     print_table,
@@ -39,9 +45,11 @@ from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Completion
 
+NAME, OPERATORS = "families", "operators of Qwen3.5"
+"""The file of results, and one of its sections."""
 FRAMES, G, L = 24, 8, 48
-REPEATS = 5
-"""Timed calls of each, of which the median counts."""
+REPEATS = 3
+"""Timed calls of each, of which the median counts, in CPU time of the one thread."""
 TEXT: dict[str, Any] = {
     "hidden_size": 384,
     "num_hidden_layers": 6,
@@ -167,7 +175,7 @@ def measure(name: str) -> tuple[dict[str, Any], Callable[[], None]]:
     for call in calls.values():
         call()
     assert max(norms) <= min(norms) * 1.0001, "all four are of the same gradient"
-    time_s = alternating_seconds(calls, REPEATS, policy.device)
+    time_s = alternating_seconds(calls, REPEATS, policy.device, time.process_time)
     expected = formula(prompt.num_tokens, L, G)
     text_ratio = time_s["naive text"] / time_s["shared text"]
     row = {
@@ -190,7 +198,8 @@ def measure_rollout(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     template = PromptTemplate(preamble="")
     policy = shaped_policy(checkpoint, torch.device("cpu"), torch.float32, prompt=template).eval()
-    return {"family": name, **rollout.measure(policy, 1, FRAMES, G, L, side)}
+    found = rollout.measure(policy, 1, FRAMES, G, L, side, time.process_time)
+    return {"family": name, **found}
 
 
 def operators(run: Callable[[], None]) -> list[dict[str, Any]]:
@@ -205,20 +214,50 @@ def operators(run: Callable[[], None]) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
-    """Measure all families, print and write."""
-    rows, hybrid = [], []
-    for name in SHAPES:
-        row, shared = measure(name)
-        rows.append(row)
-        if name == "Qwen3.5":
-            hybrid = operators(shared)
-    rollouts = [measure_rollout(name) for name in SHAPES]
-    print_table("Update, by family", rows)
-    print_table("Rollout, by family", rollouts)
-    print_table("Operators of the hybrid's shared pass", hybrid)
-    sections = {"rollout": rollouts, "operators of Qwen3.5": hybrid}
-    write_results("families", rows, sections, frames=FRAMES, text=TEXT)
+def write(found: dict[str, Any]) -> None:
+    """Put what was measured into the file, whose other rows and sections are kept.
+
+    Args:
+        found: rows or operators by the name of their section; ``rows`` are those of the update.
+    """
+    path = RESULTS / f"{NAME}.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    for section, rows in found.items():
+        if section in ("rows", "rollout"):
+            by_family = {row["family"]: row for row in [*known.get(section, []), *rows]}
+            rows = [by_family[name] for name in SHAPES if name in by_family]
+        known[section] = rows
+    sections = {k: known[k] for k in ("rollout", OPERATORS) if k in known}
+    write_results(NAME, known.get("rows", []), sections, frames=FRAMES, text=TEXT)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Measure families, print and write each as soon as it is measured.
+
+    Args:
+        args: of the command line; None takes the process's own.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.families", description=(__doc__ or "").partition("\n")[0]
+    )
+    kinds = ["update", "rollout"]
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, metavar="KIND")
+    parser.add_argument("--family", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    options = parser.parse_args(args)
+    torch.set_num_threads(1)
+    for name in options.family:
+        if "update" in options.only:
+            row, shared = measure(name)
+            found = {"rows": [row]}
+            print_table("Update", [row])
+            if HYBRID is SHAPES[name][0].text.get("layer_types"):
+                found[OPERATORS] = operators(shared)
+                print_table("Operators of its shared pass", found[OPERATORS])
+            write(found)
+        if "rollout" in options.only:
+            row = measure_rollout(name)
+            print_table("Rollout", [row])
+            write({"rollout": [row]})
 
 
 if __name__ == "__main__":

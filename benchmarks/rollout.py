@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -127,7 +128,13 @@ def generate(
 
 
 def measure(
-    policy: TransformersPolicy, B: int, num_frames: int, G: int, L: int, side: int = 140
+    policy: TransformersPolicy,
+    B: int,
+    num_frames: int,
+    G: int,
+    L: int,
+    side: int = 140,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Compare with ``generate`` for one shape; no completion ends before L tokens."""
     samples = [random_sample(num_frames, side, side, seed) for seed in range(B)]
@@ -139,7 +146,7 @@ def measure(
     }
     for run in runs.values():
         run()
-    time_s = alternating_seconds(runs, REPEATS, policy.device)
+    time_s = alternating_seconds(runs, REPEATS, policy.device, clock)
     return {
         "B": B,
         "P": engine.encode(samples[:1])[0].num_tokens,

@@ -120,7 +120,7 @@ def test_a_model_without_numbers_fails_by_name(mean):
     damaged = dataclasses.replace(rounds("B", "B", num_frames=8), mean_logprobs=(-0.5, mean))
     decided = decide(QUESTION, [rounds("A", "B"), damaged])
     assert (decided.answer, decided.correct, decided.num_frames) == (None, False, 4)
-    assert "question q at 8 frames: the model's log-probs are not finite" in decided.error
+    assert "at 8 frames the model's log-probs are not finite" in decided.error
 
 
 def test_no_answer_at_all_is_wrong():

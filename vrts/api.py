@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from vrts.callbacks import SparseToDense
 from vrts.data import Resolution, VideoQADataModule
@@ -47,7 +50,7 @@ def ask(
     """Ask one question about one video, sparse to dense (Video-RTS, arXiv 2507.06485, section 3.3).
 
     Args:
-        policy: the model.
+        policy: the model, which stays as it is, whatever the precision.
         video: path of a video or an image.
         question: what is asked.
         options: of a multiple choice; None for an answer in free text.
@@ -76,6 +79,26 @@ def ask(
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     plan = SparseToDense(list(levels), num_samples)
     runner = Trainer(**{"devices": 1, **quiet, **trainer}, callbacks=[plan])
-    batches: Any = runner.predict(module, datamodule=data)
+    with _unconverted(policy, runner):
+        batches: Any = runner.predict(module, datamodule=data)
     found: list[Prediction] = [prediction for batch in batches for prediction in batch]
     return found[0]
+
+
+@contextmanager
+def _unconverted(policy: Policy, trainer: Trainer) -> Iterator[None]:
+    """Context after which the weights have their dtype and values again.
+
+    Lightning's ``bf16-true`` and ``16-true`` convert the module that they are given.
+    """
+    if not isinstance(trainer.precision_plugin, HalfPrecision):
+        yield
+        return
+    # `data`, which conversion replaces by other tensors
+    kept = [(t, t.data) for t in chain(policy.parameters(), policy.buffers())]
+    try:
+        yield
+    finally:
+        for tensor, data in kept:
+            if tensor.dtype != data.dtype:
+                tensor.data = data.to(tensor.device)

@@ -148,6 +148,7 @@ class Sample:
     question: Question
     clip: Clip | None = None
     error: str | None = None
+    """The reason; it does not name the question, which whoever reports it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ class Prediction:
     answer: str | None = None
     """Canonical; None if no completion gave one or the question failed."""
     error: str | None = None
-    """Why the question failed, or None."""
+    """Why the question failed, without its id, or None."""
     correct: bool | None = None
     """None if the gold answer is not known; a failure is wrong."""
     clip: Clip | None = field(default=None, compare=False, repr=False)

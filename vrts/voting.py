@@ -260,8 +260,8 @@ def decide(
     if not all(map(math.isfinite, rounds[-1].mean_logprobs)):
         # what such a model samples is not an answer, not even a wrong one
         reason = (
-            f"question {question.id} at {rounds[-1].num_frames} frames: the model's log-probs are "
-            "not finite; its weights are damaged or overflow, see model.policy"
+            f"at {rounds[-1].num_frames} frames the model's log-probs are not finite; its weights "
+            "are damaged or overflow, see model.policy"
         )
         return fail(question, reason, rounds[:-1])
     with naming(question):

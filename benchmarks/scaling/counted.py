@@ -6,7 +6,8 @@ holds at most in each phase goes to ``benchmarks/results/memory.json``, from whi
 benchmarks.scaling`` makes a table. Not counted: CUDA itself, cuBLAS's workspaces and fragments.
 
 ``--only lora s2d`` counts some recipes again and keeps the others. ``--models`` counts LoRA
-training and prediction for published checkpoints instead, and writes ``docs/families.md``.
+training and prediction for published checkpoints instead, or for those that are named after it,
+and writes ``docs/families.md`` and the headers of ``configs/models``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from vrts.types import Clip, Question, Sample, SamplingParams
 CONFIGS = Path(__file__).parents[2] / "configs"
 PATH = RESULTS / "memory.json"
 FAMILIES = CONFIGS.parent / "docs/families.md"
+START = "<!-- counted -->"
 TABLE_HEAD = (
     "| checkpoint | 10^9 parameters | prompt of 32 frames | LoRA, peak GB | frames | prompt | "
     "held between questions, GB | prediction, peak GB | card |",
@@ -114,20 +116,24 @@ def count(recipe: Recipe, make_policy: MakePolicy | None = None) -> dict[str, An
     """Run a recipe's own code on shapes, those of Qwen2.5-VL-7B where no others are given.
 
     Returns:
-        Bytes at most in each phase, bytes held between steps, and tokens of a prompt.
+        Bytes at most in each phase, bytes held between steps, tokens of a prompt, and height and
+        width of its frames.
     """
     make_policy = make_policy or partial(random_policy, QWEN_7B)
     with shapes_only(recipe.card_gb * 1e9) as device, _phases(device):
-        num_tokens = run(recipe, make_policy, torch.device("meta"))
+        num_tokens, size = run(recipe, make_policy, torch.device("meta"))
         return {
             "card GB": recipe.card_gb,
             "P": num_tokens,
+            "size": size,
             "held": device.between,
             "phases": device.peaks,
         }
 
 
-def run(recipe: Recipe, make_policy: MakePolicy, weights_on: torch.device) -> int:
+def run(
+    recipe: Recipe, make_policy: MakePolicy, weights_on: torch.device
+) -> tuple[int, tuple[int, int]]:
     """Run a recipe's step, or its prediction, on the one CUDA device there is.
 
     Args:
@@ -136,7 +142,7 @@ def run(recipe: Recipe, make_policy: MakePolicy, weights_on: torch.device) -> in
         weights_on: where it makes them; the trainer moves them to the device.
 
     Returns:
-        Tokens of a prompt.
+        Tokens of a prompt, and height and width of its frames.
     """
     options = recipe.options()
     model, data = options["model"], options["data"]
@@ -171,7 +177,7 @@ def run(recipe: Recipe, make_policy: MakePolicy, weights_on: torch.device) -> in
     num_tokens, _ = cast(TransformersPolicy, module.policy).family.length(
         batches[0][0], PromptTemplate()
     )
-    return num_tokens
+    return num_tokens, size
 
 
 class _Warm(Callback):
@@ -273,29 +279,72 @@ def _first_two(name: str) -> Any:
     return mock.patch.object(VideoQAModule, name, run)
 
 
-def count_models() -> None:
-    """Count what each checkpoint needs, and put the table into the document."""
-    rows = []
-    for name, checkpoint in CHECKPOINTS.items():
+def count_models(names: Sequence[str]) -> None:
+    """Count what checkpoints need, and put it into the document and their recipes.
+
+    Args:
+        names: of `CHECKPOINTS`; the document's rows of the others are kept.
+    """
+    for name in names:
+        checkpoint = CHECKPOINTS[name]
         make_policy = partial(shaped_policy, checkpoint)
         parameters = make_policy(torch.device("meta"), torch.bfloat16).parameters()
         billions = sum(p.numel() for p in parameters) / 1e9
         card_gb = 24 if billions < 6 else 48
         frames = 128 if checkpoint.text["max_position_embeddings"] > 2**14 else 64
-        lora = count(Recipe(name, ("grpo", "lora", "gpu"), card_gb), make_policy)
-        s2d = count(Recipe(name, ("s2d", "gpu"), card_gb, frames), make_policy)
+        own = f"models/{overlay(name).stem}"
+        lora = count(Recipe(name, ("grpo", "lora", "gpu", own), card_gb), make_policy)
+        s2d = count(Recipe(name, ("s2d", "gpu", own), card_gb, frames), make_policy)
         peaks = [max(found["phases"].values()) / 1e9 for found in (lora, s2d)]
-        held = s2d["held"] / 1e9
-        rows.append(
-            f"| `{name}` | {billions:.2f} | {lora['P']:,} | {peaks[0]:.1f} | {frames} | "
-            f"{s2d['P']:,} | {held:.1f} | {peaks[1]:.1f} | {card_gb} GB |"
+        write_row(
+            name,
+            [f"{h}x{w}" for h, w in (lora["size"], s2d["size"])],
+            f"{billions:.2f}",
+            f"{lora['P']:,}",
+            f"{peaks[0]:.1f}",
+            str(frames),
+            f"{s2d['P']:,}",
+            f"{s2d['held'] / 1e9:.1f}",
+            f"{peaks[1]:.1f}",
+            f"{card_gb} GB",
         )
-        print(rows[-1], flush=True)
+
+
+def overlay(name: str) -> Path:
+    """The file of ``configs/models`` that has a checkpoint's hub id."""
+    (path,) = (p for p in CONFIGS.glob("models/*.yaml") if f"path: {name}}}" in p.read_text())
+    return path
+
+
+def write_row(name: str, sizes: Sequence[str], *cells: str) -> None:
+    """Put what was counted into the document's table, and into the header of the recipe.
+
+    Args:
+        name: of `CHECKPOINTS`.
+        sizes: height and width of frames in training and in prediction, from videos of `VIDEO`.
+        cells: of `TABLE_HEAD`, the ones after the name.
+    """
+    row = f"| `{name}` | {' | '.join(cells)} |"
+    print(row, flush=True)
     text = FAMILIES.read_text(encoding="utf-8")
-    head, _, rest = text.partition("<!-- counted -->")
+    head, _, rest = text.partition(START)
+    table, end, tail = rest.partition("<!-- end -->")
+    found = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    rows = [(found | {name: row})[known] for known in CHECKPOINTS if known in {*found, name}]
     table = "\n".join([*TABLE_HEAD, *rows])
-    end = rest[rest.index("<!-- end -->") :]
-    FAMILIES.write_text(f"{head}<!-- counted -->\n\n{table}\n\n{end}", encoding="utf-8")
+    FAMILIES.write_text(f"{head}{START}\n\n{table}\n\n{end}{tail}", encoding="utf-8")
+    _, prompt, lora, num_frames, longest, _, predicted, _ = cells
+    path = overlay(name)
+    first, *others = path.read_text(encoding="utf-8").splitlines()
+    counted = [
+        f"# {what}: {peak} GB with {frames} frames of {size}, {tokens} prompt tokens. (Counted.)"
+        for what, peak, frames, size, tokens in (
+            ("LoRA", lora, 32, sizes[0], prompt),
+            ("Prediction", predicted, num_frames, sizes[1], longest),
+        )
+    ]
+    others = [line for line in others if not line.endswith("(Counted.)")]
+    path.write_text("\n".join([first, *counted, *others]) + "\n", encoding="utf-8")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -310,10 +359,10 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     names = [recipe.name for recipe in RECIPES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="RECIPE")
-    parser.add_argument("--models", action="store_true")
+    parser.add_argument("--models", nargs="*", choices=list(CHECKPOINTS), metavar="CHECKPOINT")
     options = parser.parse_args(args)
-    if options.models:
-        count_models()
+    if options.models is not None:
+        count_models(options.models or list(CHECKPOINTS))
         return
     wanted = options.only
     for recipe in RECIPES:

@@ -77,7 +77,7 @@ class ScriptedPolicy(Policy):
         assert sample.clip is not None
         if sample.clip.num_frames <= self.most_frames:
             return None
-        return f"question {sample.question.id}: {sample.clip.num_frames} frames are too many"
+        return f"{sample.clip.num_frames} frames are too many"
 
     def default_engine(self) -> Engine:
         return PolicyScript(self)

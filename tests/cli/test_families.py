@@ -1,6 +1,7 @@
 """Every family through the command: train, validate, resume, predict, export."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def test_sparse_to_dense(family_model, annotations, tmp_path, capsys):  # noqa: 
         assert not row.get("error")
         frames = [one["num_frames"] for one in row["rounds"]]
         assert frames == [2, 4, 8][: len(frames)]
+
+
+def test_validation(family_model, annotations, tmp_path, capsys):  # noqa: F811
+    args = fit_args(family_model.folder, tmp_path)[1:]
+    args = [arg for arg in args if not arg.startswith("--trainer.max_steps")]
+    args += ["--data.val=VideoR1Reader", f"--data.val.init_args.path={annotations}"]
+    args += ["--data.val.init_args.video_root=null"]
+    assert main(["validate", *args]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert re.search(r"val/accuracy\D+[01](\.\d+)?", printed)
+    assert re.search(r"val/num_failed\D+0(\.0)?\b", printed)
 
 
 def test_pretended_cuda(family_model, annotations, tmp_path, capsys):  # noqa: F811

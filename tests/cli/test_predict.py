@@ -116,7 +116,10 @@ class TestAsk:
         video = str(annotations.parent / "videos/00000.mp4")
         levels = "--trainer.callbacks=[{class_path: SparseToDense, init_args: {levels: [4, 300]}}]"
         args = ask_args(model, tmp_path, f"--data.video={video}", "--data.question=?", levels)
-        with pytest.warns(UserWarning, match=r"300 frames are 19200 video tokens or more, .* 8192"):
+        with pytest.warns(
+            UserWarning,
+            match=r"a prompt with 300 frames has 19\d\d\d tokens or more, .* 8192.* level before",
+        ):
             assert (
                 main(
                     [
@@ -220,17 +223,17 @@ class TestReplay:
             if line["status"] == "failed"
         }
         assert errors == {
-            "few": "question few at 32 frames has 3 completions, and 5 are asked for; give "
+            "few": "the round at 32 frames has 3 completions, and 5 are asked for; give "
             "SparseToDense.num_samples no more than were recorded",
-            "given-up": "question given-up at 32 frames lacks 1 of 5 completions, which an early "
+            "given-up": "the round at 32 frames lacks 1 of 5 completions, which an early "
             "stop cancelled and this vote needs; record the run with configs/record.yaml "
             "for any vote",
-            "denser": "question denser at 64 frames lacks 1 of 5 completions, which an early "
+            "denser": "the round at 64 frames lacks 1 of 5 completions, which an early "
             "stop cancelled and this vote needs; record the run with configs/record.yaml "
             "for any vote",
-            "few-denser": "question few-denser at 64 frames has 4 completions, and 5 are asked "
+            "few-denser": "the round at 64 frames has 4 completions, and 5 are asked "
             "for; give SparseToDense.num_samples no more than were recorded",
-            "none-denser": "question none-denser is recorded at [32] frames and not at 64; "
+            "none-denser": "the question is recorded at [32] frames and not at 64; "
             "predict it at that level with the model first",
             "no-video": "no such file",
         }

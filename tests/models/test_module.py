@@ -4,6 +4,7 @@ import csv
 import itertools
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -488,7 +489,9 @@ def test_a_prompt_that_is_too_long_is_skipped(tmp_path, varied_model, videos, ca
     train = [ask("q0", videos["long"]), ask("long " * 8200, videos["long"])]
     _, trainer = fit(tmp_path, make_policy(varied_model), train, objective=GRPO(beta=0))
     assert trainer.callback_metrics["train/skipped"] == 1
-    assert "exceed the model's 8192" in caplog.text
+    (message,) = [r.message for r in caplog.records if "exceed the model's 8192" in r.message]
+    assert re.match(r"skipped question long .*: \d+ prompt tokens \(", message)
+    assert message.count("question") == 1
 
 
 def rollouts(folder, policy, train, **options):

@@ -373,7 +373,7 @@ class VideoQAModule(LightningModule):
             InputError: a combination of options that cannot work, or unusable questions.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_context_length(self, data)
+        check_context_length(self, data, is_fit=stage == "fit")
         if stage == "fit":
             check_options(self, str(self.trainer.precision))
             if data is not None:

@@ -130,7 +130,10 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def refuses(self, sample: Sample, max_new_tokens: int) -> str | None:
-        """Why a sample that has a clip cannot be used, with completions so long; None if it can."""
+        """Why a sample that has a clip cannot be used, with completions so long; None if it can.
+
+        The reason does not name the question: whoever reports it does.
+        """
 
     def frame_sizes(self) -> FrameSizes | None:
         """How large the model takes frames; None where that is the data module's alone to say.
@@ -151,6 +154,19 @@ class Policy(nn.Module, ABC):
             InputError: the model is not there.
         """
         return None
+
+    def fewest_text_tokens(self, num_frames: int) -> int:
+        """Tokens of the shortest prompt about a video, without those that its frames become.
+
+        Called before weights are loaded. 0 where `context_length` is None.
+
+        Args:
+            num_frames: T, whose timestamps are text in some families.
+
+        Raises:
+            InputError: the model or its processor is not there.
+        """
+        return 0
 
     @abstractmethod
     def logprobs(

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from benchmarks.common import QWEN_7B, Shape, random_policy
-from benchmarks.scaling.counted import RECIPES, count, run
+from benchmarks.scaling import counted, shapes
+from benchmarks.scaling.checkpoints import CHECKPOINTS, shaped_policy
+from benchmarks.scaling.counted import RECIPES, TABLE_HEAD, Recipe, count, run, write_row
 from benchmarks.scaling.memory import held
 from benchmarks.scaling.plan import Plan
 from benchmarks.scaling.sizes import MODELS
 from benchmarks.scaling.tables import COUNTED, NF4_BYTES, PHASES, quantized, sharded
+from vrts.models.families.qwen3_5 import SharedDeltaNet
 from vrts.models.module import VideoQAModule
 
 FOUND = json.loads(COUNTED.read_text())["recipes"]
@@ -90,3 +93,57 @@ def test_an_update_on_a_card_takes_the_memory_that_is_counted(monkeypatch):
     (peak,) = peaks
     # the allocator's rounding and cuBLAS's workspaces are not counted
     assert peak == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize("configs", [("grpo", "lora", "gpu"), ("s2d", "gpu")], ids=["lora", "s2d"])
+def test_recurrences_of_equal_shapes_are_counted_as_if_each_ran(monkeypatch, configs):
+    """A hybrid of three gated delta nets and one layer of attention, with and without repeating."""
+    whole = CHECKPOINTS["Qwen/Qwen3.5-0.8B"]
+    text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    own = replace(whole, text=whole.text | text | {"layer_types": whole.text["layer_types"][:4]})
+    vision = {"depth": 1, "hidden_size": 48, "intermediate_size": 96, "out_hidden_size": 64}
+    own = replace(own, vision=whole.vision | vision)
+    recipe = Recipe("hybrid", configs, 24, 4)
+    options = recipe.options()
+    options["model"] |= {"max_new_tokens": 32}
+    if recipe.is_training:
+        options["model"] |= {"num_generations": 2}
+        options["data"] |= {"batch_size": 2}
+    monkeypatch.setattr(Recipe, "options", lambda self: options)
+    monkeypatch.setattr(counted, "NUM_PREDICTED", 2 * options["data"].get("eval_batch_size", 1))
+    real, calls = SharedDeltaNet._run, []
+
+    def noted(*args):
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(SharedDeltaNet, "_run", noted)
+    shortened, num_calls = count(recipe, partial(shaped_policy, own)), len(calls)
+    monkeypatch.setattr(shapes, "_once", lambda device: SharedDeltaNet._run)
+    assert shortened == count(recipe, partial(shaped_policy, own))
+    assert num_calls < len(calls) - num_calls, "fewer run"
+
+
+def test_a_row_is_put_into_the_document_and_the_recipe(monkeypatch, tmp_path):
+    """In the order of the checkpoints; whatever else is there is kept, and a row is replaced."""
+    document, recipe = tmp_path / "families.md", tmp_path / "models/small.yaml"
+    other = f"| `{list(CHECKPOINTS)[-1]}` | 2.25 |"
+    document.write_text(f"# Head\n<!-- counted -->\n\n{other}\n\n<!-- end -->\ntail\n")
+    recipe.parent.mkdir()
+    recipe.write_text("# Overlay: small.\n# Kept.\nmodel: {path: Qwen/Qwen3.5-0.8B}\n")
+    monkeypatch.setattr(counted, "FAMILIES", document)
+    monkeypatch.setattr(counted, "CONFIGS", tmp_path)
+    for peak in ("9.9", "5.4"):
+        cells = ("0.85", "1,760", peak, "128", "12,430", "6.1", "8.2", "24 GB")
+        write_row("Qwen/Qwen3.5-0.8B", ["224x384", "320x576"], *cells)
+    row = "| `Qwen/Qwen3.5-0.8B` | 0.85 | 1,760 | 5.4 | 128 | 12,430 | 6.1 | 8.2 | 24 GB |"
+    table = "\n".join([*TABLE_HEAD, row, other])
+    want = f"# Head\n<!-- counted -->\n\n{table}\n\n<!-- end -->\ntail\n"
+    assert document.read_text() == want
+    assert recipe.read_text() == (
+        "# Overlay: small.\n"
+        "# LoRA: 5.4 GB with 32 frames of 224x384, 1,760 prompt tokens. (Counted.)\n"
+        "# Prediction: 8.2 GB with 128 frames of 320x576, 12,430 prompt tokens. (Counted.)\n"
+        "# Kept.\n"
+        "model: {path: Qwen/Qwen3.5-0.8B}\n"
+    )

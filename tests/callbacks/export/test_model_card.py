@@ -3,8 +3,11 @@
 import re
 
 import pytest
+import torch
 import yaml
 
+from tests.callbacks.runs import make_module, make_trainer
+from tests.models.families.conftest import family_model  # noqa: F401 a fixture
 from vrts.callbacks.export.model_card import (
     ADAPTER,
     FULL,
@@ -13,6 +16,8 @@ from vrts.callbacks.export.model_card import (
     plain_text,
     render_card,
 )
+from vrts.data.datamodule import VideoQADataModule
+from vrts.data.video.resolution import Resolution
 
 FACTS = {
     "base_model": "Qwen/Qwen2.5-VL-7B-Instruct",
@@ -110,6 +115,29 @@ def test_its_code_is_python(kind):
     compile(code, "card", "exec")
     assert ("PeftModel" in code) == (kind == ADAPTER)
     assert 'PromptTemplate(preamble="It\'s\\n```\\n# \\u202e")' in code
+
+
+def test_its_frames_are_those_that_vrts_takes_of_each_family(family_model, shared, tmp_path):  # noqa: F811
+    """Indices and size of a real video, by the card's code and by the data module."""
+    asked = {"short_side": 224} if not family_model.case.squares else {}
+    recipe = {"num_frames": 6, "max_new_tokens": 2, "resolution": asked}
+    card = render_card("mine", FULL, changed(**recipe))
+    (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    video = str(shared / "videos/nasa_13013.mp4")
+    code = code.replace('"FOLDER"', repr(str(family_model.folder)))
+    code = code.replace('"VIDEO"', repr(video))
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    data = VideoQADataModule(
+        video=video, question="?", resolution=Resolution(**asked), num_frames=6, num_workers=0
+    )
+    data.trainer = make_trainer(tmp_path)
+    data.trainer.strategy._lightning_module = make_module(family_model.policy())
+    data.setup("predict")
+    ((sample,),) = data.predict_dataloader()
+    assert names["clip"].frame_indices == sample.clip.frame_indices
+    assert torch.equal(names["clip"].frames, sample.clip.frames)
+    assert len(names["new_tokens"]) <= 2
 
 
 def test_the_prompt_is_given_to_predict():

@@ -69,7 +69,9 @@ def test_every_number_by_hand():
         "num_without_answer": 1,
         "num_failed": 3,
         "failed": ["damaged", "damaged later", "damaged, unscored"],
-        "failures": [{"reason": "damaged", "num_questions": 3, "example": "damaged"}],
+        "failures": [
+            {"reason": "damaged", "num_questions": 3, "example": "question damaged: damaged"}
+        ],
         "num_damaged": 1,
         "damaged": ["majority"],
         "breakdown": {
@@ -145,22 +147,22 @@ def test_a_cause_of_many_failures_is_one_reason():
         failed("2", "v/(b) [x].mp4: no such file", "v/(b) [x].mp4"),
         failed("3", "f/0003.jpg: cannot be read as an image (bad)", "f"),
         failed("4", "g/12.jpg: cannot be read as an image (bad)", "g"),
-        failed("5", "question 5: 5120 prompt tokens exceed 4096", "a.mp4"),
-        failed("51", "question 51: 9999 prompt tokens exceed 4096", "a.mp4"),
+        failed("5", "5120 prompt tokens exceed 4096", "a.mp4"),
+        failed("51", "9999 prompt tokens exceed 4096", "a.mp4"),
         failed("6", "A: [Errno 36] File name too long: 'é\\n.mp4'", "é\\n.mp4"),
         failed("7", "a: no frame within 60 s", "a"),
     ]
     want = [
+        ("# prompt tokens exceed #", 2),
         ("cannot be read as an image (bad)", 2),
         ("no such file", 2),
-        ("question: # prompt tokens exceed #", 2),
         ("A: [Errno 36] File name too long: 'é\\n.mp4'", 1),
         ("no frame within 60 s", 1),
     ]
     assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
     examples = [group["example"] for group in failure_reasons(predictions)]
-    assert examples[0] == "f/0003.jpg: cannot be read as an image (bad)"
-    assert examples[2] == "question 5: 5120 prompt tokens exceed 4096", "it has the numbers"
+    assert examples[0] == "question 5: 5120 prompt tokens exceed 4096", "it has the numbers"
+    assert examples[1] == "f/0003.jpg: cannot be read as an image (bad)"
     random.Random(0).shuffle(predictions)
     assert [(f["reason"], f["num_questions"]) for f in failure_reasons(predictions)] == want
 

@@ -145,7 +145,7 @@ def test_a_round_that_is_not_recorded_fails_its_question_by_name(tmp_path, recor
     lines, metrics = replay(tmp_path, recorded, levels=[8, 16])
     found = by_id(lines)
     assert found["q1"]["status"] == "failed"
-    assert "question q1 is recorded at [4] frames and not at 8" in found["q1"]["error"]
+    assert "the question is recorded at [4] frames and not at 8" in found["q1"]["error"]
     assert found["q0"]["status"] == found["q2"]["status"] == found["short"]["status"] == "ok"
     assert [r["num_frames"] for r in found["short"]["rounds"]] == [6]
     # decided at 4 frames; no video; damaged above 4 frames
@@ -155,7 +155,7 @@ def test_a_round_that_is_not_recorded_fails_its_question_by_name(tmp_path, recor
 def test_more_samples_than_were_recorded_fail_the_questions_by_name(tmp_path, recorded):
     lines, metrics = replay(tmp_path, recorded, num_samples=4)
     found = by_id(lines)
-    assert "question q0 at 4 frames has 3 completions, and 4 are" in found["q0"]["error"]
+    assert "the round at 4 frames has 3 completions, and 4 are" in found["q0"]["error"]
     assert "no such" not in found["q3"]["error"]
     assert found["q3"]["error"] == by_id(read_predictions(recorded))["q3"]["error"]
     assert metrics["num_failed"] == len(lines) == 12
@@ -195,8 +195,8 @@ def test_what_is_needed_and_lacks_fails_alone_at_any_level(
         line["id"]: line for line in want if line["id"] not in ("q2", "q4")
     }
     frames = [4, 8][place]
-    assert f"question q2 at {frames} frames lacks 1 of 3 completions" in found["q2"]["error"]
-    assert f"question q4 at {frames} frames has 2 completions, and 3" in found["q4"]["error"]
+    assert f"the round at {frames} frames lacks 1 of 3 completions" in found["q2"]["error"]
+    assert f"the round at {frames} frames has 2 completions, and 3" in found["q4"]["error"]
     assert [len(found[id]["rounds"]) for id in ("q2", "q4")] == [rounds, rounds]
     assert metrics["num_failed"] == before["num_failed"] + 2
 
@@ -305,7 +305,7 @@ def test_a_replay_is_what_the_model_says_by_itself(
             assert line == expected
             same += 1
         elif line["error"] != expected["error"]:
-            assert f"question {line['id']} is recorded at" in line["error"]
+            assert "the question is recorded at" in line["error"]
             assert line["rounds"] == expected["rounds"][: len(line["rounds"])]
         else:
             assert expected["status"] == "failed"

@@ -1,6 +1,7 @@
 """Sparse-to-dense prediction: which questions are asked on more frames, and what is decided."""
 
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from lightning import Callback
 
 from tests.callbacks.plugins import ask
 from tests.callbacks.runs import (
+    SMALL,
     by_id,
     make_data,
     make_module,
@@ -19,8 +21,12 @@ from tests.callbacks.runs import (
 )
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.data.video.frames import NestedPairSampler, UniformSampler
+from vrts.data.video.pyav import PyAVDecoder
+from vrts.models.attention.kv_cache import capacity_of
+from vrts.models.engines.decode_batch import bytes_per_token
+from vrts.models.engines.native import NativeEngine
 from vrts.models.families.qwen2_5_vl import Qwen2_5VL
-from vrts.types import InputError, Prediction, SamplingParams
+from vrts.types import InputError, Prediction, Sample, SamplingParams
 
 
 def rounds(line):
@@ -29,6 +35,11 @@ def rounds(line):
         (r["num_frames"], "".join("-" if a is None else a for a in r["answers"]))
         for r in line["rounds"]
     ]
+
+
+def sample_of(video, num_frames):
+    clip = PyAVDecoder().decode(video, num_frames, UniformSampler(), SMALL)
+    return Sample(questions(video, 1)[0], clip)
 
 
 def test_unanimity_stops_and_disagreement_continues(tmp_path, videos):
@@ -188,13 +199,51 @@ def test_the_densest_level_that_the_model_takes_decides(tmp_path, videos, caplog
     assert found["u"]["answer"] == "A"
 
 
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_the_densest_level_that_the_engine_has_room_for_decides(
+    tmp_path, videos, model_folder, caplog, early_stop
+):
+    """What the cache has no room for at a denser level is decided by the votes before it."""
+    policy = make_policy(model_folder)
+    policy.load()
+    s2d, asked = {"early_stop": early_stop}, questions(videos["long"], 2)
+    with_all, _ = predict(tmp_path / "all", policy, asked, s2d=s2d)
+    assert [frames for frames, _ in rounds(with_all[0])] == [4, 8, 16]
+    network = policy.network()
+    lengths = [
+        policy.family.length(sample_of(videos["long"], level), policy._template)[0]
+        for level in (8, 16)
+    ]
+    needed = [(capacity_of(P) + 8) * bytes_per_token(network) for P in lengths]
+    assert needed[0] < needed[1]
+    lines, metrics = predict(
+        tmp_path / "some",
+        policy,
+        asked,
+        engine=NativeEngine(max_kv_gb=(needed[1] - 1) / 1e9),
+        s2d=s2d,
+    )
+    for line, whole in zip(lines, with_all, strict=True):
+        assert line["status"] == "ok"
+        assert [frames for frames, _ in rounds(line)] == [4, 8]
+        completions = line["rounds"][1]["completions"]
+        assert completions == whole["rounds"][1]["completions"] or early_stop
+        assert line["num_frames"] == 8
+        assert not any(line["rounds"][1]["cancelled"]), "they decide"
+    assert metrics["num_failed"] == 0
+    (warning,) = [r.message for r in caplog.records if "GB of KV cache" in r.message]
+    assert re.match(r"question q\d: \d+ prompt tokens and 8 new ones need", warning)
+    assert "the level before it decides, here and from now on" in warning
+
+
 def test_the_context_of_a_real_model_ends_a_question_by_name(tmp_path, videos, model_folder):
     """The tiny model holds 8192 tokens: 8190 new ones leave no room for a video."""
     asked = questions(videos["long"], 2)
     policy = make_policy(model_folder)
     lines, metrics = predict(tmp_path, policy, asked, max_new_tokens=8190)
     for i, line in enumerate(lines):
-        assert line["error"].startswith(f"question q{i}: ")
+        assert re.match(r"\d+ prompt tokens \(8 of them video\) and 8190 new", line["error"])
+        assert line["id"] == f"q{i}", "which whoever reports the error names"
         assert "max_new_tokens" in line["error"]
     assert metrics["num_failed"] == 2
 

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from qwen_vl_utils.vision_process import smart_nframes
 from transformers import Qwen3VLVideoProcessor, SmolVLMVideoProcessor
@@ -95,10 +95,37 @@ def test_each_family_rounds_as_its_own_processor_does(total, num_frames):
     want = processor.sample_frames(metadata, num_frames=num_frames)
     assert qwen.indices(total, num_frames, 30.0) == want.tolist()
     smol = UniformSampler().for_model(FrameSizes("square", 64, 1, 1, 1.0))
-    want = SmolVLMVideoProcessor().sample_frames(
-        metadata, num_frames=num_frames, fps=10_000, skip_secs=0
+    want = SmolVLMVideoProcessor().sample_frames(metadata, num_frames=num_frames, fps=10_000)
+    if total / 30 - 2 <= num_frames:  # of longer ones it leaves out the ends
+        assert smol.indices(total, num_frames, 30.0) == want.tolist()
+
+
+@given(
+    st.integers(1, 400_000),
+    st.integers(1, 200).map(lambda n: 2 * n),
+    st.sampled_from([0.1, 0.5, 1.0, 10.0, 24000 / 1001, 25.0, 29.97, 60.0]),
+)
+@example(30 * 34, 32, 30.0)  # as many seconds as frames, and one at each end
+@example(30 * 34 + 1, 32, 30.0)
+def test_ends_of_long_videos_are_left_out_where_smolvlm2s_processor_leaves_them_out(
+    total, num_frames, fps
+):
+    """Its default of a frame a second at most, of videos that have more than are asked for."""
+    duration_s = total / fps
+    assume(duration_s >= num_frames)
+    metadata = VideoMetadata(total_num_frames=total, fps=fps, duration=duration_s)
+    processor = SmolVLMVideoProcessor(
+        video_sampling={"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 384}}
     )
-    assert smol.indices(total, num_frames, 30.0) == want.tolist()
+    want = processor.sample_frames(metadata, num_frames=num_frames).tolist()
+    sampler = UniformSampler().for_model(FrameSizes("square", 64, 1, 1, 1.0))
+    found = sampler.indices(total, num_frames, fps)
+    if total < num_frames:  # all of them, the last one twice where their number is odd
+        assert sorted(set(found)) == want == list(range(total))
+    else:
+        assert found == want
+    if duration_s - 2 > num_frames and fps >= 1:
+        assert found[0] == int(fps)
 
 
 def test_nested_pairs_are_of_the_familys_frames():

@@ -202,10 +202,11 @@ def test_what_does_not_fit_even_alone_is_refused_with_the_numbers(policy, prompt
     engine = make_engine(policy, max_kv_gb=(need * TOKEN_BYTES - 1) / 1e9)
     plan = (2, [(0, 0)], 30)
     size = f"{need * TOKEN_BYTES / 1e9:.3g}"
-    with pytest.raises(
-        InputError, match=rf"question q2: its {prompts[2].num_tokens} .*30 .*{size}"
-    ):
+    numbers = rf"{prompts[2].num_tokens} prompt tokens and 30 new .* {size} GB of KV cache"
+    with pytest.raises(InputError, match=rf"^{numbers}"):
         engine.add(make_request(prompts, plan))
+    with pytest.raises(InputError, match=rf"^question q2: {numbers}"):
+        engine.generate([make_request(prompts, plan)])
     assert engine.num_pending == 0
     engine.add(make_request(prompts, (2, [(0, 0)], 29)))
     assert len(list(engine._drain())) == 1

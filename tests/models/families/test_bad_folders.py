@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,9 @@ def test_a_transformers_that_is_too_old(folder, annotations, tmp_path, capsys, m
     known = json.loads((folder / "config.json").read_text())["model_type"]
     monkeypatch.setattr("vrts.models.vlm.loading.CONFIG_MAPPING", {})
     message = refused(folder, annotations, tmp_path, capsys)
-    assert "does not know yet; pip install --upgrade transformers" in message
+    pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    (oldest,) = [d for d in pyproject["project"]["dependencies"] if d.startswith("transformers")]
+    assert f"does not know; pip install '{oldest.partition(',')[0]}'" in message
     assert known.split("_")[0] in message.lower()
 
 

@@ -11,6 +11,7 @@ from tests.models.conftest import make_sample
 from tests.models.engines.running import CPU
 from vrts.models.families.prompt import frame_times_s, patch_times_s
 from vrts.models.families.qwen2_5_vl import Qwen2_5VL
+from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import Clip, Sample
 
@@ -142,6 +143,26 @@ def test_positions_are_the_models(policy, family_model, shown):
         want = want[:, 0]
     assert torch.equal(prompt.positions, want)
     assert prompt.next_position == int(want.max()) + 1
+
+
+@pytest.mark.parametrize("num_frames", [2, 8, 64])
+def test_the_fewest_tokens_of_text_are_known_before_weights_are(family_model, num_frames):
+    """The template's own and the timestamps, fewer than with a question; nothing is read twice."""
+    policy = TransformersPolicy(str(family_model.folder), prompt=PromptTemplate())
+    fewest = policy.fewest_text_tokens(num_frames)
+    assert not policy.loaded
+    processor = policy.processor
+    policy.load()
+    assert policy.processor is processor
+    assert policy.fewest_text_tokens(num_frames) == fewest
+    shown = Frames(1.0, num_frames, tuple(range(num_frames)))
+    sample = make(family_model, shown)
+    num_tokens, num_vision_tokens = policy.family.length(sample, policy._template)
+    words = policy.processor.tokenizer(
+        "Which colour has it?\nA. red\nB. green\nC. blue", add_special_tokens=False
+    )
+    missing = num_tokens - num_vision_tokens - fewest
+    assert 0 < missing <= 2 * len(words["input_ids"]) + 40
 
 
 @pytest.mark.parametrize("shown", [CLIPS["60 fps"], CLIPS["image"]], ids=["video", "image"])

@@ -2,8 +2,12 @@
 go."""
 
 import gc
+import os
 import random
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -377,3 +381,70 @@ def test_operations_are_those_that_torch_counts(hybrid, kind, monkeypatch):
     updated = counted(lambda: policy.logprobs(prompts, completions, 1.0).logprobs.sum().backward())
     # backward computes the head's logits again, which is not work done
     assert updated - head == pytest.approx(work.update_flops - 3 * recurrence, rel=0.01)
+
+
+KERNELS = {
+    "causal_conv1d/__init__.py": """
+from torch.nn import functional as F
+calls = []
+def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, initial_states=None, activation=None):
+    calls.append(x.shape)
+    assert x.is_contiguous() and activation == "silu"
+    padded = F.pad(x, (weight.shape[-1] - 1, 0))
+    return F.silu(F.conv1d(padded, weight[:, None], bias, groups=len(weight)))
+""",
+    "fla/__init__.py": "",
+    "fla/ops/__init__.py": "",
+    "fla/ops/gated_delta_rule.py": """
+import inspect
+calls = {"chunk": [], "recurrent": []}
+def _plain(kind, *args, **kwargs):
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as module
+    calls[kind].append(args[0].shape)
+    return inspect.unwrap(getattr(module, f"torch_{kind}_gated_delta_rule"))(*args, **kwargs)
+def chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None,
+                           output_final_state=False, use_qk_l2norm_in_kernel=False):
+    return _plain("chunk", q, k, v, g=g, beta=beta, initial_state=initial_state,
+                  output_final_state=output_final_state,
+                  use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel)
+def fused_recurrent_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None,
+                                     output_final_state=False, use_qk_l2norm_in_kernel=False):
+    return _plain("recurrent", q, k, v, g=g, beta=beta, initial_state=initial_state,
+                  output_final_state=output_final_state,
+                  use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel)
+""",
+}
+"""Packages of the names and signatures of the fast kernels, which call the plain functions."""
+
+USES_KERNELS = """
+import sys, torch, causal_conv1d
+from fla.ops.gated_delta_rule import calls
+from tests.models.conftest import make_sample
+from tests.models.engines.running import mask_of, sample, sampled_logprobs
+from vrts.models.vlm.policy import TransformersPolicy
+from vrts.types import SamplingParams
+policy = TransformersPolicy(sys.argv[1], dtype="float32")
+policy.load()
+prompts, completions = sample(policy, [make_sample(0, 4, (64, 64), "?")], [SamplingParams()] * 2, 6)
+assert calls["chunk"] and calls["recurrent"] and causal_conv1d.calls
+num_chunk = len(calls["chunk"])
+policy.logprobs(prompts, completions, 1.0).logprobs.sum().backward()
+assert len(calls["chunk"]) == num_chunk + 2 * 4  # prompt and completions, in four layers
+scored = policy.logprobs(prompts, completions, 1.0).logprobs.detach()[mask_of(completions)]
+torch.testing.assert_close(sampled_logprobs(completions), scored, rtol=0, atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+def test_fast_kernels_are_taken_where_they_are_installed(hybrid, tmp_path):
+    """In the update and in sampling, by the functions of their packages."""
+    for name, text in KERNELS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
+    subprocess.run(
+        [sys.executable, "-c", USES_KERNELS, str(hybrid.folder)],
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+        timeout=300,
+    )

@@ -1,12 +1,24 @@
 """What is refused at the start of a training run, before anything is loaded."""
 
+import re
+import warnings
+
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
+from vrts.models.predictor import Plan
 
-from tests.callbacks.runs import make_data, make_module, make_trainer, questions, scripted
-from vrts.models.grpo.checks import check_step, check_validation
+from tests.callbacks.runs import (
+    SMALL,
+    make_data,
+    make_module,
+    make_policy,
+    make_trainer,
+    questions,
+    scripted,
+)
+from vrts.models.grpo.checks import check_context_length, check_step, check_validation
 from vrts.models.grpo.objectives import GRPO
-from vrts.types import InputError
+from vrts.types import InputError, SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -81,3 +93,40 @@ def test_more_groups_than_questions(tmp_path):
     data = make_data(train=questions("nowhere.mp4", 6), batch_size=2)
     with pytest.raises(InputError, match=r"model\.num_groups is 3, but a batch has 2 questions"):
         make_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("levels", "is_fit", "outcome"),
+    [
+        ((), False, "16 frames .* that have so many will fail"),
+        ((4, 8), True, "16 frames .* that have so many will fail"),
+        ((4, 16), False, "16 frames .* are decided at the level before"),
+        ((16, 32), False, "16 frames .* that have so many will fail"),
+        ((4, 8), False, None),
+    ],
+)
+def test_a_level_without_room_is_told_before_anything_is_loaded(
+    model_folder, levels, is_fit, outcome
+):
+    """Its 32 video tokens would fit; with the template's text they do not, by one."""
+    policy = make_policy(model_folder)
+    data = make_data(num_frames=16, resolution=SMALL.for_model(policy.frame_sizes()))
+    num_video_tokens = data.resolution.fewest_tokens(16)
+    num_tokens = num_video_tokens + policy.fewest_text_tokens(16)
+    assert num_tokens > num_video_tokens == 32
+    module = make_module(policy, max_new_tokens=policy.context_length() - num_tokens)
+    module.plan = Plan((SamplingParams(),), levels=levels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if 32 not in levels:
+            check_context_length(module, data, is_fit)
+    module.max_new_tokens += 1
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        check_context_length(module, data, is_fit)
+    assert not policy.loaded
+    messages = [str(w.message) for w in told if "frames has" in str(w.message)]
+    assert len(messages) == (outcome is not None)
+    if outcome is not None:
+        assert re.search(outcome, messages[0])
+        assert f"{num_tokens} tokens or more" in messages[0]

@@ -48,8 +48,10 @@ def found(path, id, num_frames):
 def test_a_round_is_found_by_its_frames(tmp_path):
     path = write(tmp_path, line("q", (4, "AAB"), (8, "ABC"), (16, "ABB")))
     assert [found(path, "q", T) for T in (4, 8, 16)] == [(4, False), (8, False), (16, False)]
-    assert "q is recorded at [4, 8, 16] frames and not at 32; predict" in found(path, "q", 32)
-    assert "question other is not recorded" in found(path, "other", 4)
+    assert "the question is recorded at [4, 8, 16] frames and not at 32; predict" in found(
+        path, "q", 32
+    )
+    assert "the question is not recorded" in found(path, "other", 4)
 
 
 def test_a_video_that_had_fewer_frames_than_asked_for_has_no_more(tmp_path):
@@ -180,7 +182,8 @@ def test_what_is_not_recorded_fails_by_name(tmp_path):
     policy = load(write(tmp_path, line("a", (4, "AAA")), line("gone", error="no such file")))
     assert policy.sample(question("gone"), 4).error == "no such file"
     assert (
-        "question a is recorded at [4] frames and not at 8" in policy.sample(question("a"), 8).error
+        "the question is recorded at [4] frames and not at 8"
+        in policy.sample(question("a"), 8).error
     )
     clip = Clip(torch.zeros(8, 3, 28, 28, dtype=torch.uint8), tuple(range(8)), 1.0, 8)
     decoded = Sample(question("a"), clip)
@@ -194,7 +197,7 @@ def test_more_samples_than_recorded_are_an_error_of_their_question(tmp_path):
     policy = load(write(tmp_path, line("a", (4, "AAA")), line("b", (4, "CABAC"))))
     samples = [policy.sample(question(id), 4) for id in "ab"]
     first, second = replay(policy, samples, 5)
-    assert "question a at 4 frames has 3 completions, and 5 are" in first.error
+    assert "the round at 4 frames has 3 completions, and 5 are" in first.error
     assert first.completions == ()
     assert (second.error, texts(second)) == (None, "CABAC")
 
@@ -222,7 +225,7 @@ def test_cancelled_completions_are_needed_unless_the_replay_stops_early_too(tmp_
     assert asked == [["<answer>A</answer>", "<answer>B</answer>", None, "<answer>A</answer>"]]
     for refusing in (None, lambda *_: False):
         (result,) = replay(policy, [sample], 4, refusing)
-        assert re.search(r"question a at 4 frames lacks 1 of 4 .*record.yaml", result.error)
+        assert re.search(r"the round at 4 frames lacks 1 of 4 .*record.yaml", result.error)
     assert texts(replay(policy, [sample], 2)[0]) == "AB"
 
 

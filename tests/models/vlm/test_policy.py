@@ -391,7 +391,7 @@ class TestBadModels:
         assert policy.refuses(samples[0], most) is None
         reason = policy.refuses(samples[0], most + 1)
         assert reason is not None
-        assert re.search(rf"question q0: {prompt.num_tokens} .*{limit}.*num_frames", reason)
+        assert re.search(rf"^{prompt.num_tokens} .*{limit}.*num_frames", reason)
 
     def test_a_question_of_10_mb_is_refused_at_once_by_its_length(self, load_policy, samples):
         policy, sample = load_policy(), samples[0]
@@ -399,8 +399,29 @@ class TestBadModels:
         start = time.process_time()
         reason = policy.refuses(dataclasses.replace(sample, question=question), 8)
         assert time.process_time() - start < 0.5
-        assert "question q0: 10,500,0" in reason
-        assert "shorten it" in reason
+        assert reason.startswith("10,500,0")
+        assert "shorten the question" in reason
+
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [
+            ("flash_attention_2", "lacks its package (pip install flash-attn) or a GPU"),
+            ("flash_attention_3", "lacks its package (pip install flash-attn) or a GPU"),
+            ("flash", "is none of eager, "),
+            ("kernels-community/flash-attn2", "is none of eager, "),
+        ],
+    )
+    def test_an_attention_that_is_not_there(self, load_policy, monkeypatch, name, problem):
+        """Before the processor and the weights are read; a kernel of the hub is never fetched."""
+        for function in ("read_config", "load_processor"):
+            monkeypatch.delattr(f"vrts.models.vlm.policy.{function}")
+        with pytest.raises(InputError) as error:
+            load_policy(attn_implementation=name)
+        message = str(error.value)
+        assert message.startswith(
+            f"model.policy.init_args.attn_implementation is {name!r}, which {problem}"
+        )
+        assert message.endswith("null takes torch's SDPA kernels")
 
     def test_lora_with_a_trained_vision_tower(self, load_policy):
         with pytest.raises(InputError, match="freeze_vision"):

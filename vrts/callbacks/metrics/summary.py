@@ -158,7 +158,10 @@ def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     for prediction in predictions:
         if prediction.error is not None:
             reason = _reason(prediction, prediction.error)
-            groups[NUMBER.sub("#", reason)].append((reason, prediction.error))
+            example = prediction.error
+            if not example.startswith(prediction.question.video):
+                example = f"question {prediction.question.id}: {example}"
+            groups[NUMBER.sub("#", reason)].append((reason, example))
     named = [
         (pattern if len({reason for reason, _ in group}) > 1 else group[0][0], group)
         for pattern, group in groups.items()
@@ -189,12 +192,11 @@ def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
 
 
 def _reason(prediction: Prediction, reason: str) -> str:
-    """An error without the question's video and id."""
+    """An error without the question's video."""
     video = prediction.question.video
     if reason.startswith(video):
         # "video: reason", or "video/frame.jpg: reason" for a folder of frames
         file, colon, rest = reason.removeprefix(video).partition(": ")
         reason = rest if colon and (not file or file.startswith("/")) else reason
     reason = reason.replace(f" {video}: ", " ").replace(repr(video), "its file")
-    reason = reason.replace(f"question {prediction.question.id}", "question")
     return " ".join(reason.split())

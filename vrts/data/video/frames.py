@@ -13,6 +13,9 @@ from jsonargparse.typing import PositiveInt
 
 from vrts.types import FRAMES_PER_PATCH, FrameSizes, VideoError
 
+SKIPPED_S = 1
+"""At the start and the end of long videos, which SmolVLM2 was trained without."""
+
 
 class FrameSampler(ABC):
     """Chooses frames of a video. Plug-in point ``data.sampler``."""
@@ -39,8 +42,9 @@ class UniformSampler(FrameSampler):
     """Evenly spaced frames, the first and the last included, as in qwen_vl_utils 0.0.14.
 
     Places between frames are rounded as a family's own code does: Qwen2.5-VL's in float32,
-    Qwen3-VL's in float64, SmolVLM2's down (transformers' processor also leaves out the first and
-    last second of long videos, which is not done here).
+    Qwen3-VL's in float64, SmolVLM2's down. For SmolVLM2 the first and last second of long videos
+    are left out where more seconds are between them than frames are requested. (Of shorter ones
+    transformers' processor takes a frame a second; here they give as many as are requested.)
 
     The number is rounded to an even one. If the source has fewer frames, all of them are taken, the
     last one twice if their number is odd, as in qwen_vl_utils for lists of frames and transformers
@@ -56,7 +60,7 @@ class UniformSampler(FrameSampler):
         return own
 
     def indices(self, num_source_frames: int, num_frames: int, fps: float) -> list[int]:
-        """Return ``linspace(0, total - 1, T)``, rounded; raises as the base class."""
+        """Return ``linspace(first, last, T)``, rounded; raises as the base class."""
         if num_source_frames < 1:
             raise VideoError("has no frame")
         T = max(round(num_frames / FRAMES_PER_PATCH) * FRAMES_PER_PATCH, FRAMES_PER_PATCH)
@@ -64,7 +68,11 @@ class UniformSampler(FrameSampler):
             odd = num_source_frames % FRAMES_PER_PATCH
             return [*range(num_source_frames), *[num_source_frames - 1] * odd]
         if self._rule != "frame":
-            exact = np.linspace(0, num_source_frames - 1, T)
+            first, last = 0, num_source_frames - 1
+            if self._rule == "square" and num_source_frames / fps - 2 * SKIPPED_S > T:
+                first = int(SKIPPED_S * fps)
+                last = min(last, int(num_source_frames - SKIPPED_S * fps))
+            exact = np.linspace(first, last, T)
             return [int(i) for i in (exact.round() if self._rule == "clip" else exact)]
         # float32 as in qwen_vl_utils: float64 rounds differently for long videos
         places = torch.linspace(0, num_source_frames - 1, T, dtype=torch.float32)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from vrts.models.policy import Policy, Prompt
-from vrts.types import Completion, Sample, SamplingParams
+from vrts.types import Completion, InputError, Sample, SamplingParams
 
 ShouldStop = Callable[[Sequence[str | None], Sequence[float]], bool]
 """From the texts of a request's G completions (None for those that have not ended) and their mean
@@ -51,7 +51,7 @@ class Result:
     completions: tuple[Completion, ...]
     """G of them, in the order of the request; empty where there is an error."""
     error: str | None = None
-    """Why there are none, or None."""
+    """Why there are none, without naming the question, or None."""
 
 
 class Engine(ABC):
@@ -96,7 +96,7 @@ class Engine(ABC):
         """Queue a request.
 
         Raises:
-            InputError: it would not fit even alone.
+            InputError: it would not fit even alone; the message does not name the question.
         """
 
     @property
@@ -117,9 +117,16 @@ class Engine(ABC):
         """Free what is only needed while sampling, such as the KV cache."""
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """Complete requests together, and return the results in their order."""
+        """Complete requests together, and return the results in their order.
+
+        Raises:
+            InputError: one of them would not fit even alone.
+        """
         for request in requests:
-            self.add(request)
+            try:
+                self.add(request)
+            except InputError as error:
+                raise InputError(f"question {request.prompt.question.id}: {error}") from error
         results = {id(result.request): result for result in self._drain()}
         return [results[id(request)] for request in requests]
 

@@ -168,10 +168,10 @@ class NativeEngine(Engine):
             num_bytes += 2 * state_bytes(self._network)  # the prompt's, and a row's
         if num_bytes > self._kv_bytes:
             raise InputError(
-                f"question {request.prompt.question.id}: its {request.prompt.num_tokens} prompt "
-                f"tokens and {request.max_new_tokens} new ones need {num_bytes / 1e9:.3g} GB of KV "
-                f"cache, more than the {self._kv_bytes / 1e9:.3g} GB of it; raise "
-                "model.engine.init_args.max_kv_gb, or give fewer or smaller frames"
+                f"{request.prompt.num_tokens} prompt tokens and {request.max_new_tokens} new ones "
+                f"need {num_bytes / 1e9:.3g} GB of KV cache, more than the "
+                f"{self._kv_bytes / 1e9:.3g} GB of it; raise model.engine.init_args.max_kv_gb, or "
+                "give fewer or smaller frames"
             )
         group = CompletionGroup(request)
         self._groups.append(group)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 
-from vrts.models.families.family import Family, vision_matrices
+from vrts.models.families.family import vision_matrices
 from vrts.models.families.flops import Matrices, attention_flops, frame_pairs, window_pairs
+from vrts.models.families.grids import GridFamily
 from vrts.models.families.positions import VideoGrid, prompt_positions
-from vrts.models.families.prompt import GridPatcher
 from vrts.types import FrameSizes, Sample
 
 
-class Qwen2_5VL(Family):  # noqa: N801 its name
+class Qwen2_5VL(GridFamily):  # noqa: N801 its name
     """See `Family`. Qwen2-VL differs in its vision tower, and in that it counts no seconds."""
 
     title: ClassVar[str] = "Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen2_vl")
     processors: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLProcessor", "Qwen2VLProcessor")
-
-    def __init__(self, config: Any, processor: Any) -> None:
-        super().__init__(config, processor)
-        self._of_images = GridPatcher.of(processor.image_processor)
-        self._of_videos = GridPatcher.of(processor.video_processor)
 
     @classmethod
     def frame_sizes(cls, config: Any) -> FrameSizes:
@@ -33,11 +28,6 @@ class Qwen2_5VL(Family):  # noqa: N801 its name
         side = vision.patch_size * vision.spatial_merge_size
         token = side**2
         return FrameSizes("frame", side, 128 * token, 768 * token, 128000 * token * 0.9)
-
-    def patcher(self, sample: Sample) -> GridPatcher:
-        """See `Family.patcher`."""
-        assert sample.clip is not None
-        return self._of_images if sample.clip.is_image else self._of_videos
 
     def expand(self, chat: str, sample: Sample, num_patches: int) -> str:
         """See `Family.expand`."""
@@ -59,15 +49,6 @@ class Qwen2_5VL(Family):  # noqa: N801 its name
             tokens_per_second=getattr(self.config.vision_config, "tokens_per_second", None),
         )
         return prompt_positions(is_vision, [video_grid], patcher.merge_size)
-
-    def features(
-        self, model: Any, patches: torch.Tensor, grids: Sequence[tuple[int, int, int]]
-    ) -> torch.Tensor:
-        """See `Family.features`; F is D."""
-        visual = self.visual(model)
-        grid = torch.tensor(list(grids), device=patches.device)
-        out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grid)
-        return cast(torch.Tensor, out.pooler_output)
 
     def vision_work(
         self, model: Any, grids: Sequence[tuple[int, int, int]]

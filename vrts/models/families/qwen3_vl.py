@@ -7,24 +7,20 @@ from typing import Any, ClassVar
 
 import torch
 
-from vrts.models.families.family import Family, Vision, vision_matrices
+from vrts.models.families.family import Vision, vision_matrices
 from vrts.models.families.flops import Matrices, attention_flops, frame_pairs
+from vrts.models.families.grids import GridFamily
 from vrts.models.families.positions import VideoGrid, prompt_positions
-from vrts.models.families.prompt import GridPatcher, patch_times_s
+from vrts.models.families.prompt import patch_times_s
 from vrts.types import FrameSizes, Sample
 
 
-class Qwen3VL(Family):
+class Qwen3VL(GridFamily):
     """See `Family`. Dense models, Instruct and Thinking."""
 
     title: ClassVar[str] = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
     processors: ClassVar[tuple[str, ...]] = ("Qwen3VLProcessor",)
-
-    def __init__(self, config: Any, processor: Any) -> None:
-        super().__init__(config, processor)
-        self._of_images = GridPatcher.of(processor.image_processor)
-        self._of_videos = GridPatcher.of(processor.video_processor)
 
     @classmethod
     def frame_sizes(cls, config: Any) -> FrameSizes:
@@ -33,11 +29,6 @@ class Qwen3VL(Family):
         side = vision.patch_size * vision.spatial_merge_size
         token = side**2
         return FrameSizes("clip", side, 0, 768 * token, 24576 * token)
-
-    def patcher(self, sample: Sample) -> GridPatcher:
-        """See `Family.patcher`."""
-        assert sample.clip is not None
-        return self._of_images if sample.clip.is_image else self._of_videos
 
     def expand(self, chat: str, sample: Sample, num_patches: int) -> str:
         """See `Family.expand`: ``<12.3 seconds>``, and the patch in vision tokens of its own.
@@ -66,20 +57,6 @@ class Qwen3VL(Family):
         t, h, w = grid
         patch = VideoGrid(1, h, w, seconds_per_grid=1.0, tokens_per_second=None)
         return prompt_positions(is_vision, [patch] * t, self.patcher(sample).merge_size)
-
-    def features(
-        self, model: Any, patches: torch.Tensor, grids: Sequence[tuple[int, int, int]]
-    ) -> torch.Tensor:
-        """See `Family.features`: those of the last block, then those for decoder layers in order.
-
-        F is D times one more than there are such layers (DeepStack, Meng et al., 2024, arXiv
-        2406.04334).
-        """
-        visual = self.visual(model)
-        grid = torch.tensor(list(grids), device=patches.device)
-        out = visual(patches.to(visual.patch_embed.proj.weight.dtype), grid_thw=grid)
-        deeper = getattr(out, "deepstack_features", None) or []
-        return torch.cat([out.pooler_output, *deeper], -1)
 
     def vision_inputs(self, vision: Vision, ids: torch.Tensor) -> dict[str, Any]:
         """See `Family.vision_inputs`: a decoder layer adds its features at the vision tokens."""

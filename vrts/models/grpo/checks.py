@@ -36,20 +36,38 @@ def check_step(trainer: Trainer) -> None:
         )
 
 
-def check_context_length(module: VideoQAModule, data: Any) -> None:
-    """Warn of a number of frames that no prompt has room for."""
-    resolution, limit = getattr(data, "resolution", None), module.policy.context_length()
+def check_context_length(module: VideoQAModule, data: Any, is_fit: bool) -> None:
+    """Warn of a number of frames that no prompt has room for.
+
+    Counted are video tokens, the prompt's own text and timestamps, and the completion; a question
+    adds its own to them.
+
+    Args:
+        module: with its plan.
+        data: the data module; others than vrts's own are left alone.
+        is_fit: whether the run trains.
+
+    Raises:
+        InputError: the model or its processor is not there.
+    """
+    policy = module.policy
+    resolution, limit = getattr(data, "resolution", None), policy.context_length()
     if resolution is None or limit is None:
         return
-    num_frames = max(module.plan.levels, default=data.num_frames)
-    num_tokens = resolution.fewest_tokens(num_frames)
-    if num_tokens + module.max_new_tokens > limit:
-        rank_zero_warn(
-            f"{num_frames} frames are {num_tokens} video tokens or more, which with "
-            f"{module.max_new_tokens} new ones exceed the model's {limit}: questions on videos "
-            "that have so many will fail; lower data.num_frames (SparseToDense.levels) or "
-            "data.resolution.min_pixels"
-        )
+    levels = module.plan.levels
+    numbers = [("will fail", data.num_frames)] if is_fit or not levels else []
+    for level, num_frames in enumerate(levels):
+        numbers.append(("are decided at the level before" if level else "will fail", num_frames))
+    for outcome, num_frames in numbers:
+        num_tokens = resolution.fewest_tokens(num_frames) + policy.fewest_text_tokens(num_frames)
+        if num_tokens + module.max_new_tokens > limit:
+            rank_zero_warn(
+                f"a prompt with {num_frames} frames has {num_tokens} tokens or more, which with "
+                f"{module.max_new_tokens} new ones exceed the model's {limit}: questions on videos "
+                f"that have so many {outcome}; lower data.num_frames (SparseToDense.levels) or "
+                "data.resolution.min_pixels"
+            )
+            return
 
 
 def check_options(module: VideoQAModule, precision: str) -> None:

@@ -103,6 +103,8 @@ class _Pending:
     question: Question
     clip: Clip | None = None
     """Of the present or the last round."""
+    sparser: Clip | None = None
+    """Of the round before, until the engine has taken the present one."""
     rounds: list[Round] = field(default_factory=list)
     is_exhausted: bool = False
     """Whether a denser clip turned out to have no more frames."""
@@ -185,19 +187,27 @@ class Predictor:
         is_refused = sample.clip is not None and own.clip is None
         if own.clip is None and not (is_refused and pending.rounds):
             self._decide(pending, fail(pending.question, own.error, pending.rounds))
-        elif own.clip is None:  # the level before is the densest that the model takes
-            if not self._has_warned:
-                _log.warning("%s; the level before it decides, here and from now on", own.error)
-                self._has_warned = True
-            self._decide_by_last_round(pending)
+        elif own.clip is None:
+            self._stay_sparser(pending, str(own.error))
         elif pending.clip is None:
             pending.clip = own.clip
             self._waiting.append(pending)
         elif own.clip.num_frames > pending.clip.num_frames:
-            pending.clip = own.clip
+            pending.clip, pending.sparser = own.clip, pending.clip
             self._waiting.appendleft(pending)  # before new ones: its frames are in memory
         else:
             self._decide_by_last_round(pending)
+
+    def _stay_sparser(self, pending: _Pending, reason: str) -> None:
+        """Decide a question by the densest level that the model and the engine take."""
+        if not self._has_warned:
+            _log.warning(
+                "question %s: %s; the level before it decides, here and from now on",
+                pending.question.id,
+                reason,
+            )
+            self._has_warned = True
+        self._decide_by_last_round(pending)
 
     def _decide_by_last_round(self, pending: _Pending) -> None:
         """Decide a question for which there are no more frames, or none that the model takes."""
@@ -228,9 +238,14 @@ class Predictor:
         try:
             self._engine.add(request)
         except InputError as error:  # would not fit even alone
-            self._decide(pending, fail(question, str(error), pending.rounds))
+            if pending.rounds:
+                pending.clip = pending.sparser
+                self._stay_sparser(pending, str(error))
+            else:
+                self._decide(pending, fail(question, str(error)))
             return
         self._in_flight[request] = pending
+        pending.sparser = None
         pending.known = prompt if plan.reuse_features and not is_last else None
         if plan.decode_ahead and not is_last:
             self._fetch_ahead(pending, clip)

@@ -118,7 +118,7 @@ class ReplayEngine(Engine):
     def _missing(self, request: Request, prompt: ReplayPrompt) -> str | None:
         """Which of the G completions are needed and were not recorded, or None."""
         found, G = prompt.found, len(request.sampling)
-        where = f"{self._policy.path}: question {prompt.question.id} at {found.num_frames} frames"
+        where = f"{self._policy.path}: the round at {found.num_frames} frames"
         if len(found.completions) < G:
             return (
                 f"{where} has {len(found.completions)} completions, and {G} are asked for; "
@@ -194,7 +194,7 @@ class ReplayPolicy(WeightlessPolicy):
         assert self._stored is not None
         prediction = self._stored.get(id)
         if prediction is None:
-            return f"{self.path}: question {id} is not recorded; predict it with the model first"
+            return f"{self.path}: the question is not recorded; predict it with the model first"
         rounds = prediction.rounds
         for found, level in zip(rounds, self._levels, strict=False):
             is_last = found.is_last or found.num_frames < level
@@ -204,8 +204,8 @@ class ReplayPolicy(WeightlessPolicy):
         if prediction.error is not None and (failed_here or not rounds):
             return prediction.error
         return (
-            f"{self.path}: question {id} is recorded at {[r.num_frames for r in rounds]} frames "
-            f"and not at {num_frames}; predict it at that level with the model first"
+            f"{self.path}: the question is recorded at {[r.num_frames for r in rounds]} frames and "
+            f"not at {num_frames}; predict it at that level with the model first"
         )
 
     def sample(self, question: Question, num_frames: int) -> Sample:

@@ -17,7 +17,14 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    CONFIG_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    utils,
+)
 from transformers import __version__ as version
 
 from vrts.files.fingerprints import folder_digests
@@ -61,6 +68,9 @@ REMOTE_CODE = (
     f"{PATH_KEY}: {{where}} asks for Python code that comes with the model (auto_map), which "
     "vrts never runs; where transformers' own classes fit, remove that entry from a local copy"
 )
+
+OLDEST_TRANSFORMERS = "5.17"
+"""That knows all families; as in ``pyproject.toml``."""
 
 HUB_FILES = ("config.json", ADAPTER_CONFIG)
 HUB_TIMEOUT_S = 4
@@ -224,6 +234,36 @@ def check_processor(processor: Any, config: Any, name: str) -> None:
                 )
 
 
+def check_attention(name: str | None) -> None:
+    """Check that the vision tower's attention is known and installed.
+
+    transformers would name neither the option nor its default, and fetch a kernel, which is code,
+    from the hub in the place of a package that is missing.
+
+    Args:
+        name: of transformers; None is vrts's own.
+
+    Raises:
+        InputError: it is not.
+    """
+    known = ["eager", *(k for k in AttentionInterface().valid_keys() if "|" not in k)]
+    if name is None:
+        return
+    # such as is_flash_attn_2_available for flash_attention_2
+    is_installed = getattr(
+        utils, f"{name.replace('flash_attention', 'is_flash_attn')}_available", lambda: True
+    )
+    if name not in known:
+        problem = f"{name!r}, which is none of {', '.join(known)}"
+    elif not is_installed():
+        problem = f"{name!r}, which lacks its package (pip install flash-attn) or a GPU"
+    else:
+        return
+    raise InputError(
+        f"model.policy.init_args.attn_implementation is {problem}; null takes torch's SDPA kernels"
+    )
+
+
 def load_model(
     name_or_path: str,
     dtype: Dtype,
@@ -235,8 +275,8 @@ def load_model(
     Args:
         name_or_path: local folder or hub id.
         dtype: of the weights; ``auto`` keeps the stored one.
-        attn_implementation: transformers' name of the vision tower's attention; None takes
-            vrts's batched windows.
+        attn_implementation: transformers' name of the vision tower's attention, see
+            `check_attention`; None takes vrts's batched windows.
         quantize: how the decoder's matrices are held; None leaves them as they are.
 
     Raises:
@@ -304,7 +344,7 @@ def _check_known(name_or_path: str) -> None:
     if model_type not in CONFIG_MAPPING:
         raise InputError(
             f"{PATH_KEY}: {name_or_path} is {family.title}, which transformers {version} does not "
-            "know yet; pip install --upgrade transformers"
+            f"know; pip install 'transformers>={OLDEST_TRANSFORMERS}'"
         )
 
 

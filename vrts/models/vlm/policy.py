@@ -27,6 +27,7 @@ from vrts.models.vlm.loading import (
     Lora,
     adapter_base,
     add_lora,
+    check_attention,
     check_processor,
     is_adapted,
     load_adapter,
@@ -50,7 +51,7 @@ from vrts.models.vlm.shards import (
 )
 from vrts.models.vlm.texts import end_token_ids
 from vrts.prompts import PromptTemplate
-from vrts.types import Completion, FrameSizes, InputError, Sample
+from vrts.types import Clip, Completion, FrameSizes, InputError, Question, Sample
 
 MOST_CHARACTERS_PER_TOKEN = 32
 """Of a text on average: a longer one than a model's tokens could hold is not even tokenized."""
@@ -107,6 +108,7 @@ class TransformersPolicy(Policy):
         self._mlp_chunk_size = mlp_chunk_size and int(mlp_chunk_size)
         self.quantize = quantize
         self.model: Any = None
+        self.processor: Any = None
 
     @property
     def continues_adapter(self) -> bool:
@@ -144,12 +146,11 @@ class TransformersPolicy(Policy):
                 "model.policy: lora trains the language model's adapter only; set "
                 "freeze_vision: true, or lora: null for full fine-tuning"
             )
+        check_attention(self._attn_implementation)
         base = self._base()
         if self.quantize:
             check_quantize(self.quantize, self.lora is not None or base != self.path)
-        config = read_config(base)  # before its processor, whose absence says less
-        self.processor = load_processor(self.path)
-        check_processor(self.processor, config, self.path)
+        self._load_processor()
         self._base_path = base
         # building some models draws random numbers; an adapter's first values are the seed's alone
         with torch.random.fork_rng(devices=[]):
@@ -163,6 +164,15 @@ class TransformersPolicy(Policy):
                 self.model = add_lora(self.model, self.lora)
         if self.lora:
             self._check_trained()
+
+    def _load_processor(self) -> Any:
+        """Load the processor, once, and return the model's configuration."""
+        config = read_config(self._base())  # before its processor, whose absence says less
+        if self.processor is None:
+            processor = load_processor(self.path)
+            check_processor(processor, config, self.path)
+            self.processor = processor
+        return config
 
     def _check_trained(self) -> None:
         """See that the adapter leaves the vision tower alone, whose features have no gradient.
@@ -250,17 +260,16 @@ class TransformersPolicy(Policy):
         num_characters = sum(map(len, (sample.question.text, *sample.question.options)))
         if num_characters > MOST_CHARACTERS_PER_TOKEN * limit:  # to count its tokens takes minutes
             return (
-                f"question {sample.question.id}: {num_characters:,} characters are more than the "
-                f"model's {limit} tokens; shorten it"
+                f"{num_characters:,} characters are more than the model's {limit} tokens; shorten "
+                "the question"
             )
         num_tokens, num_video_tokens = self.family.length(sample, self._template)
         if num_tokens + max_new_tokens <= limit:
             return None
         return (
-            f"question {sample.question.id}: {num_tokens} prompt tokens ({num_video_tokens} of "
-            f"them video) and {max_new_tokens} new ones exceed the model's {limit}; lower "
-            "data.num_frames (SparseToDense.levels in prediction), data.resolution.max_pixels or "
-            "model.max_new_tokens"
+            f"{num_tokens} prompt tokens ({num_video_tokens} of them video) and {max_new_tokens} "
+            f"new ones exceed the model's {limit}; lower data.num_frames (SparseToDense.levels in "
+            "prediction), data.resolution.max_pixels or model.max_new_tokens"
         )
 
     def frame_sizes(self) -> FrameSizes:
@@ -272,6 +281,17 @@ class TransformersPolicy(Policy):
         """See `Policy.context_length`."""
         config = self.base.config if self.loaded else read_config(self._base())
         return int(config.text_config.max_position_embeddings)
+
+    def fewest_text_tokens(self, num_frames: int) -> int:
+        """See `Policy.fewest_text_tokens`."""
+        config = self.base.config if self.loaded else self._load_processor()
+        family = find_family(config.model_type, PATH_KEY)
+        side = family.frame_sizes(config).side
+        frames = torch.zeros(1, device="cpu").expand(num_frames, 3, side, side)
+        clip = Clip(frames, tuple(range(num_frames)), 1.0, num_frames)
+        sample = Sample(Question("", "", ""), clip)
+        num_tokens, num_video_tokens = family(config, self.processor).length(sample, self._template)
+        return num_tokens - num_video_tokens
 
     def _base(self) -> str:
         """Name of the model, or of the one that the adapter adapts."""
