@@ -9,6 +9,8 @@ from tests.models.served.native_server import NativeRule
 from vrts.cli.command import main
 from vrts.demo.videos import make_dataset
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "assets/tiny"
 PENALTIES = ((0.0, 0.0), (10.0, 0.0), (0.0, 2.0), (10.0, 3.0))
