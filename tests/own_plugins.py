@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from vrts.data.readers.base import Reader
 from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import WHOLE, FrameSampler
+from vrts.models.engines.engine import Result
+from vrts.models.engines.native import NativeEngine
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.rewards import Reward
 from vrts.types import Clip, Completion, InputError, Question
@@ -98,6 +101,30 @@ class Broken(GRPO):
         if self.count in self.calls and self.rank == int(os.environ.get("LOCAL_RANK", "0")):
             losses = losses * self.value
         return losses, clipped
+
+
+class DistortedEngine(NativeEngine):
+    """Samples as ever, and reports other log-probs, as one with other kernels does.
+
+    Args:
+        shift: added to each, in nats.
+        noise: standard deviation of what else is added, the same for the same tokens.
+    """
+
+    def __init__(self, shift: float = 0.0, noise: float = 0.0) -> None:
+        super().__init__()
+        self.shift, self.noise = float(shift), float(noise)
+
+    def step(self) -> list[Result]:
+        return [
+            replace(result, completions=tuple(map(self._distorted, result.completions)))
+            for result in super().step()
+        ]
+
+    def _distorted(self, completion: Completion) -> Completion:
+        generator = torch.Generator().manual_seed(int(completion.token_ids.sum()))
+        noise = self.noise * torch.randn(completion.num_tokens, generator=generator)
+        return replace(completion, logprobs=completion.logprobs + self.shift + noise)
 
 
 class SteepVote(Vote):

@@ -7,6 +7,7 @@ from .grpo.advantages import BatchScaled as BatchScaled
 from .grpo.advantages import Centred as Centred
 from .grpo.advantages import GroupScaled as GroupScaled
 from .grpo.advantages import LeaveOneOut as LeaveOneOut
+from .grpo.micro_batches import ImportanceCorrection as ImportanceCorrection
 from .grpo.objectives import CISPO as CISPO
 from .grpo.objectives import DAPO as DAPO
 from .grpo.objectives import GRPO as GRPO

@@ -33,7 +33,7 @@ from vrts.models.engines.sampling import row_seed, seed_globally
 from vrts.models.grpo.checks import check_context_length, check_data, check_options
 from vrts.models.grpo.guards import NonFiniteGuard, RewardWatch, UsableVideoGuard
 from vrts.models.grpo.metrics import log_means
-from vrts.models.grpo.micro_batches import MicroBatch
+from vrts.models.grpo.micro_batches import ImportanceCorrection, MicroBatch
 from vrts.models.grpo.objectives import GRPO, LossTerms, Objective
 from vrts.models.grpo.reference import Reference
 from vrts.models.grpo.rollouts import Group, RolloutWorker, StepWork
@@ -91,6 +91,9 @@ class VideoQAModule(LightningModule):
         max_grad_norm: gradients are scaled down to this norm; null leaves them as they are.
         mask_truncated: leave completions that `max_new_tokens` cut off out of the loss (DAPO's
             overlong filtering, arXiv 2503.14476, section 3.4). Their rewards count for the others.
+        importance_correction: weight tokens by how much likelier the policy makes them than the
+            engine did (truncated importance sampling), for engines whose log-probs differ; null for
+            none.
         max_nonfinite_steps: optimizer steps whose gradient is not finite are skipped, and the run
             stops at that many in a row.
         eval_sampling: how tokens are drawn in validation, test and prediction.
@@ -119,6 +122,7 @@ class VideoQAModule(LightningModule):
         updates_per_rollout: PositiveInt = 1,
         max_grad_norm: PositiveFloat | None = None,
         mask_truncated: bool = False,
+        importance_correction: ImportanceCorrection | None = None,
         max_nonfinite_steps: PositiveInt = 5,
         eval_sampling: SamplingParams | None = None,
         sharding: Sharding | None = None,
@@ -143,6 +147,7 @@ class VideoQAModule(LightningModule):
         self.updates_per_rollout = int(updates_per_rollout)
         self.max_grad_norm = max_grad_norm and float(max_grad_norm)
         self.mask_truncated = mask_truncated
+        self.importance_correction = importance_correction
         self.eval_sampling = eval_sampling or SamplingParams()
         self.sharding = sharding or Sharding()
         self.is_sharded = False  # whether a rank holds only a part of the weights
@@ -215,7 +220,9 @@ class VideoQAModule(LightningModule):
         start_s = time.perf_counter()
         size = self.micro_batch_size
         micro_batches = [
-            MicroBatch(groups[i : i + size], self.device, self.mask_truncated)
+            MicroBatch(
+                groups[i : i + size], self.device, self.mask_truncated, self.importance_correction
+            )
             for i in range(0, len(groups), size)
         ]
         for update in range(self.updates_per_rollout):
@@ -264,7 +271,7 @@ class VideoQAModule(LightningModule):
         own = [self.objective.divisor(m.mask, self.max_new_tokens) for m in micro_batches]
         divisor = self._all_reduce_mean(sum(own, zero))
         step = LossTerms(zero, zero, zero, zero, zero)
-        entropy = gap = zero
+        sums: dict[str, torch.Tensor] = {"entropy": zero}  # over tokens
 
         passes = self._passes(micro_batches)
         for i, (micro_batch, prompts, completions) in enumerate(passes):
@@ -276,8 +283,9 @@ class VideoQAModule(LightningModule):
                 terms = self.objective(inputs, divisor)
                 loss = terms.loss
                 step.add(terms)
-                entropy = entropy + scores.entropy.where(inputs.mask, 0.0).sum()
-                gap = gap + micro_batch.sampling_logprob_diff(inputs.old_logprobs)
+                entropy = scores.entropy.where(inputs.mask, 0.0).sum()
+                for name, value in ({"entropy": entropy} | micro_batch.sampling_sums).items():
+                    sums[name] = sums.get(name, zero) + value
                 self._count(micro_batch, self.work.update)
             with self._sync.backward(is_last=i + 1 == len(passes)):
                 self.manual_backward(loss)
@@ -288,7 +296,7 @@ class VideoQAModule(LightningModule):
         if not micro_batches:
             return {"loss": 0.0}  # which counts in the mean over the ranks
         count = step.num_tokens.clamp(min=1)
-        return step.metrics() | {"entropy": entropy / count, "sampling/logprob_diff": gap / count}
+        return step.metrics() | {name: value / count for name, value in sums.items()}
 
     def _passes(self, micro_batches: Sequence[MicroBatch]) -> list[_Pass]:
         """This rank's passes, filled up with dummies so that collectives stay in sync."""

@@ -37,8 +37,16 @@ def step(objective: Objective, c: LossInputs) -> LossTerms:
     return objective(c, objective.divisor(c.mask, c.max_new_tokens))
 
 
-def plain_loss(objective: Objective, c: LossInputs) -> torch.Tensor:
-    """Loops over completions and tokens; no vectorised step in common with the package."""
+def plain_loss(
+    objective: Objective, c: LossInputs, weights: list[list[float]] | None = None
+) -> torch.Tensor:
+    """Loops over completions and tokens; no vectorised step in common with the package.
+
+    Args:
+        objective: what is computed.
+        c: of these completions.
+        weights: of an importance correction, for each completion's tokens.
+    """
     low, high = 1 - objective.clip_low, 1 + objective.clip_high
     sums = []
     for i in range(len(c.advantages)):
@@ -55,6 +63,8 @@ def plain_loss(objective: Objective, c: LossInputs) -> torch.Tensor:
                 token = -weight * a * c.logprobs[i, t]
             else:
                 token = -torch.min(ratio * a, torch.clamp(ratio, low, high) * a)
+            if weights is not None:
+                token = weights[i][t] * token
             if objective.beta > 0:
                 kl = c.reference_logprobs[i, t] - c.logprobs[i, t]
                 # from 10 nats on a token's estimate counts as 10, without a gradient

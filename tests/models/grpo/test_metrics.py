@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from tests.callbacks.runs import make_module, scripted
-from vrts.models.grpo.metrics import SHOWN, TOKEN_MEANS, TRAIN_METRICS, log_means
+from vrts.models.grpo.metrics import (
+    CORRECTION_METRICS,
+    SHOWN,
+    TOKEN_MEANS,
+    TRAIN_METRICS,
+    log_means,
+)
 
 
 class Gathered:
@@ -20,7 +26,7 @@ class Gathered:
         self.shown: set[str] = set()
 
     def all_gather(self, own: torch.Tensor) -> torch.Tensor:
-        names = (*TRAIN_METRICS, "reward/accuracy")
+        names = (*TRAIN_METRICS, *CORRECTION_METRICS, "reward/accuracy")
         rows = [
             torch.tensor(
                 [

@@ -1,14 +1,12 @@
 """Rollouts of training: dynamic sampling and T-GRPO's bonus, against plain simulations."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.models.conftest import make_sample
 from tests.models.scripted_engine import ScriptedEngine
-from vrts.models.grpo.micro_batches import MicroBatch
 from vrts.models.grpo.rollouts import RolloutWorker
 from vrts.models.grpo.temporal import TemporalReward, shuffle_frames
 from vrts.models.policy import Policy
@@ -143,28 +141,6 @@ def test_a_rank_without_samples_samples_nothing(num_groups):
     found = worker(engine, num_groups, TemporalReward())([], 0)
     assert found.groups == found.tried == engine.batches == []
     assert found.metrics() == {}
-
-
-def test_micro_batches_pad_completions_and_leave_out_truncated_ones():
-    samples, script = batch(random.Random(3), 2)
-    groups = worker(Script(script))(samples, 0).groups
-    rows = [c for group in groups for c in group.completions]
-    rows[1].logprobs[0] -= 1.0
-    for group in groups:
-        group.advantages = torch.arange(G).float()
-    groups[0].completions = (
-        replace(rows[0], finished=False, num_tokens=2, logprobs=rows[0].logprobs[:2]),
-        *rows[1:G],
-    )
-    micro_batch = MicroBatch(groups, torch.device("cpu"), mask_truncated=False)
-    assert micro_batch.mask.sum(1).tolist() == [2] + [3] * 7
-    assert micro_batch.advantages.tolist() == [0, 1, 2, 3] * 2
-    own = micro_batch.inputs(micro_batch._sampling_logprobs, 9).old_logprobs
-    assert own[0, 2] == 0
-    assert micro_batch.sampling_logprob_diff(own) == 0
-    assert micro_batch.sampling_logprob_diff(own + 0.5) == pytest.approx(0.5 * 23)
-    masked = MicroBatch(groups, torch.device("cpu"), mask_truncated=True)
-    assert masked.mask.sum(1).tolist() == [0] + [3] * 7
 
 
 # ---- T-GRPO

@@ -229,6 +229,12 @@ class TestMisbehaviour:
             ask(policy, G=1)
         assert server.bodies[-1]["max_completion_tokens"] == 8
 
+    def test_a_length_is_never_left_out(self, server):
+        server.rule = lambda body, index: refusal(400, "unknown field: 'max_tokens'")
+        (result,) = ask(load(server), G=1)
+        assert result.error.endswith("400 unknown field: 'max_tokens'")
+        assert len(server.bodies) == 1
+
     def test_a_length_that_is_refused_is_no_unknown_field(self, server):
         server.rule = lambda body, index: refusal(400, "'max_tokens' is too large: 8")
         with warnings.catch_warnings():

@@ -112,6 +112,14 @@ class TestChecks:
         with pytest.raises(InputError, match="400 tiny is not a multimodal model"):
             ServedPolicy(server.url, "tiny").load()
 
+    def test_extra_fields_that_are_refused_are_told_and_not_left_out(self, server):
+        answer = server.answer
+        server.answer = lambda body: (
+            refusal(400, "unknown field: 'min_q'") if "min_q" in body else answer(body)
+        )
+        with pytest.raises(InputError, match="400 unknown field: 'min_q'"):
+            ServedPolicy(server.url, "tiny", extra_body={"min_q": 1}).load()
+
     def test_a_server_that_still_loads_is_waited_for(self, server):
         start_s = time.monotonic()
         answer = server.answer

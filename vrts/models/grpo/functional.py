@@ -3,13 +3,17 @@
 Sources: GRPO, DeepSeekMath (Shao et al., 2024, arXiv 2402.03300), eq. 3 and 4; Dr. GRPO (Liu et
 al., 2025, arXiv 2503.20783); DAPO (Yu et al., 2025, arXiv 2503.14476); GSPO (Zheng et al., 2025,
 arXiv 2507.18071); CISPO, MiniMax-M1 (2025, arXiv 2506.13585); the k3 estimator of the KL divergence
-(Schulman, 2020, "Approximating KL divergence").
+(Schulman, 2020, "Approximating KL divergence"); truncated importance sampling (Yao et al., 2025,
+"Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+https://fengyao.notion.site/off-policy-rl).
 
 Log-probs, log-ratios, losses and masks are ``[N, L]``, advantages ``[N]``. Masks are boolean, True
 for completion tokens.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
@@ -79,6 +83,27 @@ def sequence_log_ratios(log_ratios: torch.Tensor, mask: torch.Tensor) -> torch.T
     lengths = mask.sum(1, keepdim=True).clamp(min=1)  # [N, 1]
     means = bounded(log_ratios).where(mask, 0.0).sum(1, keepdim=True) / lengths
     return means.expand_as(log_ratios)
+
+
+def importance_weights(
+    log_ratios: torch.Tensor, mask: torch.Tensor, cap: float, level: Literal["token", "sequence"]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Truncated importance weights ``min(exp(log_ratio), cap)``, without gradient.
+
+    Args:
+        log_ratios: policy's log-probs at the start of the update minus the engine's.
+        mask: of the tokens that count.
+        cap: no weight is larger.
+        level: ``sequence`` takes the sum of a completion's log-ratios for each of its tokens.
+
+    Returns:
+        Weights, and a bool mask of the tokens whose weight is capped.
+    """
+    log_ratios = log_ratios.detach().where(mask, 0.0)
+    if level == "sequence":
+        log_ratios = log_ratios.sum(1, keepdim=True).expand_as(log_ratios)
+    ratios = log_ratios.exp()
+    return ratios.clamp(max=cap), ratios > cap
 
 
 def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,21 @@ no usable video; ``sampling/logprob_diff`` is the mean absolute difference betwe
 engine and policy: about 1e-6 in float32; much more than bfloat16's rounding (some 0.01) means that
 they do not compute the same model."""
 
+CORRECTION_METRICS = ("sampling/importance_ratio_mean", "sampling/importance_ratio_capped")
+"""Logged too where there is an `ImportanceCorrection`: mean weight (TRL's
+``sampling/importance_sampling_ratio/mean``), and the share of tokens whose weight is capped."""
+
 SHOWN = ("reward/total", "kl", "completion_length")
 """Metrics in the progress bar."""
 
-TOKEN_MEANS = ("kl", "entropy", "clip_ratio", "clamp_ratio", "sampling/logprob_diff")
+TOKEN_MEANS = (
+    "kl",
+    "entropy",
+    "clip_ratio",
+    "clamp_ratio",
+    "sampling/logprob_diff",
+    *CORRECTION_METRICS,
+)
 """Means over tokens: ranks are weighted by their number of tokens; in others they are equal."""
 
 
@@ -63,7 +74,7 @@ def log_means(
     Returns:
         The means by name; NaN where all ranks lack a value.
     """
-    names = [*TRAIN_METRICS, *(f"reward/{name}" for name in rewards)]
+    names = [*TRAIN_METRICS, *CORRECTION_METRICS, *(f"reward/{name}" for name in rewards)]
     assert values.keys() <= set(names), values.keys() - set(names)
     numbers = [float(values.get(name, math.nan)) for name in names]
     weights = [float(num_tokens) if name in TOKEN_MEANS else 1.0 for name in names]

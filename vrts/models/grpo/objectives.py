@@ -33,6 +33,7 @@ class LossInputs:
     advantages: torch.Tensor  # [N]
     mask: torch.Tensor  # bool [N, L], True for completion tokens
     max_new_tokens: int  # the most tokens a completion could have had
+    importance_weights: torch.Tensor | None = None  # [N, L], of `ImportanceCorrection`
 
 
 @dataclass(slots=True)
@@ -125,6 +126,8 @@ class Objective(ABC):
         """
         mask = inputs.mask
         losses, clipped = self.surrogate(inputs)  # [N, L]
+        if inputs.importance_weights is not None:
+            losses = losses * inputs.importance_weights
         kl = torch.zeros_like(losses)
         clamped = (inputs.logprobs - inputs.old_logprobs).detach().abs() > MAX_LOG_RATIO
         if self.beta > 0:

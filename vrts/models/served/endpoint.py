@@ -12,26 +12,23 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx2
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from vrts.terminal import printable, shorten
+from vrts.terminal import printable
 from vrts.types import InputError
 
+if TYPE_CHECKING:
+    from vrts.models.served.policy import ServedPolicy
+
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0
-RETRIED = (408, 409, 425, 429)  # and 5xx
-OPTIONAL = (
-    "seed", "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "stop", "include_stop_str_in_output", "logprobs", "n", "max_tokens",
-)  # fmt: skip
-"""Fields that are left out where a server does not know them; ``max_tokens`` is renamed."""
+RETRIED = (200, 408, 409, 425, 429)  # and 5xx; 200 is here for responses without completions
 UNKNOWN = re.compile(
     r"unknown|unrecogni[sz]ed|unexpected|unsupported|not (be )?(supported|permitted|allowed)|"
     r"does not support|cannot find|extra_forbidden",
@@ -52,23 +49,20 @@ class ServerError(Exception):
         self.is_unavailable = wait_s is not None or status in (401, 403)
 
 
-@dataclass(eq=False)
 class Endpoint:
-    """Sends requests for chat completions; retries them, and drops fields that are refused."""
+    """Sends requests for chat completions; retries them, and drops fields that are refused.
 
-    url: str
-    model: str
-    key_variable: str  # environment variable that holds the API key, if there is one
-    max_concurrency: int
-    max_retries: int
-    timeout_s: float  # of each attempt
+    Args:
+        policy: has the options.
+    """
 
-    def __post_init__(self) -> None:
-        """Read the key."""
-        self.usage: Counter[str] = Counter()  # requests, retries, and tokens by the server's names
-        self._key = os.environ.get(self.key_variable, "").strip()
+    def __init__(self, policy: ServedPolicy) -> None:
+        self.url, self.usage = policy.base_url, Counter[str]()
+        """``usage`` counts requests, retries, and tokens by the server's names."""
+        self._policy = policy
+        self._key = os.environ.get(policy.api_key_variable, "").strip()
         self._told: set[str] = set()
-        self._dropped: set[str] = set()
+        self._sent_as: dict[str, str] = {}  # other names of fields; empty for those left out
         self._not_before = 0.0  # by `time.monotonic`; no request is sent until then
         self._pending: set[Future[dict[str, Any]]] = set()
         self._running: ExitStack | None = None
@@ -89,18 +83,17 @@ class Endpoint:
             names = self._portal.call(self._models)
             self._portal.call(self._complete, messages, {"max_tokens": 16})
         except ServerError as error:
-            (hint,) = get_close_matches(self.model, names, 1, 0.0) or [self.model]
-            found = "" if hint == self.model else f"; the nearest of its models is {hint!r}"
-            raise InputError(f"model.policy: cannot ask about a frame: {error}{found}") from error
+            model = self._policy.model
+            (nearest,) = get_close_matches(model, names, 1, 0.0) or [model]
+            hint = "" if nearest == model else f"; the nearest of its models is {nearest!r}"
+            raise InputError(f"model.policy: cannot ask about a frame: {error}{hint}") from error
         finally:
             self.close()
-        if names and self.model not in names:
-            self.tell("model", f"answers, but does not list a model {self.model!r}")
 
     def submit(self, messages: bytes, fields: Mapping[str, Any]) -> Future[dict[str, Any]]:
         """Send a request, with messages as JSON, in its turn.
 
-        The future gets a response with one choice or more, or a `ServerError`; cancelling it closes
+        The future gets a response with one text or more, or a `ServerError`; cancelling it closes
         the connection.
         """
         self._start()
@@ -133,7 +126,7 @@ class Endpoint:
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
             self._client = stack.enter_context(self._portal.wrap_async_context_manager(client))
-            self._slots = anyio.CapacityLimiter(self.max_concurrency)
+            self._slots = anyio.CapacityLimiter(self._policy.max_concurrency)
             self._running = stack.pop_all()
 
     async def _models(self) -> list[str]:
@@ -146,53 +139,49 @@ class Endpoint:
             return []
 
     async def _complete(self, messages: bytes, fields: Mapping[str, Any]) -> dict[str, Any]:
-        attempt = 0
+        attempt, max_retries = 0, self._policy.max_retries
         async with self._slots:  # kept while waiting: a busy server gets no further requests
             while True:
                 await anyio.sleep(max(0.0, self._not_before - time.monotonic()))
+                sent = {new: v for k, v in fields.items() if (new := self._sent_as.get(k, k))}
                 try:
-                    return await self._attempt(messages, fields)
+                    return await self._attempt(messages, sent)
                 except ServerError as error:
+                    if self._drop(error, sent):
+                        continue
                     wait_s = error.wait_s
-                    if wait_s is None or wait_s > self.timeout_s or attempt == self.max_retries:
+                    too_long = wait_s is None or wait_s > self._policy.timeout_s
+                    if wait_s is None or too_long or attempt == max_retries:
                         raise
-                    self.tell("retry", f"is asked again, {self.max_retries} times at most: {error}")
+                    self.tell("retry", f"is asked again, {max_retries} times at most: {error}")
                 self.usage["retries"] += 1
                 self._not_before = max(self._not_before, time.monotonic() + wait_s)
                 backoff_s = min(BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S)
                 await anyio.sleep(backoff_s * random.uniform(0.5, 1.0))
                 attempt += 1
 
-    async def _attempt(self, messages: bytes, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request, again without those fields that the server does not know."""
-        while True:
-            body = {k: v for k, v in fields.items() if k not in self._dropped}
-            if "max_tokens" in self._dropped:
-                body["max_completion_tokens"] = fields["max_tokens"]
-            head = json.dumps({"model": self.model, **body}).encode().removesuffix(b"}")
-            self.usage["requests"] += 1
-            try:
-                content = b'%b, "messages": %b}' % (head, messages)
-                found = await self._send("POST", "chat/completions", content)
-            except ServerError as error:
-                if error.status in (400, 422) and self._drop(error.text, body):
-                    continue
-                raise
-            if not _has_choices(found):  # such as an error with the status 200
-                note = f"{self.url} gave no choices: {self._clean(_message(found))}"
-                raise ServerError(note, 200, wait_s=0.0)
-            usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
-            usage = {name: count for name, count in usage.items() if isinstance(count, int)}
-            self.usage.update(usage)
-            return {**found, "usage": usage}
+    async def _attempt(self, messages: bytes, sent: Mapping[str, Any]) -> dict[str, Any]:
+        """The response to a request; it has one text or more, and counts of tokens in ``usage``."""
+        self.usage["requests"] += 1
+        head = json.dumps({"model": self._policy.model, **sent, **self._policy.extra_body}).encode()
+        content = b'%b, "messages": %b}' % (head.removesuffix(b"}"), messages)
+        found = await self._send("POST", "chat/completions", content)
+        if not texts_of(found):  # such as an error with the status 200
+            words = self._clean(_message(found))
+            raise ServerError(f"{self.url} gave no choices: {words}", 200, wait_s=0.0)
+        usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
+        usage = {name: count for name, count in usage.items() if isinstance(count, int)}
+        self.usage.update(usage)
+        return {**found, "usage": usage}
 
     async def _send(self, method: str, path: str, content: bytes | None = None) -> Any:
         """Return the JSON of a response; raises `ServerError` for a status other than 200."""
+        timeout_s, key_variable = self._policy.timeout_s, self._policy.api_key_variable
         try:
-            with anyio.fail_after(self.timeout_s):
+            with anyio.fail_after(timeout_s):
                 response = await self._client.request(method, f"{self.url}/{path}", content=content)
         except TimeoutError as error:
-            note = f"{self.url} gave no answer within {self.timeout_s:g} s"
+            note = f"{self.url} gave no answer within {timeout_s:g} s"
             raise ServerError(note, wait_s=0.0) from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             note = f"{self.url} is not there or broke off ({type(error).__name__} {error})"
@@ -206,29 +195,39 @@ class Endpoint:
             words = text or response.reason_phrase  # such as a gateway's HTML
         note = f"{self.url}: {status} {self._clean(words)}"
         if status in (401, 403):
-            name = self.key_variable
-            note += f" (the key in {name} is refused)" if self._key else f" ({name} holds no key)"
-        is_retried = status in RETRIED or status >= 500 or status == 200
+            why = f"the key in {key_variable} is refused"
+            note += f" ({why if self._key else f'{key_variable} holds no key'})"
+        is_retried = status in RETRIED or status >= 500
         wait_s = _seconds(response.headers.get("Retry-After", "")) if is_retried else None
         raise ServerError(note, status, text, wait_s)
 
-    def _drop(self, text: str, body: Mapping[str, Any]) -> bool:
-        """Note the fields of a request that a response says are unknown; False for none."""
+    def _drop(self, error: ServerError, sent: Mapping[str, Any]) -> bool:
+        """Note the fields of a request that an error says are unknown; False for none."""
+        text = error.text
+        if error.status not in (400, 422) or not UNKNOWN.search(text):
+            return False
         # in quotes, behind a colon, or at the beginning: elsewhere they are words like any
-        named = {name for name in OPTIONAL if re.search(rf"(^|[\"'`]|: ){name}\b", text)}
-        named &= body.keys() if UNKNOWN.search(text) else set()
-        if "max_completion_tokens" not in text:
-            named.discard("max_tokens")
-        for name in sorted(named - self._dropped):
-            self._dropped.add(name)
-            instead = "sent as max_completion_tokens" if name == "max_tokens" else "left out"
-            self.tell(name, f"refuses {name} {body[name]!r}, now {instead}: {text}")
-        return bool(named)
+        names = {name for name in sent if re.search(rf"(^|[\"'`]|: ){name}\b", text)}
+        names.discard("max_completion_tokens" if "max_completion_tokens" in text else "max_tokens")
+        for name in names:
+            self._sent_as[name] = "max_completion_tokens" if name == "max_tokens" else ""
+            instead = f"sent as {self._sent_as[name]}" if self._sent_as[name] else "left out"
+            self.tell(name, f"refuses {name} {sent[name]!r}, now {instead}: {text}")
+        return bool(names)
 
     def _clean(self, text: str) -> str:
         """Make a line of a text from the server, without the key."""
         text = text.replace(self._key, "***") if self._key else text
-        return shorten(printable(" ".join(text.split())), MOST_CHARACTERS)
+        return printable(" ".join(text.split()), MOST_CHARACTERS)
+
+
+def texts_of(found: Any) -> list[str]:
+    """Texts of a response, one or more; none where it is not what was asked for."""
+    try:
+        texts = [choice["message"].get("content") or "" for choice in found["choices"]]
+    except (KeyError, TypeError, AttributeError):
+        return []
+    return texts if all(isinstance(text, str) for text in texts) else []
 
 
 def _seconds(retry_after: str) -> float:
@@ -246,14 +245,3 @@ def _message(found: Any) -> str:
         if isinstance(found, dict) and found.get(key):
             found = found[key]
     return found if isinstance(found, str) else json.dumps(found)
-
-
-def _has_choices(found: Any) -> bool:
-    """Whether a response has one completion or more, each with a text, which may be None."""
-    choices = found.get("choices") if isinstance(found, dict) else None
-    return isinstance(choices, list) and bool(choices) and all(map(_has_text, choices))
-
-
-def _has_text(choice: Any) -> bool:
-    message = choice.get("message") if isinstance(choice, dict) else None
-    return isinstance(message, dict) and isinstance(message.get("content"), str | None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -38,11 +38,10 @@ class ServedPrompt(Prompt):
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """The completions of a request, and the places of those that are on their way."""
+    """A request, and those of its completions that are here."""
 
     request: Request
     done: list[Completion | None]
-    places: dict[Future[dict[str, Any]], list[int]] = field(default_factory=dict)
 
 
 class ServedEngine(Engine):
@@ -50,7 +49,8 @@ class ServedEngine(Engine):
 
     def __init__(self, policy: ServedPolicy) -> None:
         self._policy = policy
-        self._groups: dict[Future[dict[str, Any]], _Group] = {}
+        # what is in flight: the completions, by their place in the group, that each call brings
+        self._calls: dict[Future[dict[str, Any]], tuple[_Group, list[int]]] = {}
         self._ended: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
         # kept back until the server answers again: if it does not, they are not recorded
         self._unavailable: list[Result] = []
@@ -68,8 +68,8 @@ class ServedEngine(Engine):
         return [ServedPrompt(s.question, self._policy.messages(s)) for s in samples]
 
     def has_room(self) -> bool:
-        """Whether fewer requests wait than may be in flight, so that none is free for long."""
-        return len(self._groups) < 2 * self._policy.max_concurrency
+        """Whether fewer calls wait than may be in flight, so that none is free for long."""
+        return len(self._calls) < 2 * self._policy.max_concurrency
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -79,7 +79,7 @@ class ServedEngine(Engine):
     @property
     def num_pending(self) -> int:
         """Requests that were added and have not come out."""
-        return len(set(self._groups.values())) + len(self._unavailable)
+        return len({group for group, _ in self._calls.values()}) + len(self._unavailable)
 
     def step(self) -> list[Result]:
         """Wait for responses, for a moment, and return the requests that have ended.
@@ -93,10 +93,8 @@ class ServedEngine(Engine):
                     f"{count} questions in a row got no answer ({self._unavailable[-1].error}); "
                     "once the server answers, the same command continues with them"
                 )
-            if self._groups:
-                ended = [self._ended.get(timeout=WAIT_S)]
-                ended += [self._ended.get_nowait() for _ in range(self._ended.qsize())]
-                return [result for future in ended for result in self._take(future)]
+            if self._calls:
+                return self._take(self._ended.get(timeout=WAIT_S))
         except Empty:
             return []
         except BaseException:  # also of an interruption, and of a vote
@@ -107,34 +105,34 @@ class ServedEngine(Engine):
 
     def cancel(self) -> None:
         """Drop all that is pending, and close its connections."""
-        self._groups, self._unavailable = {}, []
+        self._calls, self._unavailable = {}, []
         self._policy.endpoint.close()
 
     def release(self) -> None:
         """Close the connections, and log what was used since the start."""
-        endpoint, prices = self._policy.endpoint, self._policy.prices
-        endpoint.close()
-        used = endpoint.usage
+        self._policy.endpoint.close()
+        used, prices = self._policy.endpoint.usage, self._policy.prices
         cost = sum(used[name] * price / 1e6 for name, price in prices.items())
         rank_zero_info(
-            f"{endpoint.url}: {used['requests']:,} requests, {used['retries']:,} of them retries; "
-            f"{used['prompt_tokens']:,} tokens of prompts, {used['completion_tokens']:,} of "
-            f"completions{f'; price {cost:,.4f}' if prices else ''}"
+            f"{self._policy.endpoint.url}: {used['requests']:,} requests, {used['retries']:,} of "
+            f"them retries; {used['prompt_tokens']:,} tokens of prompts, "
+            f"{used['completion_tokens']:,} of completions"
+            + (f"; price {cost:,.4f}" if prices else "")
         )
 
     def _send(self, group: _Group, places: Iterable[int]) -> None:
-        """Request the completions at some places of a group."""
+        """Call for the completions at some places of a group."""
         request, policy = group.request, self._policy
         assert isinstance(request.prompt, ServedPrompt)
         alike = request.sampling.__getitem__ if policy.one_request else lambda place: place
         for _, found in groupby(places, key=alike):
             own = list(found)
             fields = self._fields(request.sampling[own[0]], request.seeds[own[0]])
+            fields |= {"max_tokens": request.max_new_tokens}
             fields |= {"n": len(own)} if len(own) > 1 else {}
-            fields |= {"max_tokens": request.max_new_tokens, **policy.extra_body}
-            future = policy.endpoint.submit(request.prompt.messages, fields)
-            self._groups[future], group.places[future] = group, own
-            future.add_done_callback(self._ended.put)
+            call = policy.endpoint.submit(request.prompt.messages, fields)
+            self._calls[call] = group, own
+            call.add_done_callback(self._ended.put)
 
     def _fields(self, sampling: SamplingParams, seed: int) -> dict[str, Any]:
         """How a completion is drawn, with all that a model's own defaults might change."""
@@ -151,39 +149,39 @@ class ServedEngine(Engine):
             fields |= {"stop": list(sampling.stop), "include_stop_str_in_output": True}
         return fields | ({"logprobs": True} if self._policy.asks_logprobs else {})
 
-    def _take(self, future: Future[dict[str, Any]]) -> list[Result]:
+    def _take(self, call: Future[dict[str, Any]]) -> list[Result]:
         """Take a response in, and return the results that are complete now."""
         from vrts.models.served.endpoint import ServerError
 
-        group = self._groups.pop(future, None)
-        if group is None:  # cancelled
+        if call not in self._calls:  # the group needs it no more
             return []
-        places, limit = group.places.pop(future), group.request.max_new_tokens
+        group, places = self._calls.pop(call)
+        request, limit = group.request, group.request.max_new_tokens
         try:
-            completions = self._read(future.result(), len(places), limit)
+            found = self._read(call.result(), len(places), limit)
         except ServerError as error:
             self._drop(group)
-            result = Result(group.request, (), str(error))
+            result = Result(request, (), str(error))
             self._unavailable += [result] if error.is_unavailable else []
             return [] if error.is_unavailable else [result]
-        for place, completion in zip(places, completions, strict=False):
+        for place, completion in zip(places, found, strict=False):
             group.done[place] = completion
-        if missing := places[len(completions) :]:
+        if missing := places[len(found) :]:
             self._policy.endpoint.tell("choices", "gives fewer choices than n; asking for the rest")
             self._send(group, missing)
         results, self._unavailable = self._unavailable, []
-        if not group.places or self._may_stop(group):
+        if None not in group.done or self._may_stop(group):
             self._drop(group)
             none = torch.zeros(0, device="cpu") if self._policy.asks_logprobs else None
             gone = Completion("", 0, limit, finished=False, logprobs=none, cancelled=True)
-            results.append(Result(group.request, tuple(one or gone for one in group.done)))
+            results.append(Result(request, tuple(one or gone for one in group.done)))
         return results
 
     def _drop(self, group: _Group) -> None:
-        for future in group.places:
-            del self._groups[future]
-            future.cancel()
-        group.places = {}
+        """Cancel a group's other calls."""
+        for call in [call for call, (other, _) in self._calls.items() if other is group]:
+            del self._calls[call]
+            call.cancel()
 
     @staticmethod
     def _may_stop(group: _Group) -> bool:
@@ -193,28 +191,27 @@ class ServedEngine(Engine):
         return stop is not None and stop(texts, [] if any(map(math.isnan, means)) else means)
 
     def _read(self, found: dict[str, Any], n: int, limit: int) -> list[Completion]:
-        """Completions of a response, n at most; their tokens are counted together."""
+        """Completions of a response, n at most; the server counts their tokens together."""
         choices = found["choices"][:n]
-        total = found["usage"].get("completion_tokens") or 0
-        share, rest = divmod(total, len(choices))
+        share, rest = divmod(found["usage"].get("completion_tokens", 0), len(choices))
         return [self._completion(c, share + (i < rest), limit) for i, c in enumerate(choices)]
 
     def _completion(self, choice: dict[str, Any], num_tokens: int, limit: int) -> Completion:
-        message = choice["message"]
+        policy, message = self._policy, choice["message"]
         text = message.get("content") or ""
         if thought := message.get("reasoning_content") or message.get("reasoning"):
             text = f"<think>{thought}</think>{text}"  # as the model wrote it
-        listed = choice.get("logprobs")
-        tokens = (listed.get("content") or []) if isinstance(listed, dict) else []
-        num_tokens = num_tokens or len(tokens)
         logprobs = None
-        if tokens and self._policy.asks_logprobs:
-            # every token has the mean: not all servers list the end token
-            mean = math.fsum(token["logprob"] for token in tokens) / len(tokens)
-            logprobs = torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu")
-        elif self._policy.asks_logprobs:
-            self._policy.endpoint.tell("logprobs", "ignores logprobs: none are given")
+        if policy.asks_logprobs:
+            listed = choice.get("logprobs")
+            tokens = (listed.get("content") or []) if isinstance(listed, dict) else []
+            num_tokens = num_tokens or len(tokens)
+            if tokens:  # each has their mean: not all servers list the end token
+                mean = math.fsum(token["logprob"] for token in tokens) / len(tokens)
+                logprobs = torch.full((num_tokens,), mean, dtype=torch.float64, device="cpu")
+            else:
+                policy.endpoint.tell("logprobs", "ignores logprobs: none are given")
         if num_tokens > limit:
-            self._policy.endpoint.tell("max_tokens", f"ignores max_tokens: {num_tokens} are given")
+            policy.endpoint.tell("max_tokens", f"ignores max_tokens: {num_tokens} are given")
         finished = choice.get("finish_reason") != "length"
         return Completion(text, num_tokens, limit, finished, logprobs=logprobs)

@@ -76,14 +76,14 @@ class ServedPolicy(WeightlessPolicy):
             )
         self._template = prompt or PromptTemplate()
         self._frames, self._format, self._quality = frames, format, min(int(quality), 100)
-        self.asks_logprobs = logprobs
-        self.one_request = one_request
+        self.base_url, self.model = base_url.rstrip("/"), model
+        self.api_key_variable = api_key_variable
+        self.asks_logprobs, self.one_request = logprobs, one_request
         self.extra_body = extra_body or {}
-        self.max_concurrency = int(max_concurrency)
+        self.max_concurrency, self.max_retries = int(max_concurrency), int(max_retries)
+        self.timeout_s = float(timeout_s)
         prices = {"prompt_tokens": prompt_price, "completion_tokens": completion_price}
         self.prices = {name: price for name, price in prices.items() if price is not None}
-        self._connection = (base_url.rstrip("/"), model, api_key_variable)
-        self._limits = (self.max_concurrency, int(max_retries), float(timeout_s))
         self._endpoint: Endpoint | None = None
 
     @property
@@ -110,7 +110,7 @@ class ServedPolicy(WeightlessPolicy):
         except ImportError as error:
             note = f"ServedPolicy needs httpx2 ({error}); pip install 'vrts[served]'"
             raise InputError(note) from error
-        endpoint = Endpoint(*self._connection, *self._limits)
+        endpoint = Endpoint(self)
         frames = torch.full((4, 3, 56, 56), 128, dtype=torch.uint8, device="cpu")
         clip = Clip(frames, (0, 1, 2, 3), fps=1.0, num_source_frames=4)
         endpoint.check(self.messages(Sample(Question("", "What is this?", ""), clip)))
@@ -141,11 +141,10 @@ class ServedPolicy(WeightlessPolicy):
 
     def fingerprint(self) -> dict[str, Any]:
         """Endpoint, model, prompt, and how frames are sent; never the key."""
-        url, model, _ = self._connection
         return {
             "policy": "ServedPolicy",
-            "base_url": url,
-            "model": model,
+            "base_url": self.base_url,
+            "model": self.model,
             "prompt": asdict(self._template),
             "frames": f"{self._frames} {self._format} {self._quality}",
             "logprobs": self.asks_logprobs,
