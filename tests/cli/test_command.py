@@ -176,6 +176,7 @@ class TestCommands:
 
         def fit(folder: str, steps: int, *more: str) -> list[str]:
             args = fit_args(model, tmp_path / folder, *own_train(annotations), *more)
+            args += ["--model.max_new_tokens=1", "--trainer.callbacks=[StepCheckpoint]"]
             run([*args, f"--trainer.max_steps={steps}", "--trainer.max_epochs=9"])
             return [seen.pop(0) for _ in range(len(seen))]
 
