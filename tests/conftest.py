@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,6 +26,8 @@ SLOW = (
     "test_prefetch.py", "test_readme.py",
 )  # fmt: skip
 """Tests of whole runs: each is slow, unless it is marked as fast."""
+PARSERS = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+"""What `LightningCLI.setup_parser` makes."""
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -41,6 +44,28 @@ def pytest_collection_finish() -> None:
     """Keep what was imported out of garbage collections, which took a twelfth of the time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsers_are_made_once() -> Generator[None]:
+    """Make the parser of a subcommand once: what it is made from is the same in every test."""
+    command = sys.modules.get("vrts.cli.command")
+    if command is None:
+        yield
+        return
+    made: dict[tuple[str, ...], dict[str, Any]] = {}
+    setup = command.VrtsCLI.setup_parser
+
+    def setup_once(cli: Any, *args: Any) -> None:
+        key = tuple(cli.subcommands())
+        if key not in made:
+            setup(cli, *args)
+            made[key] = {name: getattr(cli, name) for name in PARSERS}
+        vars(cli).update(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command.VrtsCLI, "setup_parser", setup_once)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)
