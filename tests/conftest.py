@@ -21,8 +21,9 @@ from filelock import FileLock
 SHARED = Path(__file__).parents[1] / "../shared"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLOW = (
-    "benchmarks", "callbacks", "cli", "ranks", "tools", "models/checkpoints",
-    "models/families/test_exactness.py", "models/test_exactness.py", "models/test_module.py",
+    "benchmarks", "callbacks", "cli", "ranks", "tools", "data/test_any_row.py",
+    "data/test_found.py", "models/checkpoints", "models/families/test_exactness.py",
+    "models/served/test_command.py", "models/test_exactness.py", "models/test_module.py",
     "test_prefetch.py", "test_readme.py",
 )  # fmt: skip
 """Tests of whole runs: each is slow, unless it is marked as fast."""
