@@ -69,6 +69,18 @@ def parsers_are_made_once() -> Generator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def configurations_are_not_written_out() -> Generator[None]:
+    """Spare the text that transformers makes of a configuration for a log that nobody reads.
+
+    It does so thirty times for each model that is loaded.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if module := sys.modules.get("transformers.configuration_utils"):
+            patch.setattr(module.PreTrainedConfig, "__repr__", object.__repr__)
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     """Leave the group of processes, and forget where Lightning said that this one stands.
