@@ -236,7 +236,9 @@ class TestAnotherModel:
         subcommands = {
             "fit": fit(*tuning, path, "--trainer.max_steps=2", root=root),
             "validate": ["validate", *fit(*tuning, path, *asked, root=root)[1:]],
-            "predict": predict_args(model, root, annotations, path, *tuning[:1]),
+            "predict": predict_args(
+                model, root, annotations, path, "--data.predict.init_args.limit=1", *tuning[:1]
+            ),
             "export": [
                 "export", *fit(*tuning, path)[1:], "--merge=true", f"--output_dir={root / 'out'}"
             ],
