@@ -113,6 +113,8 @@ class TestCommands:
             assert options["data"]["train"]["init_args"]["path"] == str(annotations)
             assert options["trainer"]["max_steps"] == 1
             assert "overwrite" not in options
+            (config,) = tmp_path.rglob("config.yaml")
+            assert yaml.safe_load(config.read_text()) == options
 
     @pytest.mark.fast
     def test_fit_trains_saves_logs_exports_and_tells(self, model, annotations, tmp_path, capsys):
