@@ -1,27 +1,34 @@
+"""What all tests share.
+
+pytest-xdist's own process, which runs no test, imports this file before it starts workers: what
+takes long to import (torch) is imported where it is used.
+"""
+
+import gc
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from filelock import FileLock
 
-from tools.tiny.model import build_model_folder
-from vrts.demo.questions import FLASH, OBJECT
-from vrts.demo.videos import make_dataset
-
 SHARED = Path(__file__).parents[1] / "../shared"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLOW = (
-    "benchmarks", "callbacks", "cli", "ranks", "tools", "models/checkpoints",
-    "models/families/test_exactness.py", "models/test_exactness.py", "models/test_module.py",
+    "benchmarks", "callbacks", "cli", "ranks", "tools", "data/test_any_row.py",
+    "data/test_found.py", "models/checkpoints", "models/families/test_exactness.py",
+    "models/served/test_command.py", "models/test_exactness.py", "models/test_module.py",
     "test_prefetch.py", "test_readme.py",
 )  # fmt: skip
 """Tests of whole runs: each is slow, unless it is marked as fast."""
+PARSERS = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+"""What `LightningCLI.setup_parser` makes."""
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -32,6 +39,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "fast" not in item.keywords and {item.path, *item.path.parents}.intersection(slow):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of garbage collections, which took a twelfth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsers_are_made_once() -> Generator[None]:
+    """Make the parser of a subcommand once: what it is made from is the same in every test."""
+    command = sys.modules.get("vrts.cli.command")
+    if command is None:
+        yield
+        return
+    made: dict[tuple[str, ...], dict[str, Any]] = {}
+    setup = command.VrtsCLI.setup_parser
+
+    def setup_once(cli: Any, *args: Any) -> None:
+        key = tuple(cli.subcommands())
+        if key not in made:
+            setup(cli, *args)
+            made[key] = {name: getattr(cli, name) for name in PARSERS}
+        vars(cli).update(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command.VrtsCLI, "setup_parser", setup_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configurations_are_not_written_out() -> Generator[None]:
+    """Spare the text that transformers makes of a configuration for a log that nobody reads.
+
+    It does so thirty times for each model that is loaded.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if module := sys.modules.get("transformers.configuration_utils"):
+            patch.setattr(module.PreTrainedConfig, "__repr__", object.__repr__)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,6 +103,17 @@ def _signals():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def disks_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave files in the system's cache; a training run of two steps waits for a disk 24 times.
+
+    Processes that tests start do wait.
+    """
+    monkeypatch.setattr(
+        os, "fsync", lambda file: os.fstat(file if isinstance(file, int) else file.fileno())
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +150,8 @@ def made_once(
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's architecture with random weights."""
+    from tools.tiny.model import build_model_folder
+
     folder = tmp_path_factory.mktemp("cli") / "model"
     build_model_folder(folder, seed=0)
     return folder
@@ -100,6 +160,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions about four videos, as Video-R1 writes them."""
+    from vrts.demo.questions import FLASH, OBJECT
+    from vrts.demo.videos import make_dataset
+
     folder = tmp_path_factory.mktemp("cli-data")
     return make_dataset(folder, num_videos=4, seed=5, kinds=(OBJECT, FLASH))
 

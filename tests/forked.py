@@ -1,13 +1,15 @@
 """Processes that begin at once: forked from a server that has the libraries imported.
 
 A cold start costs ten seconds of imports. The processes that Lightning's launcher adds are forked
-too, in place of the commands that it would start; all else of the launch is its own.
+too, in place of the commands that it would start; all else of the launch is its own. So are the
+servers of decode workers, which tests in `tests.data.workers` start as vrts does.
 """
 
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -19,7 +21,9 @@ from typing import Any
 
 from lightning.pytorch.strategies.launchers import subprocess_script
 
+from vrts.callbacks.monitoring import curves
 from vrts.cli.command import main
+from vrts.data.workers import server
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["vrts.cli.command", "tests.callbacks.runs"])
@@ -138,6 +142,10 @@ def _begin(
     os.chdir(folder)
     begin = _BeginAgain(function, args)
     subprocess_script.subprocess = SimpleNamespace(Popen=begin)  # type: ignore[assignment]
+    curves.write_curves = lambda path, points: path.touch()  # as in conftest.py
+    server.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=_begin_server, DEVNULL=subprocess.DEVNULL
+    )
     begin.run(environment)
 
 
@@ -174,8 +182,29 @@ class _BeginAgain:
             os._exit(status)
 
 
+def _begin_server(
+    command: list[str], *, pass_fds: list[int], env: dict[str, str], **_options: Any
+) -> "_Child":
+    """Stands for `subprocess.Popen` where decode workers get a server, which is forked too."""
+    pid = os.fork()
+    if pid:
+        return _Child(pid)
+    try:
+        os.setsid()
+        (fd,) = pass_fds
+        os.closerange(3, fd)  # connections to other ranks must not outlive this one's parent
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        os.environ.clear()
+        os.environ.update(env)
+        server.main(fd, int(command[-1]))
+    except BaseException:  # noqa: BLE001 what ends a process
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
 class _Child:
-    """What the launcher asks of a process."""
+    """What its parent asks of a process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -186,6 +215,14 @@ class _Child:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
+
+    def wait(self) -> int | None:
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.returncode
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

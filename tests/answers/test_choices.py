@@ -332,11 +332,11 @@ HOSTILE = [
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_time_is_linear(unit):
-    text = (unit * (100_000 // len(unit) + 1))[:100_000]
+    text = (unit * (25_000 // len(unit) + 1))[:25_000]
     start = time.process_time()
     for candidate in (text, "<answer>answer" + text + "x"):
         extract_choice(candidate, OPTIONS)
-    assert (time.process_time() - start) / 2 < 2
+    assert (time.process_time() - start) / 2 < 0.5
 
 
 @given(

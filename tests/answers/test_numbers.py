@@ -288,8 +288,8 @@ def test_tolerance(value, gold, tolerance, right):
              "- ", "1 000 ", "wait, 1 ", "not 1 ", "minus ", "one ", "一", "<", "k", "1k "]
 )  # fmt: skip
 def test_time_is_linear(unit):
-    text = (unit * (200_000 // len(unit) + 1))[:200_000]
+    text = (unit * (50_000 // len(unit) + 1))[:50_000]
     start = time.process_time()
     extract_number(text)
     extract_number("1" + text + "x")
-    assert (time.process_time() - start) / 2 < 2
+    assert (time.process_time() - start) / 2 < 0.5

@@ -113,6 +113,8 @@ class TestCommands:
             assert options["data"]["train"]["init_args"]["path"] == str(annotations)
             assert options["trainer"]["max_steps"] == 1
             assert "overwrite" not in options
+            (config,) = tmp_path.rglob("config.yaml")
+            assert yaml.safe_load(config.read_text()) == options
 
     @pytest.mark.fast
     def test_fit_trains_saves_logs_exports_and_tells(self, model, annotations, tmp_path, capsys):
@@ -176,6 +178,7 @@ class TestCommands:
 
         def fit(folder: str, steps: int, *more: str) -> list[str]:
             args = fit_args(model, tmp_path / folder, *own_train(annotations), *more)
+            args += ["--model.max_new_tokens=1", "--trainer.callbacks=[StepCheckpoint]"]
             run([*args, f"--trainer.max_steps={steps}", "--trainer.max_epochs=9"])
             return [seen.pop(0) for _ in range(len(seen))]
 

@@ -90,6 +90,7 @@ def test_lora_trains_validates_saves_exports_and_resumes(tmp_path, annotations):
         "--data.val.init_args.video_root=null",
         "--trainer.val_check_interval=1",
         "--trainer.limit_val_batches=1",
+        "--data.eval_batch_size=1",
         "--trainer.num_sanity_val_steps=0",
         "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
         "--trainer.logger.init_args.name=logs",

@@ -102,9 +102,10 @@ def test_it_writes_what_the_callback_writes(trained, model, tmp_path, capsys, ck
     assert {p.name for p in out.iterdir()} == {p.name for p in (root / "model").iterdir()}
     for name in ("README.md", "vrts.json", "generation_config.json", "tokenizer_config.json"):
         assert (out / name).read_text() == (root / "model" / name).read_text(), name
-    assert distance(module.policy, loaded(out)) < 1e-5
-    assert distance(module.policy, loaded(model)) > 1e-3
     assert (out / "adapter_config.json").exists() == (kind == "lora")
+    if ckpt_path is None:  # the weights are the same otherwise
+        assert distance(module.policy, loaded(out)) < 1e-5
+        assert distance(module.policy, loaded(model)) > 1e-3
 
 
 def test_merged_it_answers_the_same(trained, tmp_path):
@@ -198,6 +199,7 @@ def test_predict_takes_it(trained, annotations, tmp_path):
         f"--trainer.default_root_dir={tmp_path}",
         "--model.max_new_tokens=8",
         f"--data.predict.init_args.path={annotations}",
+        "--data.predict.init_args.limit=2",
         "--data.predict.init_args.video_root=null",
         "--data.num_workers=0",
     ]
@@ -221,6 +223,7 @@ def test_predictions_of_a_checkpoint_are_not_mixed_with_those_of_the_model(
         f"--trainer.default_root_dir={tmp_path}",
         "--model.max_new_tokens=8",
         f"--data.predict.init_args.path={annotations}",
+        "--data.predict.init_args.limit=2",
         "--data.predict.init_args.video_root=null",
         "--data.num_workers=0",
     ]

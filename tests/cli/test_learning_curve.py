@@ -38,7 +38,7 @@ def learn(folder: Path, annotations: Path, policy: str, seed: int) -> list[dict[
             "--model.optimizer.init_args.lr=2.0e-3",
             f"--data.train.init_args.path={annotations}",
             f"--model.rewards=[{SHORT}]",
-            "--data.batch_size=4",
+            "--data.batch_size=2",
             "--data.num_frames=4",
             "--data.num_workers=0",
             "--trainer.callbacks=[]",
@@ -64,7 +64,7 @@ def lengths(rows: list[dict[str, float]]) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_curves_with_and_without_sharing_are_the_same(tmp_path):
-    annotations = make_dataset(tmp_path / "data", 4 * NUM_STEPS, seed=9, kinds=(OBJECT,))
+    annotations = make_dataset(tmp_path / "data", 2 * NUM_STEPS, seed=9, kinds=(OBJECT,))
     shared, naive = (
         [learn(tmp_path / name / str(seed), annotations, policy, seed) for seed in seeds]
         for name, (policy, seeds) in POLICIES.items()

@@ -147,10 +147,15 @@ def test_code_in_a_value_of_a_folder_does_not_run(folder, command, tmp_path, cap
         assert not marker.exists(), "the code has run"
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-@pytest.mark.parametrize("subcommand", ["fit", "predict", "export"])
+@pytest.mark.parametrize(
+    ("subcommand", "kind"),
+    [("fit", "file"), ("predict", "file"), ("export", "file"), ("fit", "folder")],
+)
 def test_a_checkpoint_without_code_is_read(request, command, subcommand, kind):
-    """So that the others are refused for the code that is in them."""
+    """So that the others are refused for the code that is in them.
+
+    The test above has other subcommands read a folder.
+    """
     path = request.getfixturevalue(kind)
     more = (SHARDED,) if kind == "folder" else ()
     assert main(command(subcommand, path, *more)) == 0

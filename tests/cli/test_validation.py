@@ -168,6 +168,7 @@ def test_prediction_comes_to_the_same(command, validated, data, tmp_path, capsys
 def test_training_is_the_same_without_validation(tuning, data, tmp_path):
     """Losses to the last bit: random numbers, modes and weights are as they were."""
     more = ["--model.policy.init_args.gradient_checkpointing=true", "--trainer.max_steps=4"]
+    more.append("--model.max_new_tokens=8")
     if tuning == "lora":
         more += [
             "--model.policy.init_args.lora={rank: 4, alpha: 8, dropout: 0.3}",
@@ -183,6 +184,7 @@ def test_training_is_the_same_without_validation(tuning, data, tmp_path):
 
 
 STOP = (
+    "--model.max_new_tokens=8",
     "--trainer.callbacks+=EarlyStopping",
     "--trainer.callbacks.monitor=val/accuracy",
     "--trainer.callbacks.mode=max",

@@ -163,6 +163,7 @@ def test_a_run_goes_on_from_every_checkpoint_of_every_hook(tmp_path, whole, vali
     check_resumes(tmp_path, whole(data, **options), data, options, depth=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_epochs", [1, 2])
 @pytest.mark.parametrize("cut", [2, 4, 5])
 def test_a_run_that_max_steps_ended_goes_on(tmp_path, whole, max_epochs, cut):
@@ -185,6 +186,7 @@ def test_a_run_that_max_steps_ended_goes_on(tmp_path, whole, max_epochs, cut):
         check_resumes(again, uncut, {}, options, depth=1, steps=[cut + 1])
 
 
+@pytest.mark.slow
 def test_max_steps_may_be_the_only_limit(tmp_path, whole):
     module = whole(max_epochs=-1, max_steps=6)
     assert [epoch for epoch, _ in module.seen] == [0, 0, 0, 0, 1, 1]

@@ -27,6 +27,17 @@ OPTIONS = {
     "vision": {"freeze_vision": False},
     "lora": {"lora": Lora(rank=4, alpha=8)},
 }
+PAIRWISE = [
+    ("full", True, torch.float32),
+    ("full", False, torch.float64),
+    ("untied", False, torch.float32),
+    ("untied", True, torch.float64),
+    ("vision", True, torch.float32),
+    ("vision", False, torch.float64),
+    ("lora", False, torch.float32),
+    ("lora", True, torch.float64),
+]
+"""What is trained, whether with checkpointing, and in what: every two of them come together."""
 
 
 @pytest.fixture
@@ -58,11 +69,9 @@ def gradients(policy: TransformersPolicy, loss: torch.Tensor) -> dict[str, torch
     return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("mode", OPTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("mode", "checkpointing", "dtype"), PAIRWISE)
 def test_shared_pass_equals_plain_forwards(
-    load_policy, dtype, mode, checkpointing, seed, monkeypatch
+    load_policy, mode, checkpointing, dtype, seed, monkeypatch
 ):
     generator = torch.Generator().manual_seed(seed)
     policy = make_policy(load_policy, mode, dtype, gradient_checkpointing=checkpointing)

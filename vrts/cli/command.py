@@ -115,6 +115,12 @@ class VrtsCLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def _add_instantiators(self) -> None:
+        """Leave out Lightning's: they keep hyperparameters, which checkpoints of ours do not hold.
+
+        Each command would write its configuration as YAML and read it again for them.
+        """
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; if this process fails, end those that would wait for it."""
         try:
@@ -201,18 +207,26 @@ class VrtsCLI(LightningCLI):
 
 
 class ConfigLogger(SaveConfigCallback):
-    """Gives loggers the configuration too, which hyper-parameters are a part of."""
+    """Writes config.yaml, and gives loggers the same: hyper-parameters are a part of it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         config = config.clone()
         config.pop("overwrite", None)  # it is about one start of the run
         super().__init__(parser, config, **kwargs)
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log all options, once, from the first process."""
-        options = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write and log all options, once, from the first process."""
+        folder = trainer.log_dir  # of the first process, for which the others wait
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        # validation was the parser's work already, and takes as long as all else here
+        options = self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        path = Path(str(folder), self.config_filename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(options, encoding="utf-8")
         for logger in trainer.loggers:
-            logger.log_hyperparams(options)
+            logger.log_hyperparams(yaml.safe_load(options))
+        self.already_saved = True
 
 
 def _ask_what_is_replayed(config: Any) -> None:

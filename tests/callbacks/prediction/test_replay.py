@@ -256,12 +256,27 @@ def ragged(videos, tmp_path_factory, make_video):
     return [*asked, capped], script
 
 
-def fresh(folder, ragged, levels, num_samples, consensus=None, vote=None):
-    """What the model says by itself, and none of it cancelled; lines and metrics."""
+@pytest.fixture(scope="module")
+def fresh(ragged, tmp_path_factory):
+    """Predict by itself, with none of it cancelled, and once with each settings."""
     asked, script = ragged
-    cut = {id: {T: said[:num_samples] for T, said in own.items()} for id, own in script.items()}
-    s2d = {"consensus": consensus, "vote": vote, "early_stop": False}
-    return predict(folder, scripted(cut), asked, levels=levels, num_samples=num_samples, s2d=s2d)
+    made = {}
+
+    def predicted(levels, num_samples, consensus=None, vote=None):
+        """Its folder and lines, which are read only."""
+        key = (tuple(levels), num_samples, consensus, type(vote))
+        if key not in made:
+            said = {
+                id: {T: own[:num_samples] for T, own in answers.items()}
+                for id, answers in script.items()
+            }
+            folder = tmp_path_factory.mktemp("fresh")
+            s2d = {"consensus": consensus, "vote": vote, "early_stop": False}
+            options = {"levels": levels, "num_samples": num_samples, "s2d": s2d}
+            made[key] = folder, predict(folder, scripted(said), asked, **options)[0]
+        return made[key]
+
+    return predicted
 
 
 @pytest.mark.parametrize("recorded_consensus", [None, 4])
@@ -278,11 +293,10 @@ def fresh(folder, ragged, levels, num_samples, consensus=None, vote=None):
     ],
 )
 def test_a_replay_is_what_the_model_says_by_itself(
-    tmp_path, ragged, recorded_consensus, levels, num_samples, consensus, vote
+    tmp_path, fresh, recorded_consensus, levels, num_samples, consensus, vote
 ):
-    recorded = tmp_path / "recorded"
-    seen, _ = fresh(recorded, ragged, [4, 8, 16], 5, recorded_consensus)
-    want, _ = fresh(tmp_path / "fresh", ragged, levels, num_samples, consensus, vote)
+    recorded, seen = fresh([4, 8, 16], 5, recorded_consensus)
+    _, want = fresh(levels, num_samples, consensus, vote)
     path = recorded / "predictions.jsonl"
     callbacks = [
         Replay(),
@@ -312,8 +326,8 @@ def test_a_replay_is_what_the_model_says_by_itself(
     assert same >= len(LENGTHS)
 
 
-def test_the_end_of_a_video_is_recorded(tmp_path, ragged):
-    lines, _ = fresh(tmp_path, ragged, [4, 8, 16], 5, consensus=4)
+def test_the_end_of_a_video_is_recorded(fresh):
+    _, lines = fresh([4, 8, 16], 5, consensus=4)
     checked = 0
     for line in lines:
         length, _, rest = line["id"].partition("-")

@@ -64,6 +64,7 @@ def test_an_answer_in_other_words_or_twice_among_the_options_is_no_contradiction
     assert [question.gold for question in questions] == ["C", "C"]
 
 
+@pytest.mark.slow
 def test_rows_made_of_real_ones(shared, write, touch):
     file = shared / "annotations" / "cgbench_selected_training_samples.jsonl"
     rows = []

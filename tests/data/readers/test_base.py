@@ -310,6 +310,7 @@ def test_gold_letters(letter, form):
         assert gold_answer(text, ProblemType.MULTIPLE_CHOICE, options) == letter
 
 
+@pytest.mark.slow
 def test_real_files(shared):
     annotations, videos = shared / "annotations", str(shared / "videos")
     path = str(annotations / "cgbench_selected_training_samples.jsonl")

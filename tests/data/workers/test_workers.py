@@ -142,6 +142,7 @@ def test_a_worker_begins_at_once_and_shares_what_it_imports(no_traces):
     decoding.close()
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_server_that_is_killed_is_replaced_and_no_video_is_lost(no_traces):
     decoding = pool(num_workers=1)
@@ -193,6 +194,7 @@ def decode_until_killed():
     time.sleep(600)
 
 
+@pytest.mark.slow
 @on_linux
 def test_nothing_is_left_of_a_parent_that_was_killed(tmp_path):
     """Neither the server nor a worker that would never see that its connection is gone."""

@@ -276,6 +276,7 @@ class TestMisbehaviour:
 
 
 class TestInFlight:
+    @pytest.mark.slow
     def test_it_stays_full_and_answers_the_same_one_by_one(self, server):
         def run(max_concurrency):
             policy = load(server, max_concurrency=max_concurrency)
@@ -326,6 +327,7 @@ class TestInFlight:
         assert [c.finished for c in result.completions] == [True, True, False, False, False]
         assert [c.text for c in result.completions][1:3] == ["<answer>A</answer>", ""]
 
+    @pytest.mark.slow
     def test_a_process_that_ends_in_the_middle_waits_for_nothing(self, server):
         server.rule = lambda body, index: Reply(hang_s=60)
         script = f"""

@@ -7,10 +7,11 @@ import torch
 from safetensors import safe_open
 
 from tests.models.engines.running import sample
+from tools.tiny import warmup
 from tools.tiny.lessons import Lesson
 from tools.tiny.model import build_config, build_model_folder
 from tools.tiny.tokenizer import build_tokenizer
-from tools.tiny.warmup import OUTPUT, PROMPT, REPORT_STEPS, Recipe, load_pool, warm_up
+from tools.tiny.warmup import OUTPUT, PROMPT, Recipe, load_pool, warm_up
 from vrts.answers import has_format, is_correct, parse_answer
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import SamplingParams
@@ -24,11 +25,12 @@ def load(folder: Path) -> TransformersPolicy:
     return policy
 
 
-def test_recipe_writes_a_folder_that_the_policy_loads(tmp_path):
+def test_recipe_writes_a_folder_that_the_policy_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(warmup, "REPORT_STEPS", 5)
     recipe = Recipe(
         num_videos=4,
         batch_size=4,
-        vision_steps=REPORT_STEPS,
+        vision_steps=5,
         lessons=(
             Lesson("look-up", 2, 1e-3, (2,), 4, perceives=False),
             Lesson("all", 2, 1e-3, (4, 8), 1),
@@ -36,7 +38,7 @@ def test_recipe_writes_a_folder_that_the_policy_loads(tmp_path):
     )
     lines: list[str] = []
     warm_up(tmp_path / "a", recipe, lines.append)
-    assert [line.split(",")[0] for line in lines] == [f"vision: step {REPORT_STEPS}"]
+    assert [line.split(",")[0] for line in lines] == ["vision: step 5"]
     build_model_folder(tmp_path / "start", recipe.seed)
     trained, start = load(tmp_path / "a"), load(tmp_path / "start")
     moved = [
