@@ -32,7 +32,8 @@ from benchmarks.s2d_model import KINDS, LEVELS, load_policy, talkative_policy
 from vrts.answers import parse_answer
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.readers.base import Reader, VideoR1Reader
+from vrts.data.readers.base import Reader
+from vrts.data.readers.video_rts import VideoR1Reader
 from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import WHOLE, FrameSampler, NestedPairSampler, UniformSampler, Window
 from vrts.data.video.resolution import Resolution

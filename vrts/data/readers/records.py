@@ -111,10 +111,9 @@ def _is_nothing(value: Any) -> bool:
 
 def check_file(path: str) -> None:
     """Raise `InputError` if there is no such annotation file."""
-    # not Path's methods, which raise for a name that no file can have, such as a too long one
-    if not os.path.exists(path):  # noqa: PTH110
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file; give the path of an annotation file")
-    if not os.path.isfile(path):  # noqa: PTH113
+    if not os.path.isfile(path):
         raise InputError(f"{path}: is not a file; give the path of an annotation file")
 
 

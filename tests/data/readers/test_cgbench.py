@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vrts.data.benchmarks.cgbench import CGBenchReader
+from vrts.data.readers.cgbench import CGBenchReader
 from vrts.types import InputError
 
 ROW = {

@@ -92,7 +92,7 @@ class VideoMMMUReader(RowReader):
         self.paths = [str(file) for file in path] if isinstance(path, list) else [str(path)]
         if not self.paths:
             raise InputError("VideoMMMUReader: path is empty; give one annotation file or more")
-        super().__init__(self.paths[0], video_root, limit)
+        super().__init__(self.paths[0], video_root, limit=limit)
         self.question_only = question_only
 
     def _name(self) -> str:
