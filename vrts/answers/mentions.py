@@ -259,9 +259,10 @@ class _Tokens:
             if word in _SENTENCE_ENDS and not label:
                 self._bounds.append((start, position))
                 start = position + 1
-            elif word == "which":
-                if self._denies(self._skip(position + 1, _AUXILIARIES, _MAX_FILLERS - 1)):
-                    self._denying_which[len(self._bounds)] = position
+            elif word == "which" and self._denies(
+                self._skip(position + 1, _AUXILIARIES, _MAX_FILLERS - 1)
+            ):
+                self._denying_which[len(self._bounds)] = position
         self._bounds.append((start, len(self)))
 
     def _denies(self, index: int) -> bool:
