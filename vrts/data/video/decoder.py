@@ -2,6 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,15 @@ def check_video_file(path: str) -> None:
         raise VideoError(f"{path}: is empty")
 
 
+@contextmanager
+def error_context(path: str) -> Iterator[None]:
+    """Name a file in the errors of what does not know it."""
+    try:
+        yield
+    except VideoError as error:
+        raise VideoError(f"{path}: {error}") from error
+
+
 class ClipBuilder:
     """Collects the frames of a clip, resized at once so that no large ones are kept.
 
@@ -79,10 +90,8 @@ class ClipBuilder:
         window: Window = WHOLE,
     ) -> None:
         self.path = path
-        try:
+        with error_context(path):
             self._selection = select(source, num_frames, sampler, window)
-        except VideoError as error:
-            raise VideoError(f"{path}: {error}") from error
         self.wanted = sorted(set(self._selection.indices))
         self._missing = set(self.wanted)
         self._resolution = resolution
@@ -98,11 +107,9 @@ class ClipBuilder:
         places = [i for i, wanted in enumerate(self._selection.indices) if wanted == index]
         if self._frames is None:
             T = len(self._selection.indices)
-            try:
+            with error_context(self.path):
                 height, width = image.shape[:2]
                 height, width = self._resolution.size(height, width, T, pixel_aspect)
-            except VideoError as error:
-                raise VideoError(f"{self.path}: {error}") from error
             self._frames = torch.empty((T, 3, height, width), dtype=torch.uint8)
         height, width = self._frames.shape[-2:]
         frame = torch.from_numpy(image).permute(2, 0, 1)  # [C, H, W]

@@ -57,20 +57,13 @@ def try_decode(
 ) -> Clip | str:
     """Return a clip, or the reason why there is none, which names the file."""
     path = request.path
+    asked = (path, request.num_frames, sampler, resolution, request.window)
     try:
         if request.is_image:
             return decode_image(path, resolution)
         if Path(path).is_dir():
-            return decode_folder(
-                path,
-                request.num_frames,
-                sampler,
-                resolution,
-                request.window,
-                request.frames_fps,
-            )
-        decode = decode_animation if is_image(path) else decoder.decode
-        return decode(path, request.num_frames, sampler, resolution, request.window)
+            return decode_folder(*asked, request.frames_fps)
+        return decode_animation(*asked) if is_image(path) else decoder.decode(*asked)
     except VideoError as error:
         return str(error) if path in str(error) else f"{path}: {error}"
     except Exception as error:  # noqa: BLE001 a bad video makes libraries raise anything
