@@ -1,6 +1,5 @@
 """Readers of Video-RTS's files: Video-R1's rows for evaluation, and its training questions."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +14,8 @@ from vrts.data.readers.fields import (
     strip_letters,
     time_window,
 )
-from vrts.data.readers.records import Record, read_text
+from vrts.data.readers.records import Record
+from vrts.data.readers.tables import parse_json, read_text
 from vrts.types import InputError, ProblemType, Question
 
 
@@ -136,10 +136,9 @@ class VideoRTSReader(RowReader):
     def _load_map(self) -> dict[str, str]:
         if not isinstance(self.video_map, str):
             return self.video_map or {}
-        try:
-            value = json.loads(read_text(self.video_map))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.video_map}: not valid JSON ({error})") from error
+        value = parse_json(read_text(self.video_map))
+        if isinstance(value, InputError):
+            raise InputError(f"{self.video_map}: {value}")
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise InputError(
                 f"{self.video_map}: video_map must be a JSON object of video id to clip path"

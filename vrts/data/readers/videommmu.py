@@ -10,8 +10,8 @@ from jsonargparse.typing import PositiveInt
 from vrts.answers import DEFAULT_TOLERANCE, extract_number, numbers_match
 from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import bare_options
-from vrts.data.readers.records import Record, parse_json, read_text
-from vrts.data.readers.tables import iterate_rows
+from vrts.data.readers.records import Record
+from vrts.data.readers.tables import iterate_rows, parse_json, read_text
 from vrts.types import InputError, ProblemType, Question
 
 TRACKS = ("perception", "comprehension", "adaptation")
