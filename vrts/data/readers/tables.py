@@ -78,7 +78,7 @@ def iterate_json(path: str, text: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}: item {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text, with an `InputError` in place of invalid parts.
 
     An object with a duplicate key is invalid, and so are objects around it: `json` would silently

@@ -13,7 +13,6 @@ import sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +84,7 @@ def serve(connection: Connection) -> None:
             connection.send(result)
             continue
         connection.send(replace(result, frames=result.frames.to("meta")))
-        connection.send_bytes(_bytes(result.frames.contiguous()))
+        connection.send_bytes(result.frames.flatten().numpy().data)
 
 
 def receive(connection: Connection) -> Clip | str:
@@ -98,13 +97,8 @@ def receive(connection: Connection) -> Clip | str:
     if isinstance(reply, str):
         return reply
     frames = torch.empty(reply.frames.shape, dtype=torch.uint8)
-    connection.recv_bytes_into(_bytes(frames))
+    connection.recv_bytes_into(frames.view(-1).numpy().data)
     return replace(reply, frames=frames)
-
-
-def _bytes(frames: torch.Tensor) -> memoryview:
-    array: Any = frames.numpy()  # numpy's annotations do not say that it is a buffer
-    return memoryview(array).cast("B")
 
 
 def work(connection: Connection, server: int) -> None:
