@@ -32,7 +32,8 @@ from benchmarks.s2d_model import KINDS, LEVELS, load_policy, talkative_policy
 from vrts.answers import parse_answer
 from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.readers.base import Reader, VideoR1Reader
+from vrts.data.readers.base import Reader
+from vrts.data.readers.video_rts import VideoR1Reader
 from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import WHOLE, FrameSampler, NestedPairSampler, UniformSampler, Window
 from vrts.data.video.resolution import Resolution
@@ -42,7 +43,7 @@ from vrts.models.engines.sampling import row_seed
 from vrts.models.module import VideoQAModule
 from vrts.models.policy import Policy
 from vrts.types import Clip, Prediction, Question, Sample, SamplingParams
-from vrts.voting import is_unanimous, majority
+from vrts.voting import agreement, majority
 
 CPU = torch.device("cpu")
 CLIPS = ("nasa_13013.mp4", "flipping_a_pancake.mkv", "odd_size_vp9.mp4", "nasa_13013_hdr.mp4")
@@ -119,7 +120,7 @@ def published(
         for level in LEVELS:
             (sample,) = data.load([question], level)
             answers = [ask_once(engine, sample, m, one) for m, one in enumerate(sampling)]
-            if is_unanimous(answers):
+            if agreement(answers) == 1:
                 break
         found[question.id] = (majority(answers), level)
     return found

@@ -17,7 +17,6 @@ from vrts.voting import (
     agreement,
     decide,
     elect,
-    is_unanimous,
     majority,
     naming,
 )
@@ -37,7 +36,7 @@ def outcome(rule: VotingRule, answers, logprobs, is_last: bool):
     made = round_of(answers, logprobs)
     if not is_last and not rule.is_settled(made):
         return None
-    return rule.answer(made), is_unanimous(made.answers)
+    return rule.answer(made), made.agreement == 1
 
 
 @st.composite
@@ -232,7 +231,7 @@ def ask_through(levels, rule):
         left = [a if f else None for a, f in zip(answers, finished, strict=True)]
         made = round_of(left, logprobs)
         if is_last or rule.is_settled(made):
-            return level, rule.answer(made), is_unanimous(made.answers)
+            return level, rule.answer(made), made.agreement == 1
     raise AssertionError
 
 

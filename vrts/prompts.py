@@ -15,20 +15,6 @@ R1_PREAMBLE = (
 )
 """The template of DeepSeek-R1 (arXiv 2501.12948, table 1), paraphrased."""
 
-MULTIPLE_CHOICE_INSTRUCTION = (
-    "Give only the letter of the right option (A, B, C, …) within the <answer> </answer> tags."
-)
-NUMERICAL_INSTRUCTION = (
-    "Give only a number (such as 42 or 3.14) within the <answer> </answer> tags."
-)
-REGRESSION_INSTRUCTION = NUMERICAL_INSTRUCTION
-OCR_INSTRUCTION = "Give the text exactly as it is written within the <answer> </answer> tags."
-FREE_FORM_INSTRUCTION = "Give your answer as a short text within the <answer> </answer> tags."
-TEMPORAL_GROUNDING_INSTRUCTION = (
-    "Give the start and the end in seconds (such as 12.5 to 20.0) within the <answer> </answer> "
-    "tags."
-)
-
 
 @dataclass(frozen=True)
 class PromptTemplate:
@@ -53,12 +39,17 @@ class PromptTemplate:
     """
 
     preamble: str = R1_PREAMBLE
-    multiple_choice: str = MULTIPLE_CHOICE_INSTRUCTION
-    numerical: str = NUMERICAL_INSTRUCTION
-    regression: str = REGRESSION_INSTRUCTION
-    ocr: str = OCR_INSTRUCTION
-    free_form: str = FREE_FORM_INSTRUCTION
-    temporal_grounding: str = TEMPORAL_GROUNDING_INSTRUCTION
+    multiple_choice: str = (
+        "Give only the letter of the right option (A, B, C, …) within the <answer> </answer> tags."
+    )
+    numerical: str = "Give only a number (such as 42 or 3.14) within the <answer> </answer> tags."
+    regression: str = numerical
+    ocr: str = "Give the text exactly as it is written within the <answer> </answer> tags."
+    free_form: str = "Give your answer as a short text within the <answer> </answer> tags."
+    temporal_grounding: str = (
+        "Give the start and the end in seconds (such as 12.5 to 20.0) within the <answer> "
+        "</answer> tags."
+    )
 
     def render(self, question: Question) -> str:
         """Return the text of the user's turn, without the video.

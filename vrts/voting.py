@@ -202,13 +202,8 @@ def majority(answers: Sequence[str | None]) -> str | None:
     return elect(answers, [1.0] * len(answers))
 
 
-def is_unanimous(answers: Sequence[str | None]) -> bool:
-    """Whether all completions gave one answer; a missing answer breaks unanimity."""
-    return len(set(answers)) == 1 and answers[0] is not None
-
-
 def agreement(answers: Sequence[str | None]) -> float:
-    """Fraction of all completions that gave the most frequent answer; 0 if none gave any."""
+    """Fraction of all completions that gave the most frequent answer: 1 if they are unanimous."""
     leader = majority(answers)
     return 0.0 if leader is None else list(answers).count(leader) / len(answers)
 

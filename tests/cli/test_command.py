@@ -21,7 +21,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2MLP
 
 from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
 from vrts.cli.command import VrtsCLI, main, run
-from vrts.data.readers.base import VideoR1Reader
+from vrts.data.readers.video_rts import VideoR1Reader
 from vrts.models.checkpoints.contents import FORMAT, FORMAT_KEY
 from vrts.models.grpo.guards import DivergenceError
 from vrts.models.module import VideoQAModule

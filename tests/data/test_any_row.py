@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.benchmarks import (
+from tests.data.readers import (
     test_cgbench,
     test_longvideobench,
     test_mmvu,
@@ -14,17 +14,17 @@ from tests.data.benchmarks import (
     test_videomme,
     test_videommmu,
 )
-from tests.data.readers.test_base import R1, RTS
+from tests.data.readers.test_video_rts import R1, RTS
 from vrts.answers import is_correct
-from vrts.data.benchmarks.cgbench import CGBenchReader
-from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
-from vrts.data.benchmarks.mmvu import MMVUReader
-from vrts.data.benchmarks.videoholmes import VideoHolmesReader
-from vrts.data.benchmarks.videomme import VideoMMEReader
-from vrts.data.benchmarks.videommmu import VideoMMMUReader
-from vrts.data.readers.base import VideoR1Reader, VideoRTSReader
+from vrts.data.readers.cgbench import CGBenchReader
+from vrts.data.readers.longvideobench import LongVideoBenchReader
+from vrts.data.readers.mmvu import MMVUReader
 from vrts.data.readers.plain import PlainReader
 from vrts.data.readers.recorded import RecordedReader
+from vrts.data.readers.video_rts import VideoR1Reader, VideoRTSReader
+from vrts.data.readers.videoholmes import VideoHolmesReader
+from vrts.data.readers.videomme import VideoMMEReader
+from vrts.data.readers.videommmu import VideoMMMUReader
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, ProblemType, letters
 

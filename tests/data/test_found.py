@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vrts.data.video.clips import resize_frame
+from vrts.data.video.decoder import resize_frame
 from vrts.data.video.frames import WHOLE, UniformSampler, Window
 from vrts.data.video.images import decode_animation, decode_image
 from vrts.data.video.pyav import PyAVDecoder

@@ -9,8 +9,7 @@ from tests.data.plugins import FakeDecoder
 from vrts.data.video.frames import WHOLE, UniformSampler
 from vrts.data.video.resolution import Resolution
 from vrts.data.workers.pool import DecodePool
-from vrts.data.workers.requests import Priority, Request
-from vrts.data.workers.sharing import SharedClips
+from vrts.data.workers.requests import Priority, Request, SharedClips
 from vrts.types import Question
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vrts.data.readers.base import VideoR1Reader
+from vrts.data.readers.video_rts import VideoR1Reader
 from vrts.data.video.frames import UniformSampler
 from vrts.data.video.pyav import PyAVDecoder
 from vrts.data.video.resolution import Resolution

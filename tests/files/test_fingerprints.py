@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.data.plugins import FakeDecoder, ListReader
-from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
-from vrts.data.benchmarks.videommmu import VideoMMMUReader
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.readers.base import VideoRTSReader
+from vrts.data.readers.longvideobench import LongVideoBenchReader
 from vrts.data.readers.plain import PlainReader
+from vrts.data.readers.video_rts import VideoRTSReader
+from vrts.data.readers.videommmu import VideoMMMUReader
 from vrts.data.video.cache import FrameCache
 from vrts.data.video.decord import DecordDecoder
 from vrts.data.video.resolution import Resolution

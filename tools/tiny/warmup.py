@@ -21,7 +21,7 @@ import torch
 from tools.tiny.lessons import Lesson, VideoQuestion, teach
 from tools.tiny.model import PIXELS, build_model_folder
 from tools.tiny.perception import train_vision
-from vrts.data.readers.base import VideoR1Reader
+from vrts.data.readers.video_rts import VideoR1Reader
 from vrts.data.video.frames import UniformSampler
 from vrts.data.video.pyav import PyAVDecoder
 from vrts.data.video.resolution import Resolution

@@ -47,8 +47,8 @@ Choices (:mod:`~vrts.answers.choices`, :mod:`~vrts.answers.mentions`):
 
 Numbers (:mod:`~vrts.answers.numbers`): one value with sign and magnitude, in digits or words; two
 values, a range, a bound ("<5") and forms that would lose a part of the value are not answers.
-Denied numbers and corrections are treated like those of letters. Time spans
-(:mod:`~vrts.answers.spans`): two times. Texts: see :func:`normalise_text`.
+Denied numbers and corrections are treated like those of letters. Time spans are two
+times. Texts: see :func:`normalise_text`.
 """
 
 from vrts.answers.choices import extract_choice, option_texts

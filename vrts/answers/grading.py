@@ -11,8 +11,14 @@ from __future__ import annotations
 import re
 
 from vrts.answers.choices import extract_choice
-from vrts.answers.numbers import canonical_number, extract_number, numbers_match
-from vrts.answers.spans import canonical_span, extract_span, span_iou
+from vrts.answers.numbers import (
+    canonical_number,
+    canonical_span,
+    extract_number,
+    extract_span,
+    numbers_match,
+    span_iou,
+)
 from vrts.answers.tags import final_answer, strip_lead_in
 from vrts.types import InputError, ProblemType, Question, letters
 
@@ -118,10 +124,7 @@ def answer_score(
         case ProblemType.OCR | ProblemType.FREE_FORM:
             gold = parse_answer(question.gold, question)
             if gold is None:
-                raise InputError(
-                    f"{_where(question)}: the gold answer {question.gold!r} is not an answer to a "
-                    f"{question.problem_type} question; correct the record"
-                )
+                raise _bad_gold(question, "only punctuation")
             if answer is None:
                 return 0.0
             score = _word_accuracy if question.problem_type is ProblemType.OCR else _rouge
@@ -153,10 +156,7 @@ def gold_letter(question: Question) -> str:
     gold, known = question.gold or "", letters(question.options)
     letter = gold.strip().upper()
     if len(letter) != 1 or letter not in known:
-        raise InputError(
-            f"{_where(question)}: the gold answer {gold!r} is not one of the option letters "
-            f"{known or '(no options)'}; correct the record"
-        )
+        raise _bad_gold(question, f"not one of the option letters {known or '(no options)'}")
     return letter
 
 
@@ -165,16 +165,16 @@ def gold_numbers(question: Question) -> list[float]:
     gold = question.gold or ""
     right = extract_number(gold)
     if right is None:
-        raise InputError(
-            f"{_where(question)}: the gold answer {gold!r} of a {question.problem_type} question "
-            "is not one number; correct it or make the question free-form"
-        )
+        remedy = "correct it or make the question free-form"
+        raise _bad_gold(question, "not one number", remedy)
     # 0.5 answers a question whose gold answer is 50%, too
     return [right, right / 100] if "%" in gold else [right]
 
 
-def _where(question: Question) -> str:
-    return question.source or f"question {question.id}"
+def _bad_gold(question: Question, reason: str, remedy: str = "correct the record") -> InputError:
+    where = question.source or f"question {question.id}"
+    gold = f"gold answer {question.gold!r} ({question.problem_type})"
+    return InputError(f"{where}: the {gold} is {reason}; {remedy}")
 
 
 def _relative_error(answer: str | None, question: Question) -> float:
@@ -191,10 +191,7 @@ def _iou(answer: str | None, question: Question) -> float:
     """Intersection over union with the right time span, 0 without an answer."""
     right, span = extract_span(question.gold or ""), extract_span(answer or "")
     if right is None:
-        raise InputError(
-            f"{_where(question)}: the gold answer {question.gold!r} is not a start and an end, "
-            "such as '12.5 to 20'; correct the record"
-        )
+        raise _bad_gold(question, "not a start and an end, such as '12.5 to 20'")
     return 0.0 if span is None else span_iou(span, right)
 
 

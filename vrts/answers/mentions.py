@@ -19,6 +19,7 @@ def _words(text: str) -> frozenset[str]:
 
 _OPENERS = _words("( [ { < \" '")
 _CLOSERS = _words(") ] } > \" '")
+_BULLETS = _words("- * \u2022")
 _LIST = _words(", / & + | and or nor option choice 和 或 与 及") | _OPENERS | _CLOSERS
 _SENTENCE_ENDS = _words(". ; ! ?") | {"\n"}
 _PUNCTUATION = _words(". , ; : ! ? - = > \u2013 \u2014 \u2192 | \u2713 \u2714 \u2705") | {"\n"}
@@ -32,6 +33,7 @@ _LABEL_KEYWORDS = _words("option options choice choices letter 项 选项")
 _KEYWORDS = _LABEL_KEYWORDS | _words(
     """answer answers choose chose pick picked select selected 案 答案 选 选择"""
 )
+_LEAD_FILLERS = _FILLERS - _KEYWORDS
 _BEFORE = _KEYWORDS | _words(
     """is was be it's that's with say so then thus hence therefore either probably likely
     definitely clearly to and or nor / & + | only believe think guess conclude but actually
@@ -45,14 +47,18 @@ _CLAUSE_STARTS = _words(
     """, so therefore thus hence then but because since as while whereas although though which and
     \u2014 \u2013 所以 因此 因而 故 但 但是 而是 因为 由于 不过"""
 )
-_SUFFIXES = _words("选项 项")  # "option", after the letter
+_CLAUSE_ENDS = _SENTENCE_ENDS | _CLAUSE_STARTS | {"|", ":", ""}
+_SUFFIXES = _CLOSERS | _words("选项 项")  # "option", after the letter
 _VERDICTS = _words(
     """correct right true best answer closest likely option choice fits fit matches match describes
     describe corresponds captures reflects agrees consistent supported accurate it this yes
     正确 对 符合 匹配 吻合 一致 成立 合适 \u2713 \u2714 \u2705"""
 )
-# these may follow a letter without "is"
-_VERDICTS_ALONE = _words("fits matches describes best instead rather 正确 对 符合 成立")
+# what may follow a letter that is an answer: a verdict also without "is"
+_AFTER = (
+    _words("fits matches describes best instead rather 正确 对 符合 成立")
+    | _PUNCTUATION | _OPENERS | _REASONS | {""}
+)  # fmt: skip
 _DENIERS = _words(
     """not cannot never wrong incorrect false no impossible unlikely less eliminated excluded ruled
     rejected discarded dismissed contradicts contradict contradicted fails fail mismatches
@@ -235,6 +241,7 @@ class _Tokens:
         # padded, so that the rules may look beyond the end
         self._lower = [word.lower() for word in self.words] + [""] * _BEYOND
         self._letters = [len(w) == 1 and w.isascii() and w.isalpha() for w in self.words]
+        self._letters += [False] * _BEYOND
         self._glued = [match.start() > 0 and text[match.start() - 1].isalnum() for match in matches]
         self._sentence: list[int] = []  # of each token
         self._bounds: list[tuple[int, int]] = []  # of each sentence: its first token and its end
@@ -252,12 +259,10 @@ class _Tokens:
             if word in _SENTENCE_ENDS and not label:
                 self._bounds.append((start, position))
                 start = position + 1
-            elif word == "which":
-                after = position + 1
-                while self._word(after) in _AUXILIARIES and after - position < _MAX_FILLERS:
-                    after += 1
-                if self._denies(after):
-                    self._denying_which[len(self._bounds)] = position
+            elif word == "which" and self._denies(
+                self._skip(position + 1, _AUXILIARIES, _MAX_FILLERS - 1)
+            ):
+                self._denying_which[len(self._bounds)] = position
         self._bounds.append((start, len(self)))
 
     def _denies(self, index: int) -> bool:
@@ -267,6 +272,24 @@ class _Tokens:
         """Lower-case word at a position; empty outside the text."""
         return self._lower[index] if index >= 0 else ""
 
+    def _skip(self, index: int, table: frozenset[str], most: int | None = None) -> int:
+        """First position from here on, or after ``most`` words, whose word is not in a table."""
+        end = index + (len(self) if most is None else most)
+        while index < end and self._word(index) in table:
+            index += 1
+        return index
+
+    def _skip_back(self, index: int, table: frozenset[str]) -> int:
+        """Last position up to here whose word is not in a table; -1 before the text."""
+        while self._word(index) in table:
+            index -= 1
+        return index
+
+    def _lead(self, index: int, fillers: frozenset[str]) -> str:
+        """The nearest word before the letter that is not a filler; empty if it is too far away."""
+        words = reversed(self._lower[max(index - _MAX_FILLERS, 0) : index])
+        return next((word for word in words if word not in fillers and word != "\n"), "")
+
     def is_letter(self, index: int) -> bool:
         return self._letters[index]
 
@@ -274,45 +297,36 @@ class _Tokens:
         """End of the list of letters that begins here: ``A or B``, ``A, (B) and C``, ``A B``."""
         end = index + 1
         while True:
-            after = end
-            while after < len(self) and after - end < _MAX_BETWEEN and self._lower[after] in _LIST:
-                after += 1
-            # "c or a man", "A, I think": the last letter is a word of its own
-            if after >= len(self) or not self.is_letter(after) or self._is_word(after):
+            after = self._skip(end, _LIST, _MAX_BETWEEN)
+            # "c or a man", "A, I think": the last letter is an article or a pronoun
+            is_word = self._lower[after] in ("a", "i") and not self._may_follow(after + 1)
+            if not self.is_letter(after) or is_word:
                 return end
             end = after + 1
 
     def in_brackets(self, index: int) -> bool:
         """``(C)``, but not the plural in ``car(s)``."""
-        before = self.words[index - 1] if index else ""
-        after = self.words[index + 1] if index + 1 < len(self) else ""
-        if after in (".", ":") and index + 2 < len(self):
-            after = self.words[index + 2]
+        after = self._word(index + 1)
+        if after in (".", ":"):
+            after = self._word(index + 2)
         pairs = {"(": ")", "[": "]", "{": "}"}
-        return pairs.get(before) == after and not self._glued[index - 1]
+        return pairs.get(self._word(index - 1)) == after and not self._glued[index - 1]
 
     def is_declared(self, index: int, end: int) -> bool:
         """``the answer is C``, ``option c``."""
-        for position in range(index - 1, max(index - 1 - _MAX_FILLERS, -1), -1):
-            word = self._lower[position]
-            if word in _LABEL_KEYWORDS and position == index - 1 and self.words[index].isupper():
-                return True
-            if word in _KEYWORDS:
-                return self.words[index] in _CERTAIN or self._may_follow(end)
-            if word not in _FILLERS and word != "\n":
-                return False
-        return False
+        if self._word(index - 1) in _LABEL_KEYWORDS and self.words[index].isupper():
+            return True
+        is_led = self._lead(index, _LEAD_FILLERS) in _KEYWORDS
+        return is_led and (self.words[index] in _CERTAIN or self._may_follow(end))
 
     def stands_alone(self, index: int, end: int) -> bool:
         """The letter is alone between punctuation, line ends or words like "so"."""
-        before = index - 1
-        while before >= 0 and self.words[before] in _OPENERS:
-            before -= 1
-        if before < 0 and self._starts_title(index, end):
-            return True
-        led = self.words[index].isupper() and self._word(before) in _BEFORE
-        punctuated = before < 0 or self.words[before] in _PUNCTUATION
-        return (punctuated or led) and self._may_follow(end)
+        letter, before = self.words[index], self._word(self._skip_back(index - 1, _OPENERS))
+        following = self.words[end] if end < len(self) else ""
+        if not before and letter in _CERTAIN and following[:2].istitle():
+            return True  # "C The man" at the very start; "A Man" and "I" are words there
+        led = letter.isupper() and before in _BEFORE
+        return (not before or before in _PUNCTUATION or led) and self._may_follow(end)
 
     def follows_so_is(self, index: int) -> bool:
         """``and so is B``, which gives B the stance of the letter before."""
@@ -320,9 +334,7 @@ class _Tokens:
 
     def has_predicate(self, end: int) -> bool:
         """``B is``, ``B cannot``, ``B: wrong``: a predicate may follow."""
-        limit = end + _MAX_BETWEEN
-        while end < limit and (self._word(end) in _CLOSERS or self._word(end) in _SEPARATORS):
-            end += 1
+        end = self._skip(end, _CLOSERS | _SEPARATORS, _MAX_BETWEEN)
         return self._denies(end) or (self._word(end) in _AUXILIARIES and self._word(end) != "a")
 
     def stance(self, index: int, end: int) -> Stance:
@@ -358,21 +370,15 @@ class _Tokens:
 
     def _stance_after(self, index: int, end: int) -> Stance:
         """Look at the predicate: "is correct", "cannot be right", ": false", "shows a car"."""
-        position = end
-        while self._word(position) in _CLOSERS:
-            position += 1
+        position = self._skip(end, _CLOSERS)
         separator = self._word(position)
         separated = separator in _SEPARATORS or separator == "."
-        position += separated
-        while self._word(position) in _SUFFIXES or self._word(position) in _CLOSERS:
-            position += 1
-        first = position
-        while self._word(position) in _AUXILIARIES and position - first < _MAX_FILLERS:
-            position += 1
+        first = self._skip(position + separated, _SUFFIXES)
+        position = self._skip(first, _AUXILIARIES, _MAX_FILLERS)
         word, following = self._word(position), self._word(position + 1)
         closes = self._ends_clause(position + 1)
         if self._denies(position):
-            if following and self.is_letter(position + 1) and position == first:
+            if self.is_letter(position + 1) and position == first:
                 return Stance.AFFIRMED  # "B not C"
             if not separated:
                 return Stance.DENIED
@@ -383,9 +389,7 @@ class _Tokens:
         if self._ends_clause(first) or word in _REASONS:
             return Stance.AFFIRMED
         # another predicate: "option A shows a red car", "A: the car is red"
-        before = index - 1
-        while before >= 0 and (self.words[before] in _OPENERS or self.words[before] in "-*\u2022"):
-            before -= 1
+        before = self._skip_back(index - 1, _OPENERS | _BULLETS)
         labelled = self._word(before) in _LABEL_KEYWORDS
         before -= labelled
         if self._declares(index) or (before < 0 and separated):
@@ -395,18 +399,11 @@ class _Tokens:
 
     def _declares(self, index: int) -> bool:
         """Whether "answer" or "choose" is before the letter, and not only "option"."""
-        for position in range(index - 1, max(index - 1 - _MAX_FILLERS, -1), -1):
-            word = self._lower[position]
-            if word in _KEYWORDS and word not in _LABEL_KEYWORDS:
-                return True
-            if word not in _FILLERS and word not in _LABEL_KEYWORDS and word != "\n":
-                return word in _BEFORE
-        return False
+        return self._lead(index, _LEAD_FILLERS | _LABEL_KEYWORDS) in _BEFORE
 
     def _is_denied_by_which(self, end: int) -> bool:
         """``A: the car is red, which is not what the video shows``."""
-        position = self._denying_which.get(self._sentence[end - 1], -1)
-        return position >= end
+        return self._denying_which.get(self._sentence[end - 1], -1) >= end
 
     def _is_asked(self, index: int) -> bool:
         """``Could it be B?``, but not ``B?``; and ``If it were red, the answer would be B``."""
@@ -418,29 +415,11 @@ class _Tokens:
         return self._lower[start] in _QUESTION_STARTS and self._word(end) == "?"
 
     def _ends_clause(self, index: int) -> bool:
-        while self._word(index) in _CLOSERS:
-            index += 1
-        word = self._word(index)
-        return not word or word in _SENTENCE_ENDS or word in _CLAUSE_STARTS or word in ("|", ":")
-
-    def _starts_title(self, index: int, end: int) -> bool:
-        """``C The man`` at the very start; ``A Man`` and ``I`` are words there."""
-        is_certain = self.words[index] in _CERTAIN
-        return is_certain and end < len(self) and self.words[end][:2].istitle()
-
-    def _is_word(self, index: int) -> bool:
-        """An article or a pronoun."""
-        return self._lower[index] in ("a", "i") and not self._may_follow(index + 1)
+        return self._word(self._skip(index, _CLOSERS)) in _CLAUSE_ENDS
 
     def _may_follow(self, end: int) -> bool:
         """Whether the token at ``end`` may follow a letter that is an answer."""
-        while self._word(end) in _CLOSERS or self._word(end) in _SUFFIXES:
-            end += 1
-        word = self._word(end)
-        if not word or word in _PUNCTUATION or word in _OPENERS or word in _REASONS:
-            return True
-        if word in _VERDICTS_ALONE:
-            return True
-        if word in ("is", "was", "seems", "appears", "是", "最"):
+        end = self._skip(end, _SUFFIXES)
+        if self._word(end) in ("is", "was", "seems", "appears", "是", "最"):
             return any(later in _VERDICTS for later in self._lower[end + 1 : end + 4])
-        return False
+        return self._word(end) in _AFTER

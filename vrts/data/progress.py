@@ -86,6 +86,9 @@ class TrainingProgress:
         # with another limit Lightning's epochs are not passes; each takes the next steps
         limit = 1.0 if trainer is None else trainer.limit_train_batches
         self._in_passes = isinstance(limit, float) and limit == 1.0
+        has_limit = trainer is not None and self._in_passes and self._max_epochs >= 0
+        # whose limit of epochs counts passes, if there is one
+        self._fit_loop: Any = trainer.fit_loop if trainer is not None and has_limit else None
 
     def num_batches(self) -> int:
         """Return more than the batches of an epoch, those before a resume included.
@@ -101,11 +104,10 @@ class TrainingProgress:
         """Return this rank's part of the remaining steps of the epoch."""
         if not self._in_passes and self.position.num_seen >= self._plan.num_questions:
             self.end_epoch()
-        if (loop := self._fit_loop()) is not None:
+        if self._fit_loop is not None:
             # what Lightning compares with its limit, a resumed epoch included
-            passes: Any = loop.epoch_progress.current
-            ahead = passes.processed - self.position.epoch
-            loop.max_epochs = self._max_epochs + ahead
+            ahead = self._fit_loop.epoch_progress.current.processed - self.position.epoch
+            self._fit_loop.max_epochs = self._max_epochs + ahead
         if 0 <= self._max_epochs <= self.position.epoch:
             return []
         return self._plan.shares(self.position, self._rank)
@@ -116,8 +118,8 @@ class TrainingProgress:
 
     def end(self) -> None:
         """Restore the Trainer's limit."""
-        if (loop := self._fit_loop()) is not None:
-            loop.max_epochs = self._max_epochs
+        if self._fit_loop is not None:
+            self._fit_loop.max_epochs = self._max_epochs
 
     def state_dict(self) -> dict[str, int]:
         """Return the position and the plan that it is for."""
@@ -137,10 +139,10 @@ class TrainingProgress:
                 "of vrts that wrote it, and start from that model"
             )
         self.position = Position(state["epoch"], state["num_seen"])
-        if (loop := self._fit_loop()) is not None:
+        if self._fit_loop is not None:
             # until the first batch is due: Lightning's count of epochs may be ahead
-            loop.max_epochs = -1
-            loop.trainer.should_stop = self.position.epoch >= self._max_epochs
+            self._fit_loop.max_epochs = -1
+            self._fit_loop.trainer.should_stop = self.position.epoch >= self._max_epochs
         changed = [key for key in now if state[key] != now[key]]
         changes = ", ".join(f"{key} {state[key]} -> {now[key]}" for key in changed)
         if {"num_questions", "seed", "shuffle"}.intersection(changed):
@@ -153,8 +155,3 @@ class TrainingProgress:
                 f"Resuming with {changes}: {self.position.num_seen} of {now['num_questions']} "
                 f"questions of epoch {self.position.epoch} are done"
             )
-
-    def _fit_loop(self) -> Any:
-        """The loop whose limit counts passes, if there is one."""
-        counts = self._trainer is not None and self._in_passes and self._max_epochs >= 0
-        return self._trainer.fit_loop if self._trainer is not None and counts else None

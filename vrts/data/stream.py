@@ -135,22 +135,21 @@ class SampleStream:
         waiting = iter(self._shares())
         decoding: deque[tuple[list[Future[Sample]], Position | None]] = deque()
         try:
-            for share in islice(waiting, 1 + self._prefetch_batches):
-                decoding.append((self._submit(share), share.end))
+            decoding.extend(map(self._submit, islice(waiting, 1 + self._prefetch_batches)))
             while decoding:
                 futures, end = decoding[0]
                 batch = Batch([future.result() for future in futures], end)
                 decoding.popleft()
-                for share in islice(waiting, 1):
-                    decoding.append((self._submit(share), share.end))
+                decoding.extend(map(self._submit, islice(waiting, 1)))
                 yield batch
         finally:
-            for future in (future for futures, _ in decoding for future in futures):
-                future.cancel()
+            for futures, _ in decoding:
+                for future in futures:
+                    future.cancel()
 
-    def _submit(self, share: RankShare) -> list[Future[Sample]]:
+    def _submit(self, share: RankShare) -> tuple[list[Future[Sample]], Position | None]:
         questions = [self.questions[index] for index in share.indices]
-        return [self._pool.submit(q, self._num_frames) for q in questions]
+        return [self._pool.submit(q, self._num_frames) for q in questions], share.end
 
 
 class TrainingStream(SampleStream):

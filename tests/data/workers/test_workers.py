@@ -226,8 +226,8 @@ assert __name__ == "__main__", "a worker must not run the main module again"
 decoding = DecodePool(NaughtyDecoder(), UniformSampler(), Resolution(), num_workers=1)
 decoding.submit(Question("a", "?", "a.mp4"), 2).result()
 (first,) = decoding._processes
-print("decoded one", flush=True)
 try:
+    print("decoded one", flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     assert decoding.submit(Question("b", "?", "b.mp4"), 2).result().error is None

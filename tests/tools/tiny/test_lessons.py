@@ -12,7 +12,7 @@ from tools.tiny.targets import seen_target
 from tools.tiny.tokenizer import build_tokenizer
 from tools.tiny.warmup import PROMPT, load_pool
 from vrts.data.datamodule import VideoQADataModule
-from vrts.data.readers.base import VideoR1Reader
+from vrts.data.readers.video_rts import VideoR1Reader
 from vrts.data.video.resolution import Resolution
 from vrts.demo.scenes import SIZE
 from vrts.models.vlm.policy import TransformersPolicy

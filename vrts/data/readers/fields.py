@@ -1,18 +1,19 @@
 """Fields that annotation formats share: options, gold answers, paths of videos."""
 
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vrts.data.readers.records import Record, as_text, read_text
+from vrts.data.readers.records import Record, as_text
 from vrts.types import InputError, ProblemType, Question, letters
 
 OPTION = re.compile(r"\(?([A-Z])[.):：．]\s*(.*)", re.DOTALL)  # noqa: RUF001 full-width forms
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.):：．](.*))?", re.DOTALL)  # noqa: RUF001
 MAX_OPTIONS = 26
+PROBLEM_TYPES = {kind.value.lower(): kind for kind in ProblemType}
+"""By the names of Video-R1's files, in lower case."""
 
 
 def check_options(options: Sequence[str]) -> tuple[str, ...]:
@@ -139,27 +140,10 @@ def check_frame_rate(record: Record) -> None:
 
 def check_folder(folder: str | None, key: str, content: str = "videos") -> None:
     """Raise `InputError` if a folder is given that does not exist."""
-    if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
+    if folder is not None and not os.path.isdir(folder):
         raise InputError(
             f"{folder}: no such folder; set {key} to the folder that holds the {content}"
         )
-
-
-def load_video_map(video_map: Mapping[str, str] | str | None) -> dict[str, str]:
-    """Return the map from video ids to clip files, read from JSON if a path is given.
-
-    Raises:
-        InputError: no such file, or it is not a JSON object of text to text.
-    """
-    if not isinstance(video_map, str):
-        return dict(video_map or {})
-    try:
-        value = json.loads(read_text(video_map))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{video_map}: not valid JSON ({error})") from error
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise InputError(f"{video_map}: video_map must be a JSON object of video id to clip path")
-    return value
 
 
 def re_root(path: str, root: str | None) -> str:
@@ -180,8 +164,7 @@ def place_video(path: str, root: str | None, annotations: str) -> str:
 def check_videos(questions: Sequence[Question], annotations: str, root: str | None) -> None:
     """Raise `InputError` if none of the videos exists; a few missing ones fail at decoding."""
     videos = dict.fromkeys(question.video for question in questions)
-    # not Path.exists, which raises for a name that no file can have, such as a too long one
-    if not any(os.path.exists(video) for video in videos):  # noqa: PTH110
+    if not any(os.path.exists(video) for video in videos):
         raise InputError(
             f"{annotations}: none of its {len(videos)} videos exists; looked for "
             f"{next(iter(videos))} first (video_root is {root!r}); set video_root to the folder "
@@ -192,7 +175,7 @@ def check_videos(questions: Sequence[Question], annotations: str, root: str | No
 def check_frame_rates(questions: Sequence[Question], option: str) -> None:
     """Raise `InputError` for folders of frames whose rows have no ``fps``, before the long work."""
     videos = dict.fromkeys(q.video for q in questions if not q.metadata.get("fps"))
-    found = [video for video in videos if os.path.isdir(video)]  # noqa: PTH112 as above
+    found = [video for video in videos if os.path.isdir(video)]
     if found:
         raise InputError(
             f"{option}: {found[0]} is a folder of frames without a frame rate, one of {len(found)}"

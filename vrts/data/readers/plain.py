@@ -5,13 +5,12 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jsonargparse.typing import PositiveInt
-
-from vrts.data.readers.base import PROBLEM_TYPES, RowReader
+from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import (
+    PROBLEM_TYPES,
     check_frame_rate,
     gold_answer,
     keyed_options,
@@ -41,6 +40,7 @@ NUMBERED = re.compile(r"(.+?)[ _]?(\d{1,2}|[a-eA-E])")
 SUFFIXES = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
+@dataclass
 class PlainReader(RowReader):
     """A table of custom questions: CSV, JSON Lines, JSON or parquet.
 
@@ -76,23 +76,15 @@ class PlainReader(RowReader):
     Args:
         path: The table; ``.csv`` and ``.tsv`` have a header line.
         video_root: Folder of the videos; the table's folder if null.
-        limit: Use only the first questions. All rows are checked nevertheless.
         columns: Column names of the file by their name here; for ``options`` also a list with a
             column for each option. Example: ``{question: query, options: [x, y]}``.
     """
 
-    def __init__(
-        self,
-        path: str,
-        video_root: str | None = None,
-        limit: PositiveInt | None = None,
-        columns: dict[str, str | list[str]] | None = None,
-    ) -> None:
-        super().__init__(path, video_root, limit)
-        self.columns = columns
-        self._number = 0
-        self._seen: dict[str, None] = {}
-        for name, column in (columns or {}).items():
+    columns: dict[str, str | list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a name that is not known here."""
+        for name, column in (self.columns or {}).items():
             if name not in NAMES or (isinstance(column, list) and name != "options"):
                 raise InputError(
                     f"columns: {name!r}: {column!r} is not understood; give a name of the file's "
@@ -101,7 +93,8 @@ class PlainReader(RowReader):
 
     def read(self) -> list[Question]:
         """Return the questions in the order of the file; raises as `Reader.read`."""
-        self._number, self._seen = 0, {}
+        self._number = 0
+        self._seen: dict[str, None] = {}
         return super().read()
 
     def _rows(self) -> Iterator[tuple[str, Any]]:
@@ -167,8 +160,7 @@ class PlainReader(RowReader):
 
     def _video(self, name: str) -> str:
         path = place_video(name, self.video_root, self.path)
-        # not Path.exists, which raises for a name that no file can have
-        found = (path + suffix for suffix in SUFFIXES if os.path.exists(path + suffix))  # noqa: PTH110
+        found = (path + suffix for suffix in SUFFIXES if os.path.exists(path + suffix))
         return next(found, path)
 
     @staticmethod

@@ -1,17 +1,15 @@
 """Reader of the questions of an earlier prediction run."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vrts.data.readers.base import Reader
 from vrts.data.readers.fields import check_options, gold_answer
-from vrts.data.readers.records import Record, check_file, parse_questions
+from vrts.data.readers.records import Record, parse_questions
+from vrts.data.readers.tables import check_file, parse_json
 from vrts.files.json_lines import whole_lines
 from vrts.files.predictions import prediction_from_json
-from vrts.types import InputError, ProblemType, Question
+from vrts.types import ProblemType, Question
 
 
 class RecordedReader(Reader):
@@ -27,16 +25,9 @@ class RecordedReader(Reader):
     def read(self) -> list[Question]:
         """Return the questions in the order of the file; raises as `Reader.read`."""
         check_file(self.path)
-        return parse_questions(self.path, _iterate(self.path), _parse)
-
-
-def _iterate(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:line, value)``; the file of a long run need not fit into memory."""
-    for source, line in whole_lines(Path(path)):
-        try:
-            yield source, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield source, InputError(f"not valid JSON ({error})")
+        # line by line: the file of a long run need not fit into memory
+        rows = ((source, parse_json(line)) for source, line in whole_lines(Path(self.path)))
+        return parse_questions(self.path, rows, _parse)
 
 
 def _parse(record: Record) -> Question:

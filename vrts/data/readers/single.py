@@ -28,8 +28,7 @@ class SingleQuestionReader(Reader):
 
     def read(self) -> list[Question]:
         """Return the question; raises `InputError` without a file, a text or valid options."""
-        # not Path.exists, which raises for a name that no file can have
-        if not os.path.exists(self.video):  # noqa: PTH110
+        if not os.path.exists(self.video):
             raise InputError(f"data.video: {self.video}: no such file; give the path of a video")
         if not self.question.strip():
             raise InputError("data.question is empty; give what to ask about the video")

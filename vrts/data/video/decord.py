@@ -5,8 +5,7 @@ import re
 
 import numpy as np
 
-from vrts.data.video.clips import ClipBuilder
-from vrts.data.video.decoder import Decoder, check_video_file
+from vrts.data.video.decoder import ClipBuilder, Decoder, check_video_file
 from vrts.data.video.frames import WHOLE, FrameSampler, Source, Window
 from vrts.data.video.resolution import Resolution
 from vrts.types import Clip, VideoError

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
-from vrts.data.video.clips import ClipBuilder, resize_frame
-from vrts.data.video.decoder import check_video_file
+from vrts.data.video.decoder import ClipBuilder, check_video_file, error_context, resize_frame
 from vrts.data.video.frames import WHOLE, FrameSampler, Source, Window
 from vrts.data.video.resolution import Resolution
 from vrts.types import Clip, VideoError
@@ -27,8 +26,7 @@ IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionB
 
 def is_image(path: str) -> bool:
     """Whether a file is an image, by its suffix or its first bytes; raises OSError."""
-    # not Path.is_file, which raises for a name that no file can have
-    if not os.path.isfile(path):  # noqa: PTH113
+    if not os.path.isfile(path):
         return False
     with Path(path).open("rb") as file:
         head = file.read(12)
@@ -77,10 +75,8 @@ def decode_image(path: str, resolution: Resolution) -> Clip:
     """
     check_video_file(path)
     image = read_image(path)
-    try:
+    with error_context(path):
         size = resolution.size(image.shape[0], image.shape[1], num_frames=1)
-    except VideoError as error:
-        raise VideoError(f"{path}: {error}") from error
     frame = torch.from_numpy(image).permute(2, 0, 1)  # [C, H, W]
     return Clip(resize_frame(frame, *size)[None], (0,), fps=1.0, num_source_frames=1)
 

@@ -18,8 +18,7 @@ from av.sidedata.sidedata import Type
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from vrts.data.video.clips import ClipBuilder
-from vrts.data.video.decoder import Decoder, check_video_file
+from vrts.data.video.decoder import ClipBuilder, Decoder, check_video_file
 from vrts.data.video.frames import WHOLE, FrameSampler, Source, Window
 from vrts.data.video.resolution import Resolution
 from vrts.data.video.timeline import (

@@ -11,10 +11,9 @@ from multiprocessing import Pipe
 from vrts.data.video.decoder import Decoder
 from vrts.data.video.frames import FrameSampler
 from vrts.data.video.resolution import Resolution
-from vrts.data.workers.requests import Priority, Request, request_for
+from vrts.data.workers.requests import Priority, Request, SharedClips, Task, request_for
 from vrts.data.workers.server import START_DEADLINE_S, WorkerServer, WorkerStartError, own_server
-from vrts.data.workers.sharing import SharedClips, Task
-from vrts.data.workers.worker import Reply, Setting, receive, try_decode
+from vrts.data.workers.worker import Setting, receive, try_decode
 from vrts.types import Clip, InputError, Question, Sample
 
 LAST = len(Priority)
@@ -180,7 +179,7 @@ class DecodePool:
         with self._lock:
             if self._closed:
                 raise WorkerStartError("the decode pool was closed meanwhile")
-            process = WorkerProcess(server, *self._parts)
+            process = WorkerProcess(server, self._parts)
             self._processes.add(process)
         try:
             process.wait_until_ready()
@@ -201,14 +200,10 @@ class WorkerProcess:
     """A child of the server with a connection to it."""
 
     def __init__(
-        self,
-        server: WorkerServer,
-        decoder: Decoder,
-        sampler: FrameSampler,
-        resolution: Resolution,
+        self, server: WorkerServer, parts: tuple[Decoder, FrameSampler, Resolution]
     ) -> None:
         self._server = server
-        self._setup = (decoder, sampler, resolution)
+        self._parts = parts
         self._lock = threading.Lock()
         self._status: int | None = None
         self._is_ended = False
@@ -224,21 +219,19 @@ class WorkerProcess:
         """
         try:
             self.connection.send(Setting.of_this_process())
-            self.connection.send(self._setup)
+            self.connection.send(self._parts)
             if not self.connection.poll(START_DEADLINE_S):
                 raise WorkerStartError(
                     f"data.num_workers: a decode worker gave no answer within {START_DEADLINE_S:g} "
                     "s of its start; the machine is overloaded: set fewer of them"
                 )
-            reply = self.connection.recv()
+            self.connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerStartError(
                 f"data.num_workers: a decode worker ended with status {self.kill(EXIT_S)} at its "
                 "start; see its message above. Without one the machine was out of memory: set "
                 "fewer of them"
             ) from error
-        if not isinstance(reply, Reply):
-            raise WorkerStartError(f"unexpected answer {reply!r}")
 
     def decode(self, request: Request, deadline_s: float) -> Clip | str | None:
         """Return a clip, or the reason for none, or None where the deadline has passed.

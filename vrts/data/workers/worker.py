@@ -1,18 +1,18 @@
 """The child process of a decode worker: it decodes what its parent asks for, one at a time.
 
 The parent may kill it at any moment, so it holds nothing that matters. A message from the parent
-is first a `Setting`, then ``(decoder, sampler, resolution)``, then a `Request` for each clip. An
-answer is a `Reply`, followed by the bytes of the frames where there are some.
+is first a `Setting`, then ``(decoder, sampler, resolution)``, which None confirms, then a `Request`
+for each clip. Its answer is the reason why there is none, or the clip on the meta device, followed
+by the bytes of its frames.
 """
 
 import ctypes
 import os
 import signal
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ from vrts.data.workers.requests import Request
 from vrts.types import Clip, VideoError
 
 PR_SET_PDEATHSIG = 1
-TOLD = [field.name for field in fields(Clip) if field.name != "frames"]
-"""What is known of a clip but its pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,49 +51,18 @@ class Setting:
         os.environ.update(self.environment)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a worker sends back, apart from the bytes of the frames."""
-
-    error: str | None = None
-    shape: tuple[int, ...] = ()
-    """``T, C, H, W`` of the frames whose bytes follow."""
-    frame_indices: tuple[int, ...] = ()
-    fps: float = 0.0
-    num_source_frames: int = 0
-    times_s: tuple[float, ...] = ()
-    num_damaged: int = 0
-
-    @classmethod
-    def of(cls, clip: Clip) -> "Reply":
-        """Return what comes before the bytes of a clip's frames."""
-        told = {name: getattr(clip, name) for name in TOLD}
-        return cls(shape=tuple(clip.frames.shape), **told)
-
-    def clip(self, frames: torch.Tensor) -> Clip:
-        """Return the clip of these frames."""
-        return Clip(frames, **{name: getattr(self, name) for name in TOLD})
-
-
 def try_decode(
     decoder: Decoder, sampler: FrameSampler, resolution: Resolution, request: Request
 ) -> Clip | str:
     """Return a clip, or the reason why there is none, which names the file."""
     path = request.path
+    asked = (path, request.num_frames, sampler, resolution, request.window)
     try:
         if request.is_image:
             return decode_image(path, resolution)
         if Path(path).is_dir():
-            return decode_folder(
-                path,
-                request.num_frames,
-                sampler,
-                resolution,
-                request.window,
-                request.frames_fps,
-            )
-        decode = decode_animation if is_image(path) else decoder.decode
-        return decode(path, request.num_frames, sampler, resolution, request.window)
+            return decode_folder(*asked, request.frames_fps)
+        return decode_animation(*asked) if is_image(path) else decoder.decode(*asked)
     except VideoError as error:
         return str(error) if path in str(error) else f"{path}: {error}"
     except Exception as error:  # noqa: BLE001 a bad video makes libraries raise anything
@@ -106,7 +73,7 @@ def serve(connection: Connection) -> None:
     """Answer requests until the parent closes the connection."""
     connection.recv().enter()
     decoder, sampler, resolution = connection.recv()
-    connection.send(Reply())
+    connection.send(None)
     while True:
         try:
             request = connection.recv()
@@ -114,10 +81,10 @@ def serve(connection: Connection) -> None:
             return
         result = try_decode(decoder, sampler, resolution, request)
         if isinstance(result, str):
-            connection.send(Reply(error=result))
+            connection.send(result)
             continue
-        connection.send(Reply.of(result))
-        connection.send_bytes(_bytes(result.frames.contiguous()))
+        connection.send(replace(result, frames=result.frames.to("meta")))
+        connection.send_bytes(result.frames.flatten().numpy().data)
 
 
 def receive(connection: Connection) -> Clip | str:
@@ -126,17 +93,12 @@ def receive(connection: Connection) -> Clip | str:
     Raises:
         EOFError, OSError: the worker is gone.
     """
-    reply: Reply = connection.recv()
-    if reply.error is not None:
-        return reply.error
-    frames = torch.empty(reply.shape, dtype=torch.uint8)
-    connection.recv_bytes_into(_bytes(frames))
-    return reply.clip(frames)
-
-
-def _bytes(frames: torch.Tensor) -> memoryview:
-    array: Any = frames.numpy()  # numpy's annotations do not say that it is a buffer
-    return memoryview(array).cast("B")
+    reply: Clip | str = connection.recv()
+    if isinstance(reply, str):
+        return reply
+    frames = torch.empty(reply.frames.shape, dtype=torch.uint8)
+    connection.recv_bytes_into(frames.view(-1).numpy().data)
+    return replace(reply, frames=frames)
 
 
 def work(connection: Connection, server: int) -> None:

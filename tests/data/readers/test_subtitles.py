@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vrts.data.benchmarks.subtitles import Cue, cues_at, read_longvideobench, read_srt
+from vrts.data.readers.subtitles import Cue, cues_at, read_longvideobench, read_srt
 from vrts.types import InputError
 
 SRT = """\ufeff1

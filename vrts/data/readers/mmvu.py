@@ -1,9 +1,8 @@
 """Reader of MMVU."""
 
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar
-
-from jsonargparse.typing import PositiveInt
 
 from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import bare_options, keyed_options
@@ -30,6 +29,7 @@ DISCIPLINE_OF = {
 }
 
 
+@dataclass
 class MMVUReader(RowReader):
     """MMVU's ``validation.json``: 625 multiple choice questions and 375 open ones.
 
@@ -44,25 +44,15 @@ class MMVUReader(RowReader):
     comparable. In seven rows the subject is not the folder of the video; the subject counts.
 
     Args:
-        path: The annotation file.
         video_root: Folder that holds the folders of subjects (``Art/0.mp4``) or their parent
             ``videos``; the annotation file's folder if null.
-        limit: Use only the first questions. All rows are checked nevertheless.
         multiple_choice_only: Leave out the open questions.
     """
 
     max_frames: ClassVar[int | None] = 64
     folders = ("", "videos")
 
-    def __init__(
-        self,
-        path: str,
-        video_root: str | None = None,
-        limit: PositiveInt | None = None,
-        multiple_choice_only: bool = False,
-    ) -> None:
-        super().__init__(path, video_root, limit)
-        self.multiple_choice_only = multiple_choice_only
+    multiple_choice_only: bool = False
 
     def _parse(self, record: Record) -> Question | None:
         name = record.text("question_type")

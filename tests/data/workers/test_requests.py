@@ -9,8 +9,13 @@ from tests.data.plugins import FakeDecoder, NaughtyDecoder
 from vrts.data.video.frames import UniformSampler, Window
 from vrts.data.video.resolution import Resolution
 from vrts.data.workers.pool import DecodePool
-from vrts.data.workers.requests import Request, request_for
-from vrts.data.workers.sharing import KEPT_BYTES, KEPT_CLIPS, SharedClips
+from vrts.data.workers.requests import (
+    KEPT_BYTES,
+    KEPT_CLIPS,
+    Request,
+    SharedClips,
+    request_for,
+)
 from vrts.types import Clip, Question
 
 

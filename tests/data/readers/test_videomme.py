@@ -1,6 +1,6 @@
 import pytest
 
-from vrts.data.benchmarks.videomme import VideoMMEReader, container_duration_s
+from vrts.data.readers.videomme import VideoMMEReader, container_duration_s
 from vrts.types import InputError
 
 ROW = {

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from vrts.answers import is_correct, parse_answer
-from vrts.data.benchmarks.videommmu import ADAPTATION_PROMPT, TRACKS, VideoMMMUReader
+from vrts.data.readers.videommmu import ADAPTATION_PROMPT, TRACKS, VideoMMMUReader
 from vrts.types import InputError, ProblemType
 
 ROW = {

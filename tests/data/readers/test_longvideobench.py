@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vrts.data.benchmarks.longvideobench import LongVideoBenchReader
+from vrts.data.readers.longvideobench import LongVideoBenchReader
 from vrts.types import InputError
 
 ROW = {

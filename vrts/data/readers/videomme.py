@@ -7,15 +7,15 @@ from typing import ClassVar
 import av
 import numpy as np
 
-from vrts.data.benchmarks.subtitles import (
+from vrts.data.readers.fields import bare_options
+from vrts.data.readers.records import Record
+from vrts.data.readers.subtitles import (
     Cue,
     SubtitledReader,
     cues_at,
     read_srt,
     without_repeats,
 )
-from vrts.data.readers.fields import bare_options
-from vrts.data.readers.records import Record
 from vrts.data.video.timeline import open_video
 from vrts.types import InputError, Question
 
@@ -88,8 +88,7 @@ class VideoMMEReader(SubtitledReader):
             return ""
         if video not in self._subtitle_texts:
             file = Path(self.subtitles) / f"{video}.srt"
-            # not Path.exists, which raises for a name that no file can have
-            exists = os.path.exists(file)  # noqa: PTH110
+            exists = os.path.exists(file)
             cues = self._shown(read_srt(file) if exists else [], place)
             lines = "".join(f"{cue.text}\n" for cue in cues)
             self._subtitle_texts[video] = SUBTITLES + lines if lines else ""

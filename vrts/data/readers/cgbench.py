@@ -5,7 +5,7 @@ from typing import ClassVar
 from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import bare_options
 from vrts.data.readers.records import Record
-from vrts.types import InputError, Question, letters
+from vrts.types import Question
 
 
 class CGBenchReader(RowReader):
@@ -24,22 +24,16 @@ class CGBenchReader(RowReader):
     folders = ("", "cg_videos_720p", "cg_videos")
 
     def _parse(self, record: Record) -> Question:
-        question = self._question(
+        answer = record.text("right_answer")
+        if record.has("answer"):  # its text must not be that of another option
+            answer = f"{answer}. {record.text('answer')}"
+        return self._question(
             record,
             id=record.text("qid"),
             text=record.text("question"),
             video=self._find_video(f"{record.text('video_uid')}.mp4"),
             options=bare_options(record.texts("choices")),
-            answer=record.text("right_answer"),
+            answer=answer,
             answer_key="right_answer",
             breakdown={k: record.text(k) for k in ("domain", "sub_category") if record.has(k)},
         )
-        if record.has("answer"):  # its text must not be that of another option
-            answer = record.text("answer").casefold()
-            pairs = zip(letters(question.options), question.options, strict=True)
-            named = [letter for letter, text in pairs if text.casefold() == answer]
-            if named and question.gold not in named:
-                raise InputError(
-                    f"right_answer is {question.gold!r}, but the answer's text is option {named[0]}"
-                )
-        return question

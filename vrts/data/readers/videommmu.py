@@ -10,8 +10,8 @@ from jsonargparse.typing import PositiveInt
 from vrts.answers import DEFAULT_TOLERANCE, extract_number, numbers_match
 from vrts.data.readers.base import RowReader
 from vrts.data.readers.fields import bare_options
-from vrts.data.readers.records import Record, parse_json, read_text
-from vrts.data.readers.tables import iterate_rows
+from vrts.data.readers.records import Record
+from vrts.data.readers.tables import iterate_rows, parse_json, read_text
 from vrts.types import InputError, ProblemType, Question
 
 TRACKS = ("perception", "comprehension", "adaptation")
@@ -92,7 +92,7 @@ class VideoMMMUReader(RowReader):
         self.paths = [str(file) for file in path] if isinstance(path, list) else [str(path)]
         if not self.paths:
             raise InputError("VideoMMMUReader: path is empty; give one annotation file or more")
-        super().__init__(self.paths[0], video_root, limit)
+        super().__init__(self.paths[0], video_root, limit=limit)
         self.question_only = question_only
 
     def _name(self) -> str:

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from vrts.data.benchmarks.mmvu import DISCIPLINE_OF, MMVUReader
+from vrts.data.readers.mmvu import DISCIPLINE_OF, MMVUReader
 from vrts.types import InputError, ProblemType
 
 URL = "https://huggingface.co/datasets/yale-nlp/MMVU/resolve/main/videos/Art/0.mp4"

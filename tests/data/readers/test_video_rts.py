@@ -4,9 +4,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vrts.data.readers.base import VideoR1Reader, VideoRTSReader
 from vrts.data.readers.fields import gold_answer, strip_letters
 from vrts.data.readers.plain import PlainReader
+from vrts.data.readers.video_rts import VideoR1Reader, VideoRTSReader
 from vrts.types import InputError, ProblemType, letters
 
 R1 = {

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vrts.data.benchmarks.cgbench import CGBenchReader
+from vrts.data.readers.cgbench import CGBenchReader
 from vrts.types import InputError
 
 ROW = {
@@ -38,8 +38,8 @@ def test_full_and_mini(write, touch, folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"right_answer": "A"}, "right_answer is 'A', but the answer's text is option C"),
-        ({"right_answer": "D"}, "answer 'D' is none of the letters ABC"),
+        ({"right_answer": "A"}, "answer 'A. orange' has the letter A and the text of C"),
+        ({"right_answer": "D"}, "answer 'D. orange' is none of the letters ABC"),
         ({"right_answer": None}, "'right_answer' is missing"),
         ({"choices": ["yellow"]}, "needs 2 to 26 options, got 1"),
         ({"choices": [["yellow"], []]}, "'choices' must be a list of texts"),

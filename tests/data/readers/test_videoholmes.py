@@ -1,6 +1,6 @@
 import pytest
 
-from vrts.data.benchmarks.videoholmes import TASKS, VideoHolmesReader
+from vrts.data.readers.videoholmes import TASKS, VideoHolmesReader
 from vrts.types import InputError
 
 ROW = {

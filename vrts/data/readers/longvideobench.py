@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import ClassVar
 
-from vrts.data.benchmarks.subtitles import (
+from vrts.data.readers.fields import bare_options
+from vrts.data.readers.records import Record
+from vrts.data.readers.subtitles import (
     SubtitledReader,
     cues_at,
     read_longvideobench,
     without_repeats,
 )
-from vrts.data.readers.fields import bare_options
-from vrts.data.readers.records import Record
 from vrts.types import InputError, Question, letters
 
 SUBTITLES = "Subtitles of the video, each with the second at which it begins:\n"

@@ -29,28 +29,17 @@ class Cue:
     text: str
 
 
+@dataclass
 class SubtitledReader(RowReader):
     """Reads a benchmark that may be used with subtitles.
 
     Args:
-        path: The annotation file.
-        video_root: Folder of the videos; the annotation file's folder if null.
-        limit: Use only the first questions. All rows are checked nevertheless.
         subtitles: Folder of the subtitle files; null leaves subtitles out.
         subtitle_frames: Number of frames whose subtitles are shown; null shows all of them.
     """
 
-    def __init__(
-        self,
-        path: str,
-        video_root: str | None = None,
-        limit: PositiveInt | None = None,
-        subtitles: str | None = None,
-        subtitle_frames: PositiveInt | None = 128,
-    ) -> None:
-        super().__init__(path, video_root, limit)
-        self.subtitles = None if subtitles is None else str(subtitles)
-        self.subtitle_frames = None if subtitle_frames is None else int(subtitle_frames)
+    subtitles: str | None = None
+    subtitle_frames: PositiveInt | None = 128
 
     def read(self) -> list[Question]:
         """Return the questions in the order of the file; raises as `Reader.read`."""
