@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -29,14 +29,10 @@ def metrics_tables(metrics: Mapping[str, Any]) -> Group:
     tables = [_overall(metrics)]
     if metrics["failures"]:
         tables.append(_failures(metrics["failures"]))
-    found = {
-        name: categories
-        for name, categories in metrics["breakdown"].items()
-        if len(categories) > 1
-        or next(iter(categories.values()))["num_questions"] < metrics["num_questions"]
-    }
-    if found:
-        tables.append(_breakdown(found))
+    for name, categories in metrics["breakdown"].items():
+        largest = max(numbers["num_questions"] for numbers in categories.values())
+        if largest < metrics["num_questions"]:
+            tables.append(_breakdown(name, categories))
     return Group(*tables)
 
 
@@ -45,8 +41,8 @@ def _overall(metrics: Mapping[str, Any]) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_row("questions", str(metrics["num_questions"]))
-    if metrics.get("num_not_asked"):
-        table.add_row("not asked", str(metrics["num_not_asked"]))
+    if metrics.get("num_left_out"):
+        table.add_row("left out", str(metrics["num_left_out"]))
     if metrics["accuracy"] is not None:
         table.add_row(f"accuracy of {metrics['num_scored']}", f"{_accuracy(metrics)} %")
         table.add_row("unanimous and wrong", f"{100 * metrics['unanimous_and_wrong']:.1f} %")
@@ -84,30 +80,19 @@ def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _breakdown(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    """Accuracy by category; a single breakdown gives the column its name."""
-    only = next(iter(found)) if len(found) == 1 else None
-    by = _shown(only or "category")
+def _breakdown(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Table:
+    by = _shown(name)
     table = Table(title=f"accuracy by {by}, %")
     table.add_column(by, overflow="fold")
-    for name in ("accuracy", "questions", "failed"):
-        table.add_column(name, justify="right")
-    for name, categories in found.items():
-        if only is None:
-            table.add_row(f"[bold]{_shown(name)}[/]", "", "", "")
-        for row in _rows(categories, "" if only else "  "):
-            table.add_row(*row)
-        table.add_section()
-    return table
-
-
-def _rows(categories: Mapping[str, Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
+    for column in ("accuracy", "questions", "failed"):
+        table.add_column(column, justify="right")
     if len(categories) > SHOWN_CATEGORIES:
-        yield f"{indent}{len(categories)} of them, see metrics.json", "", "", ""
-        return
+        table.add_row(f"{len(categories)} of them, see metrics.json", "", "", "")
+        return table
     for category, numbers in categories.items():
         questions, failed = str(numbers["num_questions"]), str(numbers["num_failed"] or "")
-        yield f"{indent}{_shown(category)}", _accuracy(numbers), questions, failed
+        table.add_row(_shown(category), _accuracy(numbers), questions, failed)
+    return table
 
 
 def _accuracy(numbers: Mapping[str, Any]) -> str:
