@@ -19,19 +19,12 @@ def file_digest(path: Path) -> str:
 
 
 def sampled_digest(path: Path, with_time: bool = False) -> str:
-    """Return a digest of a file, in hexadecimal, that is fast for large files too.
+    """Return a digest of a file, in hexadecimal, that is fast for large files too; raises OSError.
 
     Up to 4 MiB it is the SHA-256 of the content, above that of the size and of 16 blocks spread
-    from start to end: reading all would take minutes from a slow disk.
-
-    Args:
-        path: The file.
-        with_time: Whether a large file's modification time counts too. A changed file is then
-            missed only if size, time to the nanosecond and blocks are the same; a copy that does
-            not keep the time counts as another file.
-
-    Raises:
-        OSError: it cannot be read.
+    from start to end: reading all would take minutes from a slow disk. `with_time` adds a large
+    file's modification time. A changed file is then missed only if size, time to the nanosecond and
+    blocks are the same; a copy that does not keep the time counts as another file.
     """
     with path.open("rb") as file:
         state = os.fstat(file.fileno())
