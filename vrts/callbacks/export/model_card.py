@@ -38,7 +38,7 @@ def render_card(
     dtype: str | None = None,
     model_type: str | None = None,
 ) -> str:
-    """Render a model card, in which names, paths and options from outside stay text.
+    """Render the card of a model, in which names, paths and options from outside stay text.
 
     Args:
         name: of the model.

@@ -52,7 +52,7 @@ def _recipe(
     """Options of training by name."""
     found: dict[str, Any] = {
         **{name: getattr(module, name) for name in MODULE_OPTIONS},
-        **_optimizer(trainer, module),
+        **_optimizer(module),
         "max_grad_norm": module.max_grad_norm,
         "precision": trainer.precision,
         "processes": trainer.world_size,
@@ -75,18 +75,12 @@ def _recipe(
     return {name: plain(value) for name, value in found.items()}
 
 
-def _optimizer(trainer: Trainer, module: VideoQAModule) -> dict[str, Any]:
-    """The optimizer with its learning rate, and the schedule."""
-    configured: Any = trainer.optimizers or module.configure_optimizers()  # none in `vrts export`
+def _optimizer(module: VideoQAModule) -> dict[str, Any]:
+    """The optimizer with its learning rate, and the schedule, as they are at the first step."""
+    optimizer: Any = module.configure_optimizers()
     scheduler = None
-    if isinstance(configured, list):
-        optimizer = configured[0]
-        if trainer.lr_scheduler_configs:
-            scheduler = trainer.lr_scheduler_configs[0].scheduler
-    elif isinstance(configured, dict):
-        optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    else:
-        optimizer = configured
+    if isinstance(optimizer, dict):
+        optimizer, scheduler = optimizer["optimizer"], optimizer["lr_scheduler"]["scheduler"]
     options = {"lr", "weight_decay", "betas", "momentum"} & optimizer.defaults.keys()
     return {
         "optimizer": {

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vrts.callbacks.monitoring.run_file import RunFile
+from vrts.callbacks.results import RunFile
 from vrts.files.json_lines import append_steps, keep_steps
 from vrts.models.grpo.rollouts import Group
 from vrts.models.module import VideoQAModule
@@ -48,9 +48,7 @@ class CompletionLog(RunFile):
         if trainer.is_global_zero and self.path(trainer).exists():
             keep_steps(self.path(trainer), trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write the rollout of every n-th step, from step 1 on."""
         step, groups = trainer.global_step, cast(VideoQAModule, pl_module).last_rollout
         is_due = trainer.is_global_zero and (step - 1) % self.every_n_steps == 0

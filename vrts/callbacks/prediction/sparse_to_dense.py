@@ -122,8 +122,7 @@ class SparseToDense(Callback):
 
 def install_plan(trainer: Trainer, pl_module: LightningModule, stage: str) -> SparseToDense | None:
     """Return the run's `SparseToDense` after its `setup`, wherever it is in the list."""
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, SparseToDense):
-            callback.setup(trainer, pl_module, stage)
-            return callback
-    return None
+    callback = next(iter(callbacks_of(trainer, SparseToDense)), None)
+    if callback is not None:
+        callback.setup(trainer, pl_module, stage)
+    return callback

@@ -35,7 +35,8 @@ EXPLAINED = {
     "frames, all rounds": "mean over questions: what the answer cost",
     "decided at # frames": "share of questions whose answer this level decided",
     "without an answer": "none of the deciding round's completions gave one; counted as wrong",
-    "not asked": "questions of data.predict that are left out: all numbers here are of a part",
+    "left out": "questions of data.predict that trainer.limit_predict_batches leaves out: all "
+    "numbers here are of a part",
     "failed": "has no answer, for a damaged video or a prompt that is too long",
 }
 """Explanations of the rows of the first table; ``#`` is a number."""
