@@ -109,9 +109,7 @@ class PredictionProgress(Callback):
             self._bar.stop()
             self._bar = None
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Give the terminal back."""
         self.on_predict_end(trainer, pl_module)
 

@@ -88,9 +88,7 @@ class SaveOnInterrupt(Callback):
         self._handlers.restore()
         self._trainer = None
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Restore the handlers, also those that Lightning is about to put back: they are ours."""
         # no hook comes after Lightning's teardown here, and nothing public changes what it restores
         trainer._signal_connector._original_handlers.update(self._handlers.restore())

@@ -125,8 +125,8 @@ class ExportPretrained(Callback):
                 found = load_trained(module, best)
             except InputError as error:
                 raise InputError(
-                    f"ExportPretrained: the best checkpoint cannot be loaded ({error}); vrts "
-                    "export can write that of another checkpoint"
+                    f"ExportPretrained: the best checkpoint cannot be loaded ({error}); write that "
+                    "of another one with vrts export"
                 ) from error
             facts = found.get(FACTS, facts) | selected(found, best)
             self._write(trainer, module, facts)

@@ -26,7 +26,6 @@ class CompletionLog(RunFile):
     checkpoint drops the later lines; one that starts over, all of them.
 
     Args:
-        output_dir: folder to write to; ``trainer.default_root_dir`` where null.
         every_n_steps: n; rollouts of optimizer steps 1, 1 + n, 1 + 2n and so on are kept.
         num_shown: completions of the first question that are shown each time.
     """

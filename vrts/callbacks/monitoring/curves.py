@@ -63,9 +63,6 @@ class CurveWriter(RunFile):
 
     The curves have all metrics of each optimizer step, as loggers get them. Checkpoints contain
     them, so that a resumed run draws the steps before it too.
-
-    Args:
-        output_dir: folder to write to; ``trainer.default_root_dir`` where null.
     """
 
     file_name = "curves.png"
@@ -114,9 +111,7 @@ class CurveWriter(RunFile):
         if self._training and not trainer.sanity_checking:
             self.points.append({"step": trainer.global_step, **logged_metrics(trainer, "val/")})
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Draw what there is; a failure here must not hide why the run ends."""
         try:
             self._draw(trainer)

@@ -65,13 +65,12 @@ class SparseToDense(Callback):
         self.num_samples = int(num_samples or (len(sampling) if sampling else 5))
         self.sampling = sampling
         self.decode_ahead = decode_ahead
-        if not self.levels or any(level % 2 or level <= 0 for level in self.levels):
+        is_ascending = all(a < b for a, b in pairwise([0, *self.levels]))
+        if not self.levels or not is_ascending or any(level % 2 for level in self.levels):
             raise InputError(
-                f"SparseToDense.levels is {self.levels}; give even numbers of frames (two frames "
-                "make one temporal patch), for instance [32, 64, 128]"
+                f"SparseToDense.levels is {self.levels}; give even numbers of frames (two make one "
+                "temporal patch) that ascend, for instance [32, 64, 128]"
             )
-        if any(a >= b for a, b in pairwise(self.levels)):
-            raise InputError(f"SparseToDense.levels is {self.levels}; they must ascend")
         if sampling is not None and len(sampling) != self.num_samples:
             raise InputError(
                 f"SparseToDense.sampling has {len(sampling)} entries for {self.num_samples} "
