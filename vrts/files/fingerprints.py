@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 NUM_BLOCKS, BLOCK_BYTES = 16, 256 * 1024  # what `sampled_digest` reads of a large file
 
 
@@ -65,6 +67,14 @@ def describe(value: Any) -> Any:
         items = [describe(item) for item in value]
         return items if isinstance(value, list | tuple) else sorted(items, key=str)
     return {"class": class_name(value), **describe(public_attributes(value))}
+
+
+def yaml_line(value: Any) -> str:
+    """Write plain JSON values for people, on one line as in a configuration."""
+    text = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def class_name(value: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vrts.files.writing import naming_file, replacing, to_disk
+from vrts.files.writing import file_error_context, replacing, to_disk
 from vrts.types import InputError
 
 Step = dict[str, Any]  # a line with ``step``, of a training run
@@ -39,7 +39,7 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OSError: they cannot be written, or not all of them; it names the file.
     """
-    with naming_file(path), path.open("a", encoding="utf-8") as file:
+    with file_error_context(path), path.open("a", encoding="utf-8") as file:
         file.writelines(map(json_line, lines))
         to_disk(file)
 

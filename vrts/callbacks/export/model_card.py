@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from vrts.files.fingerprints import yaml_line
 from vrts.prompts import PromptTemplate
 
 ADAPTER, MERGED, FULL = "adapter", "merged", "full"
@@ -57,7 +58,9 @@ def render_card(
         keep_trailing_newline=True,
         finalize=lambda value: "not known" if value is None else value,
     )
-    environment.filters |= {"text": plain_text, "code": code_text, "python": ascii}
+    environment.filters |= {
+        "text": plain_text, "code": code_text, "python": ascii, "yaml": yaml_line,
+    }  # fmt: skip
     base = facts["base_model"] or "a base model"
     prompt = {
         key: value
@@ -73,11 +76,6 @@ def render_card(
         is_adapter=kind == ADAPTER,
         dtype=dtype,
         facts={"selected": None, **facts},
-        rows=list(_rows(recipe)),
-        rewards=[
-            (_class(reward), reward.get("weight"), _options({**reward, "weight": None}))
-            for reward in recipe["rewards"]
-        ],
         prompt=shlex.quote(json.dumps(prompt)) if prompt else None,
         template=f"PromptTemplate({arguments})",
         resolution=", ".join(f"{key}={value!a}" for key, value in resolution.items()),
@@ -106,31 +104,6 @@ def _metadata(kind: str, facts: Mapping[str, Any], model_type: str | None) -> st
         found["base_model"] = facts["base_model"]
         found["base_model_relation"] = "adapter" if kind == ADAPTER else "finetune"
     return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
-
-
-def _rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Options of the recipe as rows of a table."""
-    for name, value in recipe.items():
-        if name in ("rewards", "prompt") or value is None:
-            continue
-        if isinstance(value, Mapping):
-            kind = [] if name in ("lora", "resolution") else [_class(value)]  # as good as the name
-            value = ", ".join(kind + _options(value))
-        yield name, value
-
-
-def _options(value: Mapping[str, Any]) -> list[str]:
-    """Options of an object as text; a nested object is its class."""
-    return [
-        f"{key} = {_class(item) if isinstance(item, Mapping) else _one_line(item)}"
-        for key, item in value.items()
-        if key != "class" and item is not None
-    ]
-
-
-def _class(value: Mapping[str, Any]) -> str:
-    """Name of an object's class; torch's without its module."""
-    return re.sub(r"^torch\..*\.", "", str(value.get("class", "")))
 
 
 def plain_text(value: Any) -> str:

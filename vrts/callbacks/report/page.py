@@ -20,6 +20,7 @@ from rich.text import Text
 from vrts.callbacks.metrics.tables import RESULT, metrics_tables
 from vrts.callbacks.report.charts import make_charts
 from vrts.callbacks.report.entries import TAGS, Entry
+from vrts.files.fingerprints import yaml_line
 
 PACKAGE = "vrts.callbacks.report"
 
@@ -74,7 +75,7 @@ def render_report(
         trim_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"base64": _base64, "plain": plain}
+    environment.filters |= {"base64": _base64, "yaml": yaml_line}
     return environment.get_template("page.html.j2").generate(
         title=title,
         folder=folder,
@@ -127,22 +128,6 @@ def report_title(settings: Mapping[str, Any], date: str) -> str:
     names = found if isinstance(found, list) else [found or settings.get("reader")]
     data = ", ".join(Path(str(name).partition(" sha256:")[0]).name for name in names)
     return f"{model} on {data}, {date}"
-
-
-def plain(value: Any) -> str:
-    """Write a setting for people: an object as its class, with its options in parentheses."""
-    if value is None or value in ([], {}, ""):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(plain, value))
-    if not isinstance(value, dict):
-        return str(value)
-    options = ", ".join(f"{key}: {plain(item)}" for key, item in value.items() if key != "class")
-    if "class" not in value:
-        return options
-    return f"{value['class']} ({options})" if options else str(value["class"])
 
 
 def _plain(cell: RenderableType) -> str:
