@@ -59,8 +59,8 @@ from vrts.voting import VoteError
 for part in (callbacks, data, models):
     for plug_in in part.__all__:
         getattr(part, plug_in)  # importing it makes its short name known to YAML files and --help
-for strategy in descendants(Strategy):
-    StrategyRegistry.register(strategy.__name__, strategy)  # Lightning has its own in lower case
+for strategy in descendants(Strategy):  # by their class names; Lightning lowers what is given
+    StrategyRegistry.register(strategy.__name__.lower(), strategy)
 
 
 EXPECTED = (

@@ -239,14 +239,13 @@ def test_a_validation_that_is_due_is_made_before_the_checkpoint(
     stop = [SaveOnInterrupt(), Send(hook, call, signal.SIGTERM)]
     with pytest.raises(SystemExit):
         validated(tmp_path, model_folder, videos, stop)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    path = tmp_path / "kept/last.ckpt"
+    saved = torch.load(path, weights_only=False)
     assert saved["global_step"] == 4
     assert saved["callbacks"]["Found"]["accuracy"] == {4: found.accuracy[4]}
     (keeper,) = (s for s in saved["callbacks"].values() if s.get("monitor") == "val/accuracy")
     assert float(keeper["best_model_score"]) == found.accuracy[4]
-    resumed, found_again = validated(
-        tmp_path, model_folder, videos, [], str(tmp_path / "last.ckpt")
-    )
+    resumed, found_again = validated(tmp_path, model_folder, videos, [], str(path))
     assert found_again.accuracy == found.accuracy
     assert found_again.num_asked == 2, "the first validation is not made again"
     assert resumed.losses == history.losses[4:]
@@ -334,10 +333,10 @@ def test_a_resumed_run_ends_at_once_before_its_first_step(tmp_path, model_folder
         with pytest.raises(SystemExit):
             validated(
                 folder, model_folder, videos, [SaveOnInterrupt(), send],
-                str(first / "last.ckpt"), num_sanity_val_steps=sanity,
+                str(first / "kept/last.ckpt"), num_sanity_val_steps=sanity,
             )  # fmt: skip
-        assert (folder / "last.ckpt").exists() == (hook == "on_train_batch_start")
-    saved = torch.load(folder / "last.ckpt", weights_only=False)
+        assert (folder / "kept/last.ckpt").exists() == (hook == "on_train_batch_start")
+    saved = torch.load(folder / "kept/last.ckpt", weights_only=False)
     assert saved["global_step"] == 3, "a step that has begun is finished"
 
 
