@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vrts.callbacks.trainer import callbacks_of
-from vrts.files.writing import check_file, make_folder
+from vrts.files.writing import check_no_folder, make_folder
 from vrts.terminal import printable
 
 
@@ -48,7 +48,7 @@ class RunFile(Callback):
         if stage == "fit" and trainer.is_global_zero:
             option = f"{type(self).__name__}.output_dir"
             make_folder(self.path(trainer).parent, option)
-            check_file(self.path(trainer), option)
+            check_no_folder(self.path(trainer), option)
 
 
 def report_results(trainer: Trainer) -> None:

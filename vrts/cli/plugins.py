@@ -56,7 +56,7 @@ def purpose(cls: type) -> str:
     return _ROLE.sub("", _SECTION.split(inspect.getdoc(cls) or "")[0].strip())
 
 
-def describe(cls: type) -> str:
+def class_help(cls: type) -> str:
     """Help on a class for the terminal."""
     lines = [f"{cls.__name__} ({cls.__module__})", "", purpose(cls), ""]
     lines += ["Options, in init_args:" if options_of(cls) else "It takes no options."]

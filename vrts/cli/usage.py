@@ -19,7 +19,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vrts.cli.plugins import classes_named, describe, options_of, plug_ins
+from vrts.cli.plugins import class_help, classes_named, options_of, plug_ins
 from vrts.files.shipped import list_configs
 from vrts.terminal import printable, shorten
 
@@ -86,7 +86,9 @@ class UsageParser(LightningArgumentParser):
             actions = [a for a in listed if not _is_under(str(a.dest), "trainer")]
         formatter = self._get_formatter()
         formatter.add_arguments(actions)
-        text = formatter.format_help() if actions else "\n".join(map(describe, classes_named(key)))
+        text = (
+            formatter.format_help() if actions else "\n".join(map(class_help, classes_named(key)))
+        )
         if not text:
             names = sorted({str(a.dest) for a in listed} | set(_plug_ins_of(self)))
             self.error(f"--help: no option or class {key!r}; {_choose(key, names)}")

@@ -37,7 +37,7 @@ def make_folder(folder: Path, option: str) -> Path:
     return folder
 
 
-def check_file(file: Path, option: str) -> None:
+def check_no_folder(file: Path, option: str) -> None:
     """Raise `InputError` if there is a folder where a file will be written."""
     if file.is_dir():
         raise InputError(

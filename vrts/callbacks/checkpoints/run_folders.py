@@ -15,7 +15,7 @@ from vrts.callbacks.export.callback import ExportPretrained
 from vrts.callbacks.export.folder import MANIFEST
 from vrts.callbacks.results import RunFile
 from vrts.callbacks.trainer import callbacks_of
-from vrts.files.writing import check_file, make_folder
+from vrts.files.writing import check_no_folder, make_folder
 from vrts.models.checkpoints.finding import is_complete
 from vrts.types import InputError
 
@@ -45,7 +45,7 @@ def check_run_folders(trainer: Trainer) -> None:
     for keeper in callbacks_of(trainer, StepCheckpoint):
         # only last.ckpt is written again: other names are new ones, or get a number
         if keeper.dirpath:
-            check_file(Path(keeper.dirpath) / FILE_NAME, "StepCheckpoint.dirpath")
+            check_no_folder(Path(keeper.dirpath) / FILE_NAME, "StepCheckpoint.dirpath")
 
 
 def check_no_other_run(trainer: Trainer, ckpt_path: str | Path | None) -> None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vrts.files.fingerprints import yaml_line
 from vrts.prompts import PromptTemplate
+from vrts.terminal import one_line
 
 ADAPTER, MERGED, FULL = "adapter", "merged", "full"
 """What a folder contains: an adapter, a model with an adapter merged in, or a trained model."""
@@ -108,19 +109,17 @@ def _metadata(kind: str, facts: Mapping[str, Any], model_type: str | None) -> st
 
 def plain_text(value: Any) -> str:
     """Escape text from outside within a line of Markdown."""
-    return SPECIAL.sub(r"\\\1", _one_line(value))
+    return SPECIAL.sub(r"\\\1", _text(value))
 
 
 def code_text(value: Any) -> str:
     """Quote text from outside as code in a cell of a Markdown table."""
-    line = _one_line(value).replace("|", r"\|")
+    line = _text(value).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") or not line.strip() else ""
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
-def _one_line(value: Any) -> str:
-    """A value as text on one line, numbers with 4 digits."""
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else f"{value:.4g}"
-    return "".join(c if c.isprintable() else " " for c in str(value))
+def _text(value: Any) -> str:
+    """A value on one line, numbers with 4 digits."""
+    return one_line(f"{value:.4g}" if isinstance(value, float) else str(value))

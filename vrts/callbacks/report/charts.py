@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vrts.callbacks.report.entries import Entry
+from vrts.terminal import one_line
 
 MOST_GROUPS = 30
 """Categories in one chart, the largest ones."""
@@ -177,7 +178,7 @@ def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Char
 
 def _cut(text: str) -> str:
     """A short label on one line, of characters that XML allows."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = one_line(text)
     return text if len(text) <= 32 else text[:31] + "…"
 
 
