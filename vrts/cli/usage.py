@@ -199,13 +199,13 @@ def _unknown(mistake: Mistake) -> list[str] | None:
     leaf = found[1] or found[2]
     setting = _locate(leaf, "", mistake.settings)
     key = setting.key if setting else leaf
-    at, last = _at(key, setting), key.rpartition(".")[2]
+    at, option = _at(key, setting), leaf.partition(".")[0]
     owner = re.search(r"class_path '([\w.]+)':\s+Option '", message) or re.search(
         r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", message
     )
     if owner and (classes := classes_named(owner[1])):
-        names = [option.name for cls in classes for option in options_of(cls)]
-        what = f"{owner[1].rpartition('.')[2]} has no option {last!r}; {_choose(last, names)}"
+        names = [known.name for cls in classes for known in options_of(cls)]
+        what = f"{owner[1].rpartition('.')[2]} has no option {option!r}; {_choose(option, names)}"
         return [f"{at}{what}", _see(key.rpartition(".")[0])]
     dests = [str(action.dest) for action in getattr(mistake.parser, "_actions", [])]
     names = [dest for dest in dests if "." in dest and not dest.endswith(".help")]
