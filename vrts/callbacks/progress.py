@@ -165,10 +165,9 @@ class FitProgress(Callback):
             return
         self._line_s, self._line_step = self._clock(), step
         num_steps, elapsed_s = step - self._first_step, self._line_s - self._start_s
-        parts = []
-        for name, key in (("loss", "train/loss"), ("reward", "train/reward/total")):
-            if key in trainer.callback_metrics:
-                parts.append(f"{name} {trainer.callback_metrics[key]:.4g}")
+        keys = {"loss": "train/loss", "reward": "train/reward/total"}
+        metrics = trainer.callback_metrics
+        parts = [f"{name} {metrics[key]:.4g}" for name, key in keys.items() if key in metrics]
         parts.append(f"{elapsed_s / num_steps:.1f} s a step")
         total, of = trainer.estimated_stepping_batches, ""
         if math.isfinite(total):

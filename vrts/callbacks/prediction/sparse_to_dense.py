@@ -9,7 +9,7 @@ from typing import Any, cast
 from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
-from vrts.callbacks.trainer import callbacks_of, data_of
+from vrts.callbacks.trainer import data_of
 from vrts.data.video.frames import NestedPairSampler
 from vrts.data.workers.requests import Priority
 from vrts.files.fingerprints import describe
@@ -117,11 +117,3 @@ class SparseToDense(Callback):
         module = cast(VideoQAModule, pl_module)
         module.plan = Plan((module.eval_sampling,))
         data_of(trainer).predict_num_frames = None
-
-
-def install_plan(trainer: Trainer, pl_module: LightningModule, stage: str) -> SparseToDense | None:
-    """Return the run's `SparseToDense` after its `setup`, wherever it is in the list."""
-    callback = next(iter(callbacks_of(trainer, SparseToDense)), None)
-    if callback is not None:
-        callback.setup(trainer, pl_module, stage)
-    return callback

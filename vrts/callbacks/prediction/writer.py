@@ -13,10 +13,10 @@ from rich.console import Console
 from vrts.callbacks.metrics.summary import check_answered, summarise
 from vrts.callbacks.metrics.tables import metrics_tables
 from vrts.callbacks.prediction.folder import PredictionFolder
-from vrts.callbacks.prediction.sparse_to_dense import install_plan
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
 from vrts.callbacks.results import report
 from vrts.callbacks.signals import SignalHandlers
-from vrts.callbacks.trainer import check_on_rank_zero, data_of
+from vrts.callbacks.trainer import callbacks_of, check_on_rank_zero, data_of
 from vrts.files.fingerprints import folder_digests, sampled_digest
 from vrts.files.predictions import read_predictions
 from vrts.files.writing import write_json
@@ -68,7 +68,9 @@ class PredictionWriter(Callback):
             return
         self._parent_pid = os.getppid()
         data = data_of(trainer)
-        plan = install_plan(trainer, pl_module, stage)
+        plan = next(iter(callbacks_of(trainer, SparseToDense)), None)
+        if plan is not None:
+            plan.setup(trainer, pl_module, stage)  # the fingerprints need it, wherever it is listed
         self._levels = plan.levels if plan else [data.num_frames]
         places = {question.id: i for i, question in enumerate(data.questions("predict"))}
         self._num_questions = len(places)
