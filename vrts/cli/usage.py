@@ -7,10 +7,9 @@ written, what it needs, the nearest right name, and how to see more.
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -19,7 +18,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vrts.cli.plugins import class_help, classes_named, options_of, plug_ins
+from vrts.cli.plugins import choose, class_help, classes_named, nearest, options_of, plug_ins
 from vrts.files.shipped import list_configs
 from vrts.terminal import printable, shorten
 
@@ -39,7 +38,6 @@ _TYPES = {
     "NoneType": _NULL,
 }
 """What jsonargparse expects, in words."""
-_MOST_NAMES = 12
 _MOST_CHARACTERS = 600
 _CONFIG = ("-c", "--config")
 _FOOTER = """
@@ -91,7 +89,7 @@ class UsageParser(LightningArgumentParser):
         )
         if not text:
             names = sorted({str(a.dest) for a in listed} | set(_plug_ins_of(self)))
-            self.error(f"--help: no option or class {key!r}; {_choose(key, names)}")
+            self.error(f"--help: no option or class {key!r}; {choose(key, names)}")
         if not key:
             example = "PlainReader" if command != "fit" else "AccuracyReward"
             text = f"usage: vrts {command} --config NAME [--OPTION VALUE ...]\n\n{text}"
@@ -167,8 +165,8 @@ def _syntax(mistake: Mistake) -> list[str] | None:
     files = [Path(value) for option, value in _options(mistake.words) if option in _CONFIG]
     missing = next((path for path in files if not path.is_file()), None)
     if 'key "config"' in message and missing is not None:
-        near = _nearest(missing.name, [path.name for path in missing.parent.glob("*.yaml")])
-        name = missing.with_name(near) if near else _nearest(missing.stem, list(list_configs()))
+        near = nearest(missing.name, [path.name for path in missing.parent.glob("*.yaml")])
+        name = missing.with_name(near) if near else nearest(missing.stem, list(list_configs()))
         remedy = f"did you mean {name}?" if name else "vrts configs lists those of vrts"
         return [f"--config: no file {missing}; {remedy}"]
     if not message.startswith(("Problems parsing config", "Unexpected config")):
@@ -205,11 +203,11 @@ def _unknown(mistake: Mistake) -> list[str] | None:
     )
     if owner and (classes := classes_named(owner[1])):
         names = [known.name for cls in classes for known in options_of(cls)]
-        what = f"{owner[1].rpartition('.')[2]} has no option {option!r}; {_choose(option, names)}"
+        what = f"{owner[1].rpartition('.')[2]} has no option {option!r}; {choose(option, names)}"
         return [f"{at}{what}", _see(key.rpartition(".")[0])]
     dests = [str(action.dest) for action in getattr(mistake.parser, "_actions", [])]
     names = [dest for dest in dests if "." in dest and not dest.endswith(".help")]
-    return [f"{at}no such option; {_choose(key, names)}", _see(key.rpartition(".")[0])]
+    return [f"{at}no such option; {choose(key, names)}", _see(key.rpartition(".")[0])]
 
 
 def _missing(mistake: Mistake) -> list[str] | None:
@@ -248,12 +246,12 @@ def _wrong_value(mistake: Mistake) -> list[str] | None:
         bases = re.findall(r"(?:[a-z_]\w*\.)+[A-Z]\w*", message.partition("Errors:")[0])
         names = {name for base in bases for cls in classes_named(base) for name in plug_ins(cls)}
         names |= set(_plug_ins_of(mistake.parser, key))
-        return [f"{at}no class {unknown[1]!r}; {_choose(unknown[1], sorted(names))}", _see(key)]
+        return [f"{at}no class {unknown[1]!r}; {choose(unknown[1], sorted(names))}", _see(key)]
     needs = _needs(message)
     if not needs:
         return None
     shown = (setting.value if setting else "") or value
-    near = _nearest(shown, [n for n in _literals(message) if isinstance(n, str)])
+    near = nearest(shown, [n for n in _literals(message) if isinstance(n, str)])
     hint = f"; did you mean {near}?" if near else ""
     instead = f", not {shorten(shown.strip(), 80)!r}" if shown.strip() else ""
     return [f"{at}needs {needs}{instead}{hint}", _see(key)]
@@ -284,7 +282,7 @@ def explain_trainer(error: Exception) -> str:
     names = [*StrategyRegistry.available_strategies(), "auto"]
     if kind == "accelerator":
         names = ["auto", *AcceleratorRegistry.available_accelerators()]
-    return f"trainer.{kind}: there is no {name!r}; {_choose(name, names)}"
+    return f"trainer.{kind}: there is no {name!r}; {choose(name, names)}"
 
 
 def _needs(message: str) -> str:
@@ -323,24 +321,6 @@ def _locate(leaf: str, value: str, settings: list[Setting], outer: str = "") -> 
     matching = [s for s in within if f".{s.key.removesuffix('.class_path')}".endswith(f".{leaf}")]
     found = [s for s in matching if value and s.value == value] or matching
     return found[-1] if found else None
-
-
-def _choose(wrong: str, names: Iterable[str]) -> str:
-    """``did you mean X?``, or the names that there are."""
-    names = list(dict.fromkeys(names))
-    near = _nearest(wrong, names)
-    if near:
-        return f"did you mean {near}?"
-    shown = names[:_MOST_NAMES]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f"there are {', '.join(shown)}{more}" if shown else "give one that there is"
-
-
-def _nearest(wrong: str, names: Sequence[str]) -> str | None:
-    """The name that is almost the wrong one, in any case."""
-    lower = {name.casefold(): name for name in names}
-    found = difflib.get_close_matches(wrong.casefold(), lower, n=1, cutoff=0.7)
-    return lower[found[0]] if found else None
 
 
 def _subparser(parser: Any, command: str) -> Any:
