@@ -17,8 +17,8 @@ from vrts.voting import (
     agreement,
     decide,
     elect,
+    error_context,
     majority,
-    naming,
 )
 
 ANSWER = st.sampled_from(["A", "B", "C", None])
@@ -170,7 +170,7 @@ def test_weights_that_are_none_are_named(weight):
     with pytest.raises(VoteError, match=message) as caught:
         decide(QUESTION, [made], rule)
     assert caught.value.__cause__ is None
-    with pytest.raises(VoteError, match=message), naming(QUESTION):
+    with pytest.raises(VoteError, match=message), error_context(QUESTION):
         rule.may_stop(["A", "B", None], made.mean_logprobs, [True, True, False], is_last=True)
 
 

@@ -1,4 +1,4 @@
-"""Untrusted text, made safe to print on a terminal."""
+"""Untrusted text, made safe to print."""
 
 import re
 
@@ -31,3 +31,8 @@ def shorten(text: str, most_characters: int) -> str:
     tail = most_characters // 3
     note = f" … [{len(text) - most_characters:,} characters left out] … "
     return text[: most_characters - tail] + note + text[len(text) - tail :]
+
+
+def one_line(text: str) -> str:
+    """Put a text on one line, with a space for what cannot be printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

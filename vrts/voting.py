@@ -19,7 +19,7 @@ class VoteError(RuntimeError):
 
 
 @contextmanager
-def naming(question: Question) -> Iterator[None]:
+def error_context(question: Question) -> Iterator[None]:
     """Name the question in errors of a vote."""
     try:
         yield
@@ -259,7 +259,7 @@ def decide(
             "are damaged or overflow, see model.policy"
         )
         return fail(question, reason, rounds[:-1])
-    with naming(question):
+    with error_context(question):
         answer = (rule or VotingRule()).answer(rounds[-1])
     correct = is_correct(answer, question)
     return Prediction(question, tuple(rounds), answer, correct=correct, clip=clip)

@@ -25,7 +25,7 @@ def run(folder: str, model: str, video: str, strategy: str) -> None:
     module = make_module(make_policy(Path(model)), objective=GRPO(beta=0))
     trainer = make_trainer(
         Path(folder),
-        [SaveOnInterrupt(folder), Count()],
+        [SaveOnInterrupt(), Count()],
         max_epochs=1000,
         devices=2,
         strategy=FullySharded(timeout_s=300) if strategy == "fsdp" else strategy,

@@ -36,7 +36,7 @@ def test_a_run_resumes_after_any_step_that_a_signal_ended(tmp_path, step, hook):
     options = VALIDATED | {"max_epochs": 2}
     whole, _ = fit(tmp_path, VAL, **options)
     first = Recorder()
-    stop = [SaveOnInterrupt(str(tmp_path)), Send(hook, step)]
+    stop = [SaveOnInterrupt(), Send(hook, step)]
     with pytest.raises(SystemExit):
         trainer(tmp_path, stop, **options).fit(first, datamodule=datamodule(**VAL))
     path = tmp_path / "last.ckpt"

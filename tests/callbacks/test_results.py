@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from vrts.callbacks.export.callback import ExportPretrained
 from vrts.callbacks.monitoring.completion_log import CompletionLog
 from vrts.callbacks.monitoring.curves import CurveWriter
-from vrts.callbacks.results import tell_results
+from vrts.callbacks.results import report_results
 
 
 def trainer(folder, **options):
@@ -36,7 +36,7 @@ def test_what_is_there_is_named_and_why_the_run_stopped(tmp_path, capsys):
     for name in ("own", "model", "checkpoints", "logs/version_0"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "own/curves.png").touch()
-    tell_results(trainer(tmp_path))
+    report_results(trainer(tmp_path))
     names = ("own/curves.png", "model", "checkpoints", "logs/version_0")
     assert capsys.readouterr().out.splitlines() == [
         "stopped early: Monitored metric val/accuracy did not improve. [a] \\x1b",
@@ -46,5 +46,5 @@ def test_what_is_there_is_named_and_why_the_run_stopped(tmp_path, capsys):
 
 @pytest.mark.parametrize("change", [{"is_global_zero": False}, {"callbacks": [Callback()]}])
 def test_other_processes_and_runs_without_files_print_nothing(tmp_path, capsys, change):
-    tell_results(trainer(tmp_path, **change))
+    report_results(trainer(tmp_path, **change))
     assert capsys.readouterr().out == ""

@@ -549,7 +549,7 @@ class TestFoundByAttack:
         self.fails(args, capsys, "top_p must be above 0")
         levels = "{class_path: SparseToDense, init_args: {levels: [8, 4]}}"
         args = predict_args(model, tmp_path, annotations, f"--trainer.callbacks=[{levels}]")
-        self.fails(args, capsys, "[8, 4]; they must ascend")
+        self.fails(args, capsys, "SparseToDense.levels is [8, 4]; give even numbers")
 
     def test_no_last_checkpoint_to_predict_with(self, model, annotations, tmp_path, capsys):
         callbacks = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint}"

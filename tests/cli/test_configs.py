@@ -169,7 +169,7 @@ def test_what_has_no_model_is_not_tuned(overlay, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         instantiate(monkeypatch, args_of("predict", ["replay.yaml", overlay]))
     error = capsys.readouterr().err
-    assert "no option 'dtype'" in error or "no such option" in error
+    assert "ReplayPolicy has no option" in error
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -315,7 +315,7 @@ class TestFailures:
         for _ in range(2):  # nor is the same command again, which has nothing left to ask
             assert main(args) == 1
             out, err = capsys.readouterr()
-            assert "no question was answered: all 8 failed, because: " in err
+            assert "no question was answered: all 8 failed, 8 of them because: " in err
             assert f"delete {tmp_path}/predictions.jsonl" in err
             assert "Traceback" not in err
             assert "why questions failed" in out

@@ -59,6 +59,11 @@ MISTAKES = [
         [*FIT, "--model.rewards=[{class_path: AccuracyReward, init_args: {wieght: 2}}]"],
         ["AccuracyReward has no option 'wieght'", "did you mean weight?"],
     ),
+    ([*FIT, "--model.policy.init_args.lora={rnak: 3}"], ["Lora has no option 'rnak'", "did you mean rank?"]),
+    (
+        [*FIT, "--trainer.callbacks+=StepCheckpoint", "--trainer.callbacks.keep=0"],
+        ["--trainer.callbacks.keep", "a whole number above 0, not '0'"],
+    ),
     (
         [*FIT, "--model.rewards=[{class_path: my_package.MyReward}]"],
         ["--model.rewards", "no module 'my_package'"],

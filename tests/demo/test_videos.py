@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 
 from vrts.data.readers.video_rts import VideoR1Reader
 from vrts.data.video.frames import UniformSampler
@@ -12,7 +11,6 @@ from vrts.data.video.resolution import Resolution
 from vrts.demo.questions import FIRST, FLASH, LAST, MOTION, OBJECT
 from vrts.demo.scenes import COLOURS, FPS, NUM_FRAMES, SIZE, random_scene, render
 from vrts.demo.videos import make_dataset, write_video
-from vrts.types import InputError
 
 RESOLUTION = Resolution(min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE)
 
@@ -72,9 +70,3 @@ def test_kinds_are_asked_only_where_they_suit(tmp_path):
     for row in rows(annotations):
         by_video.setdefault(row["path"], []).append(row["kind"])
     assert sorted(by_video.values()) == [["first", "last"]] * 2 + [["object"]] * 2
-
-
-@pytest.mark.parametrize("kinds", [(), (OBJECT, OBJECT)])
-def test_no_kind_or_one_given_twice_is_an_error(tmp_path, kinds):
-    with pytest.raises(InputError, match="each kind of question once"):
-        make_dataset(tmp_path, 1, seed=0, kinds=kinds)

@@ -24,6 +24,7 @@ from vrts.files.fingerprints import (
     describe,
     folder_digests,
     sampled_digest,
+    yaml_line,
 )
 
 
@@ -202,3 +203,16 @@ def test_of_a_folder_files_that_are_asked_for(tmp_path):
     assert list(found) == ["a.safetensors", "b.safetensors"]
     assert found["a.safetensors"] == sampled_digest(tmp_path / "a.safetensors")
     assert len(set(folder_digests(tmp_path).values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"), ([], "[]"), (0, "0"), (False, "false"), (1e-06, "1.0e-06"), ("a b", "a b"),
+        ([4, 8], "[4, 8]"), ({"class": "Majority"}, "{class: Majority}"), ("視频", "視频"),
+        ({"class": "Decoder", "decoders": [{"class": "A"}, {"class": "B" * 200, "n": 3}]},
+         f"{{class: Decoder, decoders: [{{class: A}}, {{class: {'B' * 200}, n: 3}}]}}"),
+    ],
+)  # fmt: skip
+def test_a_value_is_written_as_in_a_configuration(value, text):
+    assert yaml_line(value) == text

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse.typing import NonNegativeFloat
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from vrts.callbacks.prediction.writer import PredictionWriter
 from vrts.callbacks.trainer import callbacks_of, data_of
@@ -66,34 +66,31 @@ class PredictionProgress(Callback):
         self._done_before = self._total = 0
         self._start_s = self._line_s = 0.0
         self._title = ""
-        self._console = Console()
         self._bar: Progress | None = None
-        self._task = TaskID(0)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what is decided already, and what is left for this process."""
         if not trainer.is_global_zero:
             return
         self._tally = Tally()
-        writers = [c for c in callbacks_of(trainer) if isinstance(c, PredictionWriter)]
-        for found in read_predictions(writers[0].folder.predictions_path) if writers else []:
-            self._tally.add(found)
+        for writer in callbacks_of(trainer, PredictionWriter)[:1]:
+            for found in read_predictions(writer.folder.predictions_path):
+                self._tally.add(found)
         self._done_before = self._tally.done
         left = len(data_of(trainer).questions("predict")) - self._done_before
         self._total = self._done_before + math.ceil(left / trainer.world_size)
         several = trainer.world_size > 1
         self._title = f"process 1 of {trainer.world_size}, its share" if several else "questions"
         self._start_s = self._line_s = self._clock()
-        self._console = Console()
-        if self._console.is_terminal:
+        if (console := Console()).is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[status]}"),
-                console=self._console,
+                console=console,
             )
-            self._task = self._bar.add_task(self._title, total=self._total, status="")
+            self._bar.add_task(self._title, total=self._total, status="")
             self._bar.start()
             self._show()
 
@@ -107,14 +104,14 @@ class PredictionProgress(Callback):
             self._show()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the last state of the bar on the terminal."""
-        self._stop()
+        """Leave the last state of the bar on the terminal, and give that back."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Restore the terminal."""
-        self._stop()
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Give the terminal back."""
+        self.on_predict_end(trainer, pl_module)
 
     def _show(self) -> None:
         now_s, done = self._clock(), self._tally.done
@@ -123,16 +120,10 @@ class PredictionProgress(Callback):
         if left is not None:
             status += f", {left} left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, status=status)
+            self._bar.update(self._bar.task_ids[0], completed=done, status=status)
         elif self.line_every_s and now_s - self._line_s >= self.line_every_s:
             self._line_s = now_s
-            text = f"{self._title}: {done} of {self._total}, {status}"
-            self._console.print(text, soft_wrap=True)
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+            Console().print(f"{self._title}: {done} of {self._total}, {status}", soft_wrap=True)
 
 
 class FitProgress(Callback):
@@ -156,9 +147,7 @@ class FitProgress(Callback):
         self._first_step = self._line_step = trainer.global_step
         self._start_s = self._line_s = self._clock()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Print a line if it is time."""
         is_first = self._line_step == self._first_step < trainer.global_step
         if is_first or self._clock() - self._line_s >= self.line_every_s:
@@ -176,10 +165,9 @@ class FitProgress(Callback):
             return
         self._line_s, self._line_step = self._clock(), step
         num_steps, elapsed_s = step - self._first_step, self._line_s - self._start_s
-        parts = []
-        for name, key in (("loss", "train/loss"), ("reward", "train/reward/total")):
-            if key in trainer.callback_metrics:
-                parts.append(f"{name} {trainer.callback_metrics[key]:.4g}")
+        keys = {"loss": "train/loss", "reward": "train/reward/total"}
+        metrics = trainer.callback_metrics
+        parts = [f"{name} {metrics[key]:.4g}" for name, key in keys.items() if key in metrics]
         parts.append(f"{elapsed_s / num_steps:.1f} s a step")
         total, of = trainer.estimated_stepping_batches, ""
         if math.isfinite(total):

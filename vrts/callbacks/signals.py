@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-HANGUP = getattr(signal, "SIGHUP", None)
-ENDING = (signal.SIGTERM,) if HANGUP is None else (signal.SIGTERM, HANGUP)
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class SignalHandlers:
@@ -39,7 +38,7 @@ class SignalHandlers:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in self._numbers:
-            if number == HANGUP and signal.getsignal(number) is signal.SIG_IGN:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             previous = signal.signal(number, self._handler)
             if previous is not None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TypeVar, cast
 
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vrts.data.datamodule import VideoQADataModule
 from vrts.types import InputError
 
-
-def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Return the callbacks of a run."""
-    return cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
+C = TypeVar("C")
 
 
-def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
-    """Return the run's callbacks that save checkpoints."""
-    return [c for c in callbacks_of(trainer) if isinstance(c, ModelCheckpoint)]
+def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
+    """Return the callbacks of a run that are of a class."""
+    return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
 
 
 def data_of(trainer: Trainer) -> VideoQADataModule:
@@ -36,7 +32,7 @@ def logged_metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
 def move_last(trainer: Trainer, callback: Callback) -> None:
     """Call a callback after all others, so that it saves their newest state; in its `setup`."""
     # a new list: Lightning is iterating over the old one
-    others = [c for c in callbacks_of(trainer) if c is not callback]
+    others = [c for c in callbacks_of(trainer, Callback) if c is not callback]
     trainer.callbacks = [*others, callback]  # type: ignore[attr-defined]
 
 

@@ -43,10 +43,7 @@ What a class takes:          vrts fit --help AccuracyReward
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Entry point of the ``vrts`` command.
-
-    Args:
-        args: command-line words; those of the process where None.
+    """Entry point of the ``vrts`` command, with the words of the process where `args` is None.
 
     Returns:
         The exit status, see `vrts.cli.command.main`; 2 for an unknown subcommand, or an option of

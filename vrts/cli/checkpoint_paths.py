@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from vrts.callbacks.checkpoints.interruption import SaveOnInterrupt
 from vrts.models.checkpoints.best import find_best
 from vrts.models.checkpoints.contents import check_format
 from vrts.models.checkpoints.finding import REST, is_complete, newest, surviving
@@ -24,12 +23,10 @@ from vrts.types import InputError
 def keep_in_run_folder(trainer: Any) -> None:
     """Have checkpoints saved in the run's folder, where ``--ckpt_path last`` finds them again.
 
-    ModelCheckpoint's own default is a new folder for each start of a run.
-
-    Args:
-        trainer: its configuration, which is changed.
+    ModelCheckpoint's own default is a new folder for each start of a run. The configuration of the
+    Trainer is changed.
     """
-    for arguments in _arguments_of(trainer, ModelCheckpoint):
+    for arguments in _arguments_of_keepers(trainer):
         if not arguments.get("dirpath"):
             arguments.dirpath = str(_run_folder(trainer))
 
@@ -57,7 +54,7 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
         config.ckpt_path = _find_last(config.trainer, subcommand)
         if config.ckpt_path is None:
             config.overwrite = True  # what the run has left so far, which is not a checkpoint
-    if config.get("ckpt_path") in (None, "last", "hpc") or "://" in str(given):
+    if config.get("ckpt_path") in (None, "hpc") or "://" in str(given):
         return
     path = surviving(Path(str(config.ckpt_path)))
     if not path.exists():
@@ -77,11 +74,7 @@ def find_checkpoint(config: Any, subcommand: str) -> None:
 
 
 def _check_content(path: Path, subcommand: str) -> None:
-    """Refuse what is not a checkpoint, or not enough of one.
-
-    Raises:
-        InputError: it lacks what Lightning needs, or holds more than tensors and plain values.
-    """
+    """Raise `InputError` if a checkpoint lacks what Lightning needs, or holds more than tensors."""
     found = read_file(path / REST if path.is_dir() else path)
     if path.is_dir():
         contents = read_contents(path)
@@ -92,7 +85,7 @@ def _check_content(path: Path, subcommand: str) -> None:
     if subcommand == "fit":
         needed += ["loops", "optimizer_states"]
     missing = [name for name in needed if not found.get(name)]
-    if missing and missing[0] in ("optimizer_states", "loops"):
+    if missing and missing[0] in ("loops", "optimizer_states"):
         raise InputError(
             f"--ckpt_path: {path} holds weights alone and no {missing[0]}, so training cannot "
             "resume from it; write its model with vrts export and start from that "
@@ -109,12 +102,9 @@ def _check_content(path: Path, subcommand: str) -> None:
 
 @rank_zero_only
 def _check_sums(path: Path) -> None:
-    """Verify the checksums of a checkpoint file, which `torch.load` does not do.
+    """Raise `InputError` if a file does not match its checksums: `torch.load` does not verify them.
 
     It takes reading all of it, which one process does for all.
-
-    Raises:
-        InputError: they are not.
     """
     with zipfile.ZipFile(path) as file:
         damaged = file.testzip()
@@ -126,15 +116,7 @@ def _check_sums(path: Path) -> None:
 
 
 def check_kind(path: str | None, strategy: Strategy) -> None:
-    """Refuse a sharded checkpoint where the strategy cannot read it.
-
-    Args:
-        path: of the checkpoint; None without one.
-        strategy: of the Trainer.
-
-    Raises:
-        InputError: the checkpoint is a folder, and the strategy knows files only.
-    """
+    """Raise `InputError` if a checkpoint is a folder, and the strategy reads files only."""
     if path and Path(path).is_dir() and not isinstance(strategy, FullySharded):
         raise InputError(
             f"--ckpt_path: {path} is a folder, as sharded training (FSDP2) writes it, but "
@@ -145,10 +127,8 @@ def check_kind(path: str | None, strategy: Strategy) -> None:
 
 def _find_last(trainer: Any, subcommand: str) -> str | None:
     """Find the newest checkpoint that is complete, in the folders that callbacks save to."""
-    keepers = _arguments_of(trainer, (ModelCheckpoint, SaveOnInterrupt))
+    keepers = _arguments_of_keepers(trainer)
     paths = sorted({Path(given.dirpath) for given in keepers if given.get("dirpath")})
-    if not paths and subcommand == "fit":
-        return "last"  # Lightning's own ModelCheckpoint knows where it saves
     paths = paths or [_run_folder(trainer)]
     found = newest(paths)
     if found is not None:
@@ -162,12 +142,12 @@ def _find_last(trainer: Any, subcommand: str) -> str | None:
     return None
 
 
-def _arguments_of(trainer: Any, kinds: type | tuple[type, ...]) -> list[Namespace]:
-    """Arguments of the callbacks of some classes, out of the configuration of the Trainer."""
+def _arguments_of_keepers(trainer: Any) -> list[Namespace]:
+    """Arguments of the callbacks that save checkpoints, in the configuration of the Trainer."""
     return [
         callback.init_args
         for callback in trainer.callbacks or []
-        if issubclass(resolve_name(callback.class_path), kinds)
+        if issubclass(resolve_name(callback.class_path), ModelCheckpoint)
     ]
 
 

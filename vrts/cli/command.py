@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import yaml
@@ -21,21 +21,23 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
-    ArgsType,
     LightningArgumentParser,
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.distributed import DistNetworkError, DistStoreError
 
 from vrts import callbacks, data, models
 from vrts.callbacks import PredictionWriter, SaveOnInterrupt
 from vrts.callbacks.checkpoints.run_folders import check_run_folders
-from vrts.callbacks.results import tell, tell_results
+from vrts.callbacks.results import report, report_results
+from vrts.callbacks.trainer import callbacks_of
 from vrts.cli import usage
 from vrts.cli.checkpoint_paths import check_kind, find_checkpoint, keep_in_run_folder
 from vrts.cli.export import VrtsTrainer, prepare_export
+from vrts.cli.plugins import descendants
 from vrts.data.datamodule import VideoQADataModule
 from vrts.files.shipped import find_config
 from vrts.models.checkpoints.checkpoint_io import AtomicCheckpointIO
@@ -54,11 +56,11 @@ from vrts.terminal import printable
 from vrts.types import InputError
 from vrts.voting import VoteError
 
-C = TypeVar("C")
-
 for part in (callbacks, data, models):
     for plug_in in part.__all__:
         getattr(part, plug_in)  # importing it makes its short name known to YAML files and --help
+for strategy in descendants(Strategy):  # by their class names; Lightning lowers what is given
+    StrategyRegistry.register(strategy.__name__.lower(), strategy)
 
 
 EXPECTED = (
@@ -140,9 +142,6 @@ class VrtsCLI(LightningCLI):
             InputError: the checkpoint to resume from does not exist.
         """
         config = self.config[self.subcommand]
-        strategy = usage.named_strategy(config.trainer.strategy)
-        if strategy is not None:  # Lightning knows its own strategies by other names only
-            config.trainer.strategy = dict_to_namespace({"class_path": strategy, "init_args": {}})
         if self.subcommand == "export":
             prepare_export(config)
             return
@@ -150,7 +149,7 @@ class VrtsCLI(LightningCLI):
             config.return_predictions = False  # the writer has them; a long run's fill the memory
         _spare_cores(config.data.num_workers)
         if self.subcommand == "predict":
-            _ask_what_is_replayed(config)
+            _predict_what_is_replayed(config)
         keep_in_run_folder(config.trainer)
         find_checkpoint(config, str(self.subcommand))
 
@@ -163,13 +162,13 @@ class VrtsCLI(LightningCLI):
         """
         check_step(self.trainer)
         cast(VideoQAModule, self.model).policy.train()  # refused by those without weights
-        for callback in self._callbacks(SaveOnInterrupt):
+        for callback in callbacks_of(self.trainer, SaveOnInterrupt):
             callback.begin()
         check_run_folders(self.trainer)
 
     def before_predict(self) -> None:
         """Give the writer the checkpoint; it refuses to mix predictions of two models."""
-        for writer in self._callbacks(PredictionWriter):
+        for writer in callbacks_of(self.trainer, PredictionWriter):
             writer.checkpoint = self.config.predict.ckpt_path
 
     def after_fit(self) -> None:
@@ -182,28 +181,24 @@ class VrtsCLI(LightningCLI):
                 f"trainer.max_steps {trainer.max_steps} or trainer.max_epochs "
                 f"{trainer.max_epochs} ends the run; raise both to continue"
             )
-        tell_results(self.trainer)
+        report_results(self.trainer)
         if self.trainer.is_global_zero and (warning := module.reward_watch.warning()):
-            tell(f"warning: {warning}")
+            report(f"warning: {warning}")
 
     def after_validate(self) -> None:
         """Report where the results are."""
-        tell_results(self.trainer)
+        report_results(self.trainer)
 
     after_test = after_validate
 
-    def _parse_ckpt_path(self) -> None:
-        """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
-
     def after_predict(self) -> None:
         """Report where the results are; raises InputError where every question failed."""
-        tell_results(self.trainer)
-        for writer in self._callbacks(PredictionWriter):
+        report_results(self.trainer)
+        for writer in callbacks_of(self.trainer, PredictionWriter):
             writer.check_answered()
 
-    def _callbacks(self, kind: type[C]) -> list[C]:
-        found: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [callback for callback in found if isinstance(callback, kind)]
+    def _parse_ckpt_path(self) -> None:
+        """Leave checkpoints alone: Lightning looks for hyperparameters, which ours do not have."""
 
 
 class ConfigLogger(SaveConfigCallback):
@@ -229,8 +224,8 @@ class ConfigLogger(SaveConfigCallback):
         self.already_saved = True
 
 
-def _ask_what_is_replayed(config: Any) -> None:
-    """Replay the questions that were recorded, where no others are given."""
+def _predict_what_is_replayed(config: Any) -> None:
+    """Read the questions that were recorded, where no others are given."""
     policy = config.model.policy
     is_replay = policy is not None and policy.class_path.endswith(".ReplayPolicy")
     if is_replay and config.data.predict is None and config.data.video is None:
@@ -249,34 +244,27 @@ def _spare_cores(num_workers: int) -> None:
         torch.set_num_threads(max(1, (cores or 1) - num_workers))
 
 
-def run(args: ArgsType = None) -> VrtsCLI:
-    """Run one subcommand; errors come out as they are raised.
-
-    Args:
-        args: command-line words; those of the process where None.
-    """
+def run(words: Sequence[str]) -> VrtsCLI:
+    """Run the subcommand of a command line; errors come out as they are raised."""
     if os.getcwd() not in sys.path:  # noqa: PTH109 text is what is needed
         sys.path.append(os.getcwd())  # noqa: PTH109 class paths of the user's own modules
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
-    given = sys.argv[1:] if args is None else args
-    words = _find_configs(given) if isinstance(given, list) else []
-    known = VrtsCLI.subcommands()
+    usage.UsageParser.words = words = _find_configs(words)
 
-    class Asked(VrtsCLI):
+    class OneCommand(VrtsCLI):
         """With one subcommand only: options of all take half a second more."""
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
-            return {words[0]: known[words[0]]} if words and words[0] in known else known
+            return {words[0]: VrtsCLI.subcommands()[words[0]]}
 
-    usage.UsageParser.words = words
-    return Asked(
+    return OneCommand(
         VideoQAModule,
         VideoQADataModule,
         trainer_class=VrtsTrainer,
-        args=words or given,
+        args=words,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_class=usage.UsageParser,
@@ -286,15 +274,16 @@ def run(args: ArgsType = None) -> VrtsCLI:
     )
 
 
-def _find_configs(words: list[str]) -> list[str]:
+def _find_configs(words: Sequence[str]) -> list[str]:
     """Put paths in place of the names of configurations that come with vrts."""
-    found = list(words)
-    for place, word in enumerate(found):
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
         option, equals, name = word.partition("=")
-        if option in ("-c", "--config") and equals:
-            found[place] = f"{option}={find_config(name)}"
-        elif word in ("-c", "--config") and place + 1 < len(found):
-            found[place + 1] = find_config(found[place + 1])
+        if before in ("-c", "--config"):
+            word = find_config(word)
+        elif option in ("-c", "--config") and equals:
+            word = f"{option}={find_config(name)}"
+        found.append(word)
     return found
 
 
@@ -304,23 +293,18 @@ def _is_needed(record: logging.LogRecord) -> bool:
     return "Tip: For seamless cloud" not in message and "Detected KeyboardInterrupt" not in message
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Entry point of the ``vrts`` command.
-
-    Args:
-        args: command-line words; those of the process where None.
+def main(words: Sequence[str]) -> int:
+    """Run a subcommand and report its errors; see `vrts.cli.main`.
 
     Returns:
-        The exit status: 0; 1 after bad input or a run that diverged, told in one message; 130
+        The exit status: 0; 1 after bad input or a run that diverged, which one message reports; 130
         after an interruption.
     """
     try:
-        run(list(args) if args is not None else None)
+        run(words)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning ends an interrupted run with status 1
-        if not isinstance(stop, KeyboardInterrupt) and (
-            not isinstance(stop.__context__, KeyboardInterrupt)
-        ):
+        if KeyboardInterrupt not in (type(stop), type(stop.__context__)):
             raise
         return INTERRUPTED
     except MisconfigurationException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -111,17 +111,13 @@ class VrtsTrainer(Trainer):
 def prepare_export(config: Namespace) -> None:
     """Find the checkpoint, and leave of the Trainer's options what one CPU process can take.
 
-    Args:
-        config: of the subcommand; is changed.
-
-    Raises:
-        InputError: there is no such checkpoint.
+    The configuration of the subcommand is changed; raises as `find_checkpoint`.
     """
     trainer = config.trainer
     config.ckpt_path = config.ckpt_path or "last"
     keep_in_run_folder(trainer)
     find_checkpoint(config, "export")
-    chosen: dict[str, Any] = {
+    one_process: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
         "num_nodes": 1,
@@ -134,5 +130,4 @@ def prepare_export(config: Namespace) -> None:
         "sync_batchnorm": False,
         "enable_checkpointing": False,
     }
-    for name, value in chosen.items():
-        setattr(trainer, name, value)
+    trainer.update(dict_to_namespace(one_process))

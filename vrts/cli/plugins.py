@@ -1,13 +1,14 @@
-"""The classes that configurations name: which there are, and what each takes."""
+"""The classes that configurations name: which there are, what each takes, which is meant."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from docstring_parser import parse_from_object
 
 _OWNERS = ("vrts", "lightning.pytorch", "torch.optim")
 _SECTION = re.compile(r"^(Args|Raises|Returns|Attributes):$", re.M)
+MOST_NAMES = 12  # that are listed where none is near
 _ROLE = re.compile(r":\w+:(?=`)")
 
 
@@ -56,7 +58,7 @@ def purpose(cls: type) -> str:
     return _ROLE.sub("", _SECTION.split(inspect.getdoc(cls) or "")[0].strip())
 
 
-def describe(cls: type) -> str:
+def class_help(cls: type) -> str:
     """Help on a class for the terminal."""
     lines = [f"{cls.__name__} ({cls.__module__})", "", purpose(cls), ""]
     lines += ["Options, in init_args:" if options_of(cls) else "It takes no options."]
@@ -98,6 +100,24 @@ def plug_ins(hint: Any) -> list[str]:
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_")
     }
     return sorted(found.union(*map(plug_ins, get_args(hint))))
+
+
+def choose(wrong: str, names: Iterable[str]) -> str:
+    """``did you mean X?``, or the names that there are."""
+    names = list(dict.fromkeys(names))
+    near = nearest(wrong, names)
+    if near:
+        return f"did you mean {near}?"
+    shown = names[:MOST_NAMES]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"there are {', '.join(shown)}{more}" if shown else "give one that there is"
+
+
+def nearest(wrong: str, names: Sequence[str]) -> str | None:
+    """The name that is almost the wrong one, in any case."""
+    lower = {name.casefold(): name for name in names}
+    found = difflib.get_close_matches(wrong.casefold(), lower, n=1, cutoff=0.7)
+    return lower[found[0]] if found else None
 
 
 def _kind(annotation: Any) -> str:

@@ -7,21 +7,18 @@ written, what it needs, the nearest right name, and how to see more.
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.strategies import Strategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 
-from vrts.cli.plugins import classes_named, descendants, describe, options_of, plug_ins
+from vrts.cli.plugins import choose, class_help, classes_named, nearest, options_of, plug_ins
 from vrts.files.shipped import list_configs
 from vrts.terminal import printable, shorten
 
@@ -41,8 +38,8 @@ _TYPES = {
     "NoneType": _NULL,
 }
 """What jsonargparse expects, in words."""
-_MOST_NAMES = 12
-_MOST_CHARACTERS = 300
+_MOST_CHARACTERS = 600
+_CONFIG = ("-c", "--config")
 _FOOTER = """
 Any of these in a file: --config NAME or FILE, later ones win (vrts configs lists those of vrts).
 Options below a key:    vrts {command} --help model.policy
@@ -51,8 +48,7 @@ Lightning's Trainer:    vrts {command} --help trainer
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One key with its value, as a user wrote it."""
 
     key: str
@@ -60,8 +56,6 @@ class Setting:
     value: str
     where: str
     """File and line, or the option."""
-    class_path: str | None
-    """Of the mapping that contains the key."""
 
 
 class UsageParser(LightningArgumentParser):
@@ -80,35 +74,37 @@ class UsageParser(LightningArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """Print the options of vrts, or those of the key or the class named after ``--help``."""
-        words, command = self.words, self.words[0]
-        asked = next((i for i, word in enumerate(words) if word in ("-h", "--help")), len(words))
-        key = words[asked + 1].lstrip("-") if asked + 1 < len(words) else ""
+        command = self.words[0]
+        named = (v for option, v in _options(self.words) if option in ("-h", "--help"))
+        key = next(named, "").lstrip("-")
         listed = [a for a in self._actions if not any(".help" in o for o in a.option_strings)]
-        actions = [a for a in listed if key and _is_under(str(a.dest), key)]
-        if not key:
+        if key:
+            actions = [a for a in listed if _is_under(str(a.dest), key)]
+        else:
             actions = [a for a in listed if not _is_under(str(a.dest), "trainer")]
         formatter = self._get_formatter()
         formatter.add_arguments(actions)
-        text = "" if key else f"usage: vrts {command} --config NAME [--OPTION VALUE ...]\n\n"
-        text += formatter.format_help() if actions else "\n".join(map(describe, classes_named(key)))
+        text = (
+            formatter.format_help() if actions else "\n".join(map(class_help, classes_named(key)))
+        )
         if not text:
             names = sorted({str(a.dest) for a in listed} | set(_plug_ins_of(self)))
-            self.error(f"--help: no option or class {key!r}; {_choose(key, names)}")
+            self.error(f"--help: no option or class {key!r}; {choose(key, names)}")
         if not key:
             example = "PlainReader" if command != "fit" else "AccuracyReward"
+            text = f"usage: vrts {command} --config NAME [--OPTION VALUE ...]\n\n{text}"
             text += _FOOTER.format(command=command, example=example)
         print(text.rstrip("\n"), file=file or sys.stdout)
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
+class Mistake(NamedTuple):
     """What jsonargparse refused, with what was given."""
 
     message: str
     words: Sequence[str]
-    parser: Any = None
+    parser: Any
     """Of the subcommand, for names that are near."""
-    settings: list[Setting] = field(default_factory=list)
+    settings: list[Setting]
 
 
 def explain(message: str, words: Sequence[str], parser: Any = None) -> str:
@@ -124,69 +120,60 @@ def explain(message: str, words: Sequence[str], parser: Any = None) -> str:
     problems = (_syntax, _unknown, _missing, _wrong_value)
     found = next((lines for problem in problems if (lines := problem(mistake))), None)
     lines = found or [message.strip().splitlines()[0]]
-    lines = [shorten(" ".join(line.split()), 2 * _MOST_CHARACTERS) for line in lines]
-    return printable("\n  ".join(lines[:3]).replace("{command}", command))
+    lines = [shorten(" ".join(line.split()), _MOST_CHARACTERS) for line in lines]
+    return printable("\n  ".join(lines).replace("{command}", command))
 
 
 def find_settings(words: Sequence[str]) -> Iterator[Setting]:
     """Keys of the files and options of a command line, in their order."""
-    position = 0
-    while position < len(words):
-        option, equals, value = words[position].partition("=")
-        if option.startswith("-") and not equals and position + 1 < len(words):
-            value = words[position + 1]
-            position += not value.startswith("--")
-        position += 1
-        if option in ("-c", "--config"):
-            try:
+    for option, value in _options(words):
+        try:
+            if option in _CONFIG:
                 yield from _walk(yaml.compose(Path(value).read_text(encoding="utf-8")), "", value)
-            except (OSError, UnicodeDecodeError, yaml.YAMLError):
-                continue  # the parser's own message is about it
-        elif option.startswith("--"):
-            key = option.lstrip("-").removesuffix("+")
-            yield Setting(key, value, option, None)
-            try:
+            elif option.startswith("--"):
+                key = option.lstrip("-").removesuffix("+")
+                yield Setting(key, value, option)
                 yield from _walk(yaml.compose(value), key, option)
-            except yaml.YAMLError:
-                continue  # a plain text
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue  # a plain text, or a file that the parser's own message is about
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options of a command line with what follows them, ``--a=b`` and ``--a b`` alike."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option.startswith("-"):
+            yield option, value if equals else following
 
 
 def _walk(node: Any, key: str, where: str) -> Iterator[Setting]:
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _walk(item, key, where)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    fields = {name.value: item for name, item in node.value}
-    found = fields.get("class_path")
-    for name, item in node.value:
-        line = "" if where.startswith("-") else f":{name.start_mark.line + 1}"
-        full = f"{key}.{name.value}" if key else str(name.value)
-        value = str(item.value) if isinstance(item, yaml.ScalarNode) else ""
-        yield Setting(full, value, where + line, found.value if found is not None else None)
-        for setting in _walk(item, full, where):
-            inherits = setting.class_path is None and name.value == "init_args"
-            owner = found.value if inherits and found is not None else setting.class_path
-            yield Setting(setting.key, setting.value, setting.where, owner)
+    elif isinstance(node, yaml.MappingNode):
+        for name, item in node.value:
+            full = f"{key}.{name.value}" if key else str(name.value)
+            value = str(item.value) if isinstance(item, yaml.ScalarNode) else ""
+            line = "" if where.startswith("-") else f":{name.start_mark.line + 1}"
+            yield Setting(full, value, where + line)
+            yield from _walk(item, full, where)
 
 
 def _syntax(mistake: Mistake) -> list[str] | None:
     """A file that is missing, no YAML, or no mapping."""
-    files = _config_files(mistake.words)
     message = mistake.message
-    if 'key "config"' in message:
-        path = next((f for f in files if not Path(f).is_file()), "")
-        if path:
-            near = _nearest(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")])
-            names = [str(Path(path).with_name(name)) for name in near]
-            names = names or _nearest(Path(path).stem, list(list_configs()))
-            remedy = f"did you mean {names[0]}?" if names else "vrts configs lists those of vrts"
-            return [f"--config: no file {path}; {remedy}"]
+    files = [Path(value) for option, value in _options(mistake.words) if option in _CONFIG]
+    missing = next((path for path in files if not path.is_file()), None)
+    if 'key "config"' in message and missing is not None:
+        near = nearest(missing.name, [path.name for path in missing.parent.glob("*.yaml")])
+        name = missing.with_name(near) if near else nearest(missing.stem, list(list_configs()))
+        remedy = f"did you mean {name}?" if name else "vrts configs lists those of vrts"
+        return [f"--config: no file {missing}; {remedy}"]
     if not message.startswith(("Problems parsing config", "Unexpected config")):
         return None
     for path in files:
         try:
-            content = yaml.compose(Path(path).read_text(encoding="utf-8"))
+            content = yaml.compose(path.read_text(encoding="utf-8"))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f"{path}:{mark.line + 1}, column {mark.column + 1}" if mark else path
@@ -200,23 +187,27 @@ def _syntax(mistake: Mistake) -> list[str] | None:
 
 def _unknown(mistake: Mistake) -> list[str] | None:
     """A key that does not exist, of the command or of a class."""
+    message = mistake.message
     found = re.search(
         r"(?:does not accept option '|Option ')(.+?)'|[Uu]nrecognized arguments?: (?:--)?([^\s=]+)",
-        mistake.message,
+        message,
     )
-    if not found:
+    if not found or f'Parser key "{found[1]}"' in message:  # another class of the key takes it
         return None
     leaf = found[1] or found[2]
     setting = _locate(leaf, "", mistake.settings)
     key = setting.key if setting else leaf
-    owner = _owner(key, setting, mistake.settings)
-    if owner is not None:
-        names = [option.name for cls in classes_named(owner) for option in options_of(cls)]
-        what = f"{owner.rpartition('.')[2]} has no option {key.rpartition('.')[2]!r}"
-        return [f"{_at(key, setting)}{what}; {_choose(key.rpartition('.')[2], names)}", _see(key)]
-    names = [str(a.dest) for a in getattr(mistake.parser, "_actions", []) if "." in str(a.dest)]
-    see = _see(key.rpartition(".")[0])
-    return [f"{_at(key, setting)}no such option; {_choose(key, names)}", see]
+    at, option = _at(key, setting), leaf.partition(".")[0]
+    owner = re.search(r"class_path '([\w.]+)':\s+Option '", message) or re.search(
+        r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", message
+    )
+    if owner and (classes := classes_named(owner[1])):
+        names = [known.name for cls in classes for known in options_of(cls)]
+        what = f"{owner[1].rpartition('.')[2]} has no option {option!r}; {choose(option, names)}"
+        return [f"{at}{what}", _see(key.rpartition(".")[0])]
+    dests = [str(action.dest) for action in getattr(mistake.parser, "_actions", [])]
+    names = [dest for dest in dests if "." in dest and not dest.endswith(".help")]
+    return [f"{at}no such option; {choose(key, names)}", _see(key.rpartition(".")[0])]
 
 
 def _missing(mistake: Mistake) -> list[str] | None:
@@ -241,33 +232,27 @@ def _wrong_value(mistake: Mistake) -> list[str] | None:
     """A value of another type, out of range, or of a class that is not known."""
     message = mistake.message
     keys = re.findall(r'Parser key "(.+?)":', message)
-    outer, leaf = (keys[0], keys[-1]) if keys else ("", "")
-    nested = re.search(r"NestedArg\(key='.*?', val='(.*?)'\)", message)
     message = message[message.rfind("Parser key") :] if keys else message
-    given = nested or re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value|\n|\Z)", message)
-    value = given[1].strip() if given else ""
+    given = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value|\n|\Z)", message)
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
-    located = _locate(leaf, unknown[1] if unknown else value, mistake.settings, outer)
-    setting = located if leaf else None
-    key = setting.key.removesuffix(".class_path") if setting else leaf
+    value = unknown[1] if unknown else given[1].strip() if given else ""
+    setting = _locate(keys[-1], value, mistake.settings, keys[0]) if keys else None
+    key = setting.key.removesuffix(".class_path") if setting else keys[-1] if keys else ""
     at = _at(key, setting) if key else ""
     failed = re.search(r"Problem with given class_path '(.+?)':\s*(.+)", message, re.DOTALL)
-    if failed:
+    if failed and not _needs(message[: failed.start()]):  # else of another class that the key takes
         return [f"{at}{_failure(failed[1], failed[2])}", _see(key)]
     if unknown and not re.search(r"Expected an? <class '(?:int|float)'>", message):
-        before = message.partition("Errors:")[0]
-        bases = re.findall(r"(?:<class ')?((?:[a-z_]\w*\.)+[A-Z]\w*)", before)
-        kinds = [cls for base in bases for cls in classes_named(base)]
-        names = {name for kind in kinds for name in plug_ins(kind)}
+        bases = re.findall(r"(?:[a-z_]\w*\.)+[A-Z]\w*", message.partition("Errors:")[0])
+        names = {name for base in bases for cls in classes_named(base) for name in plug_ins(cls)}
         names |= set(_plug_ins_of(mistake.parser, key))
-        return [f"{at}no class {unknown[1]!r}; {_choose(unknown[1], sorted(names))}", _see(key)]
+        return [f"{at}no class {unknown[1]!r}; {choose(unknown[1], sorted(names))}", _see(key)]
     needs = _needs(message)
     if not needs:
         return None
     shown = (setting.value if setting else "") or value
-    shown = shown or (re.findall(r"(?::|base 10: )\s*'?([^\s']+)'?", message) or [""])[-1]
-    near = _nearest(shown, [n for n in _literals(message) if isinstance(n, str)])
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(shown, [n for n in _literals(message) if isinstance(n, str)])
+    hint = f"; did you mean {near}?" if near else ""
     instead = f", not {shorten(shown.strip(), 80)!r}" if shown.strip() else ""
     return [f"{at}needs {needs}{instead}{hint}", _see(key)]
 
@@ -297,13 +282,7 @@ def explain_trainer(error: Exception) -> str:
     names = [*StrategyRegistry.available_strategies(), "auto"]
     if kind == "accelerator":
         names = ["auto", *AcceleratorRegistry.available_accelerators()]
-    return f"trainer.{kind}: there is no {name!r}; {_choose(name, names)}"
-
-
-def named_strategy(name: Any) -> str | None:
-    """Class path of a strategy that is given by its class name alone, or None."""
-    known = (cls for cls in descendants(Strategy) if cls.__name__ == name)
-    return next((f"{cls.__module__}.{cls.__qualname__}" for cls in known), None)
+    return f"trainer.{kind}: there is no {name!r}; {choose(name, names)}"
 
 
 def _needs(message: str) -> str:
@@ -342,40 +321,6 @@ def _locate(leaf: str, value: str, settings: list[Setting], outer: str = "") -> 
     matching = [s for s in within if f".{s.key.removesuffix('.class_path')}".endswith(f".{leaf}")]
     found = [s for s in matching if value and s.value == value] or matching
     return found[-1] if found else None
-
-
-def _owner(key: str, setting: Setting | None, settings: list[Setting]) -> str | None:
-    """Class whose argument a key is."""
-    plugin, ends, _ = key.rpartition(".init_args.")
-    if not ends or "." in key.removeprefix(plugin + ends):
-        return None
-    if setting is not None and setting.class_path:
-        return setting.class_path
-    given = [s for s in settings if s.key in (plugin, f"{plugin}.class_path") and s.value]
-    return given[-1].value if given else None
-
-
-def _choose(wrong: str, names: Iterable[str]) -> str:
-    """``did you mean X?``, or the names that there are."""
-    names = list(dict.fromkeys(names))
-    near = _nearest(wrong, names)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    shown = names[:_MOST_NAMES]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f"there are {', '.join(shown)}{more}" if shown else "give one that there is"
-
-
-def _nearest(wrong: str, names: Sequence[str]) -> list[str]:
-    """The name that is almost the wrong one, in any case."""
-    lower = {name.casefold(): name for name in names}
-    found = difflib.get_close_matches(wrong.casefold(), lower, n=1, cutoff=0.7)
-    return [lower[name] for name in found]
-
-
-def _config_files(words: Sequence[str]) -> list[str]:
-    files = [word.partition("=")[2] for word in words if word.startswith(("--config=", "-c="))]
-    return files + [value for word, value in pairwise(words) if word in ("-c", "--config")]
 
 
 def _subparser(parser: Any, command: str) -> Any:

@@ -8,18 +8,20 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from vrts.cli.command import run
-from vrts.demo.report import comparison_table, predict_report
 from vrts.demo.videos import make_dataset
 
+MODELS = {"base": "base", "rl": "GRPO"}
+MODES = {"sparse": "sparse: 4", "dense": "dense: 16", "s2d": "S2D: 4, 8, 16"}
 OVERLAYS: dict[str, list[str]] = {"sparse": ["demo/sparse"], "dense": ["demo/dense"], "s2d": []}
 """What comes on top of ``demo/predict`` for each way to predict."""
 TRAIN_SEED, HELD_OUT_SEED = 101, 102
@@ -31,17 +33,7 @@ MADE = {
 
 
 def predict(model: str, overlays: list[str], data: Path, folder: Path) -> dict[str, Any]:
-    """Run ``vrts predict`` on the held-out questions.
-
-    Args:
-        model: folder of the model.
-        overlays: configurations on top of ``demo/predict``.
-        data: folder of the questions.
-        folder: gets the predictions.
-
-    Returns:
-        What `predict_report` says of the run.
-    """
+    """Run ``vrts predict`` of a model on the questions in `data`; predictions go to `folder`."""
     start_s = time.perf_counter()
     options = {
         "--model.policy.init_args.path": model,
@@ -54,25 +46,21 @@ def predict(model: str, overlays: list[str], data: Path, folder: Path) -> dict[s
     return predict_report(metrics, time.perf_counter() - start_s)
 
 
-def predict_all(name: str, model: str, folder: Path) -> dict[str, Any]:
-    """Predict in all three ways.
+def predict_report(metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Return what the demo shows of a ``metrics.json``, and the duration of the run."""
+    names = ("accuracy", "mean_frames", "mean_frames_total", "unanimous_and_wrong")
+    numbers = {name: metrics[name] for name in names}
+    return numbers | {"stderr": metrics["accuracy_stderr"], "seconds": round(seconds, 1)}
 
-    Args:
-        name: of the model, for its folder.
-        model: folder of the model.
-        folder: of the demo.
-    """
+
+def predict_all(name: str, model: str, folder: Path) -> dict[str, Any]:
+    """Predict with a model in all three ways, in the folder of the demo."""
     questions, root = folder / "data/held_out", folder / "predictions" / name
     return {mode: predict(model, names, questions, root / mode) for mode, names in OVERLAYS.items()}
 
 
 def train(folder: Path, num_steps: int) -> dict[str, Any]:
-    """Run ``vrts fit`` from the embedded model.
-
-    Args:
-        folder: of the demo.
-        num_steps: of GRPO, over which the learning rate falls to 0.
-    """
+    """Run ``vrts fit`` from the embedded model; the learning rate falls to 0 over the steps."""
     start_s = time.perf_counter()
     options = {
         "--data.train.init_args.path": folder / "data/train/questions.jsonl",
@@ -86,15 +74,35 @@ def train(folder: Path, num_steps: int) -> dict[str, Any]:
     return {"steps": steps, "seconds": round(time.perf_counter() - start_s, 1)}
 
 
+def comparison_table(summary: Mapping[str, Any]) -> Table:
+    """Compare the base and the trained model in all modes, from the content of ``summary.json``."""
+    fit = summary["fit"]
+    table = Table(
+        title=f"{summary['num_questions']} held-out questions; "
+        f"{fit['steps']} GRPO steps in {fit['seconds']:.0f} s"
+    )
+    for name in ("model", "levels"):
+        table.add_column(name, no_wrap=True)
+    for name in ("accuracy, %", "frames", "in all", "agreed, wrong", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model, model_label in MODELS.items():
+        for mode, mode_label in MODES.items():
+            found = summary[model][mode]
+            table.add_row(
+                model_label,
+                mode_label,
+                f"{100 * found['accuracy']:.1f} ± {100 * found['stderr']:.1f}",
+                f"{found['mean_frames']:.1f}",
+                f"{found['mean_frames_total']:.1f}",
+                f"{100 * found['unanimous_and_wrong']:.1f}",
+                f"{found['seconds']:.0f}",
+            )
+        table.add_section()
+    return table
+
+
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the demo, show its table and write ``summary.json``.
-
-    Args:
-        args: command-line words; those of the process where None.
-
-    Returns:
-        The exit status: 1 where the folder holds something else.
-    """
+    """Run the demo, show its table and write ``summary.json``; 1 if it must not use the folder."""
     parser = argparse.ArgumentParser("vrts demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="what it leaves")
     parser.add_argument("--num_steps", type=int, default=200, help="of GRPO")

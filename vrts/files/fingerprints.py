@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 NUM_BLOCKS, BLOCK_BYTES = 16, 256 * 1024  # what `sampled_digest` reads of a large file
 
@@ -19,19 +23,12 @@ def file_digest(path: Path) -> str:
 
 
 def sampled_digest(path: Path, with_time: bool = False) -> str:
-    """Return a digest of a file, in hexadecimal, that is fast for large files too.
+    """Return a digest of a file, in hexadecimal, that is fast for large files too; raises OSError.
 
     Up to 4 MiB it is the SHA-256 of the content, above that of the size and of 16 blocks spread
-    from start to end: reading all would take minutes from a slow disk.
-
-    Args:
-        path: The file.
-        with_time: Whether a large file's modification time counts too. A changed file is then
-            missed only if size, time to the nanosecond and blocks are the same; a copy that does
-            not keep the time counts as another file.
-
-    Raises:
-        OSError: it cannot be read.
+    from start to end: reading all would take minutes from a slow disk. `with_time` adds a large
+    file's modification time. A changed file is then missed only if size, time to the nanosecond and
+    blocks are the same; a copy that does not keep the time counts as another file.
     """
     with path.open("rb") as file:
         state = os.fstat(file.fileno())
@@ -57,21 +54,38 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def describe(value: Any) -> Any:
-    """Return an object as plain JSON values: its class and its public attributes or fields."""
-    if value is None or isinstance(value, bool | str):
+def describe(value: Any, depth: int = 8) -> Any:
+    """Return an object as plain JSON values: its class and its public attributes or fields.
+
+    Objects nested deeper than `depth` are their classes alone, and so are torch's and Python's own,
+    whose attributes are weights, threads and the like.
+    """
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int | float):
-        # restricted types of jsonargparse are subclasses of these
-        return int(value) if isinstance(value, int) else float(value)
-    if isinstance(value, Path):
+    # subclasses, such as restricted types of jsonargparse, could not be read from a checkpoint
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, str | Path):
         return str(value)
-    if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item, depth) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        items = [describe(item) for item in value]
+        items = [describe(item, depth) for item in value]
         return items if isinstance(value, list | tuple) else sorted(items, key=str)
-    return {"class": class_name(value), **describe(public_attributes(value))}
+    is_foreign = type(value).__module__.startswith(("torch", "builtins", "_thread"))
+    has_options = depth > 0 and (dataclasses.is_dataclass(value) or not is_foreign)
+    options = public_attributes(value) if has_options else {}
+    return {"class": class_name(value), **describe(options, depth - 1)}
+
+
+def yaml_line(value: Any) -> str:
+    """Write plain JSON values for people, on one line as in a configuration."""
+    text = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def class_name(value: object) -> str:

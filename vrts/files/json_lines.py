@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vrts.files.writing import naming_file, replacing, to_disk
+from vrts.files.writing import file_error_context, replacing, to_disk
 from vrts.types import InputError
 
 Step = dict[str, Any]  # a line with ``step``, of a training run
@@ -39,17 +39,13 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OSError: they cannot be written, or not all of them; it names the file.
     """
-    with naming_file(path), path.open("a", encoding="utf-8") as file:
+    with file_error_context(path), path.open("a", encoding="utf-8") as file:
         file.writelines(map(json_line, lines))
         to_disk(file)
 
 
 def append_steps(path: Path, lines: Iterable[Step]) -> None:
-    """Append lines of a training run.
-
-    Raises:
-        InputError: they cannot be written. `keep_steps` drops an incomplete line.
-    """
+    """Append lines of a training run; raises `InputError` if they cannot be written."""
     try:
         append_lines(path, lines)
     except OSError as error:
@@ -57,11 +53,7 @@ def append_steps(path: Path, lines: Iterable[Step]) -> None:
 
 
 def read_steps(path: Path) -> Iterator[Step]:
-    """Yield the lines of a training run.
-
-    Raises:
-        InputError: a complete line that vrts did not write.
-    """
+    """Yield the lines of a training run; raises `InputError` at one that vrts did not write."""
     for source, line in whole_lines(path):
         try:
             value = json.loads(line)
@@ -72,26 +64,18 @@ def read_steps(path: Path) -> Iterator[Step]:
         yield value
 
 
-def keep_steps(path: Path, last_step: int) -> int:
+def keep_steps(path: Path, last_step: int) -> None:
     """Drop an incomplete line, and those after ``last_step``, which a resumed run makes again.
-
-    Returns:
-        The step of the last line that is kept; 0 if there is none.
 
     Raises:
         InputError: a complete line that vrts did not write, or the file cannot be replaced; it is
             unchanged then.
     """
-    last = 0
     try:
         with replacing(path, "w", encoding="utf-8") as file:
-            for line in read_steps(path):
-                if line["step"] <= last_step:
-                    file.write(json_line(line))
-                    last = line["step"]
+            file.writelines(json_line(s) for s in read_steps(path) if s["step"] <= last_step)
     except OSError as error:
         raise _unwritable(path, error) from error
-    return last
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

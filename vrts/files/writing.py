@@ -37,7 +37,7 @@ def make_folder(folder: Path, option: str) -> Path:
     return folder
 
 
-def check_file(file: Path, option: str) -> None:
+def check_no_folder(file: Path, option: str) -> None:
     """Raise `InputError` if there is a folder where a file will be written."""
     if file.is_dir():
         raise InputError(
@@ -67,7 +67,7 @@ def replacing(
     """
     part = path.with_name(f"{path.name}{writer}{PART}")
     try:
-        with naming_file(part):
+        with file_error_context(part):
             with part.open(mode, **options) as file:
                 yield file
                 if durable:
@@ -88,7 +88,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def naming_file(path: Path) -> Iterator[None]:
+def file_error_context(path: Path) -> Iterator[None]:
     """Name a file in an `OSError` that names none, such as that of a full disk."""
     try:
         yield

@@ -28,7 +28,6 @@ from vrts.models.checkpoints.finding import is_complete
 from vrts.models.grpo.objectives import GRPO
 from vrts.models.grpo.reference import AdapterOff, FrozenCopy
 from vrts.models.vlm.loading import Lora
-from vrts.types import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HOOKS = (
@@ -89,7 +88,7 @@ def uninterrupted(tmp_path_factory, model_folder, videos):
 
 def interrupted(folder, model_folder, videos, send, **options):
     """A run that a signal ends, and its exit status."""
-    kept = SaveOnInterrupt(str(folder))
+    kept = SaveOnInterrupt()
     history = None
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
@@ -147,7 +146,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, model_folder, videos):
     counter = History()
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(SystemExit):
-        fit(tmp_path, model_folder, videos, [SaveOnInterrupt(str(tmp_path)), send, counter])
+        fit(tmp_path, model_folder, videos, [SaveOnInterrupt(), send, counter])
     assert len(counter.ids) == 2, "the third step is not finished"
     assert not (tmp_path / "last.ckpt").exists()
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -159,17 +158,17 @@ def test_signals_are_given_back_after_a_whole_run_and_a_failed_one(tmp_path, mod
             raise RuntimeError("odd")
 
     before = [signal.getsignal(number) for number in SIGNALS]
-    fit(tmp_path, model_folder, videos, [SaveOnInterrupt(str(tmp_path))])
+    fit(tmp_path, model_folder, videos, [SaveOnInterrupt()])
     assert [signal.getsignal(number) for number in SIGNALS] == before
     with pytest.raises(RuntimeError, match="odd"):
-        fit(tmp_path, model_folder, videos, [SaveOnInterrupt(str(tmp_path)), Fail()])
+        fit(tmp_path, model_folder, videos, [SaveOnInterrupt(), Fail()])
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert not (tmp_path / "last.ckpt").exists()
 
 
 def test_one_callback_serves_several_runs(tmp_path, model_folder, videos):
     """What interrupted an earlier run does not end the next one."""
-    kept = SaveOnInterrupt(str(tmp_path))
+    kept = SaveOnInterrupt()
     with pytest.raises(SystemExit):
         fit(tmp_path, model_folder, videos, [kept, Send("on_train_batch_start", 1, signal.SIGTERM)])
     history, _ = fit(tmp_path, model_folder, videos, [kept])
@@ -237,17 +236,16 @@ def test_a_validation_that_is_due_is_made_before_the_checkpoint(
     """With a signal on its very step or in it; what it has found is saved, also by others."""
     history, found = validated(tmp_path / "whole", model_folder, videos, [])
     assert list(found.accuracy) == [4, 8]
-    stop = [SaveOnInterrupt(str(tmp_path)), Send(hook, call, signal.SIGTERM)]
+    stop = [SaveOnInterrupt(), Send(hook, call, signal.SIGTERM)]
     with pytest.raises(SystemExit):
         validated(tmp_path, model_folder, videos, stop)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    path = tmp_path / "kept/last.ckpt"
+    saved = torch.load(path, weights_only=False)
     assert saved["global_step"] == 4
     assert saved["callbacks"]["Found"]["accuracy"] == {4: found.accuracy[4]}
     (keeper,) = (s for s in saved["callbacks"].values() if s.get("monitor") == "val/accuracy")
     assert float(keeper["best_model_score"]) == found.accuracy[4]
-    resumed, found_again = validated(
-        tmp_path, model_folder, videos, [], str(tmp_path / "last.ckpt")
-    )
+    resumed, found_again = validated(tmp_path, model_folder, videos, [], str(path))
     assert found_again.accuracy == found.accuracy
     assert found_again.num_asked == 2, "the first validation is not made again"
     assert resumed.losses == history.losses[4:]
@@ -276,7 +274,7 @@ def ended_at_start(folder, model_folder, videos, callbacks=(), **options):
     with pytest.raises(SystemExit) as end:
         validated(
             folder, model_folder, videos,
-            [SaveOnInterrupt(str(folder)), *callbacks, history], **options,
+            [SaveOnInterrupt(), *callbacks, history], **options,
         )  # fmt: skip
     assert end.value.code == 1
     assert history.ids == [], "no step is finished"
@@ -327,18 +325,18 @@ def test_so_does_one_while_the_first_batches_are_decoded(
 def test_a_resumed_run_ends_at_once_before_its_first_step(tmp_path, model_folder, videos, sanity):
     """What an earlier run had done makes none of its own."""
     first = tmp_path / "first"
-    stop = [SaveOnInterrupt(str(first)), Send("on_train_batch_start", 2, signal.SIGTERM)]
+    stop = [SaveOnInterrupt(), Send("on_train_batch_start", 2, signal.SIGTERM)]
     with pytest.raises(SystemExit):
         validated(first, model_folder, videos, stop)
     for hook in ("on_train_start", "on_train_batch_start"):
         folder, send = tmp_path / hook, Send(hook, 1, signal.SIGTERM)
         with pytest.raises(SystemExit):
             validated(
-                folder, model_folder, videos, [SaveOnInterrupt(str(folder)), send],
-                str(first / "last.ckpt"), num_sanity_val_steps=sanity,
+                folder, model_folder, videos, [SaveOnInterrupt(), send],
+                str(first / "kept/last.ckpt"), num_sanity_val_steps=sanity,
             )  # fmt: skip
-        assert (folder / "last.ckpt").exists() == (hook == "on_train_batch_start")
-    saved = torch.load(folder / "last.ckpt", weights_only=False)
+        assert (folder / "kept/last.ckpt").exists() == (hook == "on_train_batch_start")
+    saved = torch.load(folder / "kept/last.ckpt", weights_only=False)
     assert saved["global_step"] == 3, "a step that has begun is finished"
 
 
@@ -434,9 +432,3 @@ def test_ctrl_c_in_a_terminal_interrupts_two_processes(tmp_path, model_folder, v
         assert processes.wait_for_each() == [1], log.read_text()
     assert "resume with --ckpt_path" in log.read_text()
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] >= 2
-
-
-def test_an_unusable_folder_is_named_before_training(tmp_path, model_folder, videos):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"SaveOnInterrupt\.dirpath: cannot use"):
-        fit(tmp_path, model_folder, videos, [SaveOnInterrupt(str(tmp_path / "file"))])

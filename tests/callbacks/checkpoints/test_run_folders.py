@@ -56,10 +56,6 @@ def csv_in(folder: Path) -> list[str]:
     return ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder}"]
 
 
-def interrupt_in(folder: Path) -> list[str]:
-    return ["--trainer.callbacks+=SaveOnInterrupt", f"--trainer.callbacks.dirpath={folder}"]
-
-
 @pytest.mark.parametrize(
     ("file", "options", "named"),
     [
@@ -67,7 +63,6 @@ def interrupt_in(folder: Path) -> list[str]:
         ("checkpoints", None, "StepCheckpoint.dirpath: cannot use {} ("),
         ("lightning_logs", None, "trainer.logger: cannot use {} ("),
         ("csv", csv_in, "trainer.logger: cannot use {}/lightning_logs ("),
-        ("kept", interrupt_in, "SaveOnInterrupt.dirpath: cannot use {} ("),
         ("lightning_logs/version_0", None, "{}: File exists; fix this"),
     ],
 )

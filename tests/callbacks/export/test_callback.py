@@ -245,7 +245,7 @@ def with_keeper(folder, model, videos, export, steps=2, interval=1):
     return trained, keep
 
 
-@pytest.mark.parametrize("best", [None, True, False])
+@pytest.mark.parametrize("best", [True, False])
 def test_the_best_weights_are_written_and_the_last_ones_stay(best, tmp_path, model_folder, videos):
     """Nobody answers right, so that the first validation stays the best."""
     export = ExportPretrained(str(tmp_path / "out"), best=best)
@@ -265,13 +265,6 @@ def test_the_best_weights_are_written_and_the_last_ones_stay(best, tmp_path, mod
     assert ("selected" in facts) == (best is not False)
 
 
-def test_a_best_that_nothing_keeps_is_refused_before_training(tmp_path, model_folder, videos):
-    policy = make_policy(model_folder)
-    with pytest.raises(InputError, match=r"ExportPretrained\.best is true.*validate\.yaml"):
-        fit(tmp_path, policy, videos, [ExportPretrained(best=True)])
-    assert not policy.loaded
-
-
 class NoValidation(ModelCheckpoint):
     """Has found nothing at the end."""
 
@@ -282,17 +275,11 @@ class NoValidation(ModelCheckpoint):
         pass
 
 
-@pytest.mark.parametrize("best", [None, True])
-def test_without_a_validation_the_last_weights_are_written_unless_the_best_are_required(
-    best, tmp_path, model_folder, videos, monkeypatch
+def test_without_a_validation_the_last_weights_are_written(
+    tmp_path, model_folder, videos, monkeypatch
 ):
     monkeypatch.setattr("tests.callbacks.export.test_callback.ModelCheckpoint", NoValidation)
-    export = ExportPretrained(str(tmp_path / "out"), best=best)
-    if best:
-        with pytest.raises(InputError, match="no validation has logged val/accuracy; vrts export"):
-            with_keeper(tmp_path, model_folder, videos, export)
-        assert not (tmp_path / "out").exists()
-        return
+    export = ExportPretrained(str(tmp_path / "out"))
     with pytest.warns(UserWarning, match="weights of the last step: no validation has logged"):
         with_keeper(tmp_path, model_folder, videos, export)
     assert json.loads((tmp_path / "out/vrts.json").read_text())["steps"] == 2

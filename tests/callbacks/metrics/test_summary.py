@@ -185,10 +185,10 @@ def test_a_run_without_any_answer_is_named_with_its_commonest_reason():
     ]
     with pytest.raises(
         InputError,
-        match=r"for 2 of them because: gone \(such as v: gone\); .*delete p\.jsonl",
+        match=r"failed, 2 of them because: gone \(such as v: gone\); .*delete p\.jsonl",
     ):
         check_answered(summarise(predictions, [4]), "p.jsonl")
-    with pytest.raises(InputError, match=r"all 2 failed, because: gone \(such as v: gone\); "):
+    with pytest.raises(InputError, match=r"all 2 failed, 2 of them because: gone \(such as"):
         check_answered(summarise(predictions[:2], [4]), "p.jsonl")
     silent = predicted("4", False, (4, 0.0), answer=None)
     check_answered(summarise([*predictions, silent], [4]), "p.jsonl")

@@ -43,10 +43,8 @@ def test_the_tables_show_percent():
         ["", f"{others[0]},"],
         ["", others[1]],
         ["damaged", "3"],
-        ["kind", "", "", ""],
         ["easy", "50.0", "2", ""],
         ["hard", "33.3 ± 22.2", "4", "1"],
-        ["length", "", "", ""],
         ["short", "100.0", "1", ""],
     ]
 

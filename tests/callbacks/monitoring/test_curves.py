@@ -136,7 +136,7 @@ def test_a_resumed_run_has_the_curves_of_an_uninterrupted_one(tmp_path, model_fo
         leave_undrawn(patch)
         _, want = fit(full, model_folder, videos)
     with pytest.raises(SystemExit):
-        fit(cut, model_folder, videos, [SaveOnInterrupt(str(cut)), Interrupt(1)])
+        fit(cut, model_folder, videos, [SaveOnInterrupt(), Interrupt(1)])
     stopped = saved_points(cut / "last.ckpt")
     assert [p["step"] for p in stopped] == [1, 2]
     assert stopped[0].keys() == stopped[1].keys() > {"lr", "train/loss", "train/update_s"}

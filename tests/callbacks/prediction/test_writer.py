@@ -170,12 +170,12 @@ def test_without_a_densifier_each_question_is_asked_once(tmp_path, videos):
 def test_metrics_of_a_part_say_so(tmp_path, videos, capsys):
     first = {"limit_predict_batches": 2}
     _, metrics = predict(tmp_path, scripted(SCRIPT), seven(videos), trainer=first)
-    assert (metrics["num_questions"], metrics["num_not_asked"]) == (2, 5)
-    assert re.search(r"not asked\W+5\b", capsys.readouterr().out)
+    assert (metrics["num_questions"], metrics["num_left_out"]) == (2, 5)
+    assert re.search(r"left out\W+5\b", capsys.readouterr().out)
     _, metrics = predict(tmp_path, scripted(SCRIPT), seven(videos))
     assert metrics["num_questions"] == 7
-    assert "num_not_asked" not in metrics
-    assert "not asked" not in capsys.readouterr().out
+    assert "num_left_out" not in metrics
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_no_questions(tmp_path):

@@ -11,9 +11,9 @@ import torch
 
 from tests.callbacks.report.predictions import decided, failed, question
 from vrts.callbacks.metrics.summary import summarise
+from vrts.callbacks.report.callback import make_thumbnails
 from vrts.callbacks.report.entries import TAGS, report_entry, summary
 from vrts.callbacks.report.page import render_report
-from vrts.callbacks.report.thumbnails import make_thumbnails
 from vrts.types import Clip, Round
 
 HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script>'\"&amp;{{ 7 * 7 }}\u2028"

@@ -8,7 +8,7 @@ import pytest
 from tests.callbacks.report.predictions import decided, question
 from vrts.callbacks.metrics.summary import summarise
 from vrts.callbacks.report.entries import report_entry, summary
-from vrts.callbacks.report.page import plain, render_report, report_title
+from vrts.callbacks.report.page import render_report, report_title
 
 NUM_QUESTIONS, TEXT = 300, "x" * 20_000
 
@@ -51,20 +51,6 @@ def test_memory_does_not_grow_with_the_texts_of_the_questions():
 )  # fmt: skip
 def test_the_title_names_model_data_and_date(settings, title):
     assert report_title(settings, "2026-01-02") == title
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "none"), ([], "none"), ({}, "none"), (0, "0"), (False, "no"), (True, "yes"),
-        (1e-06, "1e-06"), ([4, 8], "4, 8"), ({"class": "Majority"}, "Majority"),
-        ({"class": "Decoder", "decoders": [{"class": "A"}, {"class": "B", "n": 3}]},
-         "Decoder (decoders: A, B (n: 3))"),
-        ({"a.safetensors": "0f", "b": None}, "a.safetensors: 0f, b: none"),
-    ],
-)  # fmt: skip
-def test_settings_are_written_for_people(value, text):
-    assert plain(value) == text
 
 
 def test_metrics_are_explained_in_their_rows():

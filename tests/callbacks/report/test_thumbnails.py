@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vrts.callbacks.report.thumbnails import (
+from vrts.callbacks.report.callback import (
     FRAME_HEIGHT,
     FRAME_WIDTH,
     GAP,

@@ -14,7 +14,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from vrts.callbacks.checkpoints.step_checkpoint import validation_follows
 from vrts.callbacks.signals import ENDING, SignalHandlers
 from vrts.callbacks.trainer import move_last
-from vrts.files.writing import make_folder
 from vrts.models.strategies.fully_sharded import finish_saves
 
 SIGNALS = (signal.SIGINT, *ENDING)
@@ -31,13 +30,9 @@ class SaveOnInterrupt(Callback):
 
     The run ends by KeyboardInterrupt: after ``trainer.should_stop`` Lightning would validate once
     more and call `on_train_end`, where the model is exported as that of a complete run.
-
-    Args:
-        dirpath: folder of the checkpoint; that of the Trainer's ModelCheckpoint where null.
     """
 
-    def __init__(self, dirpath: str | None = None) -> None:
-        self.dirpath = dirpath
+    def __init__(self) -> None:
         self._signal: int | None = None
         self._trainer: Trainer | None = None
         """Set while training."""
@@ -51,11 +46,9 @@ class SaveOnInterrupt(Callback):
         self._handlers.install()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the handlers and make the folder; raises `InputError` if that is impossible."""
+        """Install the handlers."""
         if stage == "fit":
             self.begin()
-            if self.dirpath is not None and trainer.is_global_zero:
-                make_folder(Path(self.dirpath), "SaveOnInterrupt.dirpath")
         move_last(trainer, self)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,9 +63,7 @@ class SaveOnInterrupt(Callback):
         self._trainer, self._previous_batch = trainer, trainer.fit_loop.total_batch_idx
         self._handlers.install()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save and stop after a signal, unless a validation follows."""
         if not validation_follows(trainer):
             self._stop_if_signalled(trainer)
@@ -97,9 +88,7 @@ class SaveOnInterrupt(Callback):
         self._handlers.restore()
         self._trainer = None
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Restore the handlers, also those that Lightning is about to put back: they are ours."""
         # no hook comes after Lightning's teardown here, and nothing public changes what it restores
         trainer._signal_connector._original_handlers.update(self._handlers.restore())
@@ -121,7 +110,6 @@ class SaveOnInterrupt(Callback):
         )
 
     def path(self, trainer: Trainer) -> Path:
-        """Where to save, the same on every rank."""
+        """Where to save, the same on every rank: in the folder of the first ModelCheckpoint."""
         checkpoint = cast(ModelCheckpoint | None, trainer.checkpoint_callback)
-        folder = self.dirpath or (checkpoint and checkpoint.dirpath) or trainer.default_root_dir
-        return Path(folder) / FILE_NAME
+        return Path((checkpoint and checkpoint.dirpath) or trainer.default_root_dir) / FILE_NAME

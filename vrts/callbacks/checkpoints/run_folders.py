@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vrts.callbacks.checkpoints.interruption import FILE_NAME, SaveOnInterrupt
 from vrts.callbacks.checkpoints.step_checkpoint import StepCheckpoint
 from vrts.callbacks.export.callback import ExportPretrained
 from vrts.callbacks.export.folder import MANIFEST
-from vrts.callbacks.monitoring.run_file import RunFile
-from vrts.callbacks.trainer import callbacks_of, model_checkpoints
-from vrts.files.writing import check_file, make_folder
+from vrts.callbacks.results import RunFile
+from vrts.callbacks.trainer import callbacks_of
+from vrts.files.writing import check_no_folder, make_folder
 from vrts.models.checkpoints.finding import is_complete
 from vrts.types import InputError
 
@@ -30,19 +31,21 @@ def check_run_folders(trainer: Trainer) -> None:
     """
     if not trainer.is_global_zero:
         return
-    keepers = model_checkpoints(trainer)
     folders: list[tuple[Any, str]] = [(trainer.default_root_dir, "trainer.default_root_dir")]
     folders += [(getattr(logger, "root_dir", None), "trainer.logger") for logger in trainer.loggers]
-    folders += [(keeper.dirpath, f"{type(keeper).__name__}.dirpath") for keeper in keepers]
+    folders += [
+        (keeper.dirpath, f"{type(keeper).__name__}.dirpath")
+        for keeper in callbacks_of(trainer, ModelCheckpoint)
+    ]
     for folder, option in folders:
         if folder and "://" not in str(folder):
             make_folder(Path(folder), option)
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return  # a sharded checkpoint is a folder
-    for keeper in keepers:
+    for keeper in callbacks_of(trainer, StepCheckpoint):
         # only last.ckpt is written again: other names are new ones, or get a number
-        if isinstance(keeper, StepCheckpoint) and keeper.dirpath:
-            check_file(Path(keeper.dirpath) / FILE_NAME, "StepCheckpoint.dirpath")
+        if keeper.dirpath:
+            check_no_folder(Path(keeper.dirpath) / FILE_NAME, "StepCheckpoint.dirpath")
 
 
 def check_no_other_run(trainer: Trainer, ckpt_path: str | Path | None) -> None:
@@ -54,22 +57,18 @@ def check_no_other_run(trainer: Trainer, ckpt_path: str | Path | None) -> None:
     """
     if not trainer.is_global_zero:
         return
-    folders = [Path(keeper.dirpath) for keeper in model_checkpoints(trainer) if keeper.dirpath]
-    left = []
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, SaveOnInterrupt):
-            folders.append(callback.path(trainer).parent)
-        elif isinstance(callback, RunFile):
-            left.append(callback.path(trainer))
-        elif isinstance(callback, ExportPretrained):
-            left.append(callback.folder(trainer) / MANIFEST)
+    keepers = callbacks_of(trainer, ModelCheckpoint)
+    folders = [Path(keeper.dirpath) for keeper in keepers if keeper.dirpath]
+    folders += [stop.path(trainer).parent for stop in callbacks_of(trainer, SaveOnInterrupt)]
     # only the folder is resolved: last.ckpt may link to a checkpoint elsewhere
     own = [folder.resolve() for folder in folders]
     if ckpt_path in ("last", "best", "hpc") or (
         ckpt_path is not None and Path(ckpt_path).parent.resolve() in own
     ):
         return
-    left = [path for folder in folders for path in sorted(folder.glob("*.ckpt*"))] + left
+    left = [path for folder in folders for path in sorted(folder.glob("*.ckpt*"))]
+    left += [callback.path(trainer) for callback in callbacks_of(trainer, RunFile)]
+    left += [c.folder(trainer) / MANIFEST for c in callbacks_of(trainer, ExportPretrained)]
     found = next((path for path in left if path.is_file() or is_complete(path)), None)
     if found is not None:
         raise InputError(

@@ -49,7 +49,6 @@ class StepCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,  # a resumed run continues with its last.ckpt
         )
-        self._every_n_steps = int(every_n_steps)
         self._first_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,9 +61,7 @@ class StepCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._first_step = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save after every n-th step, unless a validation follows."""
         if not validation_follows(trainer):
             self._save_every_n(trainer)
@@ -103,7 +100,7 @@ class StepCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier()
 
     def _save_every_n(self, trainer: Trainer) -> None:
-        if trainer.global_step % self._every_n_steps == 0:
+        if trainer.global_step % self._every_n_train_steps == 0:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

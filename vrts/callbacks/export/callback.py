@@ -16,12 +16,7 @@ from torch.distributed.tensor import DTensor
 from vrts.callbacks.export.folder import complete_folder, prepare_target, write_manifest
 from vrts.callbacks.export.model_card import write_card
 from vrts.callbacks.export.recipe import training_facts
-from vrts.callbacks.trainer import (
-    check_on_rank_zero,
-    data_of,
-    logged_metrics,
-    model_checkpoints,
-)
+from vrts.callbacks.trainer import callbacks_of, check_on_rank_zero, data_of, logged_metrics
 from vrts.models.checkpoints.best import WATCHED, recorded_best
 from vrts.models.checkpoints.weights import load_trained
 from vrts.models.module import VideoQAModule
@@ -46,13 +41,12 @@ class ExportPretrained(Callback):
             dtype. In bfloat16 that rounds part of a small update away (a warning reports how much);
             the adapter keeps it exactly.
         best: write the weights of the best validation, from the checkpoint of the first
-            ModelCheckpoint that monitors a metric ``val/…``, and not those of the last step. Null
-            does so if there is such a callback and it has a checkpoint, and warns if it has none.
-            True requires both. It takes the memory of the trained weights once more.
+            ModelCheckpoint that monitors a metric ``val/…``, if there is one; it takes the memory
+            of the trained weights once more. False writes those of the last step.
     """
 
     def __init__(
-        self, output_dir: str | None = None, merge: bool = False, best: bool | None = None
+        self, output_dir: str | None = None, merge: bool = False, best: bool = True
     ) -> None:
         self.output_dir = output_dir
         self.merge = merge
@@ -64,23 +58,17 @@ class ExportPretrained(Callback):
         return Path(self.output_dir or Path(trainer.default_root_dir) / "model")
 
     def results(self, trainer: Trainer) -> list[Path]:
-        """Return the folder."""
+        """See `HasResults`."""
         return [self.folder(trainer)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the folder can be written, before training costs anything.
 
         Raises:
-            InputError: it cannot, or contains something else than an earlier export; or `best` is
-                true, and no ModelCheckpoint keeps the best checkpoint.
+            InputError: it cannot, or contains something else than an earlier export.
         """
         if stage != "fit":
             return
-        if self.best and _best_keeper(trainer) is None:
-            raise InputError(
-                "ExportPretrained.best is true, but no ModelCheckpoint monitors val/accuracy; put "
-                "--config configs/validate.yaml after the others, or set it to null"
-            )
         option, folder = "ExportPretrained.output_dir", self.folder(trainer)
 
         def check() -> None:
@@ -137,8 +125,8 @@ class ExportPretrained(Callback):
                 found = load_trained(module, best)
             except InputError as error:
                 raise InputError(
-                    f"ExportPretrained: the best checkpoint cannot be loaded ({error}); vrts "
-                    "export can write that of another checkpoint"
+                    f"ExportPretrained: the best checkpoint cannot be loaded ({error}); write that "
+                    "of another one with vrts export"
                 ) from error
             facts = found.get(FACTS, facts) | selected(found, best)
             self._write(trainer, module, facts)
@@ -150,17 +138,16 @@ class ExportPretrained(Callback):
 
     def _best_path(self, trainer: Trainer) -> Path | None:
         """The checkpoint to export; None for the weights of the last step."""
-        keeper = _best_keeper(trainer)
-        if self.best is False or keeper is None:
+        keepers = callbacks_of(trainer, ModelCheckpoint)
+        keeper = next((c for c in keepers if str(c.monitor).startswith(WATCHED)), None)
+        if not self.best or keeper is None:
             return None
         if keeper.best_model_path:
             return Path(keeper.best_model_path)
-        problem = f"no validation has logged {keeper.monitor}"
-        if self.best:
-            raise InputError(
-                f"ExportPretrained.best: {problem}; vrts export writes the model of the last step"
-            )
-        rank_zero_warn(f"ExportPretrained writes the weights of the last step: {problem}")
+        rank_zero_warn(
+            "ExportPretrained writes the weights of the last step: no validation has logged "
+            f"{keeper.monitor}"
+        )
         return None
 
     def _write(self, trainer: Trainer, module: VideoQAModule, facts: dict[str, Any]) -> None:
@@ -205,16 +192,10 @@ def check_base_stays(policy: Policy, folder: Path, option: str) -> None:
 
 
 def export_model(policy: Policy, folder: Path, merge: bool, facts: dict[str, Any]) -> None:
-    """Write a policy with its card atomically, from a process that has all of its weights.
+    """Write a loaded policy with its card atomically, from a process that has all of its weights.
 
-    Args:
-        policy: loaded.
-        folder: as given to `prepare_target`.
-        merge: see `ExportPretrained`.
-        facts: of `recipe.training_facts`, with ``steps`` and ``metrics``.
-
-    Raises:
-        InputError: it cannot be written.
+    The folder went through `prepare_target`; the facts are `recipe.training_facts`, with ``steps``
+    and ``metrics``. Raises `InputError` if it cannot be written.
     """
     with complete_folder(folder) as part:
         _fill(policy, part, folder.name, merge, facts)
@@ -231,12 +212,6 @@ def selected(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the model card's fact that a checkpoint was the best of its run when saved."""
     best = recorded_best(checkpoint, path)
     return {} if best is None else {"selected": {"metric": best.metric, "value": best.value}}
-
-
-def _best_keeper(trainer: Trainer) -> ModelCheckpoint | None:
-    """The callback that keeps the best checkpoint."""
-    keepers = model_checkpoints(trainer)
-    return next((c for c in keepers if str(c.monitor).startswith(WATCHED)), None)
 
 
 @contextmanager

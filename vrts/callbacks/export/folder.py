@@ -43,13 +43,10 @@ def prepare_target(folder: Path, option: str) -> None:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """Context in which to write a folder that gets its name when it is complete.
+    """Yield an empty folder to write to, which takes the place of `folder` when it is complete.
 
-    Args:
-        folder: as given to `prepare_target`. One process at a time exports to it.
-
-    Yields:
-        An empty folder next to it to write to, which is removed after an error.
+    It is next to `folder`, and is removed after an error. `folder` went through `prepare_target`,
+    and one process at a time exports to it.
 
     Raises:
         InputError: something else is in the folder by now, or the one next to it cannot be made.

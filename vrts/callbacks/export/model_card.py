@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from vrts.files.fingerprints import yaml_line
 from vrts.prompts import PromptTemplate
+from vrts.terminal import one_line
 
 ADAPTER, MERGED, FULL = "adapter", "merged", "full"
 """What a folder contains: an adapter, a model with an adapter merged in, or a trained model."""
@@ -38,7 +40,7 @@ def render_card(
     dtype: str | None = None,
     model_type: str | None = None,
 ) -> str:
-    """Render a model card, in which names, paths and options from outside stay text.
+    """Render the card of a model, in which names, paths and options from outside stay text.
 
     Args:
         name: of the model.
@@ -57,7 +59,9 @@ def render_card(
         keep_trailing_newline=True,
         finalize=lambda value: "not known" if value is None else value,
     )
-    environment.filters |= {"text": plain_text, "code": code_text, "python": ascii}
+    environment.filters |= {
+        "text": plain_text, "code": code_text, "python": ascii, "yaml": yaml_line,
+    }  # fmt: skip
     base = facts["base_model"] or "a base model"
     prompt = {
         key: value
@@ -73,11 +77,6 @@ def render_card(
         is_adapter=kind == ADAPTER,
         dtype=dtype,
         facts={"selected": None, **facts},
-        rows=list(_rows(recipe)),
-        rewards=[
-            (_class(reward), reward.get("weight"), _options({**reward, "weight": None}))
-            for reward in recipe["rewards"]
-        ],
         prompt=shlex.quote(json.dumps(prompt)) if prompt else None,
         template=f"PromptTemplate({arguments})",
         resolution=", ".join(f"{key}={value!a}" for key, value in resolution.items()),
@@ -108,46 +107,19 @@ def _metadata(kind: str, facts: Mapping[str, Any], model_type: str | None) -> st
     return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
 
 
-def _rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Options of the recipe as rows of a table."""
-    for name, value in recipe.items():
-        if name in ("rewards", "prompt") or value is None:
-            continue
-        if isinstance(value, Mapping):
-            kind = [] if name in ("lora", "resolution") else [_class(value)]  # as good as the name
-            value = ", ".join(kind + _options(value))
-        yield name, value
-
-
-def _options(value: Mapping[str, Any]) -> list[str]:
-    """Options of an object as text; a nested object is its class."""
-    return [
-        f"{key} = {_class(item) if isinstance(item, Mapping) else _one_line(item)}"
-        for key, item in value.items()
-        if key != "class" and item is not None
-    ]
-
-
-def _class(value: Mapping[str, Any]) -> str:
-    """Name of an object's class; torch's without its module."""
-    return re.sub(r"^torch\..*\.", "", str(value.get("class", "")))
-
-
 def plain_text(value: Any) -> str:
     """Escape text from outside within a line of Markdown."""
-    return SPECIAL.sub(r"\\\1", _one_line(value))
+    return SPECIAL.sub(r"\\\1", _text(value))
 
 
 def code_text(value: Any) -> str:
     """Quote text from outside as code in a cell of a Markdown table."""
-    line = _one_line(value).replace("|", r"\|")
+    line = _text(value).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") or not line.strip() else ""
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
-def _one_line(value: Any) -> str:
-    """A value as text on one line, numbers with 4 digits."""
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else f"{value:.4g}"
-    return "".join(c if c.isprintable() else " " for c in str(value))
+def _text(value: Any) -> str:
+    """A value on one line, numbers with 4 digits."""
+    return one_line(f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import platform
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 from lightning import LightningDataModule, Trainer
 
 from vrts.data.datamodule import VideoQADataModule
-from vrts.files.fingerprints import class_name, public_attributes
+from vrts.files.fingerprints import class_name, describe, public_attributes
 from vrts.models.module import VideoQAModule
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError
@@ -52,7 +49,7 @@ def _recipe(
     """Options of training by name."""
     found: dict[str, Any] = {
         **{name: getattr(module, name) for name in MODULE_OPTIONS},
-        **_optimizer(trainer, module),
+        **_optimizer(module),
         "max_grad_norm": module.max_grad_norm,
         "precision": trainer.precision,
         "processes": trainer.world_size,
@@ -75,18 +72,12 @@ def _recipe(
     return {name: plain(value) for name, value in found.items()}
 
 
-def _optimizer(trainer: Trainer, module: VideoQAModule) -> dict[str, Any]:
-    """The optimizer with its learning rate, and the schedule."""
-    configured: Any = trainer.optimizers or module.configure_optimizers()  # none in `vrts export`
+def _optimizer(module: VideoQAModule) -> dict[str, Any]:
+    """The optimizer with its learning rate, and the schedule, as they are at the first step."""
+    optimizer: Any = module.configure_optimizers()
     scheduler = None
-    if isinstance(configured, list):
-        optimizer = configured[0]
-        if trainer.lr_scheduler_configs:
-            scheduler = trainer.lr_scheduler_configs[0].scheduler
-    elif isinstance(configured, dict):
-        optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    else:
-        optimizer = configured
+    if isinstance(optimizer, dict):
+        optimizer, scheduler = optimizer["optimizer"], optimizer["lr_scheduler"]["scheduler"]
     options = {"lr", "weight_decay", "betas", "momentum"} & optimizer.defaults.keys()
     return {
         "optimizer": {
@@ -117,29 +108,15 @@ def _data(data: VideoQADataModule) -> dict[str, Any]:
     return found
 
 
-def plain(value: Any, depth: int = 3) -> Any:
-    """Return a value as plain JSON; an object as its class and its public options.
+def plain(value: Any) -> Any:
+    """Describe an object without folders of this machine, and with long lists as their length."""
+    return _shortened(describe(value, depth=3))
 
-    Objects nested deeper than `depth` are their classes alone.
-    """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value)  # jsonargparse's restricted types could not be read from a checkpoint
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, str):
-        return Path(value).name if Path(value).is_absolute() else str(value)
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, list | tuple):
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
         too_many = len(value) > MAX_ITEMS
-        return f"{len(value)} items" if too_many else [plain(item, depth) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, depth) for key, item in value.items()}
-    # attributes of torch's and Python's own objects are weights, threads and the like
-    is_foreign = type(value).__module__.startswith(("torch", "builtins", "_thread"))
-    has_options = depth > 0 and (dataclasses.is_dataclass(value) or not is_foreign)
-    options = public_attributes(value) if has_options else {}
-    found = {key: plain(item, depth - 1) for key, item in options.items()}
-    return {"class": class_name(value), **found}
+        return f"{len(value)} items" if too_many else list(map(_shortened, value))
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -154,27 +154,20 @@ def failure_reasons(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     Returns:
         The most frequent ones, with the full error of the first question as ``example``.
     """
-    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    groups: defaultdict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
         if prediction.error is not None:
-            reason = _reason(prediction, prediction.error)
-            example = prediction.error
-            if not example.startswith(prediction.question.video):
-                example = f"question {prediction.question.id}: {example}"
-            groups[NUMBER.sub("#", reason)].append((reason, example))
-    named = [
-        (pattern if len({reason for reason, _ in group}) > 1 else group[0][0], group)
-        for pattern, group in groups.items()
-    ]
-    named.sort(key=lambda pair: (-len(pair[1]), pair[0]))
-    return [
-        {
-            "reason": shorten(name, MOST_CHARACTERS),
-            "num_questions": len(group),
-            "example": shorten(group[0][1], MOST_CHARACTERS),
+            groups[NUMBER.sub("#", _reason(prediction))].append(prediction)
+    listed = []
+    for pattern, failed in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
+        reasons = set(map(_reason, failed))
+        found = {
+            "reason": shorten(pattern if len(reasons) > 1 else reasons.pop(), MOST_CHARACTERS),
+            "num_questions": len(failed),
+            "example": shorten(_example(failed[0]), MOST_CHARACTERS),
         }
-        for name, group in named[:MOST_REASONS]
-    ]
+        listed.append(found)
+    return listed[:MOST_REASONS]
 
 
 def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
@@ -183,17 +176,22 @@ def check_answered(metrics: Mapping[str, Any], predictions: str) -> None:
     if not total or metrics["num_failed"] < total:
         return
     first = metrics["failures"][0]
-    share = "" if first["num_questions"] == total else f" for {first['num_questions']} of them"
     raise InputError(
-        f"no question was answered: all {total} failed,{share} because: {first['reason']} (such as "
-        f"{first['example']}); fix this and delete {predictions}, then give the same command "
-        "again"
+        f"no question was answered: all {total} failed, {first['num_questions']} of them because: "
+        f"{first['reason']} (such as {first['example']}); fix this and delete {predictions}, then "
+        "give the same command again"
     )
 
 
-def _reason(prediction: Prediction, reason: str) -> str:
-    """An error without the question's video."""
-    video = prediction.question.video
+def _example(prediction: Prediction) -> str:
+    """A prediction's error, which names the video or else the question."""
+    question, error = prediction.question, prediction.error or ""
+    return error if error.startswith(question.video) else f"question {question.id}: {error}"
+
+
+def _reason(prediction: Prediction) -> str:
+    """A prediction's error without the question's video."""
+    reason, video = prediction.error or "", prediction.question.video
     if reason.startswith(video):
         # "video: reason", or "video/frame.jpg: reason" for a folder of frames
         file, colon, rest = reason.removeprefix(video).partition(": ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -11,8 +11,6 @@ from rich.table import Table
 
 from vrts.terminal import printable
 
-RESULT = "vrts predict"
-"""Title of the first table."""
 SHOWN_FAILURES = 5
 """Ids of failed questions, and reasons of failures; ``metrics.json`` has more."""
 MOST_CHARACTERS = 60
@@ -26,49 +24,67 @@ def metrics_tables(metrics: Mapping[str, Any]) -> Group:
 
     A breakdown of one category that has all questions is left out.
     """
-    tables = [_overall(metrics)]
+    result = Table(title="vrts predict")
+    result.add_column("metric")
+    result.add_column("value", justify="right")
+    for name, value, _ in result_rows(metrics):
+        result.add_row(name, escape(value))
+    tables = [result]
     if metrics["failures"]:
         tables.append(_failures(metrics["failures"]))
-    found = {
-        name: categories
-        for name, categories in metrics["breakdown"].items()
-        if len(categories) > 1
-        or next(iter(categories.values()))["num_questions"] < metrics["num_questions"]
-    }
-    if found:
-        tables.append(_breakdown(found))
+    for name, categories in metrics["breakdown"].items():
+        largest = max(numbers["num_questions"] for numbers in categories.values())
+        if largest < metrics["num_questions"]:
+            tables.append(_breakdown(name, categories))
     return Group(*tables)
 
 
-def _overall(metrics: Mapping[str, Any]) -> Table:
-    table = Table(title=RESULT)
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_row("questions", str(metrics["num_questions"]))
-    if metrics.get("num_not_asked"):
-        table.add_row("not asked", str(metrics["num_not_asked"]))
+def result_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the rows of a run's result: name, value, and what the name means, if it needs that."""
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f} %"
+
+    rows = [("questions", str(metrics["num_questions"]), "")]
+    if metrics.get("num_left_out"):
+        note = "by trainer.limit_predict_batches: all numbers here are of a part"
+        rows.append(("left out", str(metrics["num_left_out"]), note))
     if metrics["accuracy"] is not None:
-        table.add_row(f"accuracy of {metrics['num_scored']}", f"{_accuracy(metrics)} %")
-        table.add_row("unanimous and wrong", f"{100 * metrics['unanimous_and_wrong']:.1f} %")
+        note = (
+            "share of right answers where the right one is known, with its standard error, "
+            "clustered by video; a failed question is wrong"
+        )
+        rows.append((f"accuracy of {metrics['num_scored']}", f"{_accuracy(metrics)} %", note))
+        note = "all completions of the deciding round gave one answer, a wrong one"
+        rows.append(("unanimous and wrong", percent(metrics["unanimous_and_wrong"]), note))
     if metrics["gain"] is not None and metrics["gain"]["gain"] is not None:
-        table.add_row("knowledge gain", f"{100 * metrics['gain']['gain']:.1f} %")
+        note = "of what was wrong in the baseline, the share that is right now"
+        rows.append(("knowledge gain", percent(metrics["gain"]["gain"]), note))
     if metrics["mean_frames"] is not None:
-        name = "agreement, at least" if metrics["num_cancelled"] else "agreement"
-        table.add_row(name, f"{100 * metrics['agreement']:.1f} %")
-        table.add_row("frames, deciding round", f"{metrics['mean_frames']:.1f}")
-        table.add_row("frames, all rounds", f"{metrics['mean_frames_total']:.1f}")
+        name = "agreement"
+        note = "mean share of a deciding round's completions that gave its most frequent answer"
+        if metrics["num_cancelled"]:
+            name, note = f"{name}, at least", f"{note}; cancelled ones might have given it too"
+        rows.append((name, percent(metrics["agreement"]), note))
+        note = "mean over questions: what the answer was decided on"
+        rows.append(("frames, deciding round", f"{metrics['mean_frames']:.1f}", note))
+        note = "mean over questions: what the answer cost"
+        rows.append(("frames, all rounds", f"{metrics['mean_frames_total']:.1f}", note))
     for level, share in metrics["decided_at"].items():
         if share is not None:
-            table.add_row(f"decided at {level} frames", f"{100 * share:.1f} %")
-    table.add_row("without an answer", str(metrics["num_without_answer"]))
+            note = "share of questions whose answer this level decided"
+            rows.append((f"decided at {level} frames", percent(share), note))
+    note = "none of the deciding round's completions gave one; counted as wrong"
+    rows.append(("without an answer", str(metrics["num_without_answer"]), note))
     if metrics["num_damaged"]:
-        table.add_row("with damaged frames", str(metrics["num_damaged"]))
-    table.add_row("failed", str(metrics["num_failed"]))
+        rows.append(("with damaged frames", str(metrics["num_damaged"]), ""))
+    note = "has no answer, for a damaged video or a prompt that is too long"
+    rows.append(("failed", str(metrics["num_failed"]), note))
     if metrics["failed"]:
-        names = [_shown(name) for name in metrics["failed"][:SHOWN_FAILURES]]
+        names = [printable(name, MOST_CHARACTERS) for name in metrics["failed"][:SHOWN_FAILURES]]
         more = ["…"] if len(metrics["failed"]) > SHOWN_FAILURES else []
-        table.add_row("failed questions", ",\n".join(names + more))
-    return table
+        rows.append(("failed questions", ",\n".join(names + more), ""))
+    return rows
 
 
 def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
@@ -84,30 +100,19 @@ def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _breakdown(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    """Accuracy by category; a single breakdown gives the column its name."""
-    only = next(iter(found)) if len(found) == 1 else None
-    by = _shown(only or "category")
+def _breakdown(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Table:
+    by = _shown(name)
     table = Table(title=f"accuracy by {by}, %")
     table.add_column(by, overflow="fold")
-    for name in ("accuracy", "questions", "failed"):
-        table.add_column(name, justify="right")
-    for name, categories in found.items():
-        if only is None:
-            table.add_row(f"[bold]{_shown(name)}[/]", "", "", "")
-        for row in _rows(categories, "" if only else "  "):
-            table.add_row(*row)
-        table.add_section()
-    return table
-
-
-def _rows(categories: Mapping[str, Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
+    for column in ("accuracy", "questions", "failed"):
+        table.add_column(column, justify="right")
     if len(categories) > SHOWN_CATEGORIES:
-        yield f"{indent}{len(categories)} of them, see metrics.json", "", "", ""
-        return
+        table.add_row(f"{len(categories)} of them, see metrics.json", "", "", "")
+        return table
     for category, numbers in categories.items():
         questions, failed = str(numbers["num_questions"]), str(numbers["num_failed"] or "")
-        yield f"{indent}{_shown(category)}", _accuracy(numbers), questions, failed
+        table.add_row(_shown(category), _accuracy(numbers), questions, failed)
+    return table
 
 
 def _accuracy(numbers: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vrts.callbacks.monitoring.run_file import RunFile
+from vrts.callbacks.results import RunFile
 from vrts.files.json_lines import append_steps, keep_steps
 from vrts.models.grpo.rollouts import Group
 from vrts.models.module import VideoQAModule
@@ -26,7 +26,6 @@ class CompletionLog(RunFile):
     checkpoint drops the later lines; one that starts over, all of them.
 
     Args:
-        output_dir: folder to write to; ``trainer.default_root_dir`` where null.
         every_n_steps: n; rollouts of optimizer steps 1, 1 + n, 1 + 2n and so on are kept.
         num_shown: completions of the first question that are shown each time.
     """
@@ -48,9 +47,7 @@ class CompletionLog(RunFile):
         if trainer.is_global_zero and self.path(trainer).exists():
             keep_steps(self.path(trainer), trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write the rollout of every n-th step, from step 1 on."""
         step, groups = trainer.global_step, cast(VideoQAModule, pl_module).last_rollout
         is_due = trainer.is_global_zero and (step - 1) % self.every_n_steps == 0

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from vrts.callbacks.monitoring.run_file import RunFile
+from vrts.callbacks.results import RunFile
 from vrts.callbacks.trainer import logged_metrics
 from vrts.files.writing import replacing
 from vrts.types import InputError
@@ -63,9 +63,6 @@ class CurveWriter(RunFile):
 
     The curves have all metrics of each optimizer step, as loggers get them. Checkpoints contain
     them, so that a resumed run draws the steps before it too.
-
-    Args:
-        output_dir: folder to write to; ``trainer.default_root_dir`` where null.
     """
 
     file_name = "curves.png"
@@ -78,7 +75,7 @@ class CurveWriter(RunFile):
         self._learning_rate: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the folder; raises as `RunFile.setup`."""
+        """See `RunFile`."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.points = []
@@ -99,16 +96,12 @@ class CurveWriter(RunFile):
         """From here on there is something to draw."""
         self._training = True
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Note the step's learning rate, before the schedule moves on."""
         optimizers = trainer.optimizers
         self._learning_rate = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Add the step."""
         values = logged_metrics(trainer, "train/")
         self.points.append({"step": trainer.global_step, "lr": self._learning_rate, **values})
@@ -118,9 +111,7 @@ class CurveWriter(RunFile):
         if self._training and not trainer.sanity_checking:
             self.points.append({"step": trainer.global_step, **logged_metrics(trainer, "val/")})
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Draw what there is; a failure here must not hide why the run ends."""
         try:
             self._draw(trainer)

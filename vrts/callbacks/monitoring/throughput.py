@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, cast
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -21,6 +21,9 @@ from vrts.models.grpo.rollouts import StepWork
 from vrts.models.module import VideoQAModule
 
 _log = logging.getLogger(__name__)
+
+RANKS_SHOWN = 16
+"""With more ranks the values of single ones are left out."""
 
 
 class ThroughputLog(Callback):
@@ -33,7 +36,7 @@ class ThroughputLog(Callback):
     reserved on a GPU, else resident) in 10^9 bytes. ``mfu_`` is the share of the device's peak that
     the model's own operations are (`Workload`), in the update with the reference's scoring
     and in the complete step. On several ranks each is the mean, next to the worst rank's value
-    (``/min`` or ``/max``) and that of every rank (``/rank0``).
+    (``/min`` or ``/max``) and, of up to 16, that of every rank (``/rank0``).
 
     The slowest rank slows down all others. To show which one it is, data and rollout are timed
     before the collective at which ranks wait for each other. With sharded weights that are gathered
@@ -46,18 +49,13 @@ class ThroughputLog(Callback):
         every_n_steps: optimizer steps from one log to the next.
         peak_tflops: 10^12 operations a second that the device can do in the Trainer's precision;
             null takes `PEAK_TFLOPS`, and leaves MFU out for a device that is not in it.
-        num_ranks_shown: with more ranks than that, the values of single ranks are left out.
     """
 
     def __init__(
-        self,
-        every_n_steps: PositiveInt = 1,
-        peak_tflops: PositiveFloat | None = None,
-        num_ranks_shown: NonNegativeInt = 16,
+        self, every_n_steps: PositiveInt = 1, peak_tflops: PositiveFloat | None = None
     ) -> None:
         self.every_n_steps = int(every_n_steps)
         self.peak_tflops = peak_tflops and float(peak_tflops)
-        self.num_ranks_shown = int(num_ranks_shown)
         self.clock: Callable[[], float] = time.perf_counter
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,18 +67,14 @@ class ThroughputLog(Callback):
         if not isinstance(trainer.train_dataloader, SampleStream):
             _log.warning("ThroughputLog cannot measure the time spent waiting for data")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Note when the batch has arrived."""
         stream = trainer.train_dataloader
         waited_s = stream.waited_s if isinstance(stream, SampleStream) else 0.0
         self._data_s, self._waited_s = waited_s - self._waited_s, waited_s
         self._start_s = self.clock()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count the batch, and log every n-th step."""
         device = trainer.strategy.root_device
         if device.type == "cuda":
@@ -98,7 +92,7 @@ class ThroughputLog(Callback):
         ranks = [Interval(*values) for values in rows.view(-1, len(row)).tolist()]
         self._interval = Interval()
         found = [rates(rank, self._peak_flops) for rank in split_waiting(ranks)]
-        for name, value in over_ranks(found, self.num_ranks_shown).items():
+        for name, value in over_ranks(found).items():
             pl_module.log(f"throughput/{name}", value, batch_size=1)
 
     def _peak(self, trainer: Trainer) -> float | None:
@@ -166,10 +160,7 @@ def split_waiting(ranks: Sequence[Interval]) -> list[Interval]:
 
     A rank that has finished its rollout waits in the first collective of the update, where clocks
     cannot separate waiting from computing. How long follows from the slowest rank's time until
-    then. Over several batches this is a lower bound.
-
-    Args:
-        ranks: of the same steps.
+    then. Over several batches of the same steps this is a lower bound.
     """
     slowest_s = max(r.data_s + r.rollout_s for r in ranks)
     waits = [min(slowest_s - r.data_s - r.rollout_s, r.update_s) for r in ranks]
@@ -185,12 +176,8 @@ def rates(interval: Interval, peak_flops: float | None) -> dict[str, float]:
     Without the peak of the device, in operations a second, MFU is left out.
     """
     i = interval
-    found = {
-        "step_s": i.step_s,
-        "data_s": i.data_s,
-        "rollout_s": i.rollout_s,
-        "waiting_s": i.waiting_s,
-        "update_s": i.update_s,
+    seconds = ("step_s", "data_s", "rollout_s", "waiting_s", "update_s")
+    found = {name: getattr(i, name) for name in seconds} | {
         "data_share": _ratio(i.data_s, i.step_s),
         "rollout_share": _ratio(i.rollout_s, i.step_s),
         "rollout_tokens_per_s": _ratio(i.completion_tokens, i.rollout_s),
@@ -212,7 +199,7 @@ def _ratio(value: float, by: float) -> float:
     return value / by if by > 0 else math.nan
 
 
-def over_ranks(found: Sequence[Mapping[str, float]], num_shown: int) -> dict[str, float]:
+def over_ranks(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean over ranks of their rates that are not NaN, the worst and, of few ranks, each value."""
     logged: dict[str, float] = {}
     for name in dict.fromkeys(name for rank in found for name in rank):
@@ -226,7 +213,7 @@ def over_ranks(found: Sequence[Mapping[str, float]], num_shown: int) -> dict[str
             continue
         worst = "min" if name.endswith("_per_s") or name.startswith("mfu") else "max"
         logged[f"{name}/{worst}"] = (max if worst == "max" else min)(values.values())
-        if len(found) <= num_shown:
+        if len(found) <= RANKS_SHOWN:
             logged |= {f"{name}/rank{r}": value for r, value in values.items()}
     return logged
 

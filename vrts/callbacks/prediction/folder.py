@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from vrts.files.json_lines import cut_torn_line, whole_lines
 from vrts.files.predictions import (
@@ -36,18 +36,10 @@ class PredictionFolder:
 
     def __init__(self, path: Path, places: Mapping[str, int]) -> None:
         self.path = path
+        self.predictions_path = path / FILE_NAME
+        self.metrics_path = path / METRICS_NAME
         self._places = places
-        self._lock: BaseFileLock | None = None
-
-    @property
-    def predictions_path(self) -> Path:
-        """Path of ``predictions.jsonl``."""
-        return self.path / FILE_NAME
-
-    @property
-    def metrics_path(self) -> Path:
-        """Path of ``metrics.json``."""
-        return self.path / METRICS_NAME
+        self._lock = FileLock(path / ".lock")
 
     def lock(self, settings: dict[str, Any]) -> None:
         """Make the folder, check that it belongs to these settings, and merge its files.
@@ -61,17 +53,15 @@ class PredictionFolder:
         path = self.path / SETTINGS_NAME
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock")
             self._lock.acquire(timeout=0)
             if self.metrics_path.is_dir():
                 raise ValueError(f"{self.metrics_path.name} is a folder there")
-            has_lines = self.predictions_path.exists() and self.predictions_path.stat().st_size
+            self.predictions_path.open("a").close()  # fails now rather than after a batch
             if not path.exists():
-                if has_lines:
+                if self.predictions_path.stat().st_size:
                     raise ValueError(f"it holds predictions, but no {path.name}")
                 write_json(path, settings)
             found = _read_settings(path)
-            self.predictions_path.open("a").close()  # fails now rather than after a batch
             cut_torn_line(self.predictions_path)
             self.merge()
         except Timeout as error:
@@ -99,13 +89,12 @@ class PredictionFolder:
 
     def release(self) -> None:
         """Let another run lock it; idempotent."""
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.release()
 
     def decided(self) -> list[str]:
         """Return the ids of the lines; raises `InputError` if one is not a question of this run."""
         ids = [p.question.id for p in read_predictions(self.predictions_path)]
-        unknown = [name for name in ids if name not in self._places]
+        unknown = [id for id in ids if id not in self._places]
         if unknown:
             raise InputError(
                 f"{self.predictions_path}: holds {len(unknown)} questions that data.predict does "

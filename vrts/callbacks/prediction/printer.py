@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vrts.answers import split_completion
 from vrts.terminal import printable
-from vrts.types import InputError, Prediction, Question, Round, letters
+from vrts.types import InputError, Prediction, Round, letters
 
 SHOWN_TIMES = 16
 """Frames whose times are printed; the middle ones of more are left out."""
@@ -45,9 +45,13 @@ class AnswerPrinter(Callback):
 
 def answer_panel(prediction: Prediction) -> Panel:
     """Show a prediction that did not fail; no text in it is markup."""
-    last = prediction.rounds[-1]
-    parts = [Text(printable(answer_text(prediction.answer, prediction.question)), style="bold")]
-    reasoning = reasoning_for(prediction.answer, last)
+    question, last = prediction.question, prediction.rounds[-1]
+    answer = prediction.answer or "no answer"
+    if (place := letters(question.options).find(answer)) >= 0:
+        answer = f"{answer}. {question.options[place]}"
+    parts = [Text(printable(answer), style="bold")]
+    # of the first completion that gave the answer
+    reasoning, _ = split_completion(last.completions[last.answers.index(prediction.answer)])
     if reasoning:
         parts += [Text(), Text(printable(reasoning, None), style="italic")]
     parts.append(Text())
@@ -60,24 +64,8 @@ def answer_panel(prediction: Prediction) -> Panel:
         parts.append(
             Text(f"{last.num_damaged} frames are damaged; the nearest sound ones are used")
         )
-    title = escape(printable(prediction.question.text))
+    title = escape(printable(question.text))
     return Panel(Group(*parts), title=title, title_align="left")
-
-
-def answer_text(answer: str | None, question: Question) -> str:
-    """The answer; of a multiple choice the letter with its option."""
-    if answer is None:
-        return "no answer"
-    place = letters(question.options).find(answer)
-    return answer if place < 0 else f"{answer}. {question.options[place]}"
-
-
-def reasoning_for(answer: str | None, found: Round) -> str | None:
-    """Reasoning of the first completion that gave an answer, or None if it has none."""
-    for text, given in zip(found.completions, found.answers, strict=True):
-        if given == answer:
-            return split_completion(text)[0]
-    return None
 
 
 def times_text(times_s: Sequence[float]) -> str:

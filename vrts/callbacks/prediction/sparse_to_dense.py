@@ -9,7 +9,7 @@ from typing import Any, cast
 from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 
-from vrts.callbacks.trainer import callbacks_of, data_of
+from vrts.callbacks.trainer import data_of
 from vrts.data.video.frames import NestedPairSampler
 from vrts.data.workers.requests import Priority
 from vrts.files.fingerprints import describe
@@ -65,13 +65,12 @@ class SparseToDense(Callback):
         self.num_samples = int(num_samples or (len(sampling) if sampling else 5))
         self.sampling = sampling
         self.decode_ahead = decode_ahead
-        if not self.levels or any(level % 2 or level <= 0 for level in self.levels):
+        is_ascending = all(a < b for a, b in pairwise([0, *self.levels]))
+        if not self.levels or not is_ascending or any(level % 2 for level in self.levels):
             raise InputError(
-                f"SparseToDense.levels is {self.levels}; give even numbers of frames (two frames "
-                "make one temporal patch), for instance [32, 64, 128]"
+                f"SparseToDense.levels is {self.levels}; give even numbers of frames (two make one "
+                "temporal patch) that ascend, for instance [32, 64, 128]"
             )
-        if any(a >= b for a, b in pairwise(self.levels)):
-            raise InputError(f"SparseToDense.levels is {self.levels}; they must ascend")
         if sampling is not None and len(sampling) != self.num_samples:
             raise InputError(
                 f"SparseToDense.sampling has {len(sampling)} entries for {self.num_samples} "
@@ -118,12 +117,3 @@ class SparseToDense(Callback):
         module = cast(VideoQAModule, pl_module)
         module.plan = Plan((module.eval_sampling,))
         data_of(trainer).predict_num_frames = None
-
-
-def install_plan(trainer: Trainer, pl_module: LightningModule, stage: str) -> SparseToDense | None:
-    """Return the run's `SparseToDense` after its `setup`, wherever it is in the list."""
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, SparseToDense):
-            callback.setup(trainer, pl_module, stage)
-            return callback
-    return None

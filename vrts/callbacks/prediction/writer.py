@@ -13,10 +13,10 @@ from rich.console import Console
 from vrts.callbacks.metrics.summary import check_answered, summarise
 from vrts.callbacks.metrics.tables import metrics_tables
 from vrts.callbacks.prediction.folder import PredictionFolder
-from vrts.callbacks.prediction.sparse_to_dense import install_plan
-from vrts.callbacks.results import tell
+from vrts.callbacks.prediction.sparse_to_dense import SparseToDense
+from vrts.callbacks.results import report
 from vrts.callbacks.signals import SignalHandlers
-from vrts.callbacks.trainer import check_on_rank_zero, data_of
+from vrts.callbacks.trainer import callbacks_of, check_on_rank_zero, data_of
 from vrts.files.fingerprints import folder_digests, sampled_digest
 from vrts.files.predictions import read_predictions
 from vrts.files.writing import write_json
@@ -28,7 +28,7 @@ class PredictionWriter(Callback):
     """Writes ``predictions.jsonl``, one line a question as soon as it is decided.
 
     At the end come ``metrics.json`` and a table; questions that ``trainer.limit_predict_batches``
-    leaves out are counted there as ``num_not_asked``. A run into a folder with predictions of the
+    leaves out are counted there as ``num_left_out``. A run into a folder with predictions of the
     same settings continues after them; other settings are refused. Each process but the first
     writes to its own file, which the first one merges.
 
@@ -68,7 +68,9 @@ class PredictionWriter(Callback):
             return
         self._parent_pid = os.getppid()
         data = data_of(trainer)
-        plan = install_plan(trainer, pl_module, stage)
+        plan = next(iter(callbacks_of(trainer, SparseToDense)), None)
+        if plan is not None:
+            plan.setup(trainer, pl_module, stage)  # the fingerprints need it, wherever it is listed
         self._levels = plan.levels if plan else [data.num_frames]
         places = {question.id: i for i, question in enumerate(data.questions("predict"))}
         self._num_questions = len(places)
@@ -88,7 +90,7 @@ class PredictionWriter(Callback):
         self.is_unfinished = len(decided) < len(places)
         if decided and trainer.is_global_zero:
             count = f"{len(decided)} of {len(places)}"
-            tell(f"{self.folder.predictions_path}: {count} are already decided")
+            report(f"{self.folder.predictions_path}: {count} are already decided")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove metrics of an earlier run with fewer questions, and let SIGTERM interrupt."""
@@ -117,7 +119,7 @@ class PredictionWriter(Callback):
         self.folder.release()
         is_interrupted = isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero
         if is_interrupted and self._num_questions:
-            tell(
+            report(
                 f"Interrupted: {self.folder.num_decided()} of {self._num_questions} questions "
                 f"are decided and kept in {self.folder.predictions_path}; the same command "
                 f"continues after them, and writes {self.folder.metrics_path.name} at the end"
@@ -131,15 +133,15 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         metrics = summarise(self.folder.predictions(), self._levels, self._baseline_correct)
-        if num_not_asked := self._num_questions - metrics["num_questions"]:
-            metrics["num_not_asked"] = num_not_asked  # by trainer.limit_predict_batches
+        if num_left_out := self._num_questions - metrics["num_questions"]:
+            metrics["num_left_out"] = num_left_out  # by trainer.limit_predict_batches
         write_json(self.folder.metrics_path, metrics)
         Console().print(metrics_tables(metrics))
         self._metrics = metrics
         self.folder.release()
 
     def results(self, trainer: Trainer) -> list[Path]:
-        """Return the files of predictions and metrics."""
+        """See `HasResults`."""
         return [self.folder.predictions_path, self.folder.metrics_path]
 
     def check_answered(self) -> None:

@@ -1,7 +1,9 @@
-"""Writing ``report.html`` at the end of a prediction run."""
+"""Writing ``report.html`` at the end of a prediction run, and its thumbnails during it."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,27 +11,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+import torch
+from jsonargparse.typing import NonNegativeInt
 from lightning import Callback, LightningModule, Trainer
+from PIL import Image
 
 from vrts.callbacks.prediction.writer import PredictionWriter
-from vrts.callbacks.report.entries import (
-    Entry,
-    by_priority,
-    completion_limit,
-    report_entry,
-    summary,
-)
+from vrts.callbacks.report.entries import by_priority, completion_limit, report_entry, summary
 from vrts.callbacks.report.page import render_report, report_title
-from vrts.callbacks.report.thumbnails import thumbnails_path, write_thumbnails
 from vrts.callbacks.trainer import callbacks_of, data_of
 from vrts.data.datamodule import VideoQADataModule
 from vrts.files.predictions import METRICS_NAME, SETTINGS_NAME, read_predictions
 from vrts.files.writing import make_folder, replacing
-from vrts.types import InputError, Prediction
+from vrts.types import Clip, InputError, Prediction
 
-TEXT_BUDGET = 20_000_000
-"""Characters of all completions together; a browser opens such a page in a second or two."""
+MOST_CHARACTERS, TEXT_BUDGET = 2000, 20_000_000
+"""Of a completion, and of all together; a browser opens such a page in a second or two."""
+
+MOST_FRAMES = 8
+"""Frames shown of a clip."""
+FRAME_WIDTH, FRAME_HEIGHT, GAP = 172, 96, 2
+"""Box that a frame fits into, and space between two frames, in pixels."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,24 +39,20 @@ _log = logging.getLogger(__name__)
 class ReportWriter(Callback):
     """Writes ``report.html`` next to ``predictions.jsonl``: one file that opens in a browser.
 
-    It has the result, charts, and the questions with frames, votes and reasoning. Thumbnails of
-    frames are kept in ``thumbnails/`` as soon as their questions are decided, so that the report
-    of a resumed run has them too. An interrupted run writes no report.
+    It has the result, charts, and the questions with frames, votes and reasoning; the middle of a
+    long completion is left out. Thumbnails of frames are kept in ``thumbnails/`` as soon as their
+    questions are decided, so that the report of a resumed run has them too. An interrupted run
+    writes no report.
 
     `trainer.callbacks` must name it after `PredictionWriter`, whose files it reads.
 
     Args:
         max_thumbnails: questions whose frames the report shows, wrong and failed ones first, then
             undecided ones; 0 keeps no frames at all.
-        most_characters: of a completion; the middle of a longer one is left out. In a run of very
-            many questions it is less.
     """
 
-    def __init__(
-        self, max_thumbnails: NonNegativeInt = 300, most_characters: PositiveInt = 2000
-    ) -> None:
+    def __init__(self, max_thumbnails: NonNegativeInt = 300) -> None:
         self.max_thumbnails = int(max_thumbnails)
-        self.most_characters = int(most_characters)
         self._writer = PredictionWriter()
         """That of the run from `setup` on."""
         self._keeps_thumbnails = False
@@ -69,14 +67,14 @@ class ReportWriter(Callback):
         return self._writer.folder.path / "thumbnails"
 
     def results(self, trainer: Trainer) -> list[Path]:
-        """Return the report."""
+        """See `HasResults`."""
         return [self.path]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the writer, which must come before this callback; raises `InputError`."""
         if stage != "predict":
             return
-        order = callbacks_of(trainer)
+        order = callbacks_of(trainer, Callback)
         writers = [c for c in order[: order.index(self)] if isinstance(c, PredictionWriter)]
         if not writers:
             raise InputError(
@@ -133,10 +131,24 @@ class ReportWriter(Callback):
 
     def _render(self, data: VideoQADataModule) -> Iterator[str]:
         folder, lines = self._writer.folder.path, self._writer.folder.predictions_path
-        limit = completion_limit(read_predictions(lines), self.most_characters, TEXT_BUDGET)
+        limit = completion_limit(read_predictions(lines), MOST_CHARACTERS, TEXT_BUDGET)
         # the file is read three times: texts of a long run take more memory than all else
         summaries = [summary(report_entry(found, 0)) for found in read_predictions(lines)]
-        thumbnails = self._chosen_thumbnails(summaries)
+        ids = [entry["id"] for entry in by_priority(summaries)]
+        kept = [(id, p) for id in ids if (p := thumbnails_path(self._thumbnails, id)).is_file()]
+        thumbnails = {id: path.read_bytes() for id, path in kept[: self.max_thumbnails]}
+        frames_note = ""
+        if data.make_sample is not None:
+            frames_note = (
+                "No frames are shown: this run scored recorded completions and decoded no video. "
+                "The report of the recorded run shows them."
+            )
+        elif len(thumbnails) < len(summaries):
+            frames_note = (
+                f"Frames are shown of {len(thumbnails):,} of {len(summaries):,} questions: where "
+                f"there are any, and of {self.max_thumbnails:,} at most "
+                "(ReportWriter.max_thumbnails), those of wrong answers first."
+            )
         metrics = json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
         path = folder / SETTINGS_NAME  # written when the run began
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -149,30 +161,39 @@ class ReportWriter(Callback):
             settings,
             report_title(settings, date),
             str(folder.resolve()),
-            self._frames_note(data, len(thumbnails), len(summaries)),
+            frames_note,
         )
 
-    def _frames_note(self, data: VideoQADataModule, num_shown: int, num_questions: int) -> str:
-        """Which questions' frames the report lacks, and why."""
-        if data.make_sample is not None:
-            return (
-                "No frames are shown: this run scored recorded completions and decoded no video. "
-                "The report of the recorded run shows them."
-            )
-        if self.max_thumbnails == 0:
-            return "No frames are shown: ReportWriter.max_thumbnails is 0."
-        if num_shown < num_questions:
-            return (
-                f"Frames are shown of {num_shown:,} of {num_questions:,} questions: where there "
-                f"are any, and of {self.max_thumbnails:,} at most (ReportWriter.max_thumbnails), "
-                "those of wrong answers first."
-            )
-        return ""
 
-    def _chosen_thumbnails(self, summaries: Sequence[Entry]) -> dict[str, bytes]:
-        chosen: dict[str, bytes] = {}
-        for entry in by_priority(summaries):
-            path = thumbnails_path(self._thumbnails, entry["id"])
-            if len(chosen) < self.max_thumbnails and path.is_file():
-                chosen[entry["id"]] = path.read_bytes()
-        return chosen
+def shown_frames(num_frames: int) -> list[int]:
+    """Return the frames shown of T: evenly spread, first and last among them."""
+    count = min(MOST_FRAMES, num_frames)
+    return [int(i) for i in torch.linspace(0, num_frames - 1, count, device="cpu").round()]
+
+
+def make_thumbnails(clip: Clip) -> bytes:
+    """Draw a clip's frames side by side, small, as one JPEG."""
+    shown = clip.frames[shown_frames(clip.num_frames)].permute(0, 2, 3, 1)  # [frames, H, W, C]
+    H, W = shown.shape[1:3]
+    scale = min(FRAME_WIDTH / W, FRAME_HEIGHT / H)
+    width, height = max(1, round(W * scale)), max(1, round(H * scale))
+    image = Image.new("RGB", (len(shown) * (width + GAP) - GAP, height), "white")
+    for place, pixels in enumerate(shown.contiguous().cpu().numpy()):
+        frame = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        image.paste(frame, (place * (width + GAP), 0))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=60)
+    return buffer.getvalue()
+
+
+def thumbnails_path(folder: Path, question_id: str) -> Path:
+    """Return the file of a question's thumbnails, whatever characters its id has."""
+    digest = hashlib.sha256(question_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return folder / f"{digest[:20]}.jpg"
+
+
+def write_thumbnails(folder: Path, question_id: str, clip: Clip, rank: int) -> None:
+    """Write a question's thumbnails atomically; several ranks may write the same file at a time."""
+    folder.mkdir(exist_ok=True)
+    with replacing(thumbnails_path(folder, question_id), writer=f".rank{rank}") as file:
+        file.write(make_thumbnails(clip))

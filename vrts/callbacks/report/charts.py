@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vrts.callbacks.report.entries import Entry
+from vrts.terminal import one_line
 
 MOST_GROUPS = 30
 """Categories in one chart, the largest ones."""
@@ -159,13 +160,13 @@ def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Char
     def draw(axes: Axes) -> None:
         labels = [f"{_cut(group)} ({numbers['num_scored']:,})" for group, numbers in shown]
         places = range(len(shown))
-        axes.barh(places, shares, xerr=errors, color=BLUE, ecolor=GREY, capsize=2, height=0.7)
-        for place, (share, error) in enumerate(zip(shares, errors, strict=True)):
-            inside = share > 12  # or else next to its bar
-            at, color = (1.5, "white") if inside else (share + error + 1.5, "black")
-            axes.text(at, place, f"{share:.1f}", va="center", color=color, fontsize=8)
+        bars = axes.barh(
+            places, shares, xerr=errors, color=BLUE, ecolor=GREY, capsize=2, height=0.7
+        )
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
         axes.set_yticks(places, labels)
-        axes.set_xlim(0, 105)
+        axes.set_xlim(0, 120)
+        axes.set_xticks(range(0, 101, 25))
         axes.set_xlabel("accuracy, % (number of questions)")
         axes.invert_yaxis()
 
@@ -177,7 +178,7 @@ def _group_chart(name: str, categories: Mapping[str, Mapping[str, Any]]) -> Char
 
 def _cut(text: str) -> str:
     """A short label on one line, of characters that XML allows."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = one_line(text)
     return text if len(text) <= 32 else text[:31] + "…"
 
 

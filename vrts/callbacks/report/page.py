@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -17,28 +16,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vrts.callbacks.metrics.tables import RESULT, metrics_tables
+from vrts.callbacks.metrics.tables import metrics_tables, result_rows
 from vrts.callbacks.report.charts import make_charts
 from vrts.callbacks.report.entries import TAGS, Entry
+from vrts.files.fingerprints import yaml_line
 
 PACKAGE = "vrts.callbacks.report"
-
-EXPLAINED = {
-    "accuracy of #": "share of right answers where the right one is known, with its standard "
-    "error, clustered by video; a failed question is wrong",
-    "unanimous and wrong": "all completions of the deciding round gave one answer, a wrong one",
-    "knowledge gain": "of what was wrong in the baseline, the share that is right now",
-    "agreement": "mean share of a deciding round's completions that gave its most frequent answer",
-    "agreement, at least": "mean share of a deciding round's completions that gave its most "
-    "frequent answer; some were cancelled, which might have given it too",
-    "frames, deciding round": "mean over questions: what the answer was decided on",
-    "frames, all rounds": "mean over questions: what the answer cost",
-    "decided at # frames": "share of questions whose answer this level decided",
-    "without an answer": "none of the deciding round's completions gave one; counted as wrong",
-    "not asked": "questions of data.predict that are left out: all numbers here are of a part",
-    "failed": "has no answer, for a damaged video or a prompt that is too long",
-}
-"""Explanations of the rows of the first table; ``#`` is a number."""
 
 
 def render_report(
@@ -73,13 +56,14 @@ def render_report(
         trim_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"base64": _base64, "plain": plain}
+    environment.filters |= {"base64": _base64, "yaml": yaml_line}
     return environment.get_template("page.html.j2").generate(
         title=title,
         folder=folder,
         style=_inline("page.css"),
         script=_inline("page.js"),
         tables=[_cells(table) for table in metrics_tables(metrics).renderables],
+        notes={name: note for name, _, note in result_rows(metrics) if note},
         charts=make_charts(summaries, metrics),
         settings=settings or {},
         tag_names=TAGS,
@@ -109,12 +93,10 @@ def _cells(table: RenderableType) -> dict[str, Any]:
     """Texts of one of the terminal's tables."""
     assert isinstance(table, Table)
     columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
-    keys = {name: re.sub(r"\d+", "#", name) for name in columns[0] if table.title == RESULT}
     return {
         "title": _plain(str(table.title)),
         "columns": [_plain(column.header) for column in table.columns],
         "rows": list(zip(*columns, strict=True)),
-        "notes": {name: EXPLAINED[key] for name, key in keys.items() if key in EXPLAINED},
     }
 
 
@@ -126,22 +108,6 @@ def report_title(settings: Mapping[str, Any], date: str) -> str:
     names = found if isinstance(found, list) else [found or settings.get("reader")]
     data = ", ".join(Path(str(name).partition(" sha256:")[0]).name for name in names)
     return f"{model} on {data}, {date}"
-
-
-def plain(value: Any) -> str:
-    """Write a setting for people: an object as its class, with its options in parentheses."""
-    if value is None or value in ([], {}, ""):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(plain, value))
-    if not isinstance(value, dict):
-        return str(value)
-    options = ", ".join(f"{key}: {plain(item)}" for key, item in value.items() if key != "class")
-    if "class" not in value:
-        return options
-    return f"{value['class']} ({options})" if options else str(value["class"])
 
 
 def _plain(cell: RenderableType) -> str:

@@ -35,7 +35,7 @@ from vrts.types import (
     Sample,
     SamplingParams,
 )
-from vrts.voting import VotingRule, decide, fail, make_round, naming
+from vrts.voting import VotingRule, decide, error_context, fail, make_round
 
 _log = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class Predictor:
         is_last = self._is_last(pending)
         pending.rounds.append(found)
         prediction = self._vote(pending)
-        with naming(question):
+        with error_context(question):
             if is_last or prediction.error is not None or self._plan.rule.is_settled(found):
                 self._decide(pending, prediction)
             else:
@@ -340,7 +340,7 @@ def _should_stop(rule: VotingRule, question: Question, is_last: bool) -> ShouldS
     """Return the check whether the completions still running cannot change the round."""
 
     def should_stop(texts: Sequence[str | None], mean_logprobs: Sequence[float]) -> bool:
-        with naming(question):
+        with error_context(question):
             return rule.may_stop(
                 [None if text is None else parse_answer(text, question) for text in texts],
                 mean_logprobs,

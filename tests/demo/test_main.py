@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from vrts.demo.report import comparison_table, predict_report
+from vrts.demo.__main__ import comparison_table, predict_report
 
 METRICS = {
     "accuracy": 0.5,
