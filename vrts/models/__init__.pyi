@@ -2,6 +2,7 @@ from .checkpoints.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from .checkpoints.checkpoint_io import BackgroundCheckpointIO as BackgroundCheckpointIO
 from .engines.engine import Engine as Engine
 from .engines.native import NativeEngine as NativeEngine
+from .engines.vllm.engine import VLLMEngine as VLLMEngine
 from .grpo.advantages import Advantages as Advantages
 from .grpo.advantages import BatchScaled as BatchScaled
 from .grpo.advantages import Centred as Centred

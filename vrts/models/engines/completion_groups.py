@@ -44,7 +44,11 @@ class Row:
             max_new_tokens=self.group.request.max_new_tokens,
             finished=finished,
             token_ids=torch.tensor(self.ids, dtype=torch.int64, device="cpu"),
-            logprobs=torch.tensor(self.logprobs, dtype=torch.float32, device="cpu"),
+            logprobs=(
+                torch.tensor(self.logprobs, dtype=torch.float32, device="cpu")
+                if len(self.logprobs) == len(self.ids)
+                else None  # not known
+            ),
             cancelled=cancelled,
         )
 
@@ -82,7 +86,9 @@ class CompletionGroup:
             return False
         done = [row.completion for row in self.rows]
         texts = [None if c is None else c.text for c in done]
-        return should_stop(texts, [0.0 if c is None else c.mean_logprob for c in done])
+        means = [0.0 if c is None else c.mean_logprob for c in done]
+        is_known = all(c is None or c.logprobs is not None for c in done)
+        return should_stop(texts, means if is_known else [])
 
     def result(self) -> Result:
         """All its completions, which have ended."""
