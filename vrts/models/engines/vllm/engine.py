@@ -81,7 +81,6 @@ class VLLMEngine(Engine):
             "enforce_eager": enforce_eager,
             "enable_sleep_mode": sleep,
             "enable_mm_embeds": True,
-            "limit_mm_per_prompt": {"image": 0, "video": 0},  # but features: no vision tower
             "mm_processor_cache_gb": 0,
             "logprobs_mode": "raw_logprobs",
             "generation_config": "vllm",
@@ -136,7 +135,15 @@ class VLLMEngine(Engine):
         self._policy, self._device, self._autocast = policy, device, dtype
         self._network = policy.network()
         self._dtype: torch.dtype = dtype or self._network.dtype
-        options = {"model": policy.sources[-1], "dtype": self._dtype, **self._options}
+        # no images but as features, so it builds no vision tower: with one, Qwen3-VL alone takes
+        # features for deeper layers
+        has_deeper = bool(getattr(policy.base.config.vision_config, "deepstack_visual_indexes", ()))
+        options = {
+            "model": policy.sources[-1],
+            "dtype": self._dtype,
+            "limit_mm_per_prompt": {"image": int(has_deeper), "video": 0},
+            **self._options,
+        }
         if is_adapted(policy.model):
             rank = max(config.r for config in policy.model.peft_config.values())
             bound = min((size for size in LORA_RANKS if size >= rank), default=rank)
@@ -175,12 +182,10 @@ class VLLMEngine(Engine):
         self._llm.add_lora(self._adapter)
 
     def _write(self, policy: TransformersPolicy) -> str:
-        """Write the language model, in the dtype that vLLM computes in; returns the folder."""
-        visual = {id(parameter) for parameter in policy.family.visual(policy.base).parameters()}
+        """Write all weights, in the dtype that vLLM computes in; returns the folder."""
         weights = {
             name: parameter.detach().to("cpu", self._dtype).contiguous()
             for name, parameter in policy.base.named_parameters()  # tied ones once
-            if id(parameter) not in visual
         }
         path = self._make_folder(sum(tensor.nbytes for tensor in weights.values()))
         save_file(weights, Path(path) / "model.safetensors", metadata={"format": "pt"})
