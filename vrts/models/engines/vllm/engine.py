@@ -18,9 +18,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from safetensors.torch import save_file
 from torch import nn
 
-from vrts.models.engines.completion_groups import CompletionGroup, Row
+from vrts.models.engines.completion_groups import CompletionGroup, Row, StopSearch
 from vrts.models.engines.engine import Engine, Request, Result
-from vrts.models.engines.stop_texts import StopTexts
 from vrts.models.engines.vllm.process import INSTEAD, check, start, vllm_version
 from vrts.models.engines.vllm.prompts import engine_input
 from vrts.models.families.prompt import VideoPrompt
@@ -99,13 +98,11 @@ class VLLMEngine(Engine):
         self._rows: dict[str, Row] = {}  # that have not ended, by vLLM's names for them
         self._groups: list[CompletionGroup] = []  # requests that have not come out
         self._done: list[Result] = []
-        self._stops: dict[tuple[str, ...], StopTexts] = {}
 
     # ---- weights
 
     def check(self, policy: Policy, device: torch.device, temperature: float | None) -> None:
         """See `Engine.check`."""
-        check(policy, device)
         if temperature not in (None, *EXACT_TEMPERATURES):
             raise InputError(
                 f"model.temperature is {temperature}, and vLLM gives log-probs at 1 alone; set it "
@@ -113,6 +110,7 @@ class VLLMEngine(Engine):
             )
         if self.sleep and device.type != "cuda":
             raise InputError("model.engine: vLLM sleeps on CUDA alone; set sleep to false")
+        check(policy, device)
 
     def attach(
         self, policy: Policy, device: torch.device, dtype: torch.dtype | None, will_shard: bool
@@ -123,18 +121,22 @@ class VLLMEngine(Engine):
         assert isinstance(policy, TransformersPolicy)
         if will_shard:
             raise InputError(
-                "model.engine: VLLMEngine takes complete weights, and trainer.strategy shards them; "
+                "model.engine: vLLM takes complete weights, and trainer.strategy shards them; "
                 f"train an adapter on each device (--config lora --config ddp), or {INSTEAD}"
             )
         num_ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if num_ranks > 1 < self._options["tensor_parallel_size"]:
+        if num_ranks > 1 and self._options["tensor_parallel_size"] > 1:
             raise InputError(
                 "model.engine: each rank has a vLLM of its own, on its own device; set "
                 "tensor_parallel_size to 1, or trainer.devices to 1"
             )
         self._policy, self._device, self._autocast = policy, device, dtype
         self._network = policy.network()
-        self._dtype: torch.dtype = dtype or self._network.dtype
+        self._stops = StopSearch(self._network.tokenizer)
+        default = torch.get_default_dtype()  # of a policy that Lightning converts after this
+        self._dtype: torch.dtype = dtype or (
+            self._network.dtype if default == torch.float32 else default
+        )
         # no images but as features, so it builds no vision tower: with one, Qwen3-VL alone takes
         # features for deeper layers
         has_deeper = bool(getattr(policy.base.config.vision_config, "deepstack_visual_indexes", ()))
@@ -174,7 +176,8 @@ class VLLMEngine(Engine):
         from vllm.lora.request import LoRARequest
 
         before, number = self._adapter, self._num_syncs
-        path = self._make_folder(sum(p.nbytes for p in policy.parameters() if p.requires_grad))
+        named = policy.named_parameters()
+        path = self._make_folder(sum(p.nbytes for name, p in named if "lora_" in name))
         policy.save_pretrained(path)
         self._adapter = LoRARequest(f"sync {number}", number, path)
         if before is not None:
@@ -183,6 +186,11 @@ class VLLMEngine(Engine):
 
     def _write(self, policy: TransformersPolicy) -> str:
         """Write all weights, in the dtype that vLLM computes in; returns the folder."""
+        if self._device.type == "cpu" and policy.base.config.tie_word_embeddings:
+            raise InputError(
+                "model.engine: the CPU build of vLLM goes on with the old head where that is the "
+                f"embeddings of tokens; train an adapter (--config lora), or {INSTEAD}"
+            )
         weights = {
             name: parameter.detach().to("cpu", self._dtype).contiguous()
             for name, parameter in policy.base.named_parameters()  # tied ones once
@@ -231,10 +239,12 @@ class VLLMEngine(Engine):
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Context of the policy's passes."""
-        trains = self._policy.training
-        self._policy.eval()
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(
-            self._device.type, self._autocast, enabled=self._autocast is not None
+        is_mixed, trains = self._autocast is not None, self._policy.training
+        self._policy.train(False)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(self._device.type, self._autocast, enabled=is_mixed),
         ):
             yield
         self._policy.train(trains)
@@ -260,8 +270,8 @@ class VLLMEngine(Engine):
         if not diff <= limit:
             raise InputError(
                 f"model.engine: after the prompt of question {prompt.question.id} the log-probs of "
-                f"vLLM {vllm_version()} differ from the policy's by {diff:.2g} nats, where rounding "
-                f"makes {limit:g} at most; take another version of vLLM, or {INSTEAD}"
+                f"vLLM {vllm_version()} differ from the policy's by {diff:.2g} nats, and rounding "
+                f"explains {limit:g}; take another version of vLLM, or {INSTEAD}"
             )
 
     def has_room(self) -> bool:
@@ -345,35 +355,25 @@ class VLLMEngine(Engine):
             self._logprob(listed, token)
             for listed, token in zip(new.logprobs or (), new.token_ids, strict=False)
         ]
-        stop = self._stop_texts(row.sampling.stop).end(row.ids, row.num_searched)
-        row.num_searched = len(row.ids)
-        if stop is not None:
-            del row.ids[stop:], row.logprobs[stop:]
-            if not output.finished:
-                self._llm.abort_request([output.request_id])
-        if stop is not None or output.finished:
-            finished = stop is not None or new.finish_reason == "stop"
+        is_stopped = self._stops.cut(row)
+        if is_stopped and not output.finished:
+            self._llm.abort_request([output.request_id])
+        if is_stopped or output.finished:
+            finished = is_stopped or new.finish_reason == "stop"
             row.finish(self._network.tokenizer, finished)
         return row.completion is not None
 
     def _settle(self, group: CompletionGroup) -> None:
         """Cancel what a request no longer needs; where nothing is left of it, it is done."""
-        left = group.open_rows
-        if left and not group.is_decided():
+        cancelled = group.settle(self._network.tokenizer)
+        if cancelled is None:
             return
-        names = [name for name, row in self._rows.items() if row in left]
-        if names:
-            self._llm.abort_request(names)
+        names = [name for name, row in self._rows.items() if row in cancelled]
         for name in names:
-            row = self._rows.pop(name)
-            row.finish(self._network.tokenizer, finished=False, cancelled=True)
+            del self._rows[name]
+        self._llm.abort_request(names)
         self._groups.remove(group)
         self._done.append(group.result())
-
-    def _stop_texts(self, texts: tuple[str, ...]) -> StopTexts:
-        if texts not in self._stops:
-            self._stops[texts] = StopTexts(self._network.tokenizer, texts)
-        return self._stops[texts]
 
     def _input(self, prompt: Prompt) -> Any:
         assert isinstance(prompt, VideoPrompt)
@@ -396,12 +396,9 @@ class VLLMEngine(Engine):
         from vllm.sampling_params import RequestOutputKind
 
         is_exact = sampling.temperature in EXACT_TEMPERATURES
+        shared = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
         return Params(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
+            **{name: getattr(sampling, name) for name in shared},
             seed=seed if sampling.temperature else None,
             max_tokens=max_tokens,
             stop_token_ids=self._network.end_ids.tolist(),

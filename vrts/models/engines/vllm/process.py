@@ -22,13 +22,13 @@ from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError
 
 OLDEST = "0.32"
-INSTEAD = "set model.engine to null, for vrts's own"
+INSTEAD = "leave model.engine at null, which samples with vrts's own"
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""Defaults: vLLM neither writes to standard output nor reports what it is used for."""
+"""Defaults. vLLM's own write to standard output, and report what it is used for."""
 
 
 def vllm_version() -> str:
@@ -40,7 +40,7 @@ def vllm_version() -> str:
     if found is None or Version(found) < Version(OLDEST):
         what = f"vLLM {found} is too old" if found else "vLLM is not installed"
         raise InputError(
-            f"model.engine: {what}; pip install 'vrts[vllm]', which takes {OLDEST} or later, or "
+            f"model.engine: {what}; pip install --upgrade 'vrts[vllm]' ({OLDEST} or later), or "
             f"{INSTEAD}"
         )
     return found
@@ -48,29 +48,26 @@ def vllm_version() -> str:
 
 def check(policy: Policy, device: torch.device) -> None:
     """Refuse a model or a device that vLLM cannot sample with; raises `InputError`."""
-    version = vllm_version()
+    vllm = f"vLLM {vllm_version()}"
     if not isinstance(policy, TransformersPolicy) or policy.quantize:
         what = "4-bit weights" if isinstance(policy, TransformersPolicy) else type(policy).__name__
         raise InputError(f"model.engine: VLLMEngine does not sample from {what}; {INSTEAD}")
     config = read_config(policy.sources[-1])
     family = find_family(config.model_type, "model.policy.path")
     if not issubclass(family, SERVED):
-        known = ", ".join(one.title for one in SERVED)
         raise InputError(
             f"model.engine: vLLM does not take the features of {family.title}, but those of "
-            f"{known}; {INSTEAD}"
+            f"{', '.join(one.title for one in SERVED)}; {INSTEAD}"
         )
     os.environ.update(ENVIRONMENT | os.environ)
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform as build
 
-    is_cuda = device.type == "cuda"
-    if not (current_platform.is_cuda_alike() if is_cuda else current_platform.is_cpu()):
+    if not (build.is_cuda_alike() if device.type == "cuda" else build.is_cpu()):
         raise InputError(
-            f"model.engine: the run is on {device.type}, where this build of vLLM {version} does "
-            f"not compute (on a CPU, its CPU build alone does); take another build or "
-            f"trainer.accelerator, or {INSTEAD}"
+            f"model.engine: the run is on {device.type}, where the installed {vllm} does not "
+            f"compute (on a CPU, only its CPU build does); change trainer.accelerator, or {INSTEAD}"
         )
-    if not is_cuda:
+    if build.is_cpu():
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
         text, sizes = config.text_config, CPUAttentionBackend.get_supported_head_sizes()
@@ -78,7 +75,7 @@ def check(policy: Policy, device: torch.device) -> None:
         if size not in sizes:
             raise InputError(
                 f"model.engine: the model's heads have {size} dimensions, and the CPU build of "
-                f"vLLM {version} takes {', '.join(map(str, sizes))}; {INSTEAD}"
+                f"{vllm} takes {', '.join(map(str, sizes))}; {INSTEAD}"
             )
 
 
@@ -97,7 +94,7 @@ def start(device: torch.device, options: Mapping[str, Any]) -> Any:
 
     try:
         args = EngineArgs(**options)
-        with _own_devices(device, args.tensor_parallel_size), _no_interrupts():
+        with _seeing_devices_from(device, args.tensor_parallel_size), _without_interrupts():
             return LLMEngine.from_engine_args(args)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, OSError) as error:
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
@@ -108,25 +105,27 @@ def start(device: torch.device, options: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _own_devices(device: torch.device, count: int) -> Iterator[None]:
-    """Let processes that are started see the devices from this rank's on."""
-    before = os.environ.copy()
+def _seeing_devices_from(device: torch.device, count: int) -> Iterator[None]:
+    """Let processes that are started see some devices, from this rank's on."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if device.type == "cuda":
-        first, every = device.index or 0, map(str, range(torch.cuda.device_count()))
-        visible = (before.get("CUDA_VISIBLE_DEVICES") or ",".join(every)).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + count])
+        every = before or ",".join(map(str, range(torch.cuda.device_count())))
+        first = device.index or 0
+        own = every.split(",")[first : first + count]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     try:
         yield
     finally:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        os.environ.update({k: v for k, v in before.items() if k == "CUDA_VISIBLE_DEVICES"})
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Let processes that are started get no Ctrl-C: a run ends its step first, and they with it."""
-    resource_tracker.ensure_running()  # where it starts, it lets the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _without_interrupts() -> Iterator[None]:
+    """Let processes that are started get no Ctrl-C, so that a run can end its step with them."""
+    resource_tracker.ensure_running()  # lets signals through again where it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
