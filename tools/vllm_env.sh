@@ -17,6 +17,7 @@ cat >> "$packages/torchvision/extension.py" <<'END'
 
 
 _library = torch.library.Library("torchvision", "DEF")
-_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+for _name in ("nms", "qnms"):
+    _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 END
 "$python" -c 'import vllm, vrts; print("vLLM", vllm.__version__)'

@@ -2,7 +2,6 @@ from .checkpoints.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from .checkpoints.checkpoint_io import BackgroundCheckpointIO as BackgroundCheckpointIO
 from .engines.engine import Engine as Engine
 from .engines.native import NativeEngine as NativeEngine
-from .engines.vllm.engine import VLLMEngine as VLLMEngine
 from .grpo.advantages import Advantages as Advantages
 from .grpo.advantages import BatchScaled as BatchScaled
 from .grpo.advantages import Centred as Centred
@@ -35,5 +34,6 @@ from .rewards.temporal import TemporalReward as TemporalReward
 from .served.policy import ServedPolicy as ServedPolicy
 from .sharding import Sharding as Sharding
 from .strategies.fully_sharded import FullySharded as FullySharded
+from .vllm.engine import VLLMEngine as VLLMEngine
 from .vlm.loading import Lora as Lora
 from .vlm.policy import TransformersPolicy as TransformersPolicy

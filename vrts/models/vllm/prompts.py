@@ -58,7 +58,7 @@ def engine_input(prompt: VideoPrompt, family: Family, dtype: torch.dtype) -> Any
     # keys and values of a prefix are shared where ids and these names agree
     name = hashlib.blake2b(digest_size=16)
     for tensor in (features, prompt.positions[:, prompt.vision_places].contiguous()):
-        name.update(tensor.view(torch.uint8).numpy())
+        name.update(tensor.view(torch.uint8).numpy().data)
     return mm_input(
         prompt.input_ids.tolist(),
         MultiModalKwargsItems.from_hf_inputs(

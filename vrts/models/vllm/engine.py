@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +20,10 @@ from torch import nn
 
 from vrts.models.engines.completion_groups import CompletionGroup, Row, StopSearch
 from vrts.models.engines.engine import Engine, Request, Result
-from vrts.models.engines.vllm.process import INSTEAD, check, start, vllm_version
-from vrts.models.engines.vllm.prompts import engine_input
 from vrts.models.families.prompt import VideoPrompt
 from vrts.models.policy import Policy, Prompt
+from vrts.models.vllm.process import INSTEAD, check, start, vllm_version
+from vrts.models.vllm.prompts import engine_input
 from vrts.models.vlm.loading import is_adapted
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError, Sample, SamplingParams
@@ -35,10 +35,6 @@ MOST_DIFF, MOST_ROUNDED_DIFF = 1e-4, 0.05
 """Nats between vLLM's and the policy's log-probs, in float32 and in coarser dtypes."""
 NUM_COMPARED = 12  # most likely tokens of which they are compared
 SHARED_MEMORY = Path("/dev/shm")
-
-
-class EngineGoneError(InputError):
-    """vLLM's process has ended."""
 
 
 class VLLMEngine(Engine):
@@ -88,7 +84,6 @@ class VLLMEngine(Engine):
             **(engine_args or {}),
         }
         self._llm: Any = None  # vLLM's LLMEngine
-        self._failure: Exception | None = None  # of its process
         self._is_asleep = self._is_compared = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None  # of the weights
         self._versions = 0  # of the parameters that vLLM has
@@ -214,13 +209,11 @@ class VLLMEngine(Engine):
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
-        """Context of calls to vLLM; raises `InputError` where its process is gone."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
+        """Context of calls to vLLM; raises `InputError` where its process has ended."""
         try:
             yield
-        except EngineDeadError as error:
-            raise EngineGoneError(
+        except _dead_error() as error:
+            raise InputError(
                 f"model.engine: vLLM's process has ended (its own messages are above): {error}; "
                 "what was decided or saved stays, and the same command goes on from there"
             ) from error
@@ -293,22 +286,15 @@ class VLLMEngine(Engine):
                 f"than vLLM's {limit}; raise model.engine.init_args.max_model_len, or give fewer "
                 "or smaller frames"
             )
-        rendered, group, names = self._input(prompt), CompletionGroup(request), []
-        try:
-            with self._calling():
-                self._wake()
-                for row in group.rows:
-                    names.append(str(next(self._names)))
-                    params = self._params(row.sampling, request.seeds[row.index], num_new)
-                    self._llm.add_request(names[-1], rendered, params, lora_request=self._adapter)
-        except ValueError as error:
-            if isinstance(error, EngineGoneError):
-                self._failure = error  # `step` raises it: this question has not failed
-            else:
-                self._llm.abort_request(names)
-                raise InputError(f"question {id}: vLLM refuses its prompt: {error}") from error
+        rendered, group = self._input(prompt), CompletionGroup(request)
         self._groups.append(group)
-        self._rows |= zip(names, group.rows, strict=False)
+        with suppress(_dead_error()):  # `step` raises it: this question has not failed
+            self._wake()
+            for row in group.rows:
+                name = str(next(self._names))
+                self._rows[name] = row
+                params = self._params(row.sampling, request.seeds[row.index], num_new)
+                self._llm.add_request(name, rendered, params, lora_request=self._adapter)
 
     def cancel(self) -> None:
         """See `Engine.cancel`."""
@@ -331,8 +317,6 @@ class VLLMEngine(Engine):
 
     def step(self) -> list[Result]:
         """See `Engine.step`. What vLLM has decoded since the last one."""
-        if self._failure is not None:
-            raise self._failure
         ended: list[Row] = []
         if self._rows:
             with self._calling():
@@ -408,6 +392,13 @@ class VLLMEngine(Engine):
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
+
+
+def _dead_error() -> type[Exception]:
+    """What vLLM raises once its process has ended."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return cast(type[Exception], EngineDeadError)
 
 
 def _versions(module: nn.Module) -> int:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from vrts.models.engines.vllm.prompts import SERVED
 from vrts.models.families.known import find_family
 from vrts.models.policy import Policy
+from vrts.models.vllm.prompts import SERVED
 from vrts.models.vlm.loading import read_config
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.types import InputError

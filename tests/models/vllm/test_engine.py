@@ -16,20 +16,21 @@ import pytest
 import torch
 from lightning import Callback
 
+import vrts
 from tests.callbacks.plugins import ScriptedPolicy
 from tests.cli.test_command import fit_args, own_train, predict_args
 from tests.models.conftest import make_sample
-from tests.models.engines.padded import pad_model, untie
 from tests.models.engines.running import CPU, make_engine, make_requests, tokens_of
 from tests.models.families import tiny
 from tests.models.naive import random_samples
+from tests.models.vllm.padded import pad_model, untie
 from vrts.cli.command import main
 from vrts.files.shipped import find_model
 from vrts.models.engines.engine import Request
-from vrts.models.engines.vllm import process
-from vrts.models.engines.vllm.engine import VLLMEngine
-from vrts.models.engines.vllm.prompts import fitting_seconds
 from vrts.models.families.positions import VideoGrid, video_positions
+from vrts.models.vllm import process
+from vrts.models.vllm.engine import VLLMEngine
+from vrts.models.vllm.prompts import fitting_seconds
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
 from vrts.types import InputError, SamplingParams
@@ -78,8 +79,8 @@ def test_seconds_give_vllm_the_positions_that_weights_were_trained_with():
                 got = (np.arange(num_frames // 2) * (seconds * 2.0)).astype(np.int64)
                 assert abs(got - wanted).max() <= 1
                 num_wrong[name] += (got != wanted).any()
-    assert num_wrong["fitting"] <= 1
-    assert num_wrong["own"] > 20 * max(num_wrong["fitting"], 1), "they need not be fitted"
+    assert num_wrong["fitting"] == 0
+    assert num_wrong["own"] > 5, "else they need not be fitted"
 
 
 def test_patches_that_no_rate_fits_are_a_position_off():
@@ -307,6 +308,21 @@ def test_a_prompt_that_does_not_fit_is_refused_alone(engine, samples):
 
 
 @needs_vllm
+def test_one_engine_answers_question_after_question(engine, policy, videos):
+    def ask(**options):
+        choices = ["red", "green", "blue"]
+        found = vrts.ask(
+            policy, videos["long"], "Which?", choices, (4, 8), 3, 16, GREEDY, accelerator="cpu",
+            **options,
+        )  # fmt: skip
+        return [round.completions for round in found.rounds]
+
+    wanted = ask()
+    assert ask(engine=engine) == wanted
+    assert ask(engine=engine) == wanted
+
+
+@needs_vllm
 def test_weights_go_over_and_older_keys_are_forgotten(engine, policy, samples):
     prompts = engine.encode(samples)
     requests = make_requests(prompts, SAMPLING, 12)
@@ -447,7 +463,7 @@ def test_votes_and_levels_are_those_of_the_native_engine(padded, shared, tmp_pat
     assert predict(native) == 0
     assert predict(vllm, *vllm_args()) == 0
     wanted = lines_of(native)
-    assert {len(line["rounds"]) for line in wanted.values()} > {1}
+    assert len({len(line["rounds"]) for line in wanted.values()}) > 1, "some need more frames"
     got = lines_of(vllm)
     assert got.keys() == wanted.keys()
     for id, line in wanted.items():
@@ -505,7 +521,7 @@ def test_training_samples_from_the_newest_weights(
         "--config=lora" if tuning == "lora" else "--config=full",
         "--model.policy.init_args.dtype=float32",
         "--model.optimizer.init_args.lr=0.01",
-        "--model.rewards=[{class_path: LengthReward, init_args: {min_tokens: 2, max_tokens: 5}}]",
+        "--model.rewards=[{class_path: tests.callbacks.plugins.TextReward}]",
         "--model.num_generations=4",
         f"--trainer.callbacks=[{keep}, {{class_path: {__name__}.WatchGap}}]",
         *vllm_args(),
