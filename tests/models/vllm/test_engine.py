@@ -39,7 +39,7 @@ HAS_VLLM = find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed; make test-vllm has it")
 OPTIONS = {
     "gpu_memory_utilization": 0.05,
-    "max_model_len": 2048,
+    "max_model_len": 4096,
     "max_num_seqs": 16,
     "enforce_eager": True,
     "engine_args": {"block_size": 32},
@@ -302,8 +302,8 @@ def test_an_early_stop_cancels_the_others_and_nothing_else(engine, samples):
 @needs_vllm
 def test_a_prompt_that_does_not_fit_is_refused_alone(engine, samples):
     (prompt,) = engine.encode(samples[:1])
-    with pytest.raises(InputError, match=r"more than vLLM's 2048; raise .*max_model_len"):
-        engine.add(Request(prompt, (GREEDY,), (0,), 2048))
+    with pytest.raises(InputError, match=r"more than vLLM's 4096; raise .*max_model_len"):
+        engine.add(Request(prompt, (GREEDY,), (0,), 4096))
     assert engine.generate(make_requests([prompt], [GREEDY], 4))[0].error is None
 
 
@@ -320,6 +320,14 @@ def test_one_engine_answers_question_after_question(engine, policy, videos):
     wanted = ask()
     assert ask(engine=engine) == wanted
     assert ask(engine=engine) == wanted
+
+
+@needs_vllm
+def test_a_long_video_fits_where_the_limit_says_so(engine, policy):
+    """It is one item, which is not to have more tokens than a batch: 2,048, were that not set."""
+    (prompt,) = engine.encode([make_sample(0, 56, (28 * 5, 28 * 15), "Which?")])
+    assert len(prompt.vision_places) > 2048
+    assert largest_gap(policy, engine.generate(make_requests([prompt], SAMPLING, 8))) <= 1e-4
 
 
 @needs_vllm

@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from torch import nn
 from vrts.models.engines.completion_groups import CompletionGroup, Row, StopSearch
 from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.families.prompt import VideoPrompt
+from vrts.models.families.qwen2_5_vl import Qwen2_5VL
 from vrts.models.policy import Policy, Prompt
 from vrts.models.vllm.process import INSTEAD, check, start, vllm_version
 from vrts.models.vllm.prompts import engine_input
@@ -141,6 +142,9 @@ class VLLMEngine(Engine):
             "limit_mm_per_prompt": {"image": int(has_deeper), "video": 0},
             **self._options,
         }
+        if isinstance(policy.family, Qwen2_5VL):  # of which a video is one item
+            longest = options["max_model_len"] or policy.context_length()
+            options = {"max_num_batched_tokens": longest, **options}
         if is_adapted(policy.model):
             rank = max(config.r for config in policy.model.peft_config.values())
             bound = min((size for size in LORA_RANKS if size >= rank), default=rank)
@@ -210,9 +214,11 @@ class VLLMEngine(Engine):
     @contextmanager
     def _calling(self) -> Iterator[None]:
         """Context of calls to vLLM; raises `InputError` where its process has ended."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         try:
             yield
-        except _dead_error() as error:
+        except EngineDeadError as error:
             raise InputError(
                 f"model.engine: vLLM's process has ended (its own messages are above): {error}; "
                 "what was decided or saved stays, and the same command goes on from there"
@@ -286,15 +292,23 @@ class VLLMEngine(Engine):
                 f"than vLLM's {limit}; raise model.engine.init_args.max_model_len, or give fewer "
                 "or smaller frames"
             )
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         rendered, group = self._input(prompt), CompletionGroup(request)
-        self._groups.append(group)
-        with suppress(_dead_error()):  # `step` raises it: this question has not failed
+        rows = {str(next(self._names)): row for row in group.rows}
+        try:
             self._wake()
-            for row in group.rows:
-                name = str(next(self._names))
-                self._rows[name] = row
+            for name, row in rows.items():
                 params = self._params(row.sampling, request.seeds[row.index], num_new)
                 self._llm.add_request(name, rendered, params, lora_request=self._adapter)
+        except EngineDeadError:
+            pass  # `step` tells it: this question has not failed
+        except VLLMClientError as error:
+            self._llm.abort_request(list(rows))
+            raise InputError(f"question {id}: vLLM refuses its prompt: {error}") from error
+        self._groups.append(group)
+        self._rows |= rows
 
     def cancel(self) -> None:
         """See `Engine.cancel`."""
@@ -392,13 +406,6 @@ class VLLMEngine(Engine):
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-
-
-def _dead_error() -> type[Exception]:
-    """What vLLM raises once its process has ended."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    return cast(type[Exception], EngineDeadError)
 
 
 def _versions(module: nn.Module) -> int:
