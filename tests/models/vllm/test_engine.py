@@ -4,6 +4,7 @@ vLLM, what does not need it."""
 import json
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -183,29 +184,19 @@ def policy(padded) -> TransformersPolicy:
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    with stopping(start(policy)) as found:
+    with running(policy) as found:
         yield found
 
 
-def start(policy, **options) -> VLLMEngine:
+@contextmanager
+def running(policy, **options):
+    """An engine that has the policy's weights."""
     engine = VLLMEngine(**{**OPTIONS, **options})
     engine.check(policy, CPU, 1.0)
     engine.attach(policy, CPU, None, will_shard=False)
     engine.sync(policy)
-    return engine
-
-
-class stopping:
-    """Context in which an engine runs."""
-
-    def __init__(self, engine: VLLMEngine) -> None:
-        self.engine = engine
-
-    def __enter__(self) -> VLLMEngine:
-        return self.engine
-
-    def __exit__(self, *_: object) -> None:
-        self.engine._llm.engine_core.shutdown()
+    yield engine
+    engine._llm.engine_core.shutdown()
 
 
 @torch.no_grad()
@@ -398,7 +389,7 @@ def test_families(build, side, dtype, limit, tmp_path):
         own = random_samples(torch.Generator().manual_seed(0), 3, side, (2, 4))
         image = make_sample(9, 1, (2 * side, side), "Which colour has it?")
     own.append(replace(image, question=replace(image.question, is_image=True)))
-    with stopping(start(policy)) as engine:
+    with running(policy) as engine:
         requests = make_requests(engine.encode(own), SAMPLING, 16)
         got = engine.generate(requests)
         assert largest_gap(policy, got) <= limit
@@ -427,8 +418,9 @@ def test_a_tied_head_does_not_go_over_on_a_cpu(engine, policy, monkeypatch):
 
 @needs_vllm
 def test_options_that_vllm_refuses_are_told(policy):
-    with pytest.raises(InputError, match=r"vLLM .* does not start: .*no_such_option"):
-        start(policy, engine_args={"no_such_option": 1})
+    refused = pytest.raises(InputError, match=r"vLLM .* does not start: .*no_such_option")
+    with refused, running(policy, engine_args={"no_such_option": 1}):
+        pytest.fail("it starts")
 
 
 # ---- whole runs
@@ -477,10 +469,12 @@ def test_votes_and_levels_are_those_of_the_native_engine(padded, shared, tmp_pat
     for id, line in wanted.items():
         assert got[id]["answer"] == line["answer"]
         for own, other in zip(got[id]["rounds"], line["rounds"], strict=True):
-            for key in ("num_frames", "answers"):
-                assert own[key] == other[key]
-            whole = zip(own["completions"], other["completions"], strict=True)
-            assert all(a == b or a.startswith(b) or b.startswith(a) for a, b in whole)
+            assert own["num_frames"] == other["num_frames"]
+            for m in range(5):  # what has ended when a round is decided is a matter of pace
+                if not (own["cancelled"][m] or other["cancelled"][m]):
+                    for key in ("completions", "answers", "num_tokens"):
+                        assert own[key][m] == other[key][m]
+    assert any(any(r["cancelled"]) for line in got.values() for r in line["rounds"])
     settings = json.loads((vllm / "settings.json").read_text())
     assert settings["engine"] == "VLLMEngine"
     assert settings["vllm"] == process.vllm_version()

@@ -128,6 +128,7 @@ class VLLMEngine(Engine):
             )
         self._policy, self._device, self._autocast = policy, device, dtype
         self._network = policy.network()
+        self._suppressed: list[int] = self._network.suppressed_ids.tolist()
         self._stops = StopSearch(self._network.tokenizer)
         default = torch.get_default_dtype()  # of a policy that Lightning converts after this
         self._dtype: torch.dtype = dtype or (
@@ -150,6 +151,7 @@ class VLLMEngine(Engine):
             bound = min((size for size in LORA_RANKS if size >= rank), default=rank)
             options |= {"enable_lora": True, "max_lora_rank": bound}
         self._llm = start(device, options)
+        self._max_model_len: int = self._llm.model_config.max_model_len
         self._versions = _versions(policy)
         rank_zero_info(f"vLLM {vllm_version()} samples")
 
@@ -230,8 +232,9 @@ class VLLMEngine(Engine):
         """See `Engine.encode`. The policy's own vision tower does it."""
         with self._computing():
             prompts = self._network.encode(samples, known)
-        if prompts and not self._is_compared:
-            self._compare(cast(VideoPrompt, prompts[0]))
+        fitting = [p for p in prompts if p.num_tokens < self._max_model_len]
+        if fitting and not self._is_compared:
+            self._compare(cast(VideoPrompt, fitting[0]))
             self._is_compared = True
         return prompts
 
@@ -284,7 +287,7 @@ class VLLMEngine(Engine):
 
     def add(self, request: Request) -> None:
         """See `Engine.add`."""
-        prompt, limit = request.prompt, self._llm.model_config.max_model_len
+        prompt, limit = request.prompt, self._max_model_len
         id, num_tokens, num_new = prompt.question.id, prompt.num_tokens, request.max_new_tokens
         if num_tokens + num_new > limit:
             raise InputError(
@@ -376,10 +379,6 @@ class VLLMEngine(Engine):
     def _input(self, prompt: Prompt) -> Any:
         assert isinstance(prompt, VideoPrompt)
         return engine_input(prompt, self._policy.family, self._dtype)
-
-    @property
-    def _suppressed(self) -> list[int]:
-        return self._network.suppressed_ids.tolist()
 
     def _logprob(self, listed: Mapping[int, Any], token: int) -> float:
         """Log-prob of a token among those that may be sampled, from what vLLM lists."""
