@@ -222,8 +222,8 @@ class VLLMEngine(Engine):
             yield
         except EngineDeadError as error:
             raise InputError(
-                f"model.engine: vLLM's process has ended (its own messages are above): {error}; "
-                "what was decided or saved stays, and the same command goes on from there"
+                "model.engine: vLLM's process has ended, perhaps for want of memory (its own "
+                "messages are above); what was decided or saved stays, and a run can go on from it"
             ) from error
 
     # ---- requests

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from importlib.util import find_spec
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
+from threading import Thread
 from typing import Any
 
 import torch
@@ -95,13 +96,31 @@ def start(device: torch.device, options: Mapping[str, Any]) -> Any:
     try:
         args = EngineArgs(**options)
         with _seeing_devices_from(device, args.tensor_parallel_size), _without_interrupts():
-            return LLMEngine.from_engine_args(args)
+            llm = LLMEngine.from_engine_args(args, enable_multiprocessing=True)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, OSError) as error:
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise InputError(
             f"model.engine: vLLM {vllm_version()} does not start: {reason[:300]} (its own messages "
             f"are above); change model.engine.init_args, or {INSTEAD}"
         ) from error
+    _watch(llm.engine_core)
+    return llm
+
+
+def _watch(client: Any) -> None:
+    """Tell vLLM's client when its process is gone: killed, it leaves the client waiting."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    results, calls = client.outputs_queue, client.utility_results
+    sentinels = [process.sentinel for process in client.resources.engine_manager.processes]
+
+    def wait_for_end() -> None:
+        connection.wait(sentinels)
+        for future in list(calls.values()):
+            future.set_exception(EngineDeadError())
+        results.put(EngineDeadError())
+
+    Thread(target=wait_for_end, name="vLLM's end", daemon=True).start()
 
 
 @contextmanager
