@@ -1,12 +1,13 @@
 # vrts: `make help` lists what there is. Everything is set up in .venv on first use.
 .DEFAULT_GOAL := help
 VENV := .venv
+VLLM := .venv-vllm
 PY := $(VENV)/bin/python
 # Several threads a process are slower than one on few contended cores.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo test test-fast lint format types docs warmup clean
+.PHONY: help install demo test test-fast test-vllm lint format types docs warmup clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +31,13 @@ test: install ## Lint, types and all tests but those that need a GPU
 test-fast: install ## The tests that take no more than a second each, and one of each command
 	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu and not slow"
 
+test-vllm: $(VLLM)/installed ## The tests of vLLM as an engine, on its CPU build (3.5 GB in .venv-vllm)
+	TORCHDYNAMO_DISABLE=1 $(VLLM)/bin/python -m pytest tests/models/vllm --durations=10
+
+$(VLLM)/installed: pyproject.toml tools/vllm_env.sh
+	tools/vllm_env.sh $(VLLM)
+	touch $@
+
 lint: install ## Check style and docstrings
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -48,4 +56,4 @@ warmup: install ## Make the embedded checkpoint in assets/tiny again
 	$(PY) -m tools.tiny.warmup
 
 clean: ## Remove .venv, runs and caches
-	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

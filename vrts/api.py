@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 
 from vrts.callbacks import SparseToDense
 from vrts.data import Resolution, VideoQADataModule
-from vrts.models import Policy, TransformersPolicy, VideoQAModule
+from vrts.models import Engine, Policy, TransformersPolicy, VideoQAModule
 from vrts.types import Prediction, SamplingParams
 
 EVALUATION = SamplingParams(temperature=1.0, top_p=0.95, top_k=50)
@@ -45,6 +45,7 @@ def ask(
     sampling: SamplingParams = EVALUATION,
     resolution: Resolution | None = None,
     seed: int = 0,
+    engine: Engine | None = None,
     **trainer: Any,
 ) -> Prediction:
     """Ask one question about one video, sparse to dense (Video-RTS, arXiv 2507.06485, section 3.3).
@@ -60,6 +61,7 @@ def ask(
         sampling: how tokens are drawn.
         resolution: pixel budget of the frames; 256 tokens a frame at most where it is None.
         seed: of all sampling.
+        engine: what samples; None for the policy's own. One that has started goes on.
         trainer: further options of Lightning's Trainer, such as ``accelerator`` or ``precision``.
 
     Returns:
@@ -69,7 +71,9 @@ def ask(
     Raises:
         InputError: no such video, or options that contradict.
     """
-    module = VideoQAModule(policy, max_new_tokens=max_new_tokens, eval_sampling=sampling, seed=seed)
+    module = VideoQAModule(
+        policy, engine, max_new_tokens=max_new_tokens, eval_sampling=sampling, seed=seed
+    )
     data = VideoQADataModule(
         video=video,
         question=question,

@@ -33,6 +33,7 @@ RECIPES = {
     "video_rts.yaml": ("predict", ["s2d.yaml"]),
     "record.yaml": ("predict", ["s2d.yaml", "video_rts.yaml"]),
     "served.yaml": ("predict", ["s2d.yaml"]),
+    "vllm.yaml": ("predict", ["s2d.yaml"]),
     "validate.yaml": ("fit", ["grpo.yaml"]),
     "small_gpu.yaml": ("fit", ["grpo.yaml", "lora.yaml"]),
     "qlora.yaml": ("fit", ["grpo.yaml", "lora.yaml", "small_gpu.yaml"]),

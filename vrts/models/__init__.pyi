@@ -35,5 +35,6 @@ from .rewards import SoftOverlongPenalty as SoftOverlongPenalty
 from .served.policy import ServedPolicy as ServedPolicy
 from .sharding import Sharding as Sharding
 from .strategies.fully_sharded import FullySharded as FullySharded
+from .vllm.engine import VLLMEngine as VLLMEngine
 from .vlm.loading import Lora as Lora
 from .vlm.policy import TransformersPolicy as TransformersPolicy

@@ -381,6 +381,8 @@ class VideoQAModule(LightningModule):
             InputError: a combination of options that cannot work, or unusable questions.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        temperature = self.temperature if stage == "fit" else None
+        self.engine.check(self.policy, self.trainer.strategy.root_device, temperature)
         check_context_length(self, data, is_fit=stage == "fit")
         if stage == "fit":
             check_options(self, str(self.trainer.precision))

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
-from vrts.models.predictor import Plan
+from vrts.models.prediction.predictor import Plan
 
 from tests.callbacks.runs import (
     SMALL,

@@ -1,4 +1,4 @@
-"""Requests of the native engine and their completions, on the host."""
+"""Requests of an engine and their completions, on the host."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from vrts.models.engines.engine import Request, Result
 from vrts.models.engines.rows import NewRow
+from vrts.models.engines.stop_texts import StopTexts
 from vrts.types import Completion, SamplingParams
 
 
@@ -44,7 +45,11 @@ class Row:
             max_new_tokens=self.group.request.max_new_tokens,
             finished=finished,
             token_ids=torch.tensor(self.ids, dtype=torch.int64, device="cpu"),
-            logprobs=torch.tensor(self.logprobs, dtype=torch.float32, device="cpu"),
+            logprobs=(
+                torch.tensor(self.logprobs, dtype=torch.float32, device="cpu")
+                if len(self.logprobs) == len(self.ids)
+                else None  # not known
+            ),
             cancelled=cancelled,
         )
 
@@ -75,17 +80,51 @@ class CompletionGroup:
         """Rows that have not ended."""
         return [row for row in self.rows if row.completion is None]
 
-    def is_decided(self) -> bool:
+    def settle(self, tokenizer: Any) -> list[Row] | None:
+        """Cancel what is not needed any more, and return it; None while something is."""
+        left = self.open_rows
+        if left and not self._is_decided():
+            return None
+        for row in left:
+            row.finish(tokenizer, finished=False, cancelled=True)
+        return left
+
+    def _is_decided(self) -> bool:
         """Whether the rows that have not ended are no longer needed."""
         should_stop = self.request.should_stop
         if should_stop is None:
             return False
         done = [row.completion for row in self.rows]
         texts = [None if c is None else c.text for c in done]
-        return should_stop(texts, [0.0 if c is None else c.mean_logprob for c in done])
+        means = [0.0 if c is None else c.mean_logprob for c in done]
+        is_known = all(c is None or c.logprobs is not None for c in done)
+        return should_stop(texts, means if is_known else [])
 
     def result(self) -> Result:
         """All its completions, which have ended."""
         completions = [row.completion for row in self.rows if row.completion is not None]
         assert len(completions) == len(self.rows)
         return Result(self.request, tuple(completions))
+
+
+class StopSearch:
+    """Cuts completions at their stop texts.
+
+    Args:
+        tokenizer: of their tokens.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._stops: dict[tuple[str, ...], StopTexts] = {}
+
+    def cut(self, row: Row) -> bool:
+        """Drop what is behind a stop text that the newest tokens complete; whether they do."""
+        texts = row.sampling.stop
+        if texts not in self._stops:
+            self._stops[texts] = StopTexts(self._tokenizer, texts)
+        stop = self._stops[texts].end(row.ids, row.num_searched)
+        row.num_searched = len(row.ids)
+        if stop is not None:
+            del row.ids[stop:], row.logprobs[stop:]
+        return stop is not None

@@ -57,6 +57,20 @@ class Result:
 class Engine(ABC):
     """Samples completions of prompts."""
 
+    def check(  # noqa: B027 most engines have nothing to check
+        self, policy: Policy, device: torch.device, temperature: float | None
+    ) -> None:
+        """Find out what cannot work, before anything is loaded.
+
+        Args:
+            policy: not loaded yet.
+            device: of the run.
+            temperature: of training; None where nothing is trained.
+
+        Raises:
+            InputError: the engine cannot sample from it, or not here.
+        """
+
     @abstractmethod
     def attach(
         self, policy: Policy, device: torch.device, dtype: torch.dtype | None, will_shard: bool

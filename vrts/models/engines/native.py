@@ -18,11 +18,10 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from vrts.models.attention.kv_cache import capacity_of
-from vrts.models.engines.completion_groups import CompletionGroup, Row
+from vrts.models.engines.completion_groups import CompletionGroup, Row, StopSearch
 from vrts.models.engines.decode_batch import DecodeBatch, bytes_per_token, state_bytes
 from vrts.models.engines.engine import Engine, Request, Result
 from vrts.models.engines.network import Network
-from vrts.models.engines.stop_texts import StopTexts
 from vrts.models.engines.weights import Replica
 from vrts.models.policy import Policy, Prompt
 from vrts.types import InputError, Sample
@@ -84,7 +83,6 @@ class NativeEngine(Engine):
         self._look_every = 1
         self._uses_graphs = False
         self._end_ids: frozenset[int] = frozenset()
-        self._stops: dict[tuple[str, ...], StopTexts] = {}
         self._waiting: deque[Row] = deque()  # completions without a place yet, in order
         self._groups: list[CompletionGroup] = []  # requests that have not come out
         self._done: list[Result] = []
@@ -106,6 +104,7 @@ class NativeEngine(Engine):
         self._replica = Replica(policy, network.model, device, dtype, will_shard, self.merge_lora)
         self._net = network.with_model(self._replica.model)
         self._end_ids = frozenset(network.end_ids.tolist())
+        self._stops = StopSearch(network.tokenizer)
 
     def sync(self, policy: Policy) -> None:
         """See `Engine.sync`."""
@@ -256,12 +255,9 @@ class NativeEngine(Engine):
         """Take what was drawn, end completions and requests; waits for the device."""
         tokenizer, ended = self._network.tokenizer, []
         for row, is_over in batch.read():
-            stop = self._stop_texts(row).end(row.ids, row.num_searched)
-            row.num_searched = len(row.ids)
-            if stop is not None:
-                del row.ids[stop:], row.logprobs[stop:]
-            if stop is not None or is_over:
-                row.finish(tokenizer, stop is not None or row.ids[-1] in self._end_ids)
+            is_stopped = self._stops.cut(row)
+            if is_stopped or is_over:
+                row.finish(tokenizer, is_stopped or row.ids[-1] in self._end_ids)
                 ended.append(row)
         batch.leave(ended)
         for group in {id(row.group): row.group for row in ended}.values():
@@ -269,21 +265,12 @@ class NativeEngine(Engine):
 
     def _settle(self, batch: DecodeBatch, group: CompletionGroup) -> None:
         """Cancel what a request no longer needs; where nothing is left of it, it is done."""
-        left = group.open_rows
-        if left and not group.is_decided():
+        cancelled = group.settle(self._network.tokenizer)
+        if cancelled is None:
             return
-        if left:
-            batch.leave(left)
-            for row in left:
-                row.finish(self._network.tokenizer, finished=False, cancelled=True)
+        if cancelled:
+            batch.leave(cancelled)
             self._waiting = deque(row for row in self._waiting if row.completion is None)
         batch.drop_prompt(group)
         self._groups.remove(group)
         self._done.append(group.result())
-
-    def _stop_texts(self, row: Row) -> StopTexts:
-        """The stop texts of a row's sampling, made once."""
-        texts = row.sampling.stop
-        if texts not in self._stops:
-            self._stops[texts] = StopTexts(self._network.tokenizer, texts)
-        return self._stops[texts]

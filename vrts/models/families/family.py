@@ -157,6 +157,10 @@ class Family(ABC):
             opening=opening,
         )
 
+    def is_image(self, prompt: VideoPrompt) -> bool:
+        """Whether a prompt's placeholders are those of an image."""
+        return bool((prompt.input_ids == self.config.image_token_id).any())
+
     def model_inputs(self, model: Any, prompt: VideoPrompt) -> dict[str, torch.Tensor]:
         """What the forward of transformers takes of a prompt, for models that vrts does not load.
 
@@ -164,7 +168,7 @@ class Family(ABC):
             model: the transformers model, or peft's around it.
             prompt: of `encode`.
         """
-        is_image = bool((prompt.input_ids == self.config.image_token_id).any())
+        is_image = self.is_image(prompt)
         pixels, grid = ("pixel_values", "image") if is_image else ("pixel_values_videos", "video")
         return {
             "input_ids": prompt.input_ids[None],

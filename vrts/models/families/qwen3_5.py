@@ -144,11 +144,19 @@ class SharedDeltaNet(nn.Module):
             window, own.conv1d.weight.squeeze(1), own.conv1d.bias, activation=own.activation
         )[..., before:].mT
         query, key, value = mixed.split([own.key_dim, own.key_dim, own.value_dim], -1)
+        # each of these serves several value heads; the functions of transformers before 5.20 leave
+        # it to their caller
+        query, key = (
+            x.reshape(rows, num_tokens, -1, own.head_k_dim).repeat_interleave(
+                own.num_v_heads // own.num_k_heads, 2
+            )
+            for x in (query, key)
+        )
         # in float32, as the kernels: autocast would round products of the plain functions
         with torch.autocast(qkv.device.type, enabled=False):
             out, matrices = rule(
-                query.reshape(rows, num_tokens, -1, own.head_k_dim),
-                key.reshape(rows, num_tokens, -1, own.head_k_dim),
+                query,
+                key,
                 value.reshape(rows, num_tokens, -1, own.head_v_dim),
                 g=decay,
                 beta=beta,
