@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
-from vrts.models.prediction.predictor import Plan
 
 from tests.callbacks.runs import (
     SMALL,
@@ -18,6 +17,7 @@ from tests.callbacks.runs import (
 )
 from vrts.models.grpo.checks import check_context_length, check_step, check_validation
 from vrts.models.grpo.objectives import GRPO
+from vrts.models.prediction.predictor import Plan
 from vrts.types import InputError, SamplingParams
 
 

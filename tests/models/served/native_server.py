@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.models.engines.running import make_engine
 from tests.models.served.server import completion, parts_of
-from vrts.demo.videos import FPS, NUM_FRAMES
+from vrts.demo.scenes import FPS, NUM_FRAMES
 from vrts.models.engines.engine import Request
 from vrts.models.vlm.policy import TransformersPolicy
 from vrts.prompts import PromptTemplate
