@@ -125,12 +125,11 @@ def test_reasons_of_failures_are_shown_the_most_frequent_first():
 
 def test_an_example_of_a_reason_has_its_numbers():
     found = [
-        predicted(f"q{i}", False, error=f"question q{i}: {i}00 tokens [x] exceed 50", answer=None)
-        for i in (7, 8)
+        predicted(f"q{i}", False, error=f"{i}00 tokens [x] exceed 50", answer=None) for i in (7, 8)
     ]
     (cell,) = metrics_tables(summarise(found, [4])).renderables[1].columns[0].cells
     assert Text.from_markup(cell).plain == (
-        "question: # tokens [x] exceed #\nsuch as question q7: 700 tokens [x] exceed 50"
+        "# tokens [x] exceed #\nsuch as question q7: 700 tokens [x] exceed 50"
     )
 
 

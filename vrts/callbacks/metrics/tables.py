@@ -93,7 +93,9 @@ def _failures(found: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("questions", justify="right")
     for group in found[:SHOWN_FAILURES]:
         reason, example = (escape(printable(group[key])) for key in ("reason", "example"))
-        shown = reason if reason == example else f"{reason}\n[dim]such as {example}[/]"
+        # names of failed questions are in a list of their own
+        error = example.partition(": ")[2] if example.startswith("question ") else example
+        shown = reason if error == reason else f"{reason}\n[dim]such as {example}[/]"
         table.add_row(shown, str(group["num_questions"]))
     if len(found) > SHOWN_FAILURES:
         table.add_row("…", "")
