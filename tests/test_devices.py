@@ -14,7 +14,7 @@ FACTORIES = {
     "arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones",
     "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros",
 }  # fmt: skip
-HOOKS = ("models", "callbacks")
+HOOKS = ("models", "callbacks", "data")
 
 
 def unnamed(source: str) -> list[str]:

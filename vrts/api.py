@@ -61,7 +61,7 @@ def ask(
         sampling: how tokens are drawn.
         resolution: pixel budget of the frames; 256 tokens a frame at most where it is None.
         seed: of all sampling.
-        engine: what samples; None for the policy's own. One that has started goes on.
+        engine: what samples; None for the policy's own. It may have sampled before.
         trainer: further options of Lightning's Trainer, such as ``accelerator`` or ``precision``.
 
     Returns:

@@ -22,10 +22,10 @@ DEVICES = {
     "cuda": (["tiny", "gpu"], 0.05),  # bfloat16
 }
 """By device, the overlays, and nats that log-probs may be off on average."""
-NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-CUDA = [pytest.mark.gpu, NO_CUDA]
+CUDA = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @pytest.fixture

@@ -412,7 +412,7 @@ def test_heads_that_the_build_does_not_take_are_told(model, annotations, tmp_pat
 @needs_vllm
 def test_a_tied_head_does_not_go_over_on_a_cpu(engine, policy, monkeypatch):
     monkeypatch.setattr(policy.base.config, "tie_word_embeddings", True)
-    with pytest.raises(InputError, match="goes on with the old head"):
+    with pytest.raises(InputError, match="keeps the old head"):
         engine.sync(policy)
 
 
@@ -446,7 +446,7 @@ class KillEngine(Callback):
 
 @needs_vllm
 def test_votes_and_levels_are_those_of_the_native_engine(padded, shared, tmp_path, capsys):
-    """On real clips, greedily; then vLLM's process is killed in the middle, and a run goes on."""
+    """On real clips, greedily; then vLLM's process is killed in the middle, and a run resumes."""
 
     def predict(root: Path, *more: str, callbacks: str = f"[{S2D}, {WRITER}]") -> int:
         return main(
@@ -515,7 +515,7 @@ class WatchGap(Callback):
 def test_training_samples_from_the_newest_weights(
     tuning, padded, annotations, tmp_path, monkeypatch
 ):
-    """Large updates, after each of which the weights go over; also of a run that goes on."""
+    """Large updates, after each of which the weights go over; also of a run that resumes."""
     monkeypatch.setattr(WatchGap, "seen", [])
     keep = "{class_path: StepCheckpoint, init_args: {every_n_steps: 1, keep: 1}}"
     args = [

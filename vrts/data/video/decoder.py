@@ -110,7 +110,7 @@ class ClipBuilder:
             with error_context(self.path):
                 height, width = image.shape[:2]
                 height, width = self._resolution.size(height, width, T, pixel_aspect)
-            self._frames = torch.empty((T, 3, height, width), dtype=torch.uint8)
+            self._frames = torch.empty((T, 3, height, width), dtype=torch.uint8, device="cpu")
         height, width = self._frames.shape[-2:]
         frame = torch.from_numpy(image).permute(2, 0, 1)  # [C, H, W]
         self._frames[places] = resize_frame(frame, height, width)

@@ -75,7 +75,7 @@ class UniformSampler(FrameSampler):
             exact = np.linspace(first, last, T)
             return [int(i) for i in (exact.round() if self._rule == "clip" else exact)]
         # float32 as in qwen_vl_utils: float64 rounds differently for long videos
-        places = torch.linspace(0, num_source_frames - 1, T, dtype=torch.float32)
+        places = torch.linspace(0, num_source_frames - 1, T, dtype=torch.float32, device="cpu")
         return [int(i) for i in places.round().tolist()]
 
 

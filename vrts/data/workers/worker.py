@@ -96,7 +96,7 @@ def receive(connection: Connection) -> Clip | str:
     reply: Clip | str = connection.recv()
     if isinstance(reply, str):
         return reply
-    frames = torch.empty(reply.frames.shape, dtype=torch.uint8)
+    frames = torch.empty(reply.frames.shape, dtype=torch.uint8, device="cpu")
     connection.recv_bytes_into(frames.view(-1).numpy().data)
     return replace(reply, frames=frames)
 

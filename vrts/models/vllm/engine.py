@@ -189,7 +189,7 @@ class VLLMEngine(Engine):
         """Write all weights, in the dtype that vLLM computes in; returns the folder."""
         if self._device.type == "cpu" and policy.base.config.tie_word_embeddings:
             raise InputError(
-                "model.engine: the CPU build of vLLM goes on with the old head where that is the "
+                "model.engine: the CPU build of vLLM keeps the old head where that is the "
                 f"embeddings of tokens; train an adapter (--config lora), or {INSTEAD}"
             )
         weights = {
@@ -223,7 +223,7 @@ class VLLMEngine(Engine):
         except EngineDeadError as error:
             raise InputError(
                 "model.engine: vLLM's process has ended, perhaps for want of memory (its own "
-                "messages are above); what was decided or saved stays, and a run can go on from it"
+                "messages are above); what was decided or saved stays, and a run can resume from it"
             ) from error
 
     # ---- requests
